@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The wire layout of frames, fragments, BYE and acks. */
+#ifndef JMK_FRAME_H
+#define JMK_FRAME_H
+
+#include <endian.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "jumiks.h"
+
+/* As it lies in memory, little-endian, 8-byte aligned in the log. */
+struct jmk_frame {
+    uint32_t size;
+    uint16_t kind;
+    uint16_t flags;
+    uint64_t id;
+};
+
+/* The same in this machine's byte order. */
+struct jmk_header {
+    uint32_t size;
+    uint16_t kind;
+    uint16_t flags;
+    uint64_t id;
+};
+
+static inline uint64_t jmk_frame_length(uint64_t payload) {
+    return (JMK_FRAME_HEADER + payload + 7) & ~(uint64_t)7;
+}
+
+static inline void jmk_frame_encode(void *at, const struct jmk_header *header) {
+    struct jmk_frame frame = {htole32(header->size), htole16(header->kind), htole16(header->flags),
+                              htole64(header->id)};
+    memcpy(at, &frame, sizeof frame);
+}
+
+static inline struct jmk_header jmk_frame_decode(const void *at) {
+    struct jmk_frame frame;
+
+    memcpy(&frame, at, sizeof frame);
+    return (struct jmk_header){le32toh(frame.size), le16toh(frame.kind), le16toh(frame.flags),
+                               le64toh(frame.id)};
+}
+
+/*
+ * Decode the frame at the start of the length bytes at data, and check that it lies within them.
+ * Returns its whole length, padding included, or 0 if it does not fit.
+ */
+size_t jmk_frame_check(const void *data, size_t length, struct jmk_header *out);
+
+/* A fragment's two headers: slice bytes at offset of the total bytes of message id. */
+void jmk_fragment_encode(void *at, uint64_t id, uint32_t slice, uint32_t total, uint32_t offset);
+
+struct jmk_fragment {
+    uint32_t total;
+    uint32_t offset;
+    uint32_t slice;
+};
+
+/* The payload of a frame with JMK_FLAG_FRAGMENT; false if its figures contradict each other. */
+bool jmk_fragment_decode(const struct jmk_header *header, const void *payload,
+                         struct jmk_fragment *out);
+
+/* A whole BYE frame: JMK_FRAME_HEADER + JMK_BYE_SIZE bytes. */
+void jmk_bye_encode(void *at, uint64_t id, const struct jmk_goodbye *words);
+bool jmk_bye_decode(const void *payload, size_t size, struct jmk_goodbye *out);
+
+#endif

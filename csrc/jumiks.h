@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* jumiks: the interface of the C core. */
+#ifndef JUMIKS_H
+#define JUMIKS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * What stands between the two marks below is read twice: by the C compiler, and by cffi as its
+ * cdef. So it is plain C: no preprocessor lines, attributes or inline bodies.
+ *
+ * Return codes: 0 is success; a negative number is -errno, passed up unchanged; a positive number
+ * is a JMK_E_* condition that the caller must handle.
+ *
+ * Threads: a jmk_server may be used from any thread, and stays usable (each call then returns
+ * JMK_E_CLOSED) until it is freed. A jmk_client may be used by one thread at a time, except
+ * jmk_client_close, which any thread may call. A handle that a forked child inherited returns
+ * JMK_E_FORKED from every call.
+ *
+ * Times are in nanoseconds; as a timeout, a negative number means "no limit".
+ */
+
+/* cdef: begin */
+
+enum jmk_error {
+    JMK_E_TIMEOUT = 1,   /* the deadline passed first */
+    JMK_E_CLOSED,        /* this end was closed */
+    JMK_E_FORKED,        /* the handle belongs to the parent process */
+    JMK_E_FULL,          /* the log has no room for this yet: jmk_server_wait_room, then again */
+    JMK_E_TURN,          /* another thread holds the publisher's turn: the same remedy */
+    JMK_E_MINE,          /* this very thread holds the turn, so waiting would never end */
+    JMK_E_TOO_LARGE,     /* message larger than max_message */
+    JMK_E_NO_SLOT,       /* max_clients reached */
+    JMK_E_START,         /* a start beyond the next packet id */
+    JMK_E_GONE,          /* no such client (any more) */
+    JMK_E_BUSY,          /* another thread is receiving on this client */
+    JMK_E_END,           /* client: the server said goodbye; jmk_client_goodbye has its words */
+    JMK_E_LOST,          /* client: the connection ended without a goodbye */
+    JMK_E_PROTOCOL,      /* client: the server broke the protocol; jmk_client_fault says how */
+    JMK_E_ACK,           /* client: an ack for a message that was not received */
+    JMK_E_LAST
+};
+
+enum jmk_wire {
+    JMK_FRAME_HEADER = 16,    /* u32 size, u16 kind, u16 flags, u64 id */
+    JMK_FRAGMENT_HEADER = 24, /* a frame header, u32 total, u32 offset */
+    JMK_CLASSIC_HEADER = 8,   /* u64 id */
+    JMK_ACK_SIZE = 8,         /* u64 id */
+    JMK_BYE_SIZE = 64,        /* payload of a BYE frame */
+    JMK_KIND_DATA = 1,
+    JMK_KIND_BYE = 2,
+    JMK_KIND_CRITICAL = 0x8000, /* an unknown kind with this bit ends the connection */
+    JMK_FLAG_FRAGMENT = 1,      /* the payload starts with u32 total, u32 offset */
+    JMK_FLAG_MORE = 2,          /* more fragments of this message follow */
+    JMK_FIRST_ID = 100000
+};
+
+enum jmk_policy { JMK_DISCONNECT = 0, JMK_BLOCK = 1, JMK_SKIP = 2 };
+
+enum jmk_mode { JMK_CLASSIC = 0, JMK_FRAMED = 1 };
+
+/* Why a connection ended. The first six travel in BYE. */
+enum jmk_reason {
+    JMK_R_NONE = 0,
+    JMK_R_LAGGED = 1,    /* the lag policy cut it; enum jmk_limit says at which limit */
+    JMK_R_CLOSING = 2,   /* the server closed in good order */
+    JMK_R_PROTOCOL = 3,  /* the client broke the protocol */
+    JMK_R_TOO_LARGE = 4, /* a message did not fit a classic peer's packet */
+    JMK_R_KICKED = 5,    /* the server's user disconnected it */
+    JMK_R_LEFT = 6,      /* the client closed its end, or died */
+    JMK_R_ERROR = 7      /* the operating system failed; the event carries errno */
+};
+
+enum jmk_limit {
+    JMK_LIMIT_NONE = 0,
+    JMK_LIMIT_MESSAGES = 1, /* max_lag */
+    JMK_LIMIT_BYTES = 2     /* the log's size */
+};
+
+enum jmk_event_kind { JMK_EVENT_GONE = 1, JMK_EVENT_SKIPPED = 2 };
+
+/* Where a client stands, and why it went if it did. Ids are inclusive; 0 means none. */
+struct jmk_account {
+    uint64_t key;            /* names the client within its server; never reused */
+    uint32_t mode;           /* enum jmk_mode */
+    uint32_t reason;         /* enum jmk_reason; JMK_R_NONE while it lives */
+    uint32_t limit_kind;     /* enum jmk_limit: what it exceeded, if lagged */
+    int32_t error;           /* errno, if reason is JMK_R_ERROR */
+    uint64_t limit;          /* that limit, in messages or bytes */
+    uint64_t lag;            /* offered, not acked; messages */
+    uint64_t lag_bytes;      /* log bytes it holds */
+    uint64_t worst_lag;      /* the largest lag seen, messages */
+    uint64_t queued;         /* published, not sent yet; messages */
+    uint64_t unacked;        /* sent, not acked; messages */
+    uint64_t kernel_bytes;   /* sent, not yet read by it; what its socket holds, with overhead */
+    uint64_t sent_id;        /* last message wholly handed to its socket; 0 = none */
+    uint64_t acked_id;       /* last message it has acked; 0 = none */
+    uint64_t first_lost;     /* gone or skipped: the range it did not get */
+    uint64_t last_lost;
+    uint64_t oldest_id;      /* the oldest message the log keeps */
+    uint64_t messages;       /* sent to it */
+    uint64_t bytes;          /* the same in bytes, headers included */
+    uint64_t packets;        /* the same in packets */
+    uint64_t skipped;        /* messages its cursor jumped over */
+    int64_t since;           /* CLOCK_MONOTONIC when attached */
+    int64_t last_ack;        /* CLOCK_MONOTONIC of its last ack; 0 if none */
+};
+
+struct jmk_event {
+    uint32_t kind; /* enum jmk_event_kind */
+    uint32_t zero;
+    struct jmk_account account;
+};
+
+struct jmk_config {
+    uint64_t log_size;    /* bytes; a power of two, a multiple of the page size */
+    uint64_t max_lag;     /* messages; 0 = no limit of its own */
+    int64_t patience;     /* ns; negative = never cut */
+    uint32_t policy;      /* enum jmk_policy */
+    uint32_t max_message; /* bytes; at most a quarter of the log */
+    uint32_t max_clients; /* slots */
+    uint32_t send_buffer; /* SO_SNDBUF to ask for on each connection, bytes */
+};
+
+struct jmk_attached {
+    uint64_t key;
+    uint64_t first_id;   /* the first message it will get */
+    uint32_t max_packet; /* the largest packet it will be sent, bytes */
+    uint32_t zero;
+};
+
+struct jmk_stats {
+    uint64_t oldest_id;   /* oldest message kept */
+    uint64_t next_id;     /* the id the next message gets */
+    uint64_t log_size;    /* bytes */
+    uint64_t log_used;    /* bytes kept */
+    uint64_t log_held;    /* bytes kept because somebody has not acked them */
+    uint64_t published;   /* messages */
+    uint64_t published_bytes;
+    uint64_t delivered;   /* messages sent, all clients together, also those gone */
+    uint64_t delivered_bytes;
+    uint64_t packets;     /* packets sent */
+    uint64_t skipped;     /* messages skipped, all clients together */
+    uint64_t clients;     /* attached now */
+    uint64_t rounds;      /* of the pump */
+    uint64_t inline_rounds; /* of those, by a publisher's own thread */
+    uint64_t waits;       /* times a publisher had to wait */
+};
+
+/* One message to publish, or one received. */
+struct jmk_slice {
+    const void *data;
+    size_t size;
+};
+
+struct jmk_batch {
+    const struct jmk_slice *items; /* valid until the next receive, or while the arena is held */
+    size_t count;
+    size_t bytes;      /* payload */
+    uint64_t first_id; /* ids in a batch have no holes */
+    uint64_t lost;     /* messages missing right before first_id (the server skipped them) */
+};
+
+/* The words of a BYE. */
+struct jmk_goodbye {
+    uint32_t reason;     /* enum jmk_reason as sent; numbers unknown to us are possible */
+    uint32_t limit_kind; /* enum jmk_limit */
+    uint64_t limit;
+    uint64_t lag;
+    uint64_t lag_bytes;
+    uint64_t acked_id;
+    uint64_t first_lost;
+    uint64_t last_lost;
+    uint64_t oldest_id;
+};
+
+typedef struct jmk_server jmk_server;
+typedef struct jmk_client jmk_client;
+typedef struct jmk_arena jmk_arena;
+
+/* The text of any return code. Static memory. */
+const char *jmk_error_text(int code);
+
+/* ---- server ---- */
+
+/* Make the log and start the data-plane thread. */
+int jmk_server_new(jmk_server **out, const struct jmk_config *config);
+
+/* Stop at once if still running, join the thread, give everything back. Returns NULL. */
+jmk_server *jmk_server_free(jmk_server *server);
+
+/* Readable while jmk_server_next_event has something to say. Owned by the server. */
+int jmk_server_event_fd(const jmk_server *server);
+
+/* Take the next event; JMK_E_GONE if there is none. Only one thread may ask. */
+int jmk_server_next_event(jmk_server *server, struct jmk_event *out);
+
+/*
+ * Set SO_SNDBUF on fd as the core wants it. max_packet is what the peer takes (0: no wish), and
+ * becomes what it will be sent. Call it before the hello, which tells the peer.
+ */
+int jmk_socket_prepare(const jmk_server *server, int fd, uint32_t *max_packet);
+
+/*
+ * Add a client, its sends held back. On success fd belongs to the core. max_packet: at most what
+ * jmk_socket_prepare said; 0 on a classic connection if the peer did not tell. start: 0 = from now,
+ * 1 = oldest kept, otherwise an id (one that is no longer kept becomes the oldest that is).
+ */
+int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_packet,
+                      uint64_t start, struct jmk_attached *out);
+
+/* The welcome is out: let the sends begin. */
+int jmk_server_release(jmk_server *server, uint64_t key);
+
+/* End one connection, with BYE(reason) where the peer can read it. */
+int jmk_server_disconnect(jmk_server *server, uint64_t key, uint32_t reason);
+
+/* Append one message; never waits. JMK_E_FULL, JMK_E_TURN: see jmk_server_wait_room. */
+int jmk_server_append(jmk_server *server, const void *data, size_t size, uint64_t *id);
+
+/* Bring what was appended on its way: send it here, or wake the thread. Never waits. */
+void jmk_server_kick(jmk_server *server);
+
+/*
+ * Append slices[*done ...]. *done is how many went in so far; the caller starts it at 0. A batch that
+ * does not fit at once keeps the publisher's turn, so its ids have no holes, until it is
+ * finished or given up by jmk_server_yield.
+ */
+int jmk_server_append_many(jmk_server *server, const struct jmk_slice *slices, size_t count,
+                           size_t *done, uint64_t *first_id);
+
+/* Give back the turn that this thread holds, if it does. */
+void jmk_server_yield(jmk_server *server);
+
+/*
+ * Wait until a message of size bytes may be worth another try; applies the lag policy while it
+ * waits. -EINTR after a signal. On JMK_E_TIMEOUT *holder is the client that was in the way (key 0
+ * if it was another publisher).
+ */
+int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
+                         struct jmk_account *holder);
+
+/* Wait until every client has acked id (or none is left); the same returns. */
+int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
+                          struct jmk_account *holder);
+
+/* Take the turn and hand out size writable bytes in the log; then commit or discard. */
+int jmk_server_reserve(jmk_server *server, size_t size, void **where);
+int jmk_server_commit(jmk_server *server, uint64_t *id);
+int jmk_server_discard(jmk_server *server);
+
+/* Fill up to capacity accounts of the clients attached now; *count is how many there are. */
+int jmk_server_accounts(jmk_server *server, struct jmk_account *out, size_t capacity,
+                        size_t *count);
+
+int jmk_server_stats(jmk_server *server, struct jmk_stats *out);
+
+/*
+ * Close: publishers get JMK_E_CLOSED at once; what is published still goes out for up to linger,
+ * then everybody gets BYE(closing). A second call can only shorten the first one's linger.
+ */
+int jmk_server_close(jmk_server *server, int64_t linger);
+
+/* Wait until a close is through. -EINTR after a signal. */
+int jmk_server_join(jmk_server *server, int64_t timeout);
+
+/* ---- client ---- */
+
+struct jmk_client_config {
+    uint64_t first_id;    /* the welcome's; 0 = whatever comes first (a plain 1.0 server) */
+    uint64_t max_lag;     /* the server's, messages; 0 = none or unknown */
+    uint64_t arena_size;  /* bytes of address space of one arena */
+    uint32_t mode;        /* enum jmk_mode */
+    uint32_t max_packet;  /* largest packet that may come, bytes */
+    uint32_t max_message; /* largest message that may come, bytes */
+    uint32_t zero;
+};
+
+/* On success fd belongs to the client. */
+int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config);
+
+/* Returns NULL. Arenas that are still held stay valid. */
+jmk_client *jmk_client_free(jmk_client *client);
+
+/*
+ * Take what has come, waiting for the first message. handled is the last id that the user is
+ * through with (0: none): it is acked when that is due, and always before waiting.
+ */
+int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
+                       struct jmk_batch *out);
+
+/*
+ * Ack all up to handled now (each packet, on a classic connection). Waits for up to timeout where the
+ * socket is full of acks that the server has not read yet; what it did not take goes with the next.
+ */
+int jmk_client_ack(jmk_client *client, uint64_t handled, int64_t timeout);
+
+/* Hold the arena of the last batch, so that it outlives the next receive. */
+jmk_arena *jmk_client_hold(jmk_client *client);
+void jmk_arena_free(jmk_arena *arena);
+
+/* What BYE said; all zero if none came. */
+void jmk_client_goodbye(const jmk_client *client, struct jmk_goodbye *out);
+
+/* What the server did wrong, after JMK_E_PROTOCOL. Static memory. */
+const char *jmk_client_fault(const jmk_client *client);
+
+uint64_t jmk_client_last_id(const jmk_client *client);  /* last received; 0 = none yet */
+uint64_t jmk_client_acked_id(const jmk_client *client); /* last acked; 0 = none yet */
+
+/* Shut the connection down, which wakes a receive; the descriptor lives on until free. */
+int jmk_client_close(jmk_client *client);
+
+/* cdef: end */
+
+#endif

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The log: a ring of frames, each written once
+ *
+ * One memfd, mapped twice back to back, so that a frame, and any run of frames, is contiguous
+ * wherever it starts. An offset is the number of bytes ever written before it; it only grows, and
+ * its low bits are the place in the ring. tail <= floor <= head <= tail + size, where the floor is
+ * the lowest offset somebody may still read, kept by the caller: the log gives up nothing behind it.
+ *
+ * Writers exclude each other by the caller's lock, and publish what they wrote as often as they
+ * like. Readers take no lock: a frame's bytes, then its mark, then the end (offset and id, one pair
+ * under a version that is odd while it changes) are stored in this order; who took the end may read
+ * all that lies before it, and each mark before it. Publishing, and taking the end, are sequentially
+ * consistent: see server.h for the one that needs it.
+ *
+ * Marks are a sparse index id -> offset, one about each JMK_LOG_STRIDE bytes. They serve the search
+ * for an id, and they cut the stream into packets once for all clients. There are at most two a
+ * stride in the log, and room for twice as many: a reader that starts at or behind the floor can
+ * meet a mark that was given up meanwhile, never one that was written over.
+ *
+ * Pages are allocated when the log is made: no store into it can end in SIGBUS later.
+ */
+#include "log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "os.h"
+
+static int map_twice(int fd, uint64_t size, uint8_t **out) {
+    uint8_t *area = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (area == MAP_FAILED)
+        return -errno;
+    for (int half = 0; half < 2; half++) {
+        void *at = mmap(area + (uint64_t)half * size, size, PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0);
+        if (at == MAP_FAILED) {
+            int error = -errno;
+            munmap(area, 2 * size);
+            return error;
+        }
+    }
+    madvise(area, 2 * size, MADV_DONTFORK);
+    *out = area;
+    return 0;
+}
+
+int jmk_log_init(struct jmk_log *log, uint64_t size) {
+    JMK_CLEANUP(jmk_close_fd) int fd = -1;
+    uint64_t marks = 8;
+    int error;
+
+    memset(log, 0, sizeof *log);
+    log->fd = -1;
+    fd = memfd_create("jumiks", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -errno;
+    if (fallocate(fd, 0, 0, (off_t)size) < 0)
+        return -errno;
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
+        return -errno;
+    while (marks < 4 * (size / JMK_LOG_STRIDE + 2))
+        marks *= 2;
+    log->marks = calloc(marks, sizeof *log->marks);
+    if (!log->marks)
+        return -ENOMEM;
+    log->mark_mask = marks - 1;
+    error = map_twice(fd, size, &log->base);
+    if (error < 0) {
+        free(log->marks);
+        log->marks = NULL;
+        return error;
+    }
+    log->size = size;
+    log->fd = jmk_take_fd(&fd);
+    atomic_init(&log->next_id, JMK_FIRST_ID);
+    atomic_init(&log->oldest_id, JMK_FIRST_ID);
+    log->write.id = JMK_FIRST_ID;
+    log->marks[0] = (struct jmk_mark){JMK_FIRST_ID, 0};
+    atomic_init(&log->mark_head, 1);
+    return 0;
+}
+
+void jmk_log_deinit(struct jmk_log *log) {
+    if (log->base)
+        munmap(log->base, 2 * log->size);
+    log->base = NULL;
+    jmk_close_fd(&log->fd);
+    free(log->marks);
+    log->marks = NULL;
+}
+
+static inline uint64_t relaxed(const _Atomic uint64_t *word) {
+    return atomic_load_explicit(word, memory_order_relaxed);
+}
+
+static inline struct jmk_mark mark_at(const struct jmk_log *log, uint64_t number) {
+    return log->marks[number & log->mark_mask];
+}
+
+static uint64_t length_at(const struct jmk_log *log, uint64_t offset) {
+    return jmk_frame_length(jmk_frame_decode(jmk_log_at(log, offset)).size);
+}
+
+/*
+ * Give up the oldest frames until tail reaches goal: from mark to mark, which may give up a little
+ * more than asked, where the floor allows it and the log is large; else frame by frame.
+ */
+static void evict(struct jmk_log *log, uint64_t goal, uint64_t floor) {
+    uint64_t tail = relaxed(&log->tail), id = relaxed(&log->oldest_id);
+    uint64_t number = relaxed(&log->mark_tail), end = relaxed(&log->mark_head);
+
+    while (tail < goal) {
+        struct jmk_mark next =
+            number + 1 < end ? mark_at(log, number + 1) : (struct jmk_mark){0, UINT64_MAX};
+        if (next.offset <= floor && next.offset <= goal + log->size / 16) {
+            tail = next.offset;
+            id = next.id;
+        } else {
+            tail += length_at(log, tail);
+            id++;
+        }
+        if (tail >= next.offset)
+            number++;
+    }
+    atomic_store_explicit(&log->mark_tail, number, memory_order_relaxed);
+    atomic_store_explicit(&log->oldest_id, id, memory_order_relaxed);
+    atomic_store_explicit(&log->tail, tail, memory_order_release);
+}
+
+void *jmk_log_open(struct jmk_log *log, uint32_t size, uint64_t floor) {
+    uint64_t head = log->write.offset, end = head + jmk_frame_length(size);
+
+    if (end - relaxed(&log->tail) > log->size)
+        evict(log, end - log->size, floor);
+    return jmk_log_at(log, head) + JMK_FRAME_HEADER;
+}
+
+static void mark(struct jmk_log *log, struct jmk_mark place, uint64_t length) {
+    uint64_t number = relaxed(&log->mark_head);
+
+    if (place.offset + length - mark_at(log, number - 1).offset <= JMK_LOG_STRIDE ||
+        place.offset == 0)
+        return;
+    log->marks[number & log->mark_mask] = place;
+    atomic_store_explicit(&log->mark_head, number + 1, memory_order_release);
+}
+
+uint64_t jmk_log_seal(struct jmk_log *log, uint32_t size) {
+    struct jmk_mark place = log->write;
+    uint64_t length = jmk_frame_length(size);
+    struct jmk_header header = {size, JMK_KIND_DATA, 0, place.id};
+    uint8_t *at = jmk_log_at(log, place.offset);
+
+    jmk_frame_encode(at, &header);
+    memset(at + JMK_FRAME_HEADER + size, 0, length - JMK_FRAME_HEADER - size);
+    mark(log, place, length);
+    log->write = (struct jmk_mark){place.id + 1, place.offset + length};
+    return place.id;
+}
+
+void jmk_log_publish(struct jmk_log *log) {
+    uint64_t version = relaxed(&log->version);
+
+    atomic_store_explicit(&log->version, version + 1, memory_order_relaxed);
+    atomic_store_explicit(&log->next_id, log->write.id, memory_order_release);
+    atomic_store_explicit(&log->head, log->write.offset, memory_order_release);
+    atomic_store_explicit(&log->version, version + 2, memory_order_seq_cst);
+}
+
+struct jmk_mark jmk_log_end(const struct jmk_log *log) {
+    for (unsigned turn = 1;; turn++) {
+        uint64_t version = atomic_load_explicit(&log->version, memory_order_seq_cst);
+        struct jmk_mark end;
+
+        end.id = atomic_load_explicit(&log->next_id, memory_order_acquire);
+        end.offset = atomic_load_explicit(&log->head, memory_order_acquire);
+        if (version % 2 == 0 && version == relaxed(&log->version))
+            return end;
+        if (turn % 64 == 0)
+            sched_yield(); /* the writer may have lost its core between two stores */
+    }
+}
+
+uint64_t jmk_log_seek(const struct jmk_log *log, struct jmk_mark from, uint64_t id) {
+    uint64_t end = atomic_load_explicit(&log->head, memory_order_acquire);
+    uint64_t low = relaxed(&log->mark_tail);
+    uint64_t high = atomic_load_explicit(&log->mark_head, memory_order_acquire);
+
+    while (high - low > 1) {
+        uint64_t middle = low + (high - low) / 2;
+        if (mark_at(log, middle).id <= id)
+            low = middle;
+        else
+            high = middle;
+    }
+    if (mark_at(log, low).id <= id && mark_at(log, low).id > from.id)
+        from = mark_at(log, low);
+    for (; from.id < id && from.offset < end; from.id++)
+        from.offset += length_at(log, from.offset);
+    return from.offset;
+}
+
+struct jmk_mark jmk_log_find(const struct jmk_log *log, struct jmk_mark from, uint64_t offset) {
+    uint64_t end = atomic_load_explicit(&log->head, memory_order_acquire);
+    uint64_t number = jmk_log_mark_after(log, offset);
+
+    if (number > relaxed(&log->mark_tail)) {
+        struct jmk_mark before = mark_at(log, number - 1);
+        if (before.offset > from.offset && before.offset <= offset)
+            from = before;
+    }
+    for (; from.offset < offset && from.offset < end; from.id++)
+        from.offset += length_at(log, from.offset);
+    return from;
+}
+
+uint64_t jmk_log_mark_after(const struct jmk_log *log, uint64_t offset) {
+    uint64_t low = relaxed(&log->mark_tail);
+    uint64_t high = atomic_load_explicit(&log->mark_head, memory_order_acquire);
+
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+        if (mark_at(log, middle).offset <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+uint64_t jmk_log_span(const struct jmk_log *log, uint64_t offset, uint64_t end, uint64_t limit,
+                      uint64_t last, uint64_t *id) {
+    uint64_t start = offset;
+
+    while (offset < end) {
+        struct jmk_header header = jmk_frame_decode(jmk_log_at(log, offset));
+        uint64_t length = jmk_frame_length(header.size);
+
+        if (header.id > last || (offset > start && offset + length - start > limit))
+            break;
+        offset += length;
+        *id = header.id;
+    }
+    return offset;
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The log: a ring of frames, each written once. */
+#ifndef JMK_LOG_H
+#define JMK_LOG_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "frame.h"
+
+/* Frames between two marks fill at most this many bytes, unless one frame alone is larger. */
+#define JMK_LOG_STRIDE 65536u
+
+/* A frame's place: the frame id stands, or will stand, at offset. */
+struct jmk_mark {
+    uint64_t id;
+    uint64_t offset;
+};
+
+struct jmk_log {
+    uint8_t *base; /* size bytes, mapped twice back to back */
+    uint64_t size;
+    int fd;
+    struct jmk_mark write; /* the writers' own: where the next frame goes */
+    /* What readers may see: the end is one pair, the version is odd while it changes. */
+    _Atomic uint64_t version;
+    _Atomic uint64_t head;    /* offset behind the last frame; offsets only grow */
+    _Atomic uint64_t next_id; /* the id of the frame that will stand at head */
+    _Atomic uint64_t tail;    /* offset of the oldest frame kept */
+    _Atomic uint64_t oldest_id;
+    struct jmk_mark *marks; /* a ring of its own */
+    uint64_t mark_mask;
+    _Atomic uint64_t mark_head;
+    _Atomic uint64_t mark_tail; /* the last mark at or before tail */
+};
+
+int jmk_log_init(struct jmk_log *log, uint64_t size);
+void jmk_log_deinit(struct jmk_log *log);
+
+static inline uint8_t *jmk_log_at(const struct jmk_log *log, uint64_t offset) {
+    return log->base + (offset & (log->size - 1));
+}
+
+/* ---- writers, one at a time ---- */
+
+/*
+ * Make room for a frame of size payload bytes and return where the payload goes. Nothing at or
+ * behind floor is given up; the caller made sure that this suffices.
+ */
+void *jmk_log_open(struct jmk_log *log, uint32_t size, uint64_t floor);
+
+/* Finish the frame opened last. Returns its id. */
+uint64_t jmk_log_seal(struct jmk_log *log, uint32_t size);
+
+/* Let readers see all that was sealed. */
+void jmk_log_publish(struct jmk_log *log);
+
+/* ---- readers, for what lies at or behind a floor that writers keep ---- */
+
+/* The end that was published last. Sequentially consistent with jmk_log_publish. */
+struct jmk_mark jmk_log_end(const struct jmk_log *log);
+
+/*
+ * The offset of frame id, or of head if it is not published yet. from is any frame at or behind the
+ * floor whose place is known; id is not below it.
+ */
+uint64_t jmk_log_seek(const struct jmk_log *log, struct jmk_mark from, uint64_t id);
+
+/* The first frame at or behind offset; from as before. */
+struct jmk_mark jmk_log_find(const struct jmk_log *log, struct jmk_mark from, uint64_t offset);
+
+/* The number of the first mark behind offset. */
+uint64_t jmk_log_mark_after(const struct jmk_log *log, uint64_t offset);
+
+/*
+ * How far whole frames from offset on reach without passing end, limit bytes or id last; *id becomes
+ * the last one within. The first frame is passed over whatever its size, unless it is beyond last.
+ */
+uint64_t jmk_log_span(const struct jmk_log *log, uint64_t offset, uint64_t end, uint64_t limit,
+                      uint64_t last, uint64_t *id);
+
+#endif

@@ -1,0 +1,570 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Loops that make Python objects of bytes, and the other way round
+ *
+ * The only file that includes Python.h. It knows no policy and links nothing of the core: addresses
+ * of C memory and functions come in as integers from the cffi side, together with the Python object
+ * that keeps them alive. Limited API, 3.11 and later.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "jumiks.h"
+
+/* Above this a copy is worth letting other Python threads run. */
+#define LARGE 16384
+
+struct state {
+    PyTypeObject *window;
+    PyTypeObject *gathered;
+};
+
+/*
+ * The contiguous bytes of any object that has some. position is the item's place in a sequence, or
+ * -1; it is named in the error.
+ */
+static int get_bytes(PyObject *object, Py_ssize_t position, Py_buffer *view) {
+    PyObject *where;
+
+    if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) == 0)
+        return 0;
+    where = position < 0 ? PyUnicode_FromString("a message")
+                         : PyUnicode_FromFormat("message %zd of the sequence", position);
+    if (!where)
+        return -1;
+    if (PyErr_ExceptionMatches(PyExc_BufferError)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_BufferError, "%U is not contiguous in memory: copy it with bytes()",
+                     where);
+    } else if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_TypeError, "%U must be bytes or another buffer, not %R%s", where,
+                     (PyObject *)Py_TYPE(object),
+                     PyUnicode_Check(object) ? ": encode it first" : "");
+    }
+    Py_DECREF(where);
+    return -1;
+}
+
+static void *pointer_from(PyObject *number) {
+    return PyLong_AsVoidPtr(number);
+}
+
+static PyObject *list_of(const struct jmk_slice *items, Py_ssize_t count) {
+    PyObject *list = PyList_New(count);
+
+    if (!list)
+        return NULL;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *message = PyBytes_FromStringAndSize(items[i].data, (Py_ssize_t)items[i].size);
+
+        if (!message || PyList_SetItem(list, i, message) < 0) {
+            Py_DECREF(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+/* ---- Publisher: append one message ---- */
+
+struct publisher {
+    PyObject_HEAD PyObject *owner;
+    jmk_server *server;
+    int (*append)(jmk_server *, const void *, size_t, uint64_t *);
+    void (*kick)(jmk_server *);
+};
+
+static PyObject *publisher_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    PyObject *owner, *server, *append, *kick;
+    struct publisher *self;
+
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, "OO!O!O!", &owner, &PyLong_Type, &server, &PyLong_Type, &append,
+                          &PyLong_Type, &kick))
+        return NULL;
+    self = (struct publisher *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        return NULL;
+    self->owner = Py_NewRef(owner);
+    self->server = pointer_from(server);
+    *(void **)&self->append = pointer_from(append);
+    *(void **)&self->kick = pointer_from(kick);
+    return (PyObject *)self;
+}
+
+static void publisher_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+
+    Py_XDECREF(((struct publisher *)object)->owner);
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+static int append_large(struct publisher *self, const Py_buffer *view, uint64_t *id) {
+    int result;
+
+    Py_BEGIN_ALLOW_THREADS result = self->append(self->server, view->buf, (size_t)view->len, id);
+    if (result == 0)
+        self->kick(self->server);
+    Py_END_ALLOW_THREADS return result;
+}
+
+/* The id, or a return code, which is always below the first id. */
+static PyObject *publisher_append(PyObject *object, PyObject *data) {
+    struct publisher *self = (struct publisher *)object;
+    Py_buffer view;
+    uint64_t id = 0;
+    int result;
+
+    if (get_bytes(data, -1, &view) < 0)
+        return NULL;
+    if (view.len > LARGE) {
+        result = append_large(self, &view, &id);
+    } else {
+        result = self->append(self->server, view.buf, (size_t)view.len, &id);
+        if (result == 0)
+            self->kick(self->server);
+    }
+    PyBuffer_Release(&view);
+    return result == 0 ? PyLong_FromUnsignedLongLong(id) : PyLong_FromLong(result);
+}
+
+static PyMethodDef publisher_methods[] = {
+    {"append", publisher_append, METH_O, "Append one message: its id, or a return code."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot publisher_slots[] = {
+    {Py_tp_new, publisher_new},
+    {Py_tp_dealloc, publisher_dealloc},
+    {Py_tp_methods, publisher_methods},
+    {Py_tp_doc, "Publisher(owner, server, append, kick): addresses as integers."},
+    {0, NULL},
+};
+
+static PyType_Spec publisher_spec = {
+    .name = "jumiks._objects.Publisher",
+    .basicsize = sizeof(struct publisher),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = publisher_slots,
+};
+
+/* ---- Receiver: take what has come, as bytes ---- */
+
+struct receiver {
+    PyObject_HEAD PyObject *owner;
+    jmk_client *client;
+    int (*receive)(jmk_client *, uint64_t, int64_t, struct jmk_batch *);
+    struct jmk_batch batch; /* what was received last */
+};
+
+static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    PyObject *owner, *client, *receive;
+    struct receiver *self;
+
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, "OO!O!", &owner, &PyLong_Type, &client, &PyLong_Type, &receive))
+        return NULL;
+    self = (struct receiver *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        return NULL;
+    self->owner = Py_NewRef(owner);
+    self->client = pointer_from(client);
+    *(void **)&self->receive = pointer_from(receive);
+    return (PyObject *)self;
+}
+
+static void receiver_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+
+    Py_XDECREF(((struct receiver *)object)->owner);
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+/*
+ * Receive, unless the last batch lies behind handled: then a signal's exception kept its caller from
+ * taking it, and it is still there. A return code, or -1 with a Python error in *failed.
+ */
+static int receiver_fill(struct receiver *self, PyObject *args, int *failed) {
+    unsigned long long handled;
+    long long timeout;
+    int result;
+
+    *failed = !PyArg_ParseTuple(args, "KL", &handled, &timeout);
+    if (*failed)
+        return -1;
+    if (self->batch.count && self->batch.first_id > handled)
+        return 0;
+    Py_BEGIN_ALLOW_THREADS result = self->receive(self->client, handled, timeout, &self->batch);
+    Py_END_ALLOW_THREADS return result;
+}
+
+static PyObject *receiver_take(PyObject *object, PyObject *args) {
+    struct receiver *self = (struct receiver *)object;
+    PyObject *list;
+    int failed, result = receiver_fill(self, args, &failed);
+
+    if (failed)
+        return NULL;
+    if (result != 0)
+        return PyLong_FromLong(result);
+    list = list_of(self->batch.items, (Py_ssize_t)self->batch.count);
+    if (!list)
+        return NULL;
+    return Py_BuildValue("KKN", (unsigned long long)self->batch.first_id,
+                         (unsigned long long)self->batch.lost, list);
+}
+
+static PyObject *receiver_look(PyObject *object, PyObject *args) {
+    struct receiver *self = (struct receiver *)object;
+    int failed, result = receiver_fill(self, args, &failed);
+
+    if (failed)
+        return NULL;
+    if (result != 0)
+        return PyLong_FromLong(result);
+    return Py_BuildValue("KKnN", (unsigned long long)self->batch.first_id,
+                         (unsigned long long)self->batch.lost, (Py_ssize_t)self->batch.count,
+                         PyLong_FromVoidPtr((void *)(uintptr_t)self->batch.items));
+}
+
+static PyMethodDef receiver_methods[] = {
+    {"take", receiver_take, METH_VARARGS,
+     "take(handled, timeout): (first id, lost, list of bytes), or a return code."},
+    {"look", receiver_look, METH_VARARGS,
+     "look(handled, timeout): (first id, lost, count, address), or a return code."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot receiver_slots[] = {
+    {Py_tp_new, receiver_new},
+    {Py_tp_dealloc, receiver_dealloc},
+    {Py_tp_methods, receiver_methods},
+    {Py_tp_doc, "Receiver(owner, client, receive): addresses as integers."},
+    {0, NULL},
+};
+
+static PyType_Spec receiver_spec = {
+    .name = "jumiks._objects.Receiver",
+    .basicsize = sizeof(struct receiver),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = receiver_slots,
+};
+
+/* ---- Gathered: where the bytes of a sequence's items are ---- */
+
+struct gathered {
+    PyObject_HEAD PyObject *items; /* a tuple: nobody else can change it meanwhile */
+    struct jmk_slice *slices;
+    Py_buffer *views; /* of the items that are not bytes */
+    Py_ssize_t view_count;
+};
+
+static void gathered_dealloc(PyObject *object) {
+    struct gathered *self = (struct gathered *)object;
+    PyTypeObject *type = Py_TYPE(object);
+
+    for (Py_ssize_t i = 0; i < self->view_count; i++)
+        PyBuffer_Release(&self->views[i]);
+    PyMem_Free(self->views);
+    PyMem_Free(self->slices);
+    Py_XDECREF(self->items);
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+/* An item that is not bytes: hold its buffer open. */
+static int gather_buffer(struct gathered *self, PyObject *item, Py_ssize_t at, Py_ssize_t count) {
+    Py_buffer *view;
+
+    if (!self->views) {
+        self->views = PyMem_Calloc((size_t)count, sizeof *self->views);
+        if (!self->views) {
+            PyErr_NoMemory();
+            return -1;
+        }
+    }
+    view = &self->views[self->view_count];
+    if (get_bytes(item, at, view) < 0)
+        return -1;
+    self->view_count++;
+    self->slices[at] = (struct jmk_slice){view->buf, (size_t)view->len};
+    return 0;
+}
+
+static int gather_items(struct gathered *self) {
+    Py_ssize_t count = PyTuple_Size(self->items);
+
+    self->slices = PyMem_Malloc((size_t)(count ? count : 1) * sizeof *self->slices);
+    if (!self->slices) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PyTuple_GetItem(self->items, i);
+
+        if (PyBytes_CheckExact(item))
+            self->slices[i] =
+                (struct jmk_slice){PyBytes_AsString(item), (size_t)PyBytes_Size(item)};
+        else if (gather_buffer(self, item, i, count) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static PyObject *gather(PyObject *module, PyObject *sequence) {
+    struct state *state = PyModule_GetState(module);
+    struct gathered *self;
+
+    if (PyUnicode_Check(sequence) || PyObject_CheckBuffer(sequence)) {
+        PyErr_Format(PyExc_TypeError,
+                     "publish_many takes a sequence of messages, not %R: use publish for one",
+                     (PyObject *)Py_TYPE(sequence));
+        return NULL;
+    }
+    self = (struct gathered *)PyType_GenericAlloc(state->gathered, 0);
+    if (!self)
+        return NULL;
+    self->items = PySequence_Tuple(sequence);
+    if (!self->items || gather_items(self) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static PyObject *gathered_address(PyObject *object, void *closure) {
+    (void)closure;
+    return PyLong_FromVoidPtr(((struct gathered *)object)->slices);
+}
+
+static PyObject *gathered_count(PyObject *object, void *closure) {
+    (void)closure;
+    return PyLong_FromSsize_t(PyTuple_Size(((struct gathered *)object)->items));
+}
+
+static PyGetSetDef gathered_getset[] = {
+    {"address", gathered_address, NULL, "Address of the array of struct jmk_slice.", NULL},
+    {"count", gathered_count, NULL, "Its length.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot gathered_slots[] = {
+    {Py_tp_dealloc, gathered_dealloc},
+    {Py_tp_getset, gathered_getset},
+    {Py_tp_doc, "A snapshot of a sequence of buffers."},
+    {0, NULL},
+};
+
+static PyType_Spec gathered_spec = {
+    .name = "jumiks._objects.Gathered",
+    .basicsize = sizeof(struct gathered),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = gathered_slots,
+};
+
+/* ---- Window: C memory as a buffer that counts who looks through it ---- */
+
+struct window {
+    PyObject_HEAD PyObject *owner;
+    void *memory;
+    Py_ssize_t size;
+    int readonly;
+    Py_ssize_t exports;
+};
+
+static PyObject *window_make(PyTypeObject *type, PyObject *owner, const void *memory, size_t size,
+                             int readonly) {
+    struct window *self = (struct window *)PyType_GenericAlloc(type, 0);
+
+    if (!self)
+        return NULL;
+    self->owner = Py_NewRef(owner);
+    self->memory = (void *)(uintptr_t)memory;
+    self->size = (Py_ssize_t)size;
+    self->readonly = readonly;
+    return (PyObject *)self;
+}
+
+static PyObject *window_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    PyObject *owner, *address;
+    Py_ssize_t size;
+    int readonly;
+
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, "OO!np", &owner, &PyLong_Type, &address, &size, &readonly))
+        return NULL;
+    return window_make(type, owner, pointer_from(address), (size_t)size, readonly);
+}
+
+static void window_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+
+    Py_XDECREF(((struct window *)object)->owner);
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+static int window_getbuffer(PyObject *object, Py_buffer *view, int flags) {
+    struct window *self = (struct window *)object;
+
+    if (PyBuffer_FillInfo(view, object, self->memory, self->size, self->readonly, flags) < 0)
+        return -1;
+    self->exports++;
+    return 0;
+}
+
+static void window_releasebuffer(PyObject *object, Py_buffer *view) {
+    (void)view;
+    ((struct window *)object)->exports--;
+}
+
+static PyObject *window_exports(PyObject *object, void *closure) {
+    (void)closure;
+    return PyLong_FromSsize_t(((struct window *)object)->exports);
+}
+
+static PyGetSetDef window_getset[] = {
+    {"exports", window_exports, NULL, "How many buffers are open on it.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot window_slots[] = {
+    {Py_tp_new, window_new},
+    {Py_tp_dealloc, window_dealloc},
+    {Py_tp_getset, window_getset},
+    {Py_bf_getbuffer, window_getbuffer},
+    {Py_bf_releasebuffer, window_releasebuffer},
+    {Py_tp_doc, "Window(owner, address, size, readonly): C memory that owner keeps alive."},
+    {0, NULL},
+};
+
+static PyType_Spec window_spec = {
+    .name = "jumiks._objects.Window",
+    .basicsize = sizeof(struct window),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = window_slots,
+};
+
+/* ---- lists of what was received ---- */
+
+static PyObject *message_list(PyObject *module, PyObject *args) {
+    PyObject *address;
+    Py_ssize_t count;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!n", &PyLong_Type, &address, &count))
+        return NULL;
+    return list_of(pointer_from(address), count);
+}
+
+static PyObject *view_of(struct state *state, PyObject *owner, const struct jmk_slice *item) {
+    PyObject *window = window_make(state->window, owner, item->data, item->size, 1);
+    PyObject *view;
+
+    if (!window)
+        return NULL;
+    view = PyMemoryView_FromObject(window);
+    Py_DECREF(window);
+    return view;
+}
+
+static PyObject *view_list(PyObject *module, PyObject *args) {
+    PyObject *owner, *address, *list;
+    const struct jmk_slice *items;
+    Py_ssize_t count;
+
+    if (!PyArg_ParseTuple(args, "OO!n", &owner, &PyLong_Type, &address, &count))
+        return NULL;
+    items = pointer_from(address);
+    list = PyList_New(count);
+    if (!list)
+        return NULL;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *view = view_of(PyModule_GetState(module), owner, &items[i]);
+
+        if (!view || PyList_SetItem(list, i, view) < 0) {
+            Py_DECREF(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+/* ---- the module ---- */
+
+static PyMethodDef functions[] = {
+    {"gather", gather, METH_O, "gather(sequence): where the bytes of its items are."},
+    {"message_list", message_list, METH_VARARGS,
+     "message_list(address, count): bytes objects of an array of struct jmk_slice."},
+    {"view_list", view_list, METH_VARARGS,
+     "view_list(owner, address, count): the same as read-only memoryviews, not copied."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int add_type(PyObject *module, PyType_Spec *spec, const char *name, PyTypeObject **keep) {
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+
+    if (!type)
+        return -1;
+    if (PyModule_AddObjectRef(module, name, type) < 0) {
+        Py_DECREF(type);
+        return -1;
+    }
+    if (keep)
+        *keep = (PyTypeObject *)type;
+    else
+        Py_DECREF(type);
+    return 0;
+}
+
+static int fill_module(PyObject *module) {
+    struct state *state = PyModule_GetState(module);
+
+    if (add_type(module, &publisher_spec, "Publisher", NULL) < 0 ||
+        add_type(module, &receiver_spec, "Receiver", NULL) < 0 ||
+        add_type(module, &gathered_spec, "Gathered", &state->gathered) < 0 ||
+        add_type(module, &window_spec, "Window", &state->window) < 0)
+        return -1;
+    return 0;
+}
+
+static int traverse_module(PyObject *module, visitproc visit, void *arg) {
+    struct state *state = PyModule_GetState(module);
+
+    Py_VISIT((PyObject *)state->window);
+    Py_VISIT((PyObject *)state->gathered);
+    return 0;
+}
+
+static int clear_module(PyObject *module) {
+    struct state *state = PyModule_GetState(module);
+
+    Py_CLEAR(state->window);
+    Py_CLEAR(state->gathered);
+    return 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, fill_module},
+    {0, NULL},
+};
+
+static PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "jumiks._objects",
+    .m_doc = "Loops between Python objects and C memory.",
+    .m_size = sizeof(struct state),
+    .m_methods = functions,
+    .m_slots = module_slots,
+    .m_traverse = traverse_module,
+    .m_clear = clear_module,
+};
+
+PyMODINIT_FUNC PyInit__objects(void);
+
+PyMODINIT_FUNC PyInit__objects(void) {
+    return PyModuleDef_Init(&module_definition);
+}

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the core asks of the operating system
+ *
+ * Fork: a child gets copies of every handle but none of the threads, and the maps of the log are
+ * not inherited at all (MADV_DONTFORK), so touching a handle there would hang or fault. A counter
+ * that the fork itself raises in the child makes every entry point refuse instead.
+ */
+#include "os.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static atomic_uint process = 1;
+static pthread_once_t process_once = PTHREAD_ONCE_INIT;
+
+static void after_fork_in_child(void) {
+    atomic_fetch_add_explicit(&process, 1, memory_order_relaxed);
+}
+
+static void watch_fork(void) {
+    pthread_atfork(NULL, NULL, after_fork_in_child);
+}
+
+unsigned jmk_process(void) {
+    pthread_once(&process_once, watch_fork);
+    return atomic_load_explicit(&process, memory_order_relaxed);
+}
+
+int64_t jmk_now(void) {
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * JMK_SECOND + now.tv_nsec;
+}
+
+int64_t jmk_deadline(int64_t timeout) {
+    int64_t now = jmk_now();
+
+    if (timeout < 0 || timeout > INT64_MAX - now)
+        return INT64_MAX;
+    return now + timeout;
+}
+
+int jmk_futex_wait(atomic_uint *word, unsigned seen, int64_t deadline) {
+    struct timespec until = {deadline / JMK_SECOND, deadline % JMK_SECOND};
+    const struct timespec *limit = deadline == INT64_MAX ? NULL : &until;
+
+    /* WAIT_BITSET takes an absolute time, so a wait that is repeated does not grow. */
+    if (syscall(SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, seen, limit, NULL,
+                FUTEX_BITSET_MATCH_ANY) < 0 &&
+        errno == EINTR)
+        return -EINTR;
+    return 0;
+}
+
+void jmk_futex_wake_all(atomic_uint *word) {
+    syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT32_MAX, NULL, NULL, 0);
+}
+
+void jmk_close_fd(int *fd) {
+    int saved = errno;
+
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+    errno = saved;
+}

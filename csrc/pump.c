@@ -1,0 +1,505 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The pump: the data-plane thread, and what a publisher does in its stead
+ *
+ * A round takes what epoll has to say (acks, room, ends), sends each session what the log has, and
+ * brings the admission up to date. The thread makes rounds as long as there is work and then parks
+ * in epoll; a publisher that finds it parked makes a round, or a part of one, itself. server.h
+ * tells the order of events that keeps the two from missing one another.
+ *
+ * EPOLLIN is level-triggered, EPOLLOUT asked for only while a session is blocked. A socket says it
+ * is writable only once three quarters of its buffer are free, so an ack also makes a blocked
+ * session try again. Sends and reads are bounded a round; what is left over keeps `pumped` behind
+ * the log's end, and so the thread awake.
+ *
+ * In a slow stream publishers send, and the thread would wake for nothing but acks, one for each
+ * message, in the way of everybody else who wants a core. So after some inline rounds in a row it is
+ * hushed: EPOLLIN is not asked for, publishers read acks when they are many, and whoever needs them
+ * earlier (who waits, or wants figures) makes a full round, which rouses it. Ends wake it always.
+ *
+ * An end takes care. The account is fixed, BYE goes out where the peer can read it, then our side is
+ * shut. A framed peer knows that ECONNRESET may come before the last packets and reads on, so its
+ * descriptor is closed at once. A classic peer may not: it would see ECONNRESET if acks were left
+ * unread here, so those are read until it closes too, or for a second.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include "os.h"
+#include "server.h"
+
+#define GOODBYE_TIME JMK_SECOND
+#define HUSH_AFTER 8 /* inline rounds in a row */
+#define MANY_ACKS 32 /* unacked messages a client; its socket takes a few hundred acks */
+
+void jmk_progress(struct jmk_server *server) {
+    atomic_fetch_add(&server->progress, 1);
+    if (atomic_load(&server->waiters))
+        jmk_futex_wake_all(&server->progress);
+}
+
+void jmk_server_wake(struct jmk_server *server) {
+    uint64_t one = 1;
+    ssize_t done = write(server->wake_fd, &one, sizeof one);
+
+    (void)done; /* fails only when the counter is full, and then it is readable already */
+}
+
+void jmk_pump_lock(struct jmk_server *server) {
+    pthread_mutex_lock(&server->pump_lock);
+}
+
+bool jmk_pump_try(struct jmk_server *server) {
+    return pthread_mutex_trylock(&server->pump_lock) == 0;
+}
+
+static bool behind(struct jmk_server *server) {
+    return jmk_log_end(&server->log).offset != atomic_load(&server->pumped);
+}
+
+void jmk_pump_unlock(struct jmk_server *server) {
+    pthread_mutex_unlock(&server->pump_lock);
+    if (atomic_load(&server->contended) && atomic_exchange(&server->contended, 0))
+        jmk_progress(server);
+    if (atomic_load(&server->parked) && behind(server) && atomic_exchange(&server->parked, 0))
+        jmk_server_wake(server);
+}
+
+static void watch(const struct jmk_server *server, struct jmk_session *session, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.u64 = session->key};
+
+    if (session->watched == events)
+        return;
+    epoll_ctl(server->epoll_fd, EPOLL_CTL_MOD, session->fd, &event);
+    session->watched = events;
+}
+
+static void rouse(struct jmk_server *server) {
+    server->streak = 0;
+    if (!server->hushed)
+        return;
+    server->hushed = false;
+    for (uint32_t i = 0; i < server->live_count; i++)
+        watch(server, server->live[i], server->live[i]->watched | EPOLLIN);
+}
+
+static void notify(struct jmk_server *server) {
+    uint64_t one = 1;
+    ssize_t done = write(server->event_fd, &one, sizeof one);
+
+    (void)done; /* fails only when the counter is full, and then it is readable already */
+}
+
+static void raise_event(struct jmk_server *server, struct jmk_session *session,
+                        enum jmk_event_kind kind) {
+    if (!session->events) {
+        session->next_event = NULL;
+        if (server->last_event)
+            server->last_event->next_event = session;
+        else
+            server->first_event = session;
+        server->last_event = session;
+    }
+    session->events |= 1u << kind;
+    notify(server);
+}
+
+static void remove_from(struct jmk_session **list, uint32_t *count, struct jmk_session *session) {
+    list[session->index] = list[--*count];
+    list[session->index]->index = session->index;
+}
+
+static void close_session(struct jmk_server *server, struct jmk_session *session) {
+    epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, session->fd, NULL);
+    /* A forked child may hold the descriptor too; this ends the connection all the same. */
+    shutdown(session->fd, SHUT_RDWR);
+    jmk_close_fd(&session->fd);
+    session->state = JMK_CLOSED;
+    if (session->collected)
+        jmk_server_forget(server, session);
+}
+
+static void end_ending(struct jmk_server *server, struct jmk_session *session) {
+    remove_from(server->ending, &server->ending_count, session);
+    close_session(server, session);
+}
+
+void jmk_pump_account(const struct jmk_server *server, struct jmk_session *session) {
+    uint64_t held = session->offset;
+
+    if (session->state != JMK_SKIPPING)
+        held = jmk_log_seek(&server->log, server->floor, session->acked_id + 1);
+    jmk_session_account(session, &server->log, held);
+}
+
+static void fix_account(struct jmk_server *server, struct jmk_session *session,
+                        enum jmk_reason reason, int error) {
+    struct jmk_account *account = &session->account;
+    uint64_t last = jmk_log_end(&server->log).id - 1;
+
+    jmk_pump_account(server, session);
+    account->reason = reason;
+    account->error = error;
+    if (session->sent_id < last) {
+        account->first_lost = session->sent_id + 1;
+        account->last_lost = last;
+    }
+    server->gone.delivered += account->messages;
+    server->gone.delivered_bytes += account->bytes;
+    server->gone.packets += account->packets;
+    server->gone.skipped += account->skipped;
+}
+
+void jmk_pump_end(struct jmk_server *server, struct jmk_session *session, enum jmk_reason reason,
+                  int error) {
+    bool moved = false;
+    int64_t now = jmk_now();
+
+    fix_account(server, session, reason, error);
+    remove_from(server->live, &server->live_count, session);
+    server->stale = true;
+    raise_event(server, session, JMK_EVENT_GONE);
+    if (reason == JMK_R_LEFT || reason == JMK_R_ERROR) {
+        close_session(server, session);
+        return;
+    }
+    jmk_session_bye(session);
+    shutdown(session->fd, SHUT_WR);
+    if (session->mode == JMK_FRAMED || jmk_session_read(session, now, &moved) != 0) {
+        jmk_session_read(session, now, &moved);
+        close_session(server, session);
+        return;
+    }
+    watch(server, session, EPOLLIN | EPOLLRDHUP);
+    session->state = JMK_ENDING;
+    session->deadline = now + GOODBYE_TIME;
+    session->index = server->ending_count;
+    server->ending[server->ending_count++] = session;
+}
+
+void jmk_pump_enter(struct jmk_server *server, struct jmk_session *session, struct jmk_mark place) {
+    uint64_t max_lag = server->config.max_lag;
+
+    jmk_session_place(session, &server->log, place);
+    session->first_id = place.id;
+    session->replaying = place.id != server->log.write.id;
+    if (!server->holders || place.id < server->floor.id)
+        server->floor = place;
+    server->holders = true;
+    if (server->floor.offset + server->log.size < atomic_load(&server->admit_offset))
+        atomic_store(&server->admit_offset, server->floor.offset + server->log.size);
+    if (max_lag && !session->replaying && place.id - 1 + max_lag < atomic_load(&server->admit_id))
+        atomic_store(&server->admit_id, place.id - 1 + max_lag);
+}
+
+/* Go on behind the gap, once what was sent before it is acked. */
+static void resume(struct jmk_server *server, struct jmk_session *session) {
+    if (session->state != JMK_SKIPPING || session->acked_id != session->sent_id)
+        return;
+    session->state = JMK_LIVE;
+    session->blocked = false;
+    pthread_mutex_lock(&server->log_lock);
+    jmk_pump_enter(server, session, server->log.write);
+    pthread_mutex_unlock(&server->log_lock);
+    if (session->sent_id < session->gap_first)
+        return;
+    session->gap_last = session->sent_id;
+    session->account.skipped += session->gap_last - session->gap_first + 1;
+    raise_event(server, session, JMK_EVENT_SKIPPED);
+}
+
+void jmk_pump_skip(struct jmk_server *server, struct jmk_session *session) {
+    rouse(server);
+    session->state = JMK_SKIPPING;
+    session->fragment = 0; /* a message partly sent is given up: its reader sees the ids jump */
+    session->gap_first = session->sent_id + 1;
+    server->stale = true;
+    resume(server, session);
+}
+
+/* The highest id that session may get now. */
+static uint64_t allowance(const struct jmk_server *server, const struct jmk_session *session) {
+    if (session->replaying && server->config.max_lag)
+        return session->acked_id + server->config.max_lag;
+    return UINT64_MAX;
+}
+
+static void end_failed(struct jmk_server *server, struct jmk_session *session, int error) {
+    bool moved = false;
+
+    if (error == -EMSGSIZE && session->mode == JMK_CLASSIC) {
+        jmk_pump_end(server, session, JMK_R_TOO_LARGE, 0);
+        return;
+    }
+    jmk_session_read(session, jmk_now(), &moved); /* its last acks, for the account */
+    if (error == -EPIPE || error == -ECONNRESET)
+        jmk_pump_end(server, session, JMK_R_LEFT, 0);
+    else
+        jmk_pump_end(server, session, JMK_R_ERROR, -error);
+}
+
+bool jmk_pump_send(struct jmk_server *server) {
+    struct jmk_supply supply = {&server->log, jmk_log_end(&server->log), 0};
+    bool done = true;
+
+    for (uint32_t i = server->live_count; i-- > 0;) {
+        struct jmk_session *session = server->live[i];
+        int error;
+
+        /* What one that is skipping would get next may be overwritten by now. */
+        if (session->state != JMK_LIVE || session->blocked || session->offset >= supply.end.offset)
+            continue;
+        supply.last = allowance(server, session);
+        error = jmk_session_send(session, supply, &server->outbox);
+        if (error < 0) {
+            end_failed(server, session, error);
+            continue;
+        }
+        if (session->blocked) {
+            rouse(server);
+            watch(server, session, session->watched | EPOLLOUT);
+        }
+        if (session->more)
+            done = false;
+    }
+    atomic_store(&server->pumped, done ? supply.end.offset : JMK_UNDONE);
+    return done;
+}
+
+static void note_worst(const struct jmk_server *server, struct jmk_session *session) {
+    uint64_t lag = jmk_session_lag(session, jmk_log_end(&server->log).id);
+
+    if (lag > session->account.worst_lag)
+        session->account.worst_lag = lag;
+}
+
+static void handle_session(struct jmk_server *server, struct jmk_session *session,
+                           uint32_t events) {
+    int64_t now = jmk_now();
+    bool moved = false;
+    int result;
+
+    if (session->state == JMK_CLOSED)
+        return;
+    if (session->state == JMK_ENDING) {
+        if (jmk_session_read(session, now, &moved) != 0 || events & (EPOLLHUP | EPOLLERR))
+            end_ending(server, session);
+        return;
+    }
+    note_worst(server, session);
+    result = jmk_session_read(session, now, &moved);
+    if (moved) {
+        server->stale = true;
+        server->last_ack = now;
+        session->blocked = false; /* there may be room now: worth a try */
+    }
+    if (events & EPOLLOUT) {
+        session->blocked = false;
+        watch(server, session, session->watched & ~(uint32_t)EPOLLOUT);
+    }
+    if (result == JMK_E_PROTOCOL)
+        jmk_pump_end(server, session, JMK_R_PROTOCOL, 0);
+    else if (result == JMK_E_END)
+        jmk_pump_end(server, session, JMK_R_LEFT, 0);
+    else if (result < 0)
+        jmk_pump_end(server, session, JMK_R_ERROR, -result);
+    else
+        resume(server, session);
+}
+
+/* To be followed by jmk_pump_send: sessions that can be sent to again are not noted elsewhere. */
+static void handle(struct jmk_server *server, const struct epoll_event *events, int count) {
+    for (int i = 0; i < count; i++) {
+        /* No session has the wake_fd's key: only the thread may drain that, or it would sleep on. */
+        struct jmk_session *session = jmk_server_find(server, events[i].data.u64);
+        if (session)
+            handle_session(server, session, events[i].events);
+    }
+}
+
+/* A session that started in the past counts like any other once it is within its limit. */
+static void catch_up(const struct jmk_server *server, struct jmk_session *session) {
+    uint64_t max_lag = server->config.max_lag;
+
+    if (session->replaying && (!max_lag || server->log.write.id - 1 - session->acked_id <= max_lag))
+        session->replaying = false;
+}
+
+void jmk_pump_admit(struct jmk_server *server) {
+    uint64_t max_lag = server->config.max_lag, lowest = UINT64_MAX, admit_id = UINT64_MAX;
+    uint64_t before_id, before_offset;
+    struct jmk_mark floor = server->floor;
+
+    if (!server->stale)
+        return;
+    server->stale = false;
+    pthread_mutex_lock(&server->log_lock);
+    for (uint32_t i = 0; i < server->live_count; i++) {
+        struct jmk_session *session = server->live[i];
+
+        if (session->state == JMK_SKIPPING)
+            continue;
+        if (session->acked_id + 1 < lowest)
+            lowest = session->acked_id + 1;
+        catch_up(server, session);
+        if (max_lag && !session->replaying && session->acked_id + max_lag < admit_id)
+            admit_id = session->acked_id + max_lag;
+    }
+    if (lowest == UINT64_MAX)
+        floor = server->log.write;
+    else
+        floor = (struct jmk_mark){lowest, jmk_log_seek(&server->log, floor, lowest)};
+    server->floor = floor;
+    server->holders = lowest != UINT64_MAX;
+    before_id = atomic_exchange(&server->admit_id, admit_id);
+    before_offset = atomic_exchange(&server->admit_offset,
+                                    server->holders ? floor.offset + server->log.size : UINT64_MAX);
+    pthread_mutex_unlock(&server->log_lock);
+    /* Under block only the slowest matters; otherwise also how far the fastest has come. */
+    if (server->config.policy != JMK_BLOCK || before_id != admit_id ||
+        before_offset != atomic_load(&server->admit_offset))
+        jmk_progress(server);
+}
+
+/* Only while all keep up: one that is blocked, or skipping, goes on when an ack comes. */
+static void hush(struct jmk_server *server) {
+    for (uint32_t i = 0; i < server->live_count; i++) {
+        if (server->live[i]->blocked || server->live[i]->state != JMK_LIVE)
+            return;
+    }
+    server->hushed = true;
+    for (uint32_t i = 0; i < server->live_count; i++)
+        watch(server, server->live[i], server->live[i]->watched & ~(uint32_t)EPOLLIN);
+}
+
+/* While hushed: read acks before they fill a socket, or come to matter. */
+static void read_many_acks(struct jmk_server *server) {
+    for (uint32_t i = server->live_count; i-- > 0;) {
+        struct jmk_session *session = server->live[i];
+        uint64_t unacked = session->sent_id - session->acked_id;
+
+        if (unacked >= MANY_ACKS || 4 * unacked >= server->config.max_lag - 1)
+            handle_session(server, session, 0);
+    }
+}
+
+void jmk_pump_inline(struct jmk_server *server) {
+    atomic_fetch_add_explicit(&server->inline_rounds, 1, memory_order_relaxed);
+    jmk_pump_send(server);
+    if (server->hushed)
+        read_many_acks(server);
+    else if (++server->streak >= HUSH_AFTER)
+        hush(server);
+    jmk_pump_admit(server);
+}
+
+void jmk_pump_round(struct jmk_server *server) {
+    struct epoll_event events[JMK_EVENTS];
+    int count;
+
+    rouse(server);
+    count = epoll_wait(server->epoll_fd, events, JMK_EVENTS, 0);
+    handle(server, events, count);
+    jmk_pump_send(server);
+    jmk_pump_admit(server);
+}
+
+/* ---- the thread ---- */
+
+/* Has everybody got all? One whose welcome is on its way has not even begun. */
+static bool all_sent(const struct jmk_server *server) {
+    uint64_t end = jmk_log_end(&server->log).offset;
+
+    for (uint32_t i = 0; i < server->live_count; i++) {
+        const struct jmk_session *session = server->live[i];
+        if (session->state == JMK_HELD || (session->state == JMK_LIVE && session->offset < end))
+            return false;
+    }
+    return true;
+}
+
+/* Goodbyes whose time is up; and the steps of closing. True once nobody is left. */
+static bool goodbyes(struct jmk_server *server) {
+    int64_t now = jmk_now();
+
+    if (atomic_load(&server->closing) && !server->saying_goodbye &&
+        (all_sent(server) || now >= atomic_load(&server->close_at))) {
+        server->saying_goodbye = true;
+        while (server->live_count)
+            jmk_pump_end(server, server->live[server->live_count - 1], JMK_R_CLOSING, 0);
+    }
+    for (uint32_t i = server->ending_count; i-- > 0;) {
+        struct jmk_session *session = server->ending[i];
+        if (now >= session->deadline ||
+            (server->saying_goodbye && now >= atomic_load(&server->close_at)))
+            end_ending(server, session);
+    }
+    return server->saying_goodbye && !server->ending_count;
+}
+
+/* When the next goodbye is due, as a timeout for epoll in ms. */
+static int next_timeout(struct jmk_server *server) {
+    int64_t due = INT64_MAX, left;
+
+    for (uint32_t i = 0; i < server->ending_count; i++) {
+        if (server->ending[i]->deadline < due)
+            due = server->ending[i]->deadline;
+    }
+    if (atomic_load(&server->closing) && atomic_load(&server->close_at) < due)
+        due = atomic_load(&server->close_at);
+    if (due == INT64_MAX)
+        return -1;
+    left = due - jmk_now();
+    if (left <= 0)
+        return 0;
+    return left > 60 * JMK_SECOND ? 60000 : (int)(left / 1000000 + 1);
+}
+
+/* Sleep until there is work; the events that woke us. */
+static int park(struct jmk_server *server, struct epoll_event *events, int timeout) {
+    int count;
+
+    atomic_store(&server->parked, 1);
+    if (behind(server))
+        timeout = 0;
+    count = epoll_wait(server->epoll_fd, events, JMK_EVENTS, timeout);
+    atomic_store(&server->parked, 0);
+    return count;
+}
+
+/* Somebody woke us: the stream is not slow any more, or something else is up. */
+static void take_wake(struct jmk_server *server, const struct epoll_event *events, int count) {
+    uint64_t drained;
+
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.u64 == JMK_WAKE_KEY &&
+            read(server->wake_fd, &drained, sizeof drained) > 0)
+            rouse(server);
+    }
+}
+
+void *jmk_pump_thread(void *argument) {
+    struct jmk_server *server = argument;
+    bool finished = false;
+    int timeout = -1;
+
+    while (!finished) {
+        struct epoll_event events[JMK_EVENTS];
+        int count = park(server, events, timeout);
+
+        jmk_pump_lock(server);
+        take_wake(server, events, count);
+        handle(server, events, count);
+        jmk_pump_send(server);
+        jmk_pump_admit(server);
+        finished = goodbyes(server);
+        timeout = next_timeout(server);
+        atomic_fetch_add_explicit(&server->rounds, 1, memory_order_relaxed);
+        jmk_pump_unlock(server);
+    }
+    atomic_store(&server->finished, 1);
+    jmk_progress(server);
+    notify(server); /* the control plane may be waiting for this too */
+    return NULL;
+}

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One client as the server sees it: its cursors, its socket, its account. */
+#ifndef JMK_SESSION_H
+#define JMK_SESSION_H
+
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "log.h"
+
+#define JMK_SEND_PACKETS 64
+
+enum jmk_state {
+    JMK_HELD,     /* attached; its sends wait for the welcome */
+    JMK_LIVE,     /* gets what is published */
+    JMK_SKIPPING, /* over its limit: gets nothing until it has acked all it was sent */
+    JMK_ENDING,   /* said goodbye to; its last acks are read until its end or a deadline */
+    JMK_CLOSED    /* descriptor closed; kept until its event was collected */
+};
+
+/* What a packet in the making does to the cursor once the socket took it. */
+struct jmk_step {
+    uint64_t offset;   /* where the cursor stands then */
+    uint64_t id;       /* the last message wholly sent then */
+    uint32_t fragment; /* bytes of the next message sent by then */
+    uint32_t zero;
+};
+
+/* Scratch for one sendmmsg; a server needs one, under its pump lock. */
+struct jmk_outbox {
+    struct mmsghdr packets[JMK_SEND_PACKETS];
+    struct iovec parts[JMK_SEND_PACKETS][2];
+    struct jmk_step steps[JMK_SEND_PACKETS];
+    uint8_t headers[JMK_SEND_PACKETS][JMK_FRAGMENT_HEADER];
+};
+
+struct jmk_session {
+    int fd;
+    enum jmk_state state;
+    enum jmk_mode mode;
+    bool blocked;   /* its socket refused a packet; nothing is tried until it says it can */
+    bool replaying; /* started in the past, has not caught up yet */
+    bool more;      /* stopped by the bound on work, not by the socket */
+    bool collected; /* its GONE event was taken */
+    uint32_t watched; /* what epoll was asked for */
+    uint32_t max_packet;
+    uint32_t fragment;     /* bytes of the message at offset that were sent */
+    uint64_t key;
+    uint64_t offset;       /* sent cursor: the frame to send next ... */
+    uint64_t sent_id;      /* ... and the last message wholly sent */
+    uint64_t mark;         /* number of the first log mark behind offset */
+    uint64_t acked_id;     /* acked cursor */
+    uint64_t first_id;     /* where it started, or went on after a gap */
+    uint64_t gap_first;    /* what was skipped last */
+    uint64_t gap_last;
+    int64_t stalled_since;  /* when it first held a publisher up; 0 = it does not */
+    int64_t deadline;       /* JMK_ENDING: when to give up on it */
+    uint32_t index;         /* its place in the server's list of live or ending ones */
+    uint32_t events;        /* bits 1 << jmk_event_kind: waiting to be collected */
+    struct jmk_session *next_event;
+    struct jmk_account account; /* counters; completed when asked for, fixed when it goes */
+};
+
+/* Messages offered and not acked; next_id is the log's. */
+static inline uint64_t jmk_session_lag(const struct jmk_session *session, uint64_t next_id) {
+    uint64_t offered = session->sent_id;
+
+    if (session->blocked && !session->replaying && session->state == JMK_LIVE)
+        offered = next_id - 1;
+    return offered - session->acked_id;
+}
+
+/* What a session may be sent in this round. */
+struct jmk_supply {
+    const struct jmk_log *log;
+    struct jmk_mark end; /* the log's head and next id, taken together */
+    uint64_t last;       /* the highest id this session may get now */
+};
+
+/*
+ * Send the supply, until the socket refuses (blocked is set) or a bound on work is reached (more is
+ * set). 0, or -errno of a dead connection.
+ */
+int jmk_session_send(struct jmk_session *session, struct jmk_supply supply,
+                     struct jmk_outbox *outbox);
+
+/*
+ * Read acks. 0: there are no more for now. JMK_E_END: the client closed its end; JMK_E_PROTOCOL:
+ * an ack that cannot be; or -errno. *moved is set if the acked cursor did.
+ */
+int jmk_session_read(struct jmk_session *session, int64_t now, bool *moved);
+
+/* Say goodbye in the frame of a framed connection, if its socket can be made to take it. */
+void jmk_session_bye(const struct jmk_session *session);
+
+/* Move the sent cursor to a frame's place: at the start, or when the policy skips. */
+void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,
+                       struct jmk_mark place);
+
+/* Bring the account up to date. held is the offset of the oldest frame it has not acked. */
+void jmk_session_account(struct jmk_session *session, const struct jmk_log *log, uint64_t held);
+
+#endif
