@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One-to-many messaging for processes on one Linux machine.
+
+A `Server` publishes; any number of `Client` objects receive every message, in order, or are told
+exactly what they missed.
+"""
+
+import logging as _logging
+from importlib.metadata import version as _version
+
+from .access import Allow, Peer
+from .client import Batch, Client
+from .errors import (
+    AckError,
+    AddressInUse,
+    Busy,
+    Closed,
+    ConnectionEnded,
+    ConnectionLost,
+    Disconnected,
+    Forked,
+    JumiksError,
+    Lagged,
+    MessageTooLarge,
+    ProtocolError,
+    Refused,
+    ServerClosed,
+    Timeout,
+    VersionMismatch,
+)
+from .lag import OnLag
+from .server import Server
+from .stats import ClientInfo, EndReason, Gap, ServerStats
+
+__all__ = [
+    "AckError",
+    "AddressInUse",
+    "Allow",
+    "Batch",
+    "Busy",
+    "Client",
+    "ClientInfo",
+    "Closed",
+    "ConnectionEnded",
+    "ConnectionLost",
+    "Disconnected",
+    "EndReason",
+    "Forked",
+    "Gap",
+    "JumiksError",
+    "Lagged",
+    "MessageTooLarge",
+    "OnLag",
+    "Peer",
+    "ProtocolError",
+    "Refused",
+    "Server",
+    "ServerClosed",
+    "ServerStats",
+    "Timeout",
+    "VersionMismatch",
+]
+
+_logging.getLogger("jumiks").addHandler(_logging.NullHandler())
+
+__version__ = _version("jumiks")

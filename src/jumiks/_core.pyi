@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+# What cffi makes of csrc/jumiks.h, as far as this package uses it. Each handle has a type of its
+# own, so that mypy finds one that is passed for another.
+from collections.abc import Callable
+from typing import Generic, Literal, TypeVar, overload
+
+class Server: ...
+class Client: ...
+class Arena: ...
+
+class Slice:
+    size: int
+
+class Slices:
+    def __getitem__(self, index: int, /) -> Slice: ...
+
+class Account:
+    key: int
+    mode: int
+    reason: int
+    limit_kind: int
+    error: int
+    limit: int
+    lag: int
+    lag_bytes: int
+    worst_lag: int
+    queued: int
+    unacked: int
+    kernel_bytes: int
+    sent_id: int
+    acked_id: int
+    first_lost: int
+    last_lost: int
+    oldest_id: int
+    messages: int
+    bytes: int
+    packets: int
+    skipped: int
+    since: int
+    last_ack: int
+
+class Event:
+    kind: int
+    account: Account
+
+class Config:
+    log_size: int
+    max_lag: int
+    patience: int
+    policy: int
+    max_message: int
+    max_clients: int
+    send_buffer: int
+
+class Attached:
+    key: int
+    first_id: int
+    max_packet: int
+
+class Stats:
+    oldest_id: int
+    next_id: int
+    log_size: int
+    log_used: int
+    log_held: int
+    published: int
+    published_bytes: int
+    delivered: int
+    delivered_bytes: int
+    packets: int
+    skipped: int
+    clients: int
+    rounds: int
+    inline_rounds: int
+    waits: int
+
+class Goodbye:
+    reason: int
+    limit_kind: int
+    limit: int
+    lag: int
+    lag_bytes: int
+    acked_id: int
+    first_lost: int
+    last_lost: int
+    oldest_id: int
+
+class ClientConfig:
+    first_id: int
+    max_lag: int
+    arena_size: int
+    mode: int
+    max_packet: int
+    max_message: int
+
+_T = TypeVar("_T")
+
+class Array(Generic[_T]):
+    def __getitem__(self, index: int, /) -> _T: ...
+    def __len__(self) -> int: ...
+
+class CString: ...
+class VoidPointer: ...
+
+class _FFI:
+    NULL: VoidPointer
+    @overload
+    def new(self, cdecl: Literal["jmk_server **"], /) -> Array[Server]: ...
+    @overload
+    def new(self, cdecl: Literal["jmk_client **"], /) -> Array[Client]: ...
+    @overload
+    def new(self, cdecl: Literal["struct jmk_config *"], /) -> Config: ...
+    @overload
+    def new(self, cdecl: Literal["struct jmk_client_config *"], /) -> ClientConfig: ...
+    @overload
+    def new(self, cdecl: Literal["struct jmk_account *"], /) -> Account: ...
+    @overload
+    def new(self, cdecl: Literal["struct jmk_event *"], /) -> Event: ...
+    @overload
+    def new(self, cdecl: Literal["struct jmk_attached *"], /) -> Attached: ...
+    @overload
+    def new(self, cdecl: Literal["struct jmk_stats *"], /) -> Stats: ...
+    @overload
+    def new(self, cdecl: Literal["struct jmk_goodbye *"], /) -> Goodbye: ...
+    @overload
+    def new(self, cdecl: Literal["struct jmk_account[]"], length: int, /) -> Array[Account]: ...
+    @overload
+    def new(
+        self,
+        cdecl: Literal["uint64_t *", "uint32_t *", "size_t *"],
+        init: int = 0,
+        /,
+    ) -> Array[int]: ...
+    @overload
+    def new(self, cdecl: Literal["void **"], /) -> Array[VoidPointer]: ...
+    @overload
+    def cast(self, cdecl: Literal["uintptr_t"], value: object, /) -> int: ...
+    @overload
+    def cast(self, cdecl: Literal["struct jmk_slice *"], value: int, /) -> Slices: ...
+    def gc(self, cdata: _T, destructor: Callable[[_T], object], size: int = 0, /) -> _T: ...
+    def string(self, cdata: CString, /) -> bytes: ...
+    def addressof(self, library: _Lib, name: str, /) -> VoidPointer: ...
+
+class _Lib:
+    JMK_E_TIMEOUT: int
+    JMK_E_CLOSED: int
+    JMK_E_FORKED: int
+    JMK_E_FULL: int
+    JMK_E_TURN: int
+    JMK_E_MINE: int
+    JMK_E_TOO_LARGE: int
+    JMK_E_NO_SLOT: int
+    JMK_E_START: int
+    JMK_E_GONE: int
+    JMK_E_BUSY: int
+    JMK_E_END: int
+    JMK_E_LOST: int
+    JMK_E_PROTOCOL: int
+    JMK_E_ACK: int
+    JMK_E_LAST: int
+    JMK_FIRST_ID: int
+    JMK_FRAME_HEADER: int
+    JMK_DISCONNECT: int
+    JMK_BLOCK: int
+    JMK_SKIP: int
+    JMK_CLASSIC: int
+    JMK_FRAMED: int
+    JMK_R_NONE: int
+    JMK_R_LAGGED: int
+    JMK_R_CLOSING: int
+    JMK_R_PROTOCOL: int
+    JMK_R_TOO_LARGE: int
+    JMK_R_KICKED: int
+    JMK_R_LEFT: int
+    JMK_R_ERROR: int
+    JMK_LIMIT_MESSAGES: int
+    JMK_LIMIT_BYTES: int
+    JMK_EVENT_GONE: int
+    JMK_EVENT_SKIPPED: int
+
+    def jmk_error_text(self, code: int, /) -> CString: ...
+    def jmk_server_new(self, out: Array[Server], config: Config, /) -> int: ...
+    def jmk_server_free(self, server: Server, /) -> Server: ...
+    def jmk_server_event_fd(self, server: Server, /) -> int: ...
+    def jmk_server_next_event(self, server: Server, out: Event, /) -> int: ...
+    def jmk_socket_prepare(self, server: Server, fd: int, max_packet: Array[int], /) -> int: ...
+    def jmk_server_attach(
+        self, server: Server, fd: int, mode: int, max_packet: int, start: int, out: Attached, /
+    ) -> int: ...
+    def jmk_server_release(self, server: Server, key: int, /) -> int: ...
+    def jmk_server_disconnect(self, server: Server, key: int, reason: int, /) -> int: ...
+    def jmk_server_append_many(
+        self,
+        server: Server,
+        slices: Slices,
+        count: int,
+        done: Array[int],
+        first_id: Array[int],
+        /,
+    ) -> int: ...
+    def jmk_server_kick(self, server: Server, /) -> None: ...
+    def jmk_server_yield(self, server: Server, /) -> None: ...
+    def jmk_server_wait_room(
+        self, server: Server, size: int, timeout: int, holder: Account, /
+    ) -> int: ...
+    def jmk_server_wait_acked(
+        self, server: Server, packet_id: int, timeout: int, holder: Account, /
+    ) -> int: ...
+    def jmk_server_reserve(
+        self, server: Server, size: int, where: Array[VoidPointer], /
+    ) -> int: ...
+    def jmk_server_commit(self, server: Server, packet_id: Array[int], /) -> int: ...
+    def jmk_server_discard(self, server: Server, /) -> int: ...
+    def jmk_server_accounts(
+        self, server: Server, out: Array[Account], capacity: int, count: Array[int], /
+    ) -> int: ...
+    def jmk_server_stats(self, server: Server, out: Stats, /) -> int: ...
+    def jmk_server_close(self, server: Server, linger: int, /) -> int: ...
+    def jmk_server_join(self, server: Server, timeout: int, /) -> int: ...
+    def jmk_client_new(self, out: Array[Client], fd: int, config: ClientConfig, /) -> int: ...
+    def jmk_client_free(self, client: Client, /) -> Client: ...
+    def jmk_client_ack(self, client: Client, handled: int, timeout: int, /) -> int: ...
+    def jmk_client_hold(self, client: Client, /) -> Arena: ...
+    def jmk_arena_free(self, arena: Arena, /) -> None: ...
+    def jmk_client_goodbye(self, client: Client, out: Goodbye, /) -> None: ...
+    def jmk_client_fault(self, client: Client, /) -> CString: ...
+    def jmk_client_last_id(self, client: Client, /) -> int: ...
+    def jmk_client_acked_id(self, client: Client, /) -> int: ...
+    def jmk_client_close(self, client: Client, /) -> int: ...
+
+ffi: _FFI
+lib: _Lib

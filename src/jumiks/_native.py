@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C core as Python sees it: the only module that imports what was built.
+
+`lib` calls let go of the GIL. A server's handle may be used from any thread, a client's by one at a
+time; csrc/jumiks.h says which calls are exceptions.
+"""
+
+import errno
+import os
+
+from ._core import ffi, lib
+from ._objects import Publisher, Receiver, Window, gather, message_list, view_list
+from .errors import Busy, Closed, Forked, JumiksError
+
+__all__ = [
+    "Publisher",
+    "Receiver",
+    "Window",
+    "address_of",
+    "check",
+    "check_callback",
+    "ffi",
+    "gather",
+    "lib",
+    "message_list",
+    "nanoseconds",
+    "view_list",
+]
+
+_SECOND = 1_000_000_000
+_LONGEST = (1 << 63) - 1
+
+
+def address_of(pointer: object) -> int:
+    """Return a C pointer as a number, for the functions that know no cffi."""
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+def nanoseconds(seconds: float | None) -> int:
+    """Return a timeout as the core takes it.
+
+    Args:
+        seconds: 0 or more; None is no limit.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative, or NaN.
+    """
+    if seconds is None:
+        return -1
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"a time is a number of seconds or None, not {seconds!r}")
+    if not seconds >= 0:
+        raise ValueError(f"a time of {seconds} seconds: it must be 0 or more; None is no limit")
+    return int(min(seconds * _SECOND, _LONGEST))
+
+
+def check_callback(function: object, name: str) -> None:
+    """Raise TypeError unless a callback can be called, or is None; `name` is the argument's."""
+    if function is not None and not callable(function):
+        raise TypeError(f"{name} is a function or None, not {function!r}")
+
+
+def check(code: int, what: str) -> None:
+    """Raise what a return code of the core stands for.
+
+    Args:
+        code: 0 is success, a negative number -errno, a positive one a JMK_E_* condition.
+        what: "server" or "client": whose method was called.
+
+    Raises:
+        OSError: the operating system failed.
+        JumiksError: the subclass for that condition.
+    """
+    if code == 0:
+        return
+    text = ffi.string(lib.jmk_error_text(code)).decode()
+    if code < 0:
+        raise OSError(-code, os.strerror(-code) if -code in errno.errorcode else text)
+    if code == lib.JMK_E_CLOSED:
+        raise Closed(f"this {what} is closed")
+    if code == lib.JMK_E_FORKED:
+        raise Forked(
+            f"this {what} was made before a fork and belongs to the parent process: "
+            f"make a new {what} in the child"
+        )
+    if code == lib.JMK_E_MINE:
+        raise Busy("this thread has a reserve() open: leave that block before publishing")
+    if code == lib.JMK_E_BUSY:
+        raise Busy(
+            "another thread is receiving on this client: one client is for one consumer, "
+            "so give each thread a client of its own"
+        )
+    raise JumiksError(text)

@@ -1,0 +1,592 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses: what a user may write, and how a socket gets there (unix(7)).
+
+A path needs care, as a socket file outlives the process that made it. These rules keep every start
+and stop apart from every other:
+
+* Servers start on one path one at a time: each holds a lock file beside the path, from before it
+  binds until it listens, and removes that file again. The file rather than its directory is locked,
+  as other programs lock directories for reasons of their own (tmpfiles.d(5)). It is locked by
+  flock(2), so one that a killed process left behind stops nobody.
+* A socket file that refuses connections has no listener. Under the lock it is nobody who is about
+  to listen either, so it is stale, and is replaced. All else that stands there is left alone.
+* Between bind and listen nobody can connect, so group and permissions are set there. The
+  descriptor's own mode is set before bind, which makes the file with that mode less the umask: at
+  no time is it wider than what was asked for.
+* A stop removes the file first and then closes the socket, and removes it only if it still is the
+  very file (device and inode) that the start made. So a file that refuses connections is one that
+  nobody will remove but the next start.
+"""
+
+import errno
+import fcntl
+import grp
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from types import TracebackType
+from typing import Final, Self
+
+from .access import Peer
+from .errors import AddressInUse, Timeout
+
+__all__: list[str] = []
+
+log = logging.getLogger("jumiks")
+
+MAX_PATH: Final = 107
+"""Bytes of a path that fit sun_path together with its closing NUL (unix(7))."""
+
+MAX_ABSTRACT: Final = 107
+"""Bytes of an abstract name that fit sun_path after its leading NUL (unix(7))."""
+
+LOCK_PATIENCE: Final = 5.0
+"""Seconds to wait for others who start a server on the same path; each takes well under one."""
+
+GROUP_MODE: Final = 0o660
+"""Permissions of a path that has a group and no mode: a group that may not write cannot connect."""
+
+_FIRST_WAIT: Final = 0.001
+_LONGEST_WAIT: Final = 0.05
+
+
+class Kind(Enum):
+    """What an address names."""
+
+    ABSTRACT = "abstract"
+    PATH = "path"
+    SOCKET = "socket"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A checked address.
+
+    Args:
+        kind: what it names.
+        text: as a user writes it, for messages.
+        sockaddr: as bind(2) and connect(2) take it; an abstract name begins with NUL.
+        ready: the ready-made socket, if it is one.
+    """
+
+    kind: Kind
+    text: str
+    sockaddr: bytes
+    ready: socket.socket | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def abstract(self) -> bool:
+        """Whether no file, and so no file permission, stands behind it."""
+        return self.sockaddr.startswith(b"\0")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse(address: object) -> Address:
+    """Check an address.
+
+    Args:
+        address: "@name" is abstract; any other str, or an `os.PathLike`, is a path; a
+            `socket.socket` is one that was bound already (socket activation).
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: it is empty, too long for the kernel, has a NUL byte, or the socket is of the
+            wrong kind.
+    """
+    if isinstance(address, Address):
+        return address
+    if isinstance(address, socket.socket):
+        return _parse_socket(address)
+    if isinstance(address, str):
+        return _parse_abstract(address) if address.startswith("@") else _parse_path(address)
+    if isinstance(address, os.PathLike):
+        return _parse_path(os.fsdecode(address))
+    raise TypeError(
+        "an address is '@name', a path (str or os.PathLike) or a bound socket, "
+        f"not {type(address).__name__}"
+    )
+
+
+def _parse_abstract(text: str) -> Address:
+    name = os.fsencode(text[1:])
+    if not name:
+        raise ValueError("address '@' has no name: write '@name'")
+    if b"\0" in name:
+        raise ValueError(f"address {text!r} has a NUL byte in it: take it out")
+    if len(name) > MAX_ABSTRACT:
+        raise ValueError(
+            f"address {text!r} is too long: {len(name)} bytes after the '@', "
+            f"and the kernel takes {MAX_ABSTRACT}"
+        )
+    return Address(Kind.ABSTRACT, text, b"\0" + name)
+
+
+def _parse_path(text: str) -> Address:
+    path = os.fsencode(text)
+    if not path:
+        raise ValueError("the address is empty: write '@name' or a path")
+    if path.startswith(b"\0"):
+        raise ValueError(f"address {text!r}: an abstract address is written '@name'")
+    if b"\0" in path:
+        raise ValueError(f"address {text!r} has a NUL byte in it: take it out")
+    if len(path) > MAX_PATH:
+        raise ValueError(
+            f"address {text!r} is too long: {len(path)} bytes, and the kernel takes {MAX_PATH}; "
+            "take a shorter path, one relative to the working directory, or '@name'"
+        )
+    return Address(Kind.PATH, text, path)
+
+
+def _parse_socket(sock: socket.socket) -> Address:
+    if sock.fileno() < 0:
+        raise ValueError("the socket given as address is closed")
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_SEQPACKET:
+        raise ValueError(
+            "the socket given as address must be AF_UNIX and SOCK_SEQPACKET, not "
+            f"{_name(sock.family)} and {_name(sock.type)}"
+        )
+    sockaddr = _sockname(sock)
+    if not sockaddr:
+        raise ValueError("the socket given as address is not bound: bind it, or give its address")
+    text = os.fsdecode(sockaddr)
+    return Address(Kind.SOCKET, "@" + text[1:] if text[0] == "\0" else text, sockaddr, sock)
+
+
+def _name(value: int) -> str:
+    return value.name if isinstance(value, Enum) else str(value)
+
+
+def _sockname(sock: socket.socket) -> bytes:
+    # Python gives an abstract name as bytes and a path as str.
+    name = sock.getsockname()
+    return name if isinstance(name, bytes) else os.fsencode(name)
+
+
+class Listener:
+    """A listening, non-blocking, close-on-exec socket, and the file it has to remove.
+
+    Args:
+        sock: belongs to the listener from now on.
+        address: where it listens.
+        made: the path it made, absolute, with its device and inode; None if it made none.
+    """
+
+    def __init__(
+        self, sock: socket.socket, address: Address, made: tuple[str, int, int] | None = None
+    ) -> None:
+        self.sock = sock
+        self.address = address
+        self._made = made
+        # A forked child that lets go of its copy must not take the file from its parent.
+        self._pid = os.getpid()
+
+    def fileno(self) -> int:
+        """Return the descriptor; -1 after `close`."""
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        """Close the socket; remove the path first, if it still is the one that was made here."""
+        made, self._made = self._made, None
+        if made is not None and self._pid == os.getpid():
+            _remove(*made)
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _remove(path: str, device: int, inode: int) -> None:
+    try:
+        found = os.lstat(path)
+        if (found.st_dev, found.st_ino) == (device, inode):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("could not remove the socket file %r: %s", path, error)
+
+
+def listen(
+    address: object,
+    *,
+    mode: int | None = None,
+    group: str | int | None = None,
+    backlog: int = 128,
+) -> Listener:
+    """Listen at an address.
+
+    Args:
+        address: whatever `parse` takes. A ready-made socket belongs to the listener from now on.
+        mode: permissions of the path, such as 0o660; who may write may connect. None leaves it to
+            the umask, or is 0o660 if there is a group.
+        group: name or id of the group that gets the path. None leaves it to the system.
+        backlog: connections that may wait to be accepted (listen(2)).
+
+    Raises:
+        AddressInUse: somebody serves there.
+        FileExistsError: something that is no socket stands there.
+        PermissionError, FileNotFoundError, OSError: the system refuses, for the reason given.
+        TypeError, ValueError: a wrong argument.
+    """
+    where = parse(address)
+    if where.kind is not Kind.PATH:
+        if mode is not None or group is not None:
+            raise ValueError(
+                f"mode and group are for a path, and {where.text!r} is not one we make"
+            )
+        return _listen_ready(where, backlog) if where.ready else _listen_abstract(where, backlog)
+    gid = None if group is None else _group_id(group)
+    if mode is None and gid is not None:
+        mode = GROUP_MODE
+    return _listen_path(where, _check_mode(mode), gid, backlog)
+
+
+def _check_mode(mode: int | None) -> int | None:
+    if mode is None:
+        return None
+    if isinstance(mode, bool) or not isinstance(mode, int):
+        raise TypeError(f"mode is a number such as 0o660, not {mode!r}")
+    if not 0 <= mode <= 0o777:
+        raise ValueError(f"mode {mode:#o} is out of range: it takes 0 to 0o777")
+    return mode
+
+
+def _group_id(group: str | int) -> int:
+    if isinstance(group, str):
+        try:
+            return grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise ValueError(f"there is no group named {group!r}") from None
+    if isinstance(group, bool) or not isinstance(group, int):
+        raise TypeError(f"group is a name or a number, not {group!r}")
+    if not 0 <= group < 2**32 - 1:
+        raise ValueError(f"group {group} is no group id")
+    return group
+
+
+def _new_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    sock.setblocking(False)
+    return sock
+
+
+def _listen_ready(where: Address, backlog: int) -> Listener:
+    sock = where.ready
+    assert sock is not None
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        try:
+            sock.listen(backlog)
+        except OSError as error:
+            raise ValueError(
+                f"the socket given as address cannot listen ({error.strerror}): is it connected?"
+            ) from error
+    # A service manager hands its sockets over inheritable.
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    return Listener(sock, where)
+
+
+def _listen_abstract(where: Address, backlog: int) -> Listener:
+    sock = _new_socket()
+    try:
+        # Twice, as the owner may have gone between the two calls.
+        for last in (False, True):
+            try:
+                sock.bind(where.sockaddr)
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            owner = _owner(where)
+            if last or owner is not None:
+                raise _in_use(where, owner)
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return Listener(sock, where)
+
+
+def _listen_path(where: Address, mode: int | None, gid: int | None, backlog: int) -> Listener:
+    sock = _new_socket()
+    try:
+        with _start_lock(where):
+            made = _bind_path(sock, where, mode)
+            try:
+                _give_path(where, mode, gid)
+                sock.listen(backlog)
+            except BaseException:
+                _remove(*made)
+                raise
+    except BaseException:
+        sock.close()
+        raise
+    return Listener(sock, where, made)
+
+
+@contextmanager
+def _start_lock(where: Address) -> Iterator[None]:
+    """Hold the right to start a server on a path; see the top of this module."""
+    folder, name = os.path.split(os.path.abspath(where.text))
+    path = os.path.join(folder, f".{name}.jumiks-lock")
+    descriptor = _take_lock(where, path)
+    try:
+        yield
+    finally:
+        # While it is locked, nobody else can count on this file: see the check in _try_lock.
+        with suppress(OSError):
+            os.unlink(path)
+        os.close(descriptor)
+
+
+def _take_lock(where: Address, path: str) -> int:
+    for _ in _waits(time.monotonic() + LOCK_PATIENCE):
+        try:
+            descriptor = _try_lock(path)
+        except OSError as error:
+            # Another user's lock file, in a directory that several share, is there for an instant.
+            if error.errno == errno.EACCES and os.path.lexists(path):
+                continue
+            owner = _owner(where)
+            if owner is not None:
+                raise _in_use(where, owner) from None
+            raise _explain_folder(error, where) from error
+        if descriptor is not None:
+            return descriptor
+    raise AddressInUse(where.text, detail=f"{path!r} stayed locked for {LOCK_PATIENCE:g} s")
+
+
+def _try_lock(path: str) -> int | None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last holder may have removed it since: then others lock a newer file of this name.
+        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _bind_path(sock: socket.socket, where: Address, mode: int | None) -> tuple[str, int, int]:
+    path = os.path.abspath(where.text)
+    if mode is not None:
+        os.fchmod(sock.fileno(), mode)
+    # Twice, as a stale file is removed in between.
+    for last in (False, True):
+        try:
+            sock.bind(where.sockaddr)
+            break
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise _explain_folder(error, where) from error
+        _remove_stale(where)
+        if last:
+            raise AddressInUse(where.text, detail="it was taken again at once")
+    made = os.lstat(path)
+    return path, made.st_dev, made.st_ino
+
+
+def _remove_stale(where: Address) -> None:
+    try:
+        found = os.lstat(where.text)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise FileExistsError(
+            errno.EEXIST,
+            f"there is {_what(found.st_mode)} already, which is left alone: take another path",
+            where.text,
+        )
+    owner = _owner(where)
+    if owner is not None:
+        raise _in_use(where, owner)
+    try:
+        os.unlink(where.text)
+    except FileNotFoundError:
+        # Its server was just stopping, and nobody but us can have made a new one since.
+        return
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"a socket file nobody listens on cannot be replaced ({error.strerror}): "
+            f"have its owner, user {found.st_uid}, remove it",
+            where.text,
+        ) from error
+
+
+def _what(mode: int) -> str:
+    kinds: tuple[tuple[Callable[[int], bool], str], ...] = (
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISREG, "a file"),
+    )
+    return next((name for test, name in kinds if test(mode)), "something that is no socket")
+
+
+def _give_path(where: Address, mode: int | None, gid: int | None) -> None:
+    if gid is not None:
+        try:
+            os.chown(where.text, -1, gid, follow_symlinks=False)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot give the socket file to group {gid} ({error.strerror}): "
+                "the server's user must be a member of it",
+                where.text,
+            ) from error
+    # What the umask took away at bind.
+    if mode is not None and stat.S_IMODE(os.lstat(where.text).st_mode) != mode:
+        os.chmod(where.text, mode)
+
+
+_UNKNOWN: Final = Peer(0, 2**32 - 1, 2**32 - 1)
+
+
+def _owner(where: Address) -> Peer | None:
+    """Find out who listens at an address, by a connection that is closed at once.
+
+    Returns:
+        None if nobody does; `_UNKNOWN` if somebody does and the kernel does not tell who.
+
+    Raises:
+        PermissionError: this user may not even ask.
+    """
+    with _new_socket() as probe:
+        try:
+            probe.connect(where.sockaddr)
+            return Peer.of(probe)
+        except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
+            return None
+        except PermissionError as error:
+            raise PermissionError(
+                error.errno,
+                "there is a socket that this user may not connect to, so whether it is in use "
+                "cannot be told: take another path",
+                where.text,
+            ) from error
+        except OSError as error:
+            # EAGAIN: its backlog is full. EPROTOTYPE: a socket of another type listens.
+            if error.errno in (errno.EAGAIN, errno.EPROTOTYPE):
+                return _UNKNOWN
+            raise
+
+
+def _in_use(where: Address, owner: Peer | None) -> AddressInUse:
+    if owner is None or owner is _UNKNOWN:
+        return AddressInUse(where.text)
+    return AddressInUse(where.text, pid=owner.pid or None, uid=owner.uid)
+
+
+def _explain_folder(error: OSError, where: Address) -> OSError:
+    folder = os.path.dirname(where.text) or "."
+    texts = {
+        errno.ENOENT: f"there is no directory {folder!r}: make it first",
+        errno.ENOTDIR: f"{folder!r} is not a directory: check the path",
+        errno.EACCES: f"this user may not make files in {folder!r}: have its permissions changed",
+        errno.EPERM: f"this user may not make files in {folder!r}: have its permissions changed",
+        errno.EROFS: f"{folder!r} is on a file system that is mounted read-only: take another path",
+    }
+    if error.errno not in texts:
+        return error
+    return OSError(error.errno, texts[error.errno], where.text)
+
+
+def connect(address: object, timeout: float | None = None) -> socket.socket:
+    """Connect to a server's address.
+
+    Args:
+        address: "@name" or a path, as `parse` takes them.
+        timeout: seconds to wait for a place in the server's backlog; None is no limit.
+
+    Returns:
+        A non-blocking, close-on-exec socket.
+
+    Raises:
+        ConnectionRefusedError: nobody listens there.
+        FileNotFoundError: there is no such path.
+        Timeout: the server's backlog stayed full.
+        OSError: the system refuses, for the reason given; EPROTOTYPE if a socket of another type
+            listens there.
+        TypeError, ValueError: a wrong argument.
+    """
+    where = parse(address)
+    if where.ready is not None:
+        raise TypeError("a client takes '@name' or a path; a ready-made socket is for a server")
+    deadline = None if timeout is None else time.monotonic() + timeout
+    sock = _new_socket()
+    try:
+        for _ in _waits(deadline):
+            try:
+                sock.connect(where.sockaddr)
+                return sock
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise _explain_connect(error, where) from error
+        raise Timeout(
+            f"no place in the backlog of the server at {where.text!r} within {timeout:g} s: "
+            "it is stuck, or flooded with connections"
+        )
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _waits(deadline: float | None) -> Iterator[None]:
+    """Yield for one try after another, with growing waits between them, until the deadline."""
+    wait = _FIRST_WAIT
+    while True:
+        yield
+        left = wait if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(wait, left))
+        wait = min(wait * 2, _LONGEST_WAIT)
+
+
+def _explain_connect(error: OSError, where: Address) -> OSError:
+    if error.errno == errno.ECONNREFUSED:
+        return ConnectionRefusedError(error.errno, _why_refused(where), where.text)
+    texts = {
+        errno.ENOENT: "there is no socket at this path: start the server first, or check the path",
+        errno.ENOTDIR: "a part of this path is not a directory: check the path",
+        errno.EACCES: "this user may not connect: it takes write permission on the socket file, "
+        "and search permission on its directories",
+        errno.EPROTOTYPE: "a socket of another type listens here, so it is no jumiks server, "
+        "which is SOCK_SEQPACKET: check the address",
+    }
+    if error.errno not in texts:
+        return error
+    return OSError(error.errno, texts[error.errno], where.text)
+
+
+def _why_refused(where: Address) -> str:
+    if where.abstract:
+        return "no server listens at this address: start it first, or check the address"
+    with suppress(OSError):
+        mode = os.stat(where.text).st_mode
+        if not stat.S_ISSOCK(mode):
+            return f"this is {_what(mode)}, no socket: check the path"
+    return "nobody listens on this socket file: its server is gone, so start it again"

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control plane: one quiet thread that lets clients in and tells what became of them.
+
+It sleeps in epoll until somebody connects, replies to the hello, or the core has an event. All
+connections shake hands at the same time, each with its deadline. Once a client is let in, its
+descriptor belongs to the core and this thread never sees its messages.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from ._native import check, ffi, lib
+from .access import Peer, Rule
+from .access import check as may_connect
+from .address import Listener
+from .errors import JumiksError
+from .handshake import Capability, ServerHandshake, ServerHello, Status
+from .stats import ClientInfo, EndReason, client_info
+
+if TYPE_CHECKING:
+    from ._core import Server as Handle
+
+__all__: list[str] = []
+
+log = logging.getLogger("jumiks")
+
+MAX_JOINING: Final = 256
+"""Connections that may shake hands at a time; of more, the oldest is dropped."""
+
+BACKOFF: Final = 0.1
+"""Seconds without accepting after the system ran out of descriptors or memory."""
+
+_ACCEPTS: Final = 32
+_REPLY_LIMIT: Final = 4096
+_LEAST_PACKET: Final = 512
+_EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+_STATUS_OF: Final = {
+    lib.JMK_E_NO_SLOT: Status.TOO_MANY_CLIENTS,
+    lib.JMK_E_START: Status.START,
+    lib.JMK_E_CLOSED: Status.CLOSING,
+}
+
+Watcher = Callable[[ClientInfo], object]
+
+
+class _Joining:
+    """A connection that shakes hands."""
+
+    def __init__(
+        self, sock: socket.socket, peer: Peer, handshake: ServerHandshake, limit: int, until: float
+    ) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.handshake = handshake
+        self.max_packet = limit
+        self.deadline = until
+
+
+class Control:
+    """The control thread of one server.
+
+    Args:
+        handle: the core's server.
+        listener: where clients come in.
+        hello: what to tell clients, but for the figures of the moment.
+        rule: who may connect.
+        handshake_timeout: seconds a client has for its reply.
+        on_connect: called with each client that was let in.
+        on_disconnect: called with each that is gone, and why (`ClientInfo.reason`).
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        listener: Listener,
+        *,
+        hello: ServerHello,
+        rule: Rule,
+        handshake_timeout: float,
+        on_connect: Watcher | None,
+        on_disconnect: Callable[[ClientInfo, EndReason], object] | None,
+    ) -> None:
+        self._handle = handle
+        self._listener = listener
+        self._hello = hello
+        self._rule = rule
+        self._timeout = handshake_timeout
+        self._on_connect = on_connect
+        self._on_disconnect = on_disconnect
+        self._joining: dict[int, _Joining] = {}
+        self._event = ffi.new("struct jmk_event *")
+        self._stats = ffi.new("struct jmk_stats *")
+        self._event_fd = lib.jmk_server_event_fd(handle)
+        self._deaf_until: float | None = None
+        self._closing = False
+        self.peers: dict[int, Peer] = {}
+        """Who is behind each key the core knows; entries go with their GONE event."""
+        self.present: set[int] = set()
+        """Keys of the clients that were let in and are not gone, guarded by `changed`."""
+        self.changed = threading.Condition()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._epoll = select.epoll()
+            for descriptor in (self._wake_fd, self._event_fd, listener.fileno()):
+                self._epoll.register(descriptor, select.EPOLLIN)
+        except BaseException:
+            os.close(self._wake_fd)
+            raise
+        self.thread = threading.Thread(
+            target=self._run, name=f"jumiks {listener.address}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.thread.start()
+
+    def close(self) -> None:
+        """Let nobody in any more; the thread ends when the core has said all its goodbyes."""
+        self._closing = True
+        try:
+            os.eventfd_write(self._wake_fd, 1)
+        except OSError:
+            return  # the thread has ended, and closed it
+
+    # What follows runs in the thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._finished():
+                for descriptor, _ in self._epoll.poll(self._until_next_deadline()):
+                    try:
+                        self._dispatch(descriptor)
+                    except Exception:  # one connection's trouble must not become everybody's
+                        log.exception("a connection failed")
+                        if descriptor in self._joining:
+                            self._drop(self._joining[descriptor])
+                self._expire()
+        finally:
+            self._tear_down()
+
+    def _finished(self) -> bool:
+        return self._closing and lib.jmk_server_join(self._handle, 0) == 0
+
+    def _tear_down(self) -> None:
+        self._take_events()
+        for joining in list(self._joining.values()):
+            self._drop(joining)
+        self._stop_listening()
+        self._epoll.close()
+        os.close(self._wake_fd)
+        with self.changed:
+            self.changed.notify_all()
+        del self._handle  # a closed server gives its log back, even if somebody still refers to it
+
+    def _until_next_deadline(self) -> float | None:
+        deadlines = [joining.deadline for joining in self._joining.values()]
+        if self._deaf_until is not None:
+            deadlines.append(self._deaf_until)
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _dispatch(self, descriptor: int) -> None:
+        if descriptor == self._event_fd:
+            self._take_events()
+        elif descriptor == self._wake_fd:
+            os.eventfd_read(self._wake_fd)
+            for joining in list(self._joining.values()):
+                self._refuse(joining, Status.CLOSING)
+            self._stop_listening()
+        elif descriptor in self._joining:
+            self._read_reply(self._joining[descriptor])
+        elif descriptor == self._listener.fileno():
+            self._accept()
+
+    def _stop_listening(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._listener.close()
+            self._deaf_until = None
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        if self._deaf_until is not None and now >= self._deaf_until:
+            self._deaf_until = None
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        for joining in list(self._joining.values()):
+            if now >= joining.deadline:
+                log.info("%s sent no reply within %g s", joining.peer, self._timeout)
+                self._drop(joining)
+
+    # ---- coming in ----
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, _address = self._listener.sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._go_deaf(error)
+                    return
+                continue  # that one is gone already
+            try:
+                self._greet(sock)
+            except OSError as error:
+                log.info("a connection failed before the handshake: %s", error)
+                sock.close()
+
+    def _go_deaf(self, error: OSError) -> None:
+        # The connection stays in the backlog, so epoll would say so at once, again and again.
+        log.warning("cannot accept: %s; trying again every %g s", error.strerror, BACKOFF)
+        self._epoll.unregister(self._listener.fileno())
+        self._deaf_until = time.monotonic() + BACKOFF
+
+    def _greet(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        limit = ffi.new("uint32_t *", 0)
+        check(lib.jmk_socket_prepare(self._handle, sock.fileno(), limit), "server")
+        handshake = ServerHandshake(self._hello_now(limit[0]))
+        sock.send(handshake.hello(), socket.MSG_NOSIGNAL)
+        if len(self._joining) >= MAX_JOINING:
+            self._drop(next(iter(self._joining.values())))
+        until = time.monotonic() + self._timeout
+        joining = _Joining(sock, Peer.of(sock), handshake, limit[0], until)
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._joining[sock.fileno()] = joining
+
+    def _hello_now(self, max_packet: int) -> ServerHello:
+        check(lib.jmk_server_stats(self._handle, self._stats), "server")
+        return replace(
+            self._hello,
+            oldest_id=self._stats.oldest_id,
+            next_id=self._stats.next_id,
+            max_packet=max_packet,
+        )
+
+    def _drop(self, joining: _Joining) -> None:
+        descriptor = joining.sock.fileno()
+        del self._joining[descriptor]
+        self._epoll.unregister(descriptor)
+        joining.sock.close()
+
+    def _refuse(self, joining: _Joining, status: Status, text: str = "") -> None:
+        log.info("%s refused: %s %s", joining.peer, status.name, text)
+        words = joining.handshake.refuse(status, text)
+        with suppress(OSError):  # it may be gone, and then needs no reason
+            if words:
+                joining.sock.send(words, socket.MSG_NOSIGNAL)
+        self._drop(joining)
+
+    def _read_reply(self, joining: _Joining) -> None:
+        try:
+            reply = joining.sock.recv(_REPLY_LIMIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            reply = b""
+        if not reply:
+            self._drop(joining)
+            return
+        status = joining.handshake.receive(reply, next_id=(1 << 64) - 1)
+        reason = may_connect(self._rule, joining.peer, self._listener.address.abstract)
+        if status is not Status.ACCEPTED:
+            self._refuse(joining, status)
+        elif reason is not None:
+            self._refuse(joining, Status.NOT_ALLOWED, reason)
+        else:
+            self._let_in(joining)
+
+    def _let_in(self, joining: _Joining) -> None:
+        wish = joining.handshake.peer
+        assert wish is not None
+        if wish.max_packet and wish.max_packet < _LEAST_PACKET:
+            text = f"its largest packet, {wish.max_packet} bytes, is below {_LEAST_PACKET}"
+            self._refuse(joining, Status.MALFORMED, text)
+            return
+        framed = Capability.FRAMES in joining.handshake.granted
+        limit = wish.max_packet
+        if framed:
+            limit = min(joining.max_packet, wish.max_packet or joining.max_packet)
+        attached = ffi.new("struct jmk_attached *")
+        # The core may close its descriptor at any moment from now on, so it gets one of its own.
+        try:
+            descriptor = os.dup(joining.sock.fileno())
+        except OSError as error:
+            self._refuse(joining, Status.INTERNAL, f"it failed to: {error.strerror}")
+            return
+        code = lib.jmk_server_attach(
+            self._handle,
+            descriptor,
+            lib.JMK_FRAMED if framed else lib.JMK_CLASSIC,
+            limit,
+            wish.start if joining.handshake.extended else 0,
+            attached,
+        )
+        if code:
+            os.close(descriptor)
+            self._refuse(joining, _STATUS_OF.get(code, Status.INTERNAL))
+            return
+        self._welcome(joining, attached.key, attached.first_id)
+
+    def _welcome(self, joining: _Joining, key: int, first_id: int) -> None:
+        self.peers[key] = joining.peer
+        try:
+            welcome = joining.handshake.accept(first_id)
+            if welcome:
+                joining.sock.send(welcome, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            log.info("%s left before its welcome: %s", joining.peer, error)
+        self._drop(joining)
+        info = find_client(self._handle, self.peers, key)
+        if info is None or lib.jmk_server_release(self._handle, key):
+            return  # gone meanwhile; its event follows
+        with self.changed:
+            self.present.add(key)
+            self.changed.notify_all()
+        log.info("%s connected, client %d", joining.peer, key)
+        if self._on_connect is not None:
+            self._call(self._on_connect, info)
+
+    # ---- events ----
+
+    def _take_events(self) -> None:
+        while lib.jmk_server_next_event(self._handle, self._event) == 0:
+            account = self._event.account
+            info = client_info(account, self.peers[account.key])
+            if self._event.kind == lib.JMK_EVENT_SKIPPED:
+                log.warning("client %d (%s) skipped %s", info.key, info.peer, info.lost)
+            else:
+                self._gone(info)
+
+    def _gone(self, info: ClientInfo) -> None:
+        del self.peers[info.key]
+        assert info.reason is not None
+        level = logging.WARNING if info.reason is EndReason.LAGGED else logging.INFO
+        log.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)
+        if info.key not in self.present:
+            return  # nobody was told that it came
+        with self.changed:
+            self.present.remove(info.key)
+            self.changed.notify_all()
+        if self._on_disconnect is not None:
+            self._call(self._on_disconnect, info, info.reason)
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        try:
+            function(*args)
+        except Exception:
+            log.exception("%r raised", function)
+
+
+def client_infos(handle: Handle, peers: dict[int, Peer]) -> list[ClientInfo]:
+    """Ask the core for all clients that are connected now.
+
+    Raises:
+        JumiksError: as `check` does.
+    """
+    count = ffi.new("size_t *", 0)
+    capacity = len(peers) + 8
+    while True:
+        accounts = ffi.new("struct jmk_account[]", capacity)
+        check(lib.jmk_server_accounts(handle, accounts, capacity, count), "server")
+        if count[0] <= capacity:
+            break
+        capacity = count[0] + 8
+    found = []
+    for index in range(count[0]):
+        peer = peers.get(accounts[index].key)
+        if peer is not None:  # else its welcome is not out yet
+            found.append(client_info(accounts[index], peer))
+    return found
+
+
+def find_client(handle: Handle, peers: dict[int, Peer], key: int) -> ClientInfo | None:
+    """Ask the core for one client; None if it is gone."""
+    try:
+        infos = client_infos(handle, peers)
+    except JumiksError:
+        return None
+    return next((info for info in infos if info.key == key), None)

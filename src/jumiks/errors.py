@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that jumiks raises on its own account.
+
+::
+
+    Exception
+    └── JumiksError
+        ├── Closed                              this end was closed already
+        ├── Forked                              the object belongs to the parent process
+        ├── Busy                                another thread, or an open reserve, is in the way
+        ├── Timeout (TimeoutError)              the deadline passed first
+        ├── MessageTooLarge (ValueError)        the message is larger than the server allows
+        ├── AckError (ValueError)               an ack for a message that was not received
+        ├── AddressInUse (OSError)              somebody serves that address
+        └── ConnectionEnded (ConnectionError)   the connection is over, and why:
+            ├── Refused                         the server did not let this client in
+            │   └── VersionMismatch             ... as it speaks another protocol version
+            ├── ServerClosed                    the server closed in good order
+            ├── Disconnected                    the server's user ended it
+            ├── Lagged                          this client fell too far behind
+            ├── ConnectionLost                  it ended without a goodbye
+            └── ProtocolError                   the other end broke the protocol
+
+The facts are attributes. What the operating system refuses stays the `OSError` that it is, and a
+wrong argument stays a `TypeError` or `ValueError`.
+"""
+
+import errno
+from functools import partial
+from typing import Literal
+
+__all__ = [
+    "AckError",
+    "AddressInUse",
+    "Busy",
+    "Closed",
+    "ConnectionEnded",
+    "ConnectionLost",
+    "Disconnected",
+    "Forked",
+    "JumiksError",
+    "Lagged",
+    "MessageTooLarge",
+    "ProtocolError",
+    "Refused",
+    "ServerClosed",
+    "Timeout",
+    "VersionMismatch",
+]
+
+REFUSED_VERSION = 1
+"""The welcome's status for a version that the server does not speak (docs/protocol.md)."""
+
+
+def _revive(
+    kind: type["JumiksError"], args: tuple[object, ...], facts: dict[str, object]
+) -> "JumiksError":
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
+
+class JumiksError(Exception):
+    """The base of all that jumiks raises on its own account."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # By default pickle calls the class with `args`, and most of ours take facts instead.
+        return _revive, (type(self), self.args, self.__dict__.copy())
+
+
+class Closed(JumiksError):
+    """The server or client was used after it had been closed."""
+
+
+class Forked(JumiksError):
+    """A server or client made before a fork was used in the child; the child must make its own."""
+
+
+class Busy(JumiksError):
+    """A second thread receives on one client, or a thread publishes inside its own `reserve`."""
+
+
+class Timeout(JumiksError, TimeoutError):
+    """The deadline passed first.
+
+    Args:
+        text: what was waited for.
+        holder: the client that was in the way, if one was.
+        published: how many messages of a `publish_many` went in before.
+    """
+
+    def __init__(
+        self, text: str = "timed out", *, holder: object | None = None, published: int = 0
+    ) -> None:
+        super().__init__(text)
+        self.holder = holder
+        self.published = published
+
+
+class MessageTooLarge(JumiksError, ValueError):
+    """The message is larger than the server allows; nothing of it was published.
+
+    Args:
+        size: of the message, bytes.
+        limit: the server's `max_message`, bytes.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(
+            f"message of {size} bytes is larger than max_message, {limit} bytes: "
+            "send it in parts, or give the server a larger log_size"
+        )
+        self.size = size
+        self.limit = limit
+
+
+class AckError(JumiksError, ValueError):
+    """An ack for a message that this client has not received (yet)."""
+
+
+class AddressInUse(JumiksError, OSError):
+    """Somebody serves that address.
+
+    Args:
+        address: as the user gave it.
+        pid: the owner's process id, if it could be found out.
+        uid: the owner's user id, if it could be found out.
+        detail: what else is known about the owner.
+    """
+
+    def __init__(
+        self, address: str, *, pid: int | None = None, uid: int | None = None, detail: str = ""
+    ) -> None:
+        owner = f"process {pid}" if pid is not None else "a process that cannot be told from here"
+        if uid is not None:
+            owner += f" of user {uid}"
+        text = f"address {address!r} is in use by {owner}"
+        if detail:
+            text += f" ({detail})"
+        super().__init__(errno.EADDRINUSE, f"{text}: stop that one first, or take another address")
+        self.address = address
+        self.pid = pid
+        self.uid = uid
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[object, ...]:
+        again = partial(AddressInUse, self.address, pid=self.pid, uid=self.uid, detail=self.detail)
+        return again, (), self.__dict__.copy()
+
+
+class ConnectionEnded(JumiksError, ConnectionError):
+    """The connection is over; the subclass says why."""
+
+
+class Refused(ConnectionEnded):
+    """The server did not let this client in.
+
+    Args:
+        reason: the server's words.
+        status: the welcome's status (docs/protocol.md), never 0.
+    """
+
+    def __init__(self, reason: str, *, status: int) -> None:
+        super().__init__(f"the server refused this client: {reason}")
+        self.reason = reason
+        self.status = status
+
+
+class VersionMismatch(Refused):
+    """The two ends speak different versions; major and minor must be equal (docs/protocol.md).
+
+    Args:
+        ours: major, minor and patch of this end.
+        theirs: the same of the other end.
+    """
+
+    def __init__(self, *, ours: tuple[int, int, int], theirs: tuple[int, int, int]) -> None:
+        def dotted(version: tuple[int, int, int]) -> str:
+            return ".".join(map(str, version))
+
+        super().__init__(
+            f"it speaks protocol version {dotted(theirs)}, this end {dotted(ours)}; "
+            "major and minor must be equal, so upgrade the older end",
+            status=REFUSED_VERSION,
+        )
+        self.ours = ours
+        self.theirs = theirs
+
+
+def _messages(first: int, last: int) -> str:
+    count = last - first + 1
+    return f"message {first}" if count == 1 else f"messages {first} to {last} ({count} of them)"
+
+
+class Lagged(ConnectionEnded):
+    """The server cut this client, as it was too far behind.
+
+    Args:
+        limit_kind: which limit it exceeded: `"messages"` is the server's `max_lag`, `"bytes"` is
+            the size of its log.
+        limit: that limit, in messages or bytes.
+        lag: messages that were offered and not acked.
+        lag_bytes: what they held of the log, bytes.
+        last_acked: the last message this client acked; 0 if none.
+        first_lost: the first message it did not get; 0 if it got them all.
+        last_lost: the last one, inclusive.
+        oldest_kept: the oldest message the server could still send; 0 if unknown.
+        resume_at: the packet id to go on at, with `Client(..., start=...)`; 0 if unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit_kind: Literal["messages", "bytes"],
+        limit: int,
+        lag: int,
+        lag_bytes: int = 0,
+        last_acked: int = 0,
+        first_lost: int = 0,
+        last_lost: int = 0,
+        oldest_kept: int = 0,
+        resume_at: int = 0,
+    ) -> None:
+        self.limit_kind = limit_kind
+        self.limit = limit
+        self.lag = lag
+        self.lag_bytes = lag_bytes
+        self.last_acked = last_acked
+        self.first_lost = first_lost
+        self.last_lost = last_lost
+        self.oldest_kept = oldest_kept
+        self.resume_at = resume_at or first_lost
+        super().__init__(f"{self._figures()}; {self._loss()}; {self._remedy()}")
+
+    def _figures(self) -> str:
+        setting = "max_lag" if self.limit_kind == "messages" else "log_size"
+        acked = f"the last ack was for {self.last_acked}" if self.last_acked else "it never acked"
+        return (
+            f"the server cut this client as it was {self.lag} messages ({self.lag_bytes} bytes) "
+            f"behind, where {setting} allows {self.limit} {self.limit_kind}; {acked}"
+        )
+
+    def _loss(self) -> str:
+        if not self.first_lost:
+            return "nothing that was published by then is lost"
+        return f"lost: {_messages(self.first_lost, self.last_lost)}"
+
+    def _remedy(self) -> str:
+        setting = "max_lag" if self.limit_kind == "messages" else "log_size"
+        advice = f"handle messages faster, or have the server raise {setting} or use on_lag='block'"
+        if not self.resume_at or not self.oldest_kept or self.oldest_kept > self.last_lost > 0:
+            return advice
+        if self.oldest_kept <= self.resume_at:
+            return f"to go on without loss, connect again with start={self.resume_at}; {advice}"
+        return (
+            f"the server keeps {self.oldest_kept} and later, so connect again with "
+            f"start={self.oldest_kept} to get those; {advice}"
+        )
+
+
+class ServerClosed(ConnectionEnded):
+    """The server closed in good order, and this client has got everything."""
+
+
+class Disconnected(ConnectionEnded):
+    """The server's user ended this connection on purpose."""
+
+
+class ConnectionLost(ConnectionEnded):
+    """The connection ended without a goodbye: the other process died, or was killed.
+
+    Args:
+        reason: what was seen.
+        first_lost: the first message that is known to be lost; 0 if none is known.
+        last_lost: the last one, inclusive.
+    """
+
+    def __init__(self, reason: str, *, first_lost: int = 0, last_lost: int = 0) -> None:
+        text = f"the connection ended without a goodbye: {reason}"
+        if first_lost:
+            text += f"; lost: {_messages(first_lost, last_lost)}"
+        super().__init__(text)
+        self.reason = reason
+        self.first_lost = first_lost
+        self.last_lost = last_lost
+
+
+class ProtocolError(ConnectionEnded):
+    """The other end broke the protocol, or is no jumiks at all (docs/protocol.md)."""

@@ -1,0 +1,556 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The publishing side."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+
+from . import access, address, lag
+from ._native import (
+    Publisher,
+    Window,
+    address_of,
+    check,
+    check_callback,
+    ffi,
+    gather,
+    lib,
+    nanoseconds,
+)
+from .control import Control, client_infos
+from .errors import JumiksError, MessageTooLarge, Timeout
+from .handshake import FIRST_ID, VERSION, Capability, ServerHello
+from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from ._core import Account, Array, Slices
+    from ._core import Server as Handle
+
+__all__ = ["Server"]
+
+LOG_SIZE: Final = 16 << 20
+"""Bytes of the log by default: seconds of history for most, and little memory."""
+
+LEAST_LOG_SIZE: Final = 1 << 16
+MOST_LOG_SIZE: Final = 1 << 34
+
+MAX_CLIENTS: Final = 1024
+"""Clients by default: as many as a process may have descriptors for on most systems."""
+
+HANDSHAKE_TIMEOUT: Final = 5.0
+"""Seconds by default for a client's reply; any local process needs well under one."""
+
+SEND_BUFFER: Final = 196608
+"""SO_SNDBUF asked for on each connection, bytes. The kernel counts double; it leaves room under the
+usual maximum (net.core.wmem_max, 212992) for the goodbye to a client whose socket is full."""
+
+LINGER: Final = 1.0
+"""Seconds by default that `close` gives clients to take what was published."""
+
+MOST_MESSAGE: Final = (1 << 32) - 65
+"""Bytes a frame's size field can tell, less what goes around them."""
+
+_Append: TypeAlias = "Callable[[Buffer], int]"
+
+
+def _closed(_data: Buffer) -> int:
+    return lib.JMK_E_CLOSED
+
+
+def _parse_log_size(size: object) -> int:
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"log_size is a number of bytes, not {size!r}")
+    if not LEAST_LOG_SIZE <= size <= MOST_LOG_SIZE:
+        raise ValueError(
+            f"log_size={size}: it must be from {LEAST_LOG_SIZE} to {MOST_LOG_SIZE} bytes"
+        )
+    return 1 << (size - 1).bit_length()
+
+
+def _parse_count(value: object, name: str, most: int, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value}: it must be from {least} to {most}")
+    return value
+
+
+class Server:
+    """Publish messages to any number of clients on this machine.
+
+    Args:
+        where: `"@name"` for an abstract address, a path, or a socket that is bound already. An
+            abstract address has no file permissions: see `allow`.
+        max_lag: messages a client may be behind; None is no limit but the log's bytes.
+        on_lag: what happens to a client at its limit. `"disconnect"` cuts it, `"block"` makes
+            `publish` wait for it, `"skip"` has it miss messages, counted and reported.
+        patience: seconds. While even the fastest client is more than half way to its limit,
+            `publish` waits, at most this long without any ack (1 by default; 0 never waits). With
+            `"block"`: how long one client may hold `publish` up without an ack before it is cut
+            (never by default).
+        log_size: bytes of the log, rounded up to a power of two; allocated at once.
+        max_message: largest message in bytes; a quarter of the log at most, and by default.
+        max_clients: how many may be connected at a time.
+        handshake_timeout: seconds a client has for its reply to the hello.
+        mode: permissions of the path, such as 0o660; the umask decides by default.
+        group: group of the path, a name or a number; 0o660 is the mode then by default.
+        allow: who may connect: None for the default (the server's own user and root on an abstract
+            address; whom the file's permissions let through on a path), `"anyone"`, a user id,
+            several of them, or a function that takes a `Peer` and returns True or False.
+        on_connect: called with a `ClientInfo` when a client was let in, from the control thread.
+        on_disconnect: called with a `ClientInfo` and an `EndReason` when one is gone, likewise.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the text says what would be right.
+        AddressInUse: somebody serves that address.
+        OSError: the address cannot be had, or the system lacks what the log needs.
+
+    Any thread may call any method. The rules are those of docs/protocol.md and docs/design.md.
+    """
+
+    def __init__(
+        self,
+        where: str | os.PathLike[str] | object,
+        *,
+        max_lag: int | None = None,
+        on_lag: lag.OnLag = "disconnect",
+        patience: float | Literal["default"] | None = "default",
+        log_size: int = LOG_SIZE,
+        max_message: int | None = None,
+        max_clients: int = MAX_CLIENTS,
+        handshake_timeout: float = HANDSHAKE_TIMEOUT,
+        mode: int | None = None,
+        group: str | int | None = None,
+        allow: access.Allow = None,
+        on_connect: Callable[[ClientInfo], object] | None = None,
+        on_disconnect: Callable[[ClientInfo, EndReason], object] | None = None,
+    ) -> None:
+        self._handle: Handle | None = None
+        self._append: _Append = _closed
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        policy = lag.parse(on_lag, max_lag, patience)
+        rule = access.parse(allow)
+        check_callback(on_connect, "on_connect")
+        check_callback(on_disconnect, "on_disconnect")
+        nanoseconds(handshake_timeout)
+        self._log_size = _parse_log_size(log_size)
+        most = min(self._log_size // 4, MOST_MESSAGE)
+        self._max_message = (
+            most if max_message is None else _parse_count(max_message, "max_message", most)
+        )
+        self._max_lag = max_lag or 0
+        self._id = int.from_bytes(os.urandom(8), "little")
+        slots = _parse_count(max_clients, "max_clients", 1 << 20)
+        # The core first: what it lacks is an error before anybody can connect.
+        handle = self._make_core(policy, slots)
+        listener = address.listen(where, mode=mode, group=group)
+        self._address = str(listener.address)
+        try:
+            self._control = Control(
+                handle,
+                listener,
+                hello=self._hello(),
+                rule=rule,
+                handshake_timeout=handshake_timeout,
+                on_connect=on_connect,
+                on_disconnect=on_disconnect,
+            )
+        except BaseException:
+            listener.close()
+            raise
+        self._handle = handle
+        self._append = Publisher(
+            handle,
+            address_of(handle),
+            address_of(ffi.addressof(lib, "jmk_server_append")),
+            address_of(ffi.addressof(lib, "jmk_server_kick")),
+        ).append
+        self._control.start()
+
+    def _make_core(self, policy: lag.Policy, slots: int) -> Handle:
+        config = ffi.new("struct jmk_config *")
+        config.log_size = self._log_size
+        config.max_lag = self._max_lag
+        config.patience = policy.patience_ns
+        config.policy = policy.code
+        config.max_message = self._max_message
+        config.max_clients = slots
+        config.send_buffer = SEND_BUFFER
+        out = ffi.new("jmk_server **")
+        try:
+            check(lib.jmk_server_new(out, config), "server")
+        except OSError as error:
+            text = f"cannot make a log of {self._log_size} bytes in a memfd: {error.strerror}"
+            raise OSError(error.errno, text) from error
+        return ffi.gc(out[0], lib.jmk_server_free)
+
+    def _hello(self) -> ServerHello:
+        return ServerHello(
+            VERSION,
+            Capability.FRAMES,
+            server_id=self._id,
+            oldest_id=FIRST_ID,
+            next_id=FIRST_ID,
+            max_lag=self._max_lag,
+            max_packet=0,
+            max_message=self._max_message,
+        )
+
+    def _open(self) -> Handle:
+        handle = self._handle
+        if handle is None:
+            check(lib.JMK_E_CLOSED, "server")
+        assert handle is not None
+        if self._pid != os.getpid():
+            check(lib.JMK_E_FORKED, "server")
+        return handle
+
+    # ---- publishing ----
+
+    def publish(self, data: Buffer, timeout: float | None = None) -> int:
+        """Publish one message; returns its packet id.
+
+        Args:
+            data: any contiguous buffer; copied before this returns.
+            timeout: seconds to wait, at most, where the lag policy or another publisher makes this
+                wait; None is no limit, 0 never waits.
+
+        Raises:
+            TypeError, BufferError: `data` is no buffer, or not contiguous.
+            MessageTooLarge: it is larger than `max_message`.
+            Timeout: nothing was published; `holder` is the client that was waited for.
+            Busy: this thread has a `reserve` open.
+            Closed: the server is closed, perhaps while this waited.
+        """
+        if timeout is not None:
+            nanoseconds(timeout)
+        packet_id = self._append(data)
+        if packet_id >= FIRST_ID:
+            return packet_id
+        return self._publish_slowly(packet_id, data, timeout)
+
+    def _publish_slowly(self, code: int, data: Buffer, timeout: float | None) -> int:
+        size = memoryview(data).nbytes
+        wait = _Wait(self, timeout)
+        while code < FIRST_ID:
+            wait.for_room(code, size)
+            code = self._append(data)
+        return code
+
+    def publish_many(self, messages: Iterable[Buffer], timeout: float | None = None) -> range:
+        """Publish messages, all in one crossing into C; returns their packet ids, without holes.
+
+        Args:
+            messages: buffers; looked at once, before the first of them is published.
+            timeout: as for `publish`.
+
+        Raises:
+            Timeout: `published` says how many went in, the first ones.
+            TypeError, BufferError: one of them is no contiguous buffer; none was published.
+            MessageTooLarge: one of them is; none was published.
+            Busy, Closed: as for `publish`; the first ones may have been published.
+        """
+        nanoseconds(timeout)
+        found = gather(messages)
+        handle = self._open()
+        if not found.count:
+            next_id = self.stats().next_id
+            return range(next_id, next_id)
+        slices = ffi.cast("struct jmk_slice *", found.address)
+        done, first = ffi.new("size_t *", 0), ffi.new("uint64_t *", 0)
+        code = lib.jmk_server_append_many(handle, slices, found.count, done, first)
+        if code:
+            self._publish_rest(handle, code, slices, found.count, done, first, timeout)
+        return range(first[0], first[0] + found.count)
+
+    def _publish_rest(
+        self,
+        handle: Handle,
+        code: int,
+        slices: Slices,
+        count: int,
+        done: Array[int],
+        first: Array[int],
+        timeout: float | None,
+    ) -> None:
+        wait = _Wait(self, timeout)
+        try:
+            while code:
+                if code == lib.JMK_E_TOO_LARGE:
+                    size = max(slices[index].size for index in range(count))
+                else:
+                    size = slices[done[0]].size
+                wait.for_room(code, size, published=done[0])
+                code = lib.jmk_server_append_many(handle, slices, count, done, first)
+        finally:
+            lib.jmk_server_yield(handle)
+
+    def reserve(self, size: int, timeout: float | None = None) -> Reservation:
+        """Write a message in place: a context manager that hands out its bytes in the log.
+
+        Leaving the block publishes it, an exception in the block discards it. Other publishers wait
+        meanwhile. ::
+
+            with server.reserve(1024) as view:
+                file.readinto(view)
+
+        Args:
+            size: bytes; all of them are published.
+            timeout: as for `publish`.
+
+        Raises:
+            MessageTooLarge, Timeout, Busy, Closed: as for `publish`, when the block is entered.
+            BufferError: on leaving it, if a view of the memory is still in use; then the message is
+                discarded.
+        """
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"size is a number of bytes, not {size!r}")
+        if size < 0:
+            raise ValueError(f"size={size}: it must be 0 bytes or more")
+        nanoseconds(timeout)
+        return Reservation(self, size, timeout)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Wait until every client has acked all that is published by now, or is gone.
+
+        Args:
+            timeout: seconds; None is no limit.
+
+        Raises:
+            Timeout: `holder` is the client that was furthest behind.
+            Closed: the server is closed, perhaps while this waited.
+        """
+        handle, wait = self._open(), _Wait(self, timeout)
+        last, holder = self.stats().next_id - 1, ffi.new("struct jmk_account *")
+        while code := lib.jmk_server_wait_acked(handle, last, wait.left(), holder):
+            wait.again(code, "drain", holder)
+
+    # ---- clients ----
+
+    def wait_for_clients(self, count: int, timeout: float | None = None) -> None:
+        """Wait until at least `count` clients are connected.
+
+        Args:
+            count: clients.
+            timeout: seconds; None is no limit.
+
+        Raises:
+            Timeout: there are fewer.
+            Closed: the server is closed, perhaps while this waited.
+        """
+        nanoseconds(timeout)
+        self._open()
+        _parse_count(count, "count", 1 << 20, least=0)
+        control = self._control
+
+        def enough() -> bool:
+            return self._handle is None or len(control.present) >= count
+
+        with control.changed:
+            limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+            if not control.changed.wait_for(enough, limit):
+                raise Timeout(
+                    f"{len(control.present)} of {count} clients connected within {timeout:g} s"
+                )
+        self._open()
+
+    @property
+    def clients(self) -> tuple[ClientInfo, ...]:
+        """The clients connected now, each with its figures."""
+        return tuple(client_infos(self._open(), self._control.peers))
+
+    def disconnect(self, client: ClientInfo) -> None:
+        """End one connection; its client is told so. Nothing happens if it is gone already.
+
+        Args:
+            client: one of `clients`, or what `on_connect` was called with.
+        """
+        code = lib.jmk_server_disconnect(self._open(), client.key, lib.JMK_R_KICKED)
+        if code != lib.JMK_E_GONE:
+            check(code, "server")
+
+    # ---- figures ----
+
+    def stats(self) -> ServerStats:
+        """All figures, of one moment."""
+        out = ffi.new("struct jmk_stats *")
+        check(lib.jmk_server_stats(self._open(), out), "server")
+        return server_stats(out)
+
+    @property
+    def address(self) -> str:
+        """Where clients connect, as a user writes it."""
+        return self._address
+
+    @property
+    def server_id(self) -> int:
+        """A random number, new with each server, by which clients can tell a restart."""
+        return self._id
+
+    @property
+    def max_message(self) -> int:
+        """The largest message, bytes."""
+        return self._max_message
+
+    def __repr__(self) -> str:
+        state = "closed" if self._handle is None else f"{len(self._control.present)} clients"
+        return f"<jumiks.Server {self._address} ({state})>"
+
+    # ---- closing ----
+
+    def close(self, linger: float = LINGER) -> None:
+        """Close: what is published still goes out, then clients are told goodbye.
+
+        Publishers that wait get `Closed` at once. May be called twice and from any thread; the
+        second call waits for the first. A client that did not get all in time is told what it lost.
+
+        Args:
+            linger: seconds that clients have, all together, to take what was published.
+        """
+        wait = nanoseconds(linger)
+        if self._pid != os.getpid():
+            self._handle, self._append = None, _closed
+            return
+        with self._lock:
+            handle, self._handle, self._append = self._handle, None, _closed
+        if handle is not None:
+            lib.jmk_server_close(handle, wait)
+            self._control.close()
+            with self._control.changed:
+                self._control.changed.notify_all()
+        thread = self._control.thread
+        if thread is threading.current_thread():
+            return  # called by a callback: the thread ends when that returns
+        try:
+            thread.join()
+        except BaseException:
+            # Ctrl-C: no more patience, but the end stays orderly.
+            if handle is not None:
+                lib.jmk_server_close(handle, 0)
+            thread.join()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None and self._pid == os.getpid():
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+            self.close(0)
+
+
+class _Wait:
+    """A publisher's wait, over as many calls into C as signals and other publishers make of it."""
+
+    def __init__(self, server: Server, timeout: float | None) -> None:
+        self._server = server
+        self._timeout = timeout
+        limit = nanoseconds(timeout)
+        self._deadline = None if limit < 0 else time.monotonic_ns() + limit
+        self._holder = ffi.new("struct jmk_account *")
+
+    def left(self) -> int:
+        """Nanoseconds until the deadline; -1 if there is none."""
+        if self._deadline is None:
+            return -1
+        return max(0, self._deadline - time.monotonic_ns())
+
+    def for_room(self, code: int, size: int, published: int = 0) -> None:
+        """Wait until an append that gave `code` is worth another try, or raise why it is not."""
+        if code == lib.JMK_E_TOO_LARGE:
+            raise MessageTooLarge(size, self._server.max_message)
+        if code not in (lib.JMK_E_FULL, lib.JMK_E_TURN):
+            check(code, "server")
+        handle = self._server._open()
+        while code := lib.jmk_server_wait_room(handle, size, self.left(), self._holder):
+            self.again(code, "publish", self._holder, published)
+
+    def again(self, code: int, what: str, holder: Account, published: int = 0) -> None:
+        """Return if a wait that gave `code` should go on, which is so after a signal."""
+        if code == -errno.EINTR:
+            return
+        if code != lib.JMK_E_TIMEOUT:
+            check(code, "server")
+        peer = self._server._control.peers.get(holder.key)
+        info = client_info(holder, peer) if peer is not None else None
+        who = str(info) if info else "another publisher has its turn"
+        raise Timeout(
+            f"{what} timed out after {self._timeout:g} s, held up by {who}",
+            holder=info,
+            published=published,
+        )
+
+
+class Reservation:
+    """What `Server.reserve` returns; a context manager, to be entered once."""
+
+    def __init__(self, server: Server, size: int, timeout: float | None) -> None:
+        self._server = server
+        self._size = size
+        self._timeout = timeout
+        self._handle: Handle | None = None
+        self._window: Window | None = None
+        self._view: memoryview | None = None
+        self.packet_id: int | None = None
+        """The id of the message, once it is published."""
+
+    def __enter__(self) -> memoryview:
+        if self._window is not None or self.packet_id is not None:
+            raise JumiksError("a reservation is entered once: call reserve() again")
+        handle, wait = self._server._open(), _Wait(self._server, self._timeout)
+        where = ffi.new("void **")
+        while code := lib.jmk_server_reserve(handle, self._size, where):
+            wait.for_room(code, self._size)
+        self._handle = handle
+        self._window = Window(handle, address_of(where[0]), self._size, False)
+        self._view = memoryview(self._window)
+        return self._view
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        handle, window, view = self._handle, self._window, self._view
+        assert handle is not None
+        assert window is not None
+        assert view is not None
+        self._handle = self._view = None
+        try:
+            view.release()
+            if window.exports:
+                raise BufferError(
+                    "a view of the reserved memory is still in use: release it inside the block; "
+                    "the message was discarded"
+                )
+        except BufferError:
+            lib.jmk_server_discard(handle)
+            if kind is None:
+                raise
+            return
+        if kind is not None:
+            check(lib.jmk_server_discard(handle), "server")
+            return
+        packet_id = ffi.new("uint64_t *", 0)
+        check(lib.jmk_server_commit(handle, packet_id), "server")
+        lib.jmk_server_kick(handle)
+        self.packet_id = packet_id[0]
