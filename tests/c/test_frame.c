@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The wire layout: one table of bytes for both directions, and every way to cut them short. */
+#include "../../csrc/frame.h"
+#include "check.h"
+
+#define MOST 32
+
+struct vector {
+    struct jmk_header header;
+    uint8_t bytes[JMK_FRAME_HEADER];
+    uint64_t length;
+};
+
+static const struct vector vectors[] = {
+    {{0, JMK_KIND_DATA, 0, 0}, {0, 0, 0, 0, 1, 0}, 16},
+    {{2, JMK_KIND_DATA, 0, 100000}, {2, 0, 0, 0, 1, 0, 0, 0, 0xa0, 0x86, 1}, 24},
+    {{8, JMK_KIND_BYE, 0, 1}, {8, 0, 0, 0, 2, 0, 0, 0, 1}, 24},
+    {{9, JMK_KIND_DATA, JMK_FLAG_MORE, 1}, {9, 0, 0, 0, 1, 0, 2, 0, 1}, 32},
+    {{0x04030201, 0x8005, 0x0807, 0x1817161514131211},
+     {1, 2, 3, 4, 5, 0x80, 7, 8, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18},
+     0x04030218},
+    {{UINT32_MAX, UINT16_MAX, UINT16_MAX, UINT64_MAX},
+     {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255},
+     0x100000010},
+};
+
+static bool same(const struct jmk_header *a, const struct jmk_header *b) {
+    return a->size == b->size && a->kind == b->kind && a->flags == b->flags && a->id == b->id;
+}
+
+static void headers_go_both_ways(void) {
+    for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++) {
+        uint8_t bytes[JMK_FRAME_HEADER + 1] = {[JMK_FRAME_HEADER] = 0x55};
+        struct jmk_header header = jmk_frame_decode(vectors[i].bytes);
+
+        CHECK(same(&header, &vectors[i].header));
+        jmk_frame_encode(bytes, &vectors[i].header);
+        CHECK(memcmp(bytes, vectors[i].bytes, JMK_FRAME_HEADER) == 0);
+        CHECK_EQUAL(bytes[JMK_FRAME_HEADER], 0x55);
+        CHECK_EQUAL(jmk_frame_length(header.size), vectors[i].length);
+    }
+}
+
+/* A copy of exactly this length on the heap, where a sanitizer sees each byte read behind it. */
+static void *cut(const void *from, size_t length) {
+    void *copy = malloc(length + !length);
+
+    CHECK(copy);
+    memcpy(copy, from, length);
+    return copy;
+}
+
+static void a_frame_that_is_cut_does_not_fit(void) {
+    for (uint32_t size = 0; size <= MOST; size++) {
+        uint8_t packet[JMK_FRAME_HEADER + MOST + 24] = {0};
+        struct jmk_header header = {size, JMK_KIND_DATA, 0, 7}, out;
+        size_t whole = (size_t)jmk_frame_length(size);
+
+        jmk_frame_encode(packet, &header);
+        for (size_t length = 0; length <= whole + 16; length++) {
+            uint8_t *copy = cut(packet, length);
+
+            CHECK_EQUAL(jmk_frame_check(copy, length, &out), length < whole ? 0 : whole);
+            CHECK(length < whole || same(&header, &out));
+            free(copy);
+        }
+    }
+}
+
+static void a_size_cannot_wrap(void) {
+    static const uint32_t sizes[] = {UINT32_MAX, UINT32_MAX - 7, UINT32_MAX - 16, 0x80000000u};
+    uint8_t packet[64] = {0};
+    struct jmk_header out;
+
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        struct jmk_header header = {sizes[i], JMK_KIND_DATA, 0, 7};
+
+        jmk_frame_encode(packet, &header);
+        CHECK_EQUAL(jmk_frame_check(packet, sizeof packet, &out), 0);
+        CHECK(jmk_frame_length(sizes[i]) > sizes[i]);
+    }
+}
+
+static void fragments_go_both_ways(void) {
+    for (uint32_t total = 1; total < 40; total++) {
+        for (uint32_t offset = 0; offset < total; offset++) {
+            for (uint32_t slice = 1; offset + slice <= total; slice++) {
+                uint8_t bytes[JMK_FRAGMENT_HEADER];
+                struct jmk_header header;
+                struct jmk_fragment fragment;
+
+                jmk_fragment_encode(bytes, 9, slice, total, offset);
+                header = jmk_frame_decode(bytes);
+                CHECK_EQUAL(header.size, slice + 8);
+                CHECK_EQUAL(header.id, 9);
+                CHECK_EQUAL(header.kind, JMK_KIND_DATA);
+                CHECK_EQUAL(header.flags, offset + slice < total ? JMK_FLAG_FRAGMENT | JMK_FLAG_MORE
+                                                                 : JMK_FLAG_FRAGMENT);
+                CHECK(jmk_fragment_decode(&header, bytes + JMK_FRAME_HEADER, &fragment));
+                CHECK_EQUAL(fragment.total, total);
+                CHECK_EQUAL(fragment.offset, offset);
+                CHECK_EQUAL(fragment.slice, slice);
+            }
+        }
+    }
+}
+
+static bool decodes(uint32_t size, uint16_t flags, uint32_t total, uint32_t offset) {
+    struct jmk_header header = {size, JMK_KIND_DATA, (uint16_t)(flags | JMK_FLAG_FRAGMENT), 1};
+    struct jmk_fragment out;
+    uint8_t bytes[JMK_FRAGMENT_HEADER];
+    uint8_t *payload;
+    bool result;
+
+    jmk_fragment_encode(bytes, 1, 1, total, offset);
+    payload = cut(bytes + JMK_FRAME_HEADER, size < 8 ? size : 8);
+    result = jmk_fragment_decode(&header, payload, &out);
+    free(payload);
+    return result;
+}
+
+static void fragments_whose_figures_contradict_each_other_are_seen(void) {
+    for (uint32_t size = 0; size <= 8; size++) {
+        CHECK(!decodes(size, 0, 0, 0));
+        CHECK(!decodes(size, JMK_FLAG_MORE, 100, 0));
+    }
+    CHECK(decodes(18, 0, 10, 0));
+    CHECK(!decodes(18, 0, 9, 0));
+    CHECK(!decodes(18, 0, 11, 0));
+    CHECK(!decodes(18, JMK_FLAG_MORE, 10, 0));
+    CHECK(decodes(18, JMK_FLAG_MORE, 11, 0));
+    CHECK(!decodes(18, JMK_FLAG_MORE, 11, 1));
+    CHECK(decodes(18, 0, 11, 1));
+    CHECK(!decodes(18, 0, 4, UINT32_MAX - 5));
+    CHECK(!decodes(18, 0, UINT32_MAX, UINT32_MAX));
+    CHECK(decodes(9, 0, UINT32_MAX, UINT32_MAX - 1));
+}
+
+static void goodbyes_go_both_ways(void) {
+    static const uint8_t wanted[JMK_FRAME_HEADER + JMK_BYE_SIZE] = {
+        64, 0, 0, 0, 2, 0, 0, 0, 0x84, 0x88, 1, 0, 0, 0, 0, 0, /* header */
+        1,  0, 2, 0, 0, 0, 0, 0,                               /* reason, limit kind, zero */
+        10, 0, 0, 0, 0, 0, 0, 1,                               /* limit */
+        11, 0, 0, 0, 0, 0, 0, 2,                               /* lag */
+        12, 0, 0, 0, 0, 0, 0, 3,                               /* lag in bytes */
+        13, 0, 0, 0, 0, 0, 0, 4,                               /* last ack */
+        14, 0, 0, 0, 0, 0, 0, 5,                               /* first lost */
+        15, 0, 0, 0, 0, 0, 0, 6,                               /* last lost */
+        16, 0, 0, 0, 0, 0, 0, 7,                               /* oldest kept */
+    };
+    struct jmk_goodbye words = {1,
+                                2,
+                                10 | 1ull << 56,
+                                11 | 2ull << 56,
+                                12 | 3ull << 56,
+                                13 | 4ull << 56,
+                                14 | 5ull << 56,
+                                15 | 6ull << 56,
+                                16 | 7ull << 56};
+    struct jmk_goodbye out;
+    uint8_t bytes[sizeof wanted];
+
+    memset(bytes, 0xff, sizeof bytes);
+    jmk_bye_encode(bytes, 100484, &words);
+    CHECK(memcmp(bytes, wanted, sizeof wanted) == 0);
+    for (size_t length = 0; length <= JMK_BYE_SIZE; length++) {
+        uint8_t *copy = cut(wanted + JMK_FRAME_HEADER, length);
+
+        CHECK_EQUAL(jmk_bye_decode(copy, length, &out), length == JMK_BYE_SIZE);
+        free(copy);
+    }
+    CHECK_EQUAL(out.reason, words.reason);
+    CHECK_EQUAL(out.limit_kind, words.limit_kind);
+    CHECK_EQUAL(out.limit, words.limit);
+    CHECK_EQUAL(out.lag, words.lag);
+    CHECK_EQUAL(out.lag_bytes, words.lag_bytes);
+    CHECK_EQUAL(out.acked_id, words.acked_id);
+    CHECK_EQUAL(out.first_lost, words.first_lost);
+    CHECK_EQUAL(out.last_lost, words.last_lost);
+    CHECK_EQUAL(out.oldest_id, words.oldest_id);
+    CHECK(jmk_bye_decode(wanted + JMK_FRAME_HEADER, JMK_BYE_SIZE, &out));
+}
+
+int main(void) {
+    headers_go_both_ways();
+    a_frame_that_is_cut_does_not_fit();
+    a_size_cannot_wrap();
+    fragments_go_both_ways();
+    fragments_whose_figures_contradict_each_other_are_seen();
+    goodbyes_go_both_ways();
+    return 0;
+}

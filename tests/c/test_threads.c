@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Publishers x clients x cuts x close on the core alone
+ *
+ * Meant to be built with -fsanitize=thread, which the Python tests cannot be. Three publishers (one
+ * by one, in batches, by reservations) against eight clients, framed and classic, some of which are
+ * slow or leave in the middle, under the policy given as argument. Every client checks that the ids
+ * it gets never go back, and that nothing is missing but what is told.
+ */
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "jumiks.h"
+
+#define CLIENTS 8
+#define PUBLISHERS 3
+#define ROUNDS 6000
+#define LARGE 100000
+
+static jmk_server *server;
+static atomic_int over;
+
+/* Wait for room; false once the server closes. */
+static int wait_for_room(size_t size) {
+    struct jmk_account holder;
+
+    return jmk_server_wait_room(server, size, -1, &holder) <= 0;
+}
+
+static int publish_batch(const void *data, size_t size) {
+    struct jmk_slice slices[100];
+    size_t done = 0;
+    uint64_t first;
+
+    for (int i = 0; i < 100; i++)
+        slices[i] = (struct jmk_slice){data, size};
+    while (jmk_server_append_many(server, slices, 100, &done, &first)) {
+        if (!wait_for_room(size)) {
+            jmk_server_yield(server);
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static void publish_in_place(int keep) {
+    uint64_t id;
+    void *where;
+
+    if (jmk_server_reserve(server, LARGE, &where))
+        return;
+    memset(where, 1, LARGE);
+    if (keep)
+        jmk_server_commit(server, &id);
+    else
+        jmk_server_discard(server);
+    jmk_server_kick(server);
+}
+
+static void *publisher(void *argument) {
+    unsigned seed = (unsigned)(uintptr_t)argument;
+    char data[300] = {7};
+    uint64_t id;
+
+    for (int i = 0; i < ROUNDS; i++) {
+        size_t size = (size_t)rand_r(&seed) % sizeof data;
+
+        if (i % 50 == 0 && !publish_batch(data, size))
+            break;
+        if (i % 1000 == 0)
+            publish_in_place(i % 2000);
+        while (jmk_server_append(server, data, size, &id)) {
+            if (!wait_for_room(size))
+                return NULL;
+        }
+        jmk_server_kick(server);
+    }
+    return NULL;
+}
+
+static jmk_client *connect_client(uint32_t mode, uint64_t start, uint64_t *first_id) {
+    struct jmk_client_config config = {
+        .max_lag = 1000, .arena_size = 1 << 20, .mode = mode, .max_message = 1 << 20};
+    struct jmk_attached attached;
+    uint32_t max_packet = 0;
+    jmk_client *client;
+    int ends[2];
+
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
+    CHECK(jmk_socket_prepare(server, ends[0], &max_packet) == 0);
+    if (jmk_server_attach(server, ends[0], mode, mode == JMK_FRAMED ? max_packet : 0, start,
+                          &attached)) {
+        close(ends[0]);
+        close(ends[1]);
+        return NULL;
+    }
+    config.first_id = *first_id = attached.first_id;
+    config.max_packet = mode == JMK_FRAMED ? max_packet : 262144;
+    CHECK(jmk_client_new(&client, ends[1], &config) == 0);
+    jmk_server_release(server, attached.key);
+    return client;
+}
+
+/* Receive until the end, or until it pleases to leave. */
+static void follow(jmk_client *client, unsigned number, uint64_t next, unsigned *seed) {
+    struct jmk_batch batch;
+    struct jmk_stats stats;
+    uint64_t last = 0;
+
+    while (jmk_client_receive(client, last, 1000000000, &batch) == 0) {
+        CHECK(batch.count > 0 && batch.first_id - batch.lost == next);
+        last = batch.first_id + batch.count - 1;
+        next = last + 1;
+        if (number % 4 == 3 && rand_r(seed) % 50 == 0)
+            break;
+        if (number == 5)
+            poll(NULL, 0, 5);
+        if (rand_r(seed) % 100 == 0)
+            jmk_server_stats(server, &stats);
+    }
+}
+
+static void *consumer(void *argument) {
+    unsigned number = (unsigned)(uintptr_t)argument, seed = number;
+
+    while (!atomic_load(&over)) {
+        uint64_t first_id;
+        jmk_client *client = connect_client(number % 2, number % 3 ? 0 : 1, &first_id);
+
+        if (!client)
+            break;
+        follow(client, number, first_id, &seed);
+        jmk_client_free(client);
+    }
+    return NULL;
+}
+
+static void take_events(void) {
+    struct jmk_event event;
+
+    while (jmk_server_next_event(server, &event) == 0)
+        CHECK(event.account.key != 0);
+}
+
+static void run(void) {
+    pthread_t publishers[PUBLISHERS], consumers[CLIENTS];
+    struct pollfd events = {.fd = jmk_server_event_fd(server), .events = POLLIN};
+
+    for (uintptr_t i = 0; i < CLIENTS; i++)
+        CHECK(pthread_create(&consumers[i], NULL, consumer, (void *)i) == 0);
+    for (uintptr_t i = 0; i < PUBLISHERS; i++)
+        CHECK(pthread_create(&publishers[i], NULL, publisher, (void *)(i + 1)) == 0);
+    for (int i = 0; i < PUBLISHERS; i++) {
+        while (pthread_tryjoin_np(publishers[i], NULL)) {
+            poll(&events, 1, 1);
+            take_events();
+        }
+    }
+    atomic_store(&over, 1);
+    jmk_server_close(server, 200000000);
+    while (jmk_server_join(server, 10000000) == JMK_E_TIMEOUT)
+        take_events();
+    for (int i = 0; i < CLIENTS; i++)
+        pthread_join(consumers[i], NULL);
+    take_events();
+}
+
+int main(void) {
+    for (uint32_t policy = JMK_DISCONNECT; policy <= JMK_SKIP; policy++) {
+        struct jmk_config config = {.log_size = 1 << 20,
+                                    .max_lag = 1000,
+                                    .patience = policy == JMK_BLOCK ? 50000000 : 20000000,
+                                    .policy = policy,
+                                    .max_message = 1 << 18,
+                                    .max_clients = 64,
+                                    .send_buffer = 196608};
+
+        atomic_store(&over, 0);
+        CHECK(jmk_server_new(&server, &config) == 0);
+        run();
+        jmk_server_free(server);
+    }
+    return 0;
+}

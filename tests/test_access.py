@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+import logging
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from jumiks import access
+from jumiks.access import Peer
+
+SOMEBODY = 4321
+PEER = Peer(pid=77, uid=SOMEBODY, gid=SOMEBODY)
+
+
+def seqpacket_pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def test_the_kernel_names_the_process_at_the_other_end() -> None:
+    ours, theirs = seqpacket_pair()
+    with ours, theirs:
+        assert Peer.of(ours) == Peer(os.getpid(), os.geteuid(), os.getegid())
+
+
+def test_the_peer_is_the_process_that_connected(address: str) -> None:
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
+        "s.connect('\\0' + sys.argv[1]); sys.stdin.read()"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind("\0" + address[1:])
+        listener.listen()
+        command = [sys.executable, "-c", script, address[1:]]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+            connection, _ = listener.accept()
+            with connection:
+                assert Peer.of(connection).pid == child.pid
+            child.communicate()
+
+
+@pytest.mark.parametrize(
+    ("uid", "abstract", "allowed"),
+    [
+        (os.geteuid(), True, True),
+        (0, True, True),
+        (SOMEBODY, True, False),
+        (SOMEBODY, False, True),
+    ],
+)
+def test_by_default_only_an_abstract_address_looks_at_the_user(
+    uid: int, abstract: bool, allowed: bool
+) -> None:
+    reason = access.check(access.parse(None), Peer(1, uid, 1), abstract)
+    assert (reason is None) == allowed
+
+
+def test_the_default_tells_a_refused_peer_who_may_connect() -> None:
+    assert access.check(None, PEER, True) == (
+        "user 4321 may not connect: only the server's own user and root may"
+    )
+
+
+@pytest.mark.parametrize("abstract", [True, False])
+@pytest.mark.parametrize(
+    ("allow", "allowed"),
+    [
+        ("anyone", True),
+        (SOMEBODY, True),
+        ({SOMEBODY, 0}, True),
+        ([1, SOMEBODY], True),
+        (0, False),
+        ({0, 1}, False),
+        (lambda peer: peer == PEER, True),
+        (lambda peer: False, False),
+    ],
+)
+def test_a_rule_decides_for_every_kind_of_address(
+    allow: access.Allow, allowed: bool, abstract: bool
+) -> None:
+    reason = access.check(access.parse(allow), PEER, abstract)
+    assert (reason is None) == allowed
+    assert allowed or "4321" in str(reason)
+
+
+def test_an_iterator_of_users_is_read_once_and_kept() -> None:
+    rule = access.parse(iter([1, SOMEBODY]))
+    assert [access.check(rule, PEER, True) for _ in range(2)] == [None, None]
+
+
+def test_root_is_not_above_a_list_of_users() -> None:
+    assert access.check(access.parse({SOMEBODY}), Peer(1, 0, 0), True) is not None
+
+
+def test_a_function_that_raises_refuses_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(peer: Peer) -> bool:
+        raise RuntimeError("out of order")
+
+    with caplog.at_level(logging.ERROR, "jumiks"):
+        assert access.check(access.parse(broken), PEER, False) is not None
+    (record,) = caplog.records
+    assert "out of order" in caplog.text
+    assert record.name == "jumiks"
+
+
+@pytest.mark.parametrize("answer", [None, 1, "yes", object()])
+def test_a_function_that_returns_no_bool_refuses_and_is_logged(
+    answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "jumiks"):
+        assert access.check(access.parse(lambda peer: answer), PEER, False) is not None
+    assert "not True or False" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("allow", "words"),
+    [
+        ("root", "'anyone'"),
+        (-1, "no user id"),
+        (2**32 - 1, "no user id"),
+        ([], "nobody could connect"),
+        ([0, 2**40], "no user id"),
+    ],
+)
+def test_a_wrong_value_is_found_at_once(allow: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        access.parse(allow)
+
+
+async def too_late(peer: Peer) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("allow", "words"),
+    [
+        (True, "user ids"),
+        (1.5, "not float"),
+        (b"anyone", "not bytes"),
+        (["root"], "user ids as numbers"),
+        ([True], "user ids as numbers"),
+        (too_late, "plain function"),
+    ],
+)
+def test_a_wrong_type_is_found_at_once(allow: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        access.parse(allow)

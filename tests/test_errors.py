@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import errno
+import pickle
+
+import pytest
+
+from jumiks import errors
+from jumiks.errors import (
+    AckError,
+    AddressInUse,
+    Busy,
+    Closed,
+    ConnectionEnded,
+    ConnectionLost,
+    Disconnected,
+    Forked,
+    JumiksError,
+    Lagged,
+    MessageTooLarge,
+    ProtocolError,
+    Refused,
+    ServerClosed,
+    Timeout,
+    VersionMismatch,
+)
+
+LAGGED = Lagged(
+    limit_kind="messages",
+    limit=10_000,
+    lag=10_001,
+    lag_bytes=640_064,
+    last_acked=100_499,
+    first_lost=100_700,
+    last_lost=112_000,
+    oldest_kept=100_600,
+)
+
+SAMPLES: tuple[JumiksError, ...] = (
+    AckError("no such message"),
+    AddressInUse("@ticks", pid=41, uid=1000, detail="it is busy"),
+    Busy("two threads"),
+    Closed("the client is closed"),
+    ConnectionEnded("over"),
+    ConnectionLost("end of stream", first_lost=100_003, last_lost=100_004),
+    Disconnected("on purpose"),
+    Forked("in a child"),
+    JumiksError("base"),
+    LAGGED,
+    MessageTooLarge(5000, 4096),
+    ProtocolError("an odd frame"),
+    Refused("too many clients", status=3),
+    ServerClosed("good night"),
+    Timeout("no room", holder="pid 12", published=7),
+    VersionMismatch(ours=(1, 0, 0), theirs=(2, 1, 0)),
+)
+
+
+def facts(error: JumiksError) -> dict[str, object]:
+    known = dict(vars(error), args=error.args, text=str(error), kind=type(error))
+    if isinstance(error, OSError):
+        known.update(errno=error.errno, strerror=error.strerror, filename=error.filename)
+    return known
+
+
+def test_there_is_a_sample_of_every_class_and_no_class_is_missing_in_all() -> None:
+    assert sorted({type(error).__name__ for error in SAMPLES}) == sorted(errors.__all__)
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_pickling_keeps_every_fact(error: JumiksError) -> None:
+    assert facts(pickle.loads(pickle.dumps(error))) == facts(error)
+    assert facts(copy.copy(error)) == facts(error)
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_every_error_has_one_base_and_stands_in_the_tree_of_the_module(error: JumiksError) -> None:
+    assert isinstance(error, JumiksError)
+    assert f"── {type(error).__name__}" in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [
+        (Timeout, TimeoutError),
+        (MessageTooLarge, ValueError),
+        (AckError, ValueError),
+        (AddressInUse, OSError),
+        (ConnectionEnded, ConnectionError),
+    ],
+)
+def test_an_error_is_caught_as_the_builtin_it_is_akin_to(
+    kind: type[Exception], builtin: type[Exception]
+) -> None:
+    assert issubclass(kind, builtin)
+
+
+def test_address_in_use_names_the_owner_and_has_the_errno() -> None:
+    error = AddressInUse("@ticks", pid=41, uid=1000)
+    assert error.errno == errno.EADDRINUSE
+    assert (error.address, error.pid, error.uid) == ("@ticks", 41, 1000)
+    assert "'@ticks' is in use by process 41 of user 1000" in str(error)
+
+
+def test_address_in_use_by_an_unknown_owner_says_so() -> None:
+    assert "by a process that cannot be told" in str(AddressInUse("@ticks"))
+
+
+def test_message_too_large_names_size_limit_and_setting() -> None:
+    error = MessageTooLarge(5000, 4096)
+    assert (error.size, error.limit) == (5000, 4096)
+    assert "5000 bytes" in str(error)
+    assert "max_message, 4096 bytes" in str(error)
+
+
+def test_a_timeout_tells_who_held_it_and_what_went_in() -> None:
+    error = Timeout("no room", holder="pid 12", published=7)
+    assert (str(error), error.holder, error.published) == ("no room", "pid 12", 7)
+    assert (Timeout("no room").holder, Timeout("no room").published) == (None, 0)
+
+
+def test_a_version_mismatch_names_both_versions() -> None:
+    error = VersionMismatch(ours=(1, 0, 0), theirs=(2, 1, 0))
+    assert isinstance(error, Refused)
+    assert error.status == 1
+    assert "version 2.1.0" in str(error)
+    assert "this end 1.0.0" in str(error)
+
+
+def test_lagged_says_all_its_figures() -> None:
+    text = str(LAGGED)
+    for word in (
+        "10001 messages (640064 bytes) behind",
+        "max_lag allows 10000 messages",
+        "the last ack was for 100499",
+        "lost: messages 100700 to 112000 (11301 of them)",
+        "connect again with start=100700",
+    ):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("oldest_kept", "words"),
+    [
+        (100_700, "to go on without loss, connect again with start=100700"),
+        (100_701, "the server keeps 100701 and later"),
+        (112_000, "connect again with start=112000"),
+    ],
+)
+def test_lagged_says_which_of_the_lost_messages_can_still_be_had(
+    oldest_kept: int, words: str
+) -> None:
+    error = Lagged(
+        limit_kind="bytes",
+        limit=4096,
+        lag=3,
+        first_lost=100_700,
+        last_lost=112_000,
+        oldest_kept=oldest_kept,
+    )
+    assert words in str(error)
+    assert "log_size allows 4096 bytes" in str(error)
+    assert "it never acked" in str(error)
+
+
+@pytest.mark.parametrize(("first", "last", "oldest"), [(0, 0, 5), (100_001, 100_002, 100_003)])
+def test_lagged_promises_nothing_that_cannot_be_had(first: int, last: int, oldest: int) -> None:
+    error = Lagged(
+        limit_kind="messages",
+        limit=1,
+        lag=2,
+        first_lost=first,
+        last_lost=last,
+        oldest_kept=oldest,
+    )
+    assert "connect again" not in str(error)
+    assert "raise max_lag" in str(error)
+
+
+def test_connection_lost_names_the_range_it_knows_of() -> None:
+    error = ConnectionLost("end of stream", first_lost=100_003, last_lost=100_003)
+    assert "end of stream; lost: message 100003" in str(error)
+    assert "lost:" not in str(ConnectionLost("end of stream"))

@@ -1,0 +1,804 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lag policies: who waits, who is cut, who misses what, and what everybody is told."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+from conftest import wait_until
+from reference import Message
+from support_wire import DEADLINE, FIRST_ID, RawClient, Witness, packets_of, raw_client
+
+import jumiks
+from jumiks import Client, ClientInfo, EndReason, Gap, Lagged, Server, Timeout
+
+LOG = 65536
+"""The smallest log, bytes."""
+
+SLOT = b"x" * 48
+"""A message that takes 64 bytes of the log, so that 1024 of them fill the smallest one."""
+
+SLOTS = LOG // 64
+
+Ends = list[tuple[ClientInfo, EndReason]]
+Publish = Callable[..., object]
+
+
+@contextmanager
+def serving(address: str, **options: Any) -> Iterator[tuple[Server, Ends]]:
+    """A server, and what it says of those who went."""
+    ends: Ends = []
+    with Server(address, on_disconnect=lambda *end: ends.append(end), **options) as server:
+        yield server, ends
+
+
+def one_by_one(server: Server, count: int, data: bytes = b"x", timeout: float | None = 5) -> None:
+    for _ in range(count):
+        server.publish(data, timeout=timeout)
+
+
+def as_batch(server: Server, count: int, data: bytes = b"x", timeout: float | None = 5) -> None:
+    server.publish_many([data] * count, timeout=timeout)
+
+
+both_modes = pytest.mark.parametrize("framed", [True, False], ids=["framed", "classic"])
+both_ways = pytest.mark.parametrize("publish", [one_by_one, as_batch])
+all_policies = pytest.mark.parametrize("on_lag", ["disconnect", "block", "skip"])
+
+
+def acked(server: Server, packet_id: int, clients: int = 1) -> None:
+    """Wait until the server has seen so many clients' acks up to a message."""
+    wait_until(lambda: sum(info.acked_id >= packet_id for info in server.clients) >= clients)
+
+
+@contextmanager
+def publishing(server: Server, data: bytes = b"late") -> Iterator[list[int]]:
+    """Publish one message in a thread, which has to wait; the list gets its id."""
+    ids: list[int] = []
+    waits = server.stats().waits
+    thread = threading.Thread(target=lambda: ids.append(server.publish(data)))
+    thread.start()
+    try:
+        wait_until(lambda: server.stats().waits > waits)
+        yield ids
+    finally:
+        thread.join(DEADLINE)
+    assert ids
+
+
+# ---- where the limit is ----
+
+
+@both_modes
+@both_ways
+@pytest.mark.parametrize("max_lag", [1, 2, 7])
+def test_at_max_lag_a_client_stays_and_one_beyond_it_is_cut(
+    address: str, framed: bool, publish: Publish, max_lag: int
+) -> None:
+    with serving(address, max_lag=max_lag, patience=0) as (server, ends):
+        with raw_client(server, address, framed=framed) as client:
+            publish(server, max_lag)
+            wait_until(lambda: [info.lag for info in server.clients] == [max_lag])
+            publish(server, 1)
+            assert server.clients == ()
+            assert [message.id for message in client.rest()[0]] == [
+                FIRST_ID + number for number in range(max_lag)
+            ]
+        wait_until(lambda: ends)
+    assert [reason for _, reason in ends] == [EndReason.LAGGED]
+
+
+@both_modes
+def test_a_batch_beyond_max_lag_hands_over_no_more_than_max_lag(address: str, framed: bool) -> None:
+    with serving(address, max_lag=7, patience=0) as (server, _):
+        with raw_client(server, address, framed=framed) as client:
+            server.publish_many([b"x"] * 20)
+            assert len(client.rest()[0]) == 7
+
+
+@both_modes
+@both_ways
+@pytest.mark.parametrize("max_lag", [1, 7])
+def test_one_beyond_max_lag_waits_by_default_and_an_ack_lets_it_pass(
+    address: str, framed: bool, publish: Publish, max_lag: int
+) -> None:
+    with serving(address, max_lag=max_lag) as (server, _):
+        with raw_client(server, address, framed=framed) as client:
+            publish(server, max_lag)
+            for number in range(3):
+                next_id = server.stats().next_id
+                with pytest.raises(Timeout):
+                    publish(server, 1, timeout=0)
+                assert server.stats().next_id == next_id
+                assert server.stats().clients == 1
+                client.ack(FIRST_ID + number)
+                acked(server, FIRST_ID + number)
+                publish(server, 1, timeout=0)
+            assert len(client.read(max_lag + 3)) == max_lag + 3
+
+
+@both_modes
+@both_ways
+@pytest.mark.parametrize("before", [0, 777])
+@pytest.mark.parametrize(("size", "count"), [(48, 1024), (1, 2730), (16000, 4)])
+def test_a_full_log_passes_and_one_message_beyond_it_is_cut(
+    address: str, framed: bool, publish: Publish, before: int, size: int, count: int
+) -> None:
+    with serving(address, log_size=LOG, patience=0) as (server, ends):
+        as_batch(server, before, b"before")
+        with raw_client(server, address, framed=framed) as client:
+            publish(server, count, b"y" * size)
+            wait_until(lambda: [info.lag for info in server.clients] == [count])
+            assert server.clients[0].lag_bytes == count * (-(-size // 8) * 8 + 16)
+            publish(server, 1, b"y" * size)
+            client.rest()
+        wait_until(lambda: ends)
+    ((info, _),) = ends
+    assert (info.limit_kind, info.limit, info.lag) == ("bytes", LOG, count)
+
+
+@all_policies
+def test_no_publisher_ever_gets_beyond_the_limit(address: str, on_lag: jumiks.OnLag) -> None:
+    rounds = 100
+    with serving(address, max_lag=5, on_lag=on_lag, patience=DEADLINE) as (server, _):
+        with raw_client(server, address) as client:
+            threads = [threading.Thread(target=one_by_one, args=(server, rounds)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            try:
+                for number in range(3 * rounds):
+                    (message,) = client.read(1)
+                    assert message.id == FIRST_ID + number
+                    assert server.stats().next_id - 1 - (message.id - 1) <= 5
+                    client.ack(message.id)
+            finally:
+                client.close()
+                for thread in threads:
+                    thread.join(DEADLINE)
+
+
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("max_lag", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("on_lag", ["disconnect", "block"])
+def test_our_client_never_reaches_a_small_limit_by_its_own_thrift(
+    address: str, framed: bool, max_lag: int, on_lag: jumiks.OnLag
+) -> None:
+    with serving(address, max_lag=max_lag, on_lag=on_lag) as (server, ends):
+        with Witness(address, framed=framed) as witness:
+            server.publish_many([b"%d" % number for number in range(200)], timeout=DEADLINE)
+            witness.wait_for(200)
+            assert witness.messages == [b"%d" % number for number in range(200)]
+            assert not ends
+
+
+# ---- who is cut ----
+
+
+@both_modes
+@pytest.mark.parametrize("limit", ["messages", "bytes"])
+def test_a_client_at_its_limit_is_cut_at_once_while_another_is_not(
+    address: str, framed: bool, limit: str
+) -> None:
+    max_lag, count = (10, 10) if limit == "messages" else (None, SLOTS)
+    with serving(address, max_lag=max_lag, log_size=LOG, patience=60) as (server, ends):
+        with (
+            raw_client(server, address, framed=framed) as stopped,
+            raw_client(server, address, framed=framed) as other,
+        ):
+            # Half and half: a classic socket does not take as much as the log at once.
+            for _ in range(2):
+                server.publish_many([SLOT] * (count // 2), timeout=0)
+                last = other.read(count // 2)[-1].id
+                other.ack(last)
+                acked(server, last)
+            server.publish(SLOT, timeout=0)
+            assert [info.acked_id for info in server.clients] == [last]
+            assert other.read(1) == [Message(last + 1, SLOT)]
+            stopped.rest()
+        wait_until(lambda: len(ends) == 2)
+    cut = [info for info, reason in ends if reason is EndReason.LAGGED]
+    assert [(info.limit_kind, info.lag) for info in cut] == [(limit, count)]
+
+
+@pytest.mark.parametrize(("acks", "cuts"), [(4, False), (6, True)])
+def test_the_fastest_must_be_within_half_of_its_limit_for_another_to_be_cut_at_once(
+    address: str, acks: int, cuts: bool
+) -> None:
+    with serving(address, max_lag=10, patience=60) as (server, _):
+        with raw_client(server, address) as stopped, raw_client(server, address) as other:
+            server.publish_many([b"x"] * 10)
+            other.read(10)  # an ack may not come before its message was sent
+            other.ack(FIRST_ID + acks - 1)
+            acked(server, FIRST_ID + acks - 1)
+            if cuts:
+                server.publish(b"x", timeout=0)
+                assert len(stopped.rest()[0]) == 10
+            else:
+                with pytest.raises(Timeout):
+                    server.publish(b"x", timeout=0)
+                assert server.stats().clients == 2
+
+
+def test_all_at_their_limit_make_publish_wait_for_patience_and_then_are_cut(address: str) -> None:
+    with serving(address, max_lag=3, patience=0.2) as (server, ends):
+        with raw_client(server, address), raw_client(server, address, framed=False):
+            server.publish_many([b"x"] * 3)
+            start = time.monotonic()
+            server.publish(b"late")
+            waited = time.monotonic() - start
+            wait_until(lambda: len(ends) == 2)
+    assert 0.2 <= waited < 2
+    assert {reason for _, reason in ends} == {EndReason.LAGGED}
+
+
+def test_without_patience_all_at_their_limit_are_cut_at_once(address: str) -> None:
+    with serving(address, max_lag=3, patience=0) as (server, ends):
+        with raw_client(server, address), raw_client(server, address, framed=False):
+            server.publish_many([b"x"] * 3)
+            server.publish(b"late", timeout=0)
+            wait_until(lambda: len(ends) == 2)
+
+
+def test_endless_patience_cuts_nobody(address: str) -> None:
+    with serving(address, max_lag=3, patience=None) as (server, ends):
+        with raw_client(server, address) as client:
+            server.publish_many([b"x"] * 3)
+            with pytest.raises(Timeout):
+                server.publish(b"late", timeout=0.05)
+            client.ack(FIRST_ID)
+            assert server.publish(b"late", timeout=DEADLINE) == FIRST_ID + 3
+            assert not ends
+
+
+def fill_and_ack_slowly(server: Server, client: RawClient, others: int = 0) -> None:
+    """A large message waits for many acks; one comes now and then, each well within patience."""
+    server.publish_many([SLOT] * SLOTS)
+    with publishing(server, b"large" * 3200):
+        pause = threading.Event()
+        for number in range(4):
+            pause.wait(0.2)
+            client.ack(FIRST_ID + number)
+        assert server.stats().clients == 1 + others
+        client.ack(FIRST_ID + 300)
+
+
+@pytest.mark.parametrize("on_lag", ["disconnect", "block"])
+def test_the_clock_starts_anew_on_an_ack(address: str, on_lag: jumiks.OnLag) -> None:
+    with serving(address, log_size=LOG, on_lag=on_lag, patience=0.5) as (server, ends):
+        with raw_client(server, address) as client:
+            fill_and_ack_slowly(server, client)
+            assert not ends
+
+
+def test_block_gives_each_client_its_own_patience(address: str) -> None:
+    with serving(address, max_lag=5, on_lag="block", patience=0.3) as (server, ends):
+        with raw_client(server, address) as stopped, raw_client(server, address) as other:
+            server.publish_many([b"x"] * 5)
+            other.ack(FIRST_ID + 4)
+            acked(server, FIRST_ID + 4)
+            start = time.monotonic()
+            server.publish(b"late")
+            assert 0.3 <= time.monotonic() - start < 2
+            assert len(stopped.rest()[0]) == 5
+            assert other.read(6)[-1].payload == b"late"
+            wait_until(lambda: ends)
+            assert [reason for _, reason in ends] == [EndReason.LAGGED]
+            assert server.stats().clients == 1
+
+
+def test_the_clock_of_a_client_that_caught_up_starts_anew(address: str) -> None:
+    with serving(address, max_lag=5, on_lag="block", patience=0.4) as (server, ends):
+        with raw_client(server, address) as client:
+            server.publish_many([b"x"] * 5)
+            with publishing(server):
+                threading.Event().wait(0.25)
+                client.ack(FIRST_ID + 4)
+            server.publish_many([b"x"] * 4, timeout=0)
+            start = time.monotonic()
+            server.publish(b"x")
+            assert time.monotonic() - start >= 0.3
+            wait_until(lambda: ends)
+
+
+# ---- block ----
+
+
+@both_modes
+def test_block_waits_until_the_slowest_has_acked(address: str, framed: bool) -> None:
+    with serving(address, max_lag=4, on_lag="block") as (server, ends):
+        with (
+            raw_client(server, address, framed=framed) as slow,
+            raw_client(server, address) as fast,
+        ):
+            server.publish_many([b"x"] * 4)
+            fast.ack(FIRST_ID + 3)
+            acked(server, FIRST_ID + 3)
+            with publishing(server) as ids:
+                assert not ids
+                slow.ack(FIRST_ID)
+            assert ids == [FIRST_ID + 4]
+            assert slow.read(5)[-1] == fast.read(5)[-1] == Message(FIRST_ID + 4, b"late")
+            assert not ends
+
+
+@both_modes
+def test_a_timeout_names_who_held_it_up_and_has_published_nothing(
+    address: str, framed: bool
+) -> None:
+    with serving(address, max_lag=4, on_lag="block") as (server, _):
+        with (
+            raw_client(server, address, framed=framed) as slow,
+            raw_client(server, address) as fast,
+        ):
+            slow_key = min(info.key for info in server.clients)
+            server.publish_many([b"x"] * 4)
+            fast.ack(FIRST_ID + 1)
+            acked(server, FIRST_ID + 1)
+            with pytest.raises(Timeout) as caught:
+                server.publish(b"never", timeout=0.02)
+            holder = caught.value.holder
+            assert isinstance(holder, ClientInfo)
+            assert (holder.key, holder.pid, holder.lag) == (slow_key, os.getpid(), 4)
+            assert (holder.queued, holder.sent_id) == (0, FIRST_ID + 3)
+            assert holder.kernel_bytes > 0
+            assert holder.mode == ("framed" if framed else "classic")
+            assert f"process {os.getpid()}" in str(caught.value)
+            assert "4 messages behind" in str(caught.value)
+            assert caught.value.published == 0
+            slow.ack(FIRST_ID + 3)
+            assert server.publish(b"then", timeout=DEADLINE) == FIRST_ID + 4
+            assert slow.read(5)[-1].payload == b"then"
+
+
+def test_a_timeout_of_a_batch_says_how_many_went_in(address: str) -> None:
+    with serving(address, max_lag=4, on_lag="block") as (server, _):
+        with raw_client(server, address) as client:
+            batch = [b"%d" % number for number in range(10)]
+            with pytest.raises(Timeout) as caught:
+                server.publish_many(batch, timeout=0.02)
+            assert caught.value.published == 4
+            assert client.read(4)[-1] == Message(FIRST_ID + 3, b"3")
+            client.ack(FIRST_ID + 3)
+            acked(server, FIRST_ID + 3)
+            with pytest.raises(Timeout) as caught:
+                server.publish_many(batch[4:], timeout=0.02)
+            assert caught.value.published == 4
+            client.ack(FIRST_ID + 7)
+            assert server.publish_many(batch[8:], timeout=DEADLINE) == range(
+                FIRST_ID + 8, FIRST_ID + 10
+            )
+            assert [message.payload for message in client.read(6)] == batch[4:]
+
+
+def test_a_timeout_tells_what_is_queued_behind_a_full_socket(address: str) -> None:
+    with serving(address, on_lag="block", log_size=1 << 20) as (server, _):
+        with raw_client(server, address):
+            with pytest.raises(Timeout) as caught:
+                server.publish_many([bytes(1000)] * 2000, timeout=0.02)
+            holder = caught.value.holder
+            assert isinstance(holder, ClientInfo)
+            assert holder.lag == caught.value.published == (1 << 20) // 1016
+            assert holder.queued > 0
+            assert holder.queued + holder.sent_id == FIRST_ID + holder.lag - 1
+
+
+def test_a_client_that_leaves_lets_a_blocked_publisher_go_on(address: str) -> None:
+    with serving(address, max_lag=4, on_lag="block") as (server, _):
+        with raw_client(server, address) as client:
+            server.publish_many([b"x"] * 4)
+            with publishing(server):
+                client.close()
+
+
+# ---- skip ----
+
+
+@both_modes
+@both_ways
+def test_a_client_that_was_skipped_goes_on_once_it_has_acked_all_it_was_sent(
+    address: str, framed: bool, publish: Publish
+) -> None:
+    with serving(address, max_lag=10, on_lag="skip", patience=0) as (server, ends):
+        with raw_client(server, address, framed=framed) as client:
+            publish(server, 15)
+            client.ack(FIRST_ID + 4)
+            acked(server, FIRST_ID + 4)
+            publish(server, 5)
+            client.ack(FIRST_ID + 9)
+            wait_until(lambda: server.clients[0].skipped)
+            publish(server, 3, b"again")
+            found = client.read(13)
+            assert [message.id - FIRST_ID for message in found] == [*range(10), 20, 21, 22]
+            assert found[-1].payload == b"again"
+            assert server.clients[0].skipped == server.stats().skipped == 10
+            assert not ends
+
+
+@pytest.mark.parametrize("framed", [True, False])
+def test_our_client_is_told_of_each_gap(address: str, framed: bool) -> None:
+    gaps: list[Gap] = []
+    with serving(address, max_lag=10, on_lag="skip", patience=0) as (server, _):
+        with Client(address, framed=framed, on_gap=gaps.append) as client:
+            server.wait_for_clients(1, DEADLINE)
+            for cycle in range(3):
+                start = server.stats().next_id
+                server.publish_many([b"x"] * (15 + cycle))
+                assert [client.receive(DEADLINE) for _ in range(10)] == [b"x"] * 10
+                # The last one is handled once its receiver comes back for more.
+                with pytest.raises(Timeout):
+                    client.receive(0)
+                wait_until(lambda: server.clients[0].lag == 0)
+                server.publish(b"then")
+                assert client.receive(DEADLINE) == b"then"
+                assert gaps[cycle:] == [Gap(start + 10, start + 14 + cycle)]
+                client.ack()
+                acked(server, client.last_id)
+            assert client.missed == server.stats().skipped == 5 + 6 + 7
+
+
+def test_skip_leaves_the_others_alone(address: str) -> None:
+    with serving(address, max_lag=10, on_lag="skip", patience=60) as (server, ends):
+        with raw_client(server, address) as stopped, Witness(address) as witness:
+            for number in range(200):
+                server.publish(b"%d" % number, timeout=DEADLINE)
+            witness.wait_for(200)
+            assert witness.messages == [b"%d" % number for number in range(200)]
+            assert witness.gaps == []
+            assert len(stopped.read(10)) == 10
+            assert not ends
+
+
+def test_skip_waits_for_patience_while_all_are_at_their_limit(address: str) -> None:
+    with serving(address, max_lag=3, on_lag="skip", patience=0.2) as (server, ends):
+        with raw_client(server, address) as client:
+            server.publish_many([b"x"] * 3)
+            start = time.monotonic()
+            server.publish(b"missed")
+            assert 0.2 <= time.monotonic() - start < 2
+            client.ack(FIRST_ID + 2)
+            wait_until(lambda: server.clients[0].skipped == 1)
+            server.publish(b"then")
+            assert client.read(4)[-1] == Message(FIRST_ID + 4, b"then")
+            assert not ends
+
+
+@both_modes
+def test_skip_by_bytes_frees_the_log_and_drops_what_was_queued(address: str, framed: bool) -> None:
+    count = 5 * SLOTS
+    with serving(address, log_size=LOG, on_lag="skip", patience=0) as (server, ends):
+        with raw_client(server, address, framed=framed) as client:
+            as_batch(server, count, SLOT)
+            sent = server.clients[0].sent_id
+            assert server.stats().log_held == 0
+            client.read(sent - FIRST_ID + 1)
+            client.ack(sent)
+            wait_until(lambda: server.clients[0].skipped)
+            assert server.publish(b"then") == FIRST_ID + count
+            assert client.read(1) == [Message(FIRST_ID + count, b"then")]
+            assert server.stats().skipped == FIRST_ID + count - 1 - sent
+            assert not ends
+
+
+def test_drain_does_not_wait_for_what_was_skipped(address: str) -> None:
+    with serving(address, max_lag=3, on_lag="skip", patience=0) as (server, _):
+        with raw_client(server, address) as client:
+            server.publish_many([b"x"] * 9)
+            with pytest.raises(Timeout):
+                server.drain(timeout=0.02)
+            client.ack(FIRST_ID + 2)
+            server.drain(timeout=DEADLINE)
+
+
+def test_a_message_partly_sent_is_given_up_when_its_client_is_skipped(address: str) -> None:
+    large = os.urandom(250_000)
+    options: dict[str, Any] = {"max_lag": 1, "on_lag": "skip", "patience": 0}
+    with serving(address, log_size=1 << 20, **options) as (server, ends):
+        with raw_client(server, address, max_packet=512) as client:
+            server.publish(large)
+            wait_until(lambda: server.clients[0].packets > 100)
+            server.publish(b"then")
+            packets = []
+            for packet in packets_of(client.sock):
+                packets.append(packet)
+                (frame,) = reference.decode_frames(packet)
+                if frame.payload == b"then":
+                    break
+            assert len(packets) > 100
+            assert sum(map(len, packets)) < len(large)
+            assert list(reference.read_framed(packets)) == [Message(FIRST_ID + 1, b"then")]
+            assert server.stats().skipped == 1
+            assert not ends
+
+
+def test_a_large_message_after_one_that_was_given_up_comes_from_its_beginning(
+    address: str,
+) -> None:
+    later = os.urandom(250_000)
+    options: dict[str, Any] = {"max_lag": 1, "on_lag": "skip", "patience": 0}
+    with serving(address, log_size=1 << 20, **options) as (server, _):
+        with raw_client(server, address, max_packet=512) as client:
+            server.publish(bytes(250_000))
+            wait_until(lambda: server.clients[0].packets > 100)
+            server.publish(later)
+            assert client.read(1) == [Message(FIRST_ID + 1, later)]
+
+
+def test_our_client_takes_a_message_that_was_given_up_for_a_gap(address: str) -> None:
+    gaps: list[Gap] = []
+    options: dict[str, Any] = {"max_lag": 1, "on_lag": "skip", "patience": 0}
+    with serving(address, log_size=1 << 20, **options) as (server, _):
+        with Client(address, arena_size=4096, on_gap=gaps.append) as client:
+            server.wait_for_clients(1, DEADLINE)
+            server.publish(bytes(250_000))
+            wait_until(lambda: server.clients[0].packets > 10)
+            server.publish(b"then")
+            assert client.receive(DEADLINE) == b"then"
+            assert gaps == [Gap(FIRST_ID, FIRST_ID)]
+            client.ack()
+            acked(server, FIRST_ID + 1)
+            large = os.urandom(250_000)
+            server.publish(large)
+            assert client.receive(DEADLINE) == large
+
+
+# ---- what nobody waits for ----
+
+
+@all_policies
+def test_publish_never_waits_without_clients(address: str, on_lag: jumiks.OnLag) -> None:
+    with serving(address, max_lag=1, log_size=LOG, on_lag=on_lag) as (server, _):
+        one_by_one(server, 3000, timeout=0)
+        server.publish_many([SLOT] * 5000, timeout=0)
+        with raw_client(server, address) as client:
+            server.publish(b"x", timeout=0)
+            client.close()
+            wait_until(lambda: not server.stats().clients)
+        one_by_one(server, 100, timeout=0)
+        assert server.stats().waits == 0
+
+
+@both_modes
+def test_a_client_that_never_reads_is_cut_and_harms_nobody(address: str, framed: bool) -> None:
+    with serving(address, log_size=LOG) as (server, ends):
+        with raw_client(server, address, framed=framed), Witness(address) as witness:
+            for _ in range(50):
+                server.publish_many([SLOT] * 100, timeout=DEADLINE)
+            witness.wait_for(5000)
+            assert len(witness.messages) == 5000
+            wait_until(lambda: ends)
+            assert [reason for _, reason in ends] == [EndReason.LAGGED]
+
+
+@both_modes
+def test_a_client_that_reads_but_never_acks_is_cut_too(address: str, framed: bool) -> None:
+    with serving(address, max_lag=20) as (server, ends):
+        with raw_client(server, address, framed=framed) as client, Witness(address) as witness:
+            found: list[Message] = []
+            reader = threading.Thread(target=lambda: found.extend(client.rest()[0]))
+            reader.start()
+            for _ in range(100):
+                server.publish(b"x", timeout=DEADLINE)
+            reader.join(DEADLINE)
+            witness.wait_for(100)
+            assert len(witness.messages) == 100
+            wait_until(lambda: ends)
+    assert [message.id for message in found] == [FIRST_ID + number for number in range(20)]
+    assert ends[0][1] is EndReason.LAGGED
+
+
+def resident_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("Rss:")]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif("san.so" in os.environ.get("LD_PRELOAD", ""), reason="sanitizers keep memory")
+@pytest.mark.parametrize("on_lag", ["disconnect", "skip"])
+def test_a_stopped_client_does_not_make_the_server_grow(address: str, on_lag: jumiks.OnLag) -> None:
+    batch = [bytes(1000)] * 1000
+    with serving(address, log_size=1 << 20, on_lag=on_lag, patience=0) as (server, _):
+        with raw_client(server, address), raw_client(server, address, framed=False):
+            for _ in range(5):
+                server.publish_many(batch)
+            before = resident_bytes()
+            for _ in range(100):
+                server.publish_many(batch)
+            assert resident_bytes() - before < 2 << 20
+
+
+# ---- what a client that was cut is told ----
+
+
+@pytest.mark.parametrize("limit", ["messages", "bytes"])
+@pytest.mark.parametrize("acks", [0, 100])
+def test_a_client_that_was_cut_is_told_its_figures(address: str, limit: str, acks: int) -> None:
+    # 104 bytes and a header: 120 bytes of the log; more than a socket takes.
+    size, log_size = 120, 1 << 20
+    lag = 7000 if limit == "messages" else log_size // size
+    max_lag = lag if limit == "messages" else None
+    with serving(address, max_lag=max_lag, log_size=log_size, patience=0) as (server, ends):
+        with Client(address) as client:
+            server.wait_for_clients(1, DEADLINE)
+            as_batch(server, acks, bytes(104))
+            for _ in range(acks):
+                client.receive(DEADLINE)
+            if acks:
+                client.ack()
+                acked(server, FIRST_ID + acks - 1)
+            as_batch(server, lag + 500, bytes(104))
+            with pytest.raises(Lagged) as caught:
+                while True:
+                    client.receive(DEADLINE)
+            said = caught.value
+            wait_until(lambda: ends)
+            ((info, reason),) = ends
+            oldest = server.stats().oldest_id
+    published = FIRST_ID + acks + lag - 1  # by the time it was cut
+    assert reason is EndReason.LAGGED
+    assert (said.limit_kind, said.limit) == (limit, max_lag or log_size)
+    assert (said.lag, said.lag_bytes) == (lag, lag * size)
+    assert (said.first_lost, said.last_lost) == (client.last_id + 1, published)
+    assert FIRST_ID <= said.oldest_kept <= min(oldest, FIRST_ID + acks)
+    assert (info.limit_kind, info.limit) == (said.limit_kind, said.limit)
+    assert (info.lag, info.lag_bytes) == (said.lag, said.lag_bytes)
+    assert info.lost == Gap(said.first_lost, said.last_lost)
+    assert info.sent_id == client.last_id
+    assert info.queued == info.lost.count
+    assert info.worst_lag == lag
+    assert said.last_acked == info.acked_id == (FIRST_ID + acks - 1 if acks else 0)
+    assert ("never acked" in str(said)) == (acks == 0)
+
+
+@both_modes
+def test_a_client_can_be_cut_in_the_middle_of_a_message(address: str, framed: bool) -> None:
+    with serving(address, max_lag=1, log_size=1 << 20, patience=0) as (server, ends):
+        with raw_client(server, address, max_packet=512) as client:
+            server.publish(bytes(250_000))
+            wait_until(lambda: server.clients[0].packets > 100)
+            server.publish(b"then")
+            messages, bye = client.rest()
+        wait_until(lambda: ends)
+    assert messages == []
+    assert bye is not None
+    assert (bye.reason, bye.first_lost, bye.last_lost) == (1, FIRST_ID, FIRST_ID)
+
+
+def cut_client(server: Server, address: str, count: int) -> Lagged:
+    """What a client of ours, which did not read in time, is told in the end."""
+    with Client(address) as client:
+        server.publish_many([b"%0104d" % number for number in range(count)])
+        with pytest.raises(Lagged) as caught:
+            while True:
+                client.receive_many(DEADLINE)
+    return caught.value
+
+
+def test_resuming_at_the_first_message_lost_gives_exactly_what_was_lost(address: str) -> None:
+    with serving(address, max_lag=6000, log_size=1 << 20, patience=0) as (server, _):
+        said = cut_client(server, address, 8000)
+        assert said.oldest_kept <= said.first_lost
+        assert f"start={said.first_lost}" in str(said)
+        with Witness(address, start=said.first_lost) as witness:
+            server.publish(b"then")
+            count = FIRST_ID + 8000 - said.first_lost + 1
+            witness.wait_for(count)
+    assert witness.ids == list(range(said.first_lost, FIRST_ID + 8001))
+    lost = range(said.first_lost - FIRST_ID, 8000)
+    assert witness.messages == [*(b"%0104d" % number for number in lost), b"then"]
+    assert witness.gaps == []
+
+
+def test_resuming_at_a_message_no_longer_kept_tells_the_gap(address: str) -> None:
+    with serving(address, max_lag=6000, log_size=1 << 20, patience=0) as (server, _):
+        said = cut_client(server, address, 8000)
+        server.publish_many([bytes(1000)] * 900)
+        oldest = server.stats().oldest_id
+        assert oldest > said.first_lost
+        with Witness(address, start=said.first_lost) as witness:
+            witness.wait_for(server.stats().next_id - oldest)
+            assert witness.client.missed == oldest - said.first_lost
+    assert witness.gaps == [Gap(said.first_lost, oldest - 1)]
+    assert witness.ids[0] == oldest
+
+
+# ---- those who start in the past ----
+
+
+@both_ways
+def test_a_late_joiner_is_not_cut_while_it_replays_a_long_history(
+    address: str, publish: Publish
+) -> None:
+    with serving(address, max_lag=10, patience=0) as (server, ends):
+        as_batch(server, 5000)
+        with Witness(address, start="oldest") as witness:
+            # It is behind by far more than max_lag, and the publisher does not wait.
+            publish(server, 200, b"new", timeout=0)
+            witness.wait_for(5000)
+            assert len(witness.messages) >= 5000
+            assert witness.ids[:5000] == list(range(FIRST_ID, FIRST_ID + 5000))
+            assert not [info for info, _ in ends if info.sent_id < FIRST_ID + 5000 - 10]
+
+
+def test_a_late_joiner_that_stops_has_no_more_than_max_lag_in_flight(address: str) -> None:
+    with serving(address, max_lag=10, patience=0) as (server, ends):
+        as_batch(server, 5000)
+        with raw_client(server, address, start=1) as client:
+            assert client.welcome.first_id == FIRST_ID
+            as_batch(server, 1000, timeout=0)
+            assert len(client.read(10)) == 10
+            assert server.clients[0].sent_id == FIRST_ID + 9
+            client.ack(FIRST_ID + 2)
+            assert client.read(3)[-1].id == FIRST_ID + 12
+            assert server.clients[0].sent_id == FIRST_ID + 12
+            assert not ends
+
+
+def test_a_late_joiner_that_caught_up_counts_like_any_other(address: str) -> None:
+    with serving(address, max_lag=10, patience=0) as (server, ends):
+        as_batch(server, 100)
+        with raw_client(server, address, start=1) as client:
+            for number in range(95):
+                client.read(1)
+                client.ack(FIRST_ID + number)
+            acked(server, FIRST_ID + 94)
+            as_batch(server, 5)
+            assert not ends
+            as_batch(server, 1)
+            wait_until(lambda: ends)
+            assert len(client.rest()[0]) == 10
+
+
+def test_a_late_joiner_that_stops_is_cut_by_the_size_of_the_log(address: str) -> None:
+    with serving(address, max_lag=10, log_size=LOG, patience=0) as (server, ends):
+        as_batch(server, SLOTS - 1, SLOT)
+        with raw_client(server, address, start=1) as client:
+            as_batch(server, 1, SLOT)
+            assert not ends
+            as_batch(server, 1, SLOT)
+            messages, bye = client.rest()
+        wait_until(lambda: ends)
+    assert len(messages) == 10
+    assert bye is not None
+    assert (bye.limit_kind, bye.limit) == (2, LOG)
+    assert (bye.first_lost, bye.last_lost) == (FIRST_ID + 10, FIRST_ID + SLOTS - 1)
+
+
+# ---- what the server is told ----
+
+
+def test_each_cut_is_told_once_with_its_whole_account(address: str) -> None:
+    count = 12
+    with ExitStack() as stack:
+        server, ends = stack.enter_context(serving(address, max_lag=5))
+        witness = stack.enter_context(Witness(address))
+        server.wait_for_clients(1, DEADLINE)
+        (kept,) = server.clients
+        for number in range(count):
+            stack.enter_context(raw_client(server, address, framed=number % 2 == 0))
+        keys = {info.key: info.mode for info in server.clients if info.key != kept.key}
+        for _ in range(5):
+            server.publish(b"x" * 10)
+        acked(server, FIRST_ID + 4)
+        server.publish(b"x" * 10, timeout=0)
+        wait_until(lambda: len(ends) == count)
+        witness.wait_for(6)
+        cut, seen = list(ends), server.clients
+    assert [info.key for info in seen] == [kept.key]
+    assert {info.key: info.mode for info, _ in cut} == keys
+    for info, reason in cut:
+        assert reason is info.reason is EndReason.LAGGED
+        assert (info.limit_kind, info.limit) == ("messages", 5)
+        assert (info.lag, info.worst_lag, info.messages) == (5, 5, 5)
+        assert info.sent_id == FIRST_ID + 4
+        assert info.lag_bytes == 5 * 32
+        assert info.pid == os.getpid()
+        assert info.last_ack is None
+        assert info.bytes == (5 * 32 if info.mode == "framed" else 5 * 18)
+    # The witness closes just before the server does, and either may be seen first.
+    assert [reason in (EndReason.LEFT, EndReason.CLOSING) for _, reason in ends[count:]] == [True]
