@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo, make test: all that a fresh clone needs; they make the environment they run in.
+
+PYTHON ?= python3
+CC ?= cc
+VENV := .venv
+PY := $(VENV)/bin/python
+BUILT := $(VENV)/.built
+SANITIZE ?= address,undefined
+# Options for pytest: make test ARGS="-k lag -x"
+ARGS ?=
+
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+CORE := $(filter-out csrc/objects.c,$(wildcard csrc/*.c))
+C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/peers/*.[ch] bench/*.[ch])
+C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
+C_FLAGS := -std=c11 -D_GNU_SOURCE -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-c lint lint-c format sanitize dist bench bench-quick clean
+
+help: ## Show what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+# The editable install has the compiled modules in src/, so they are made anew when C changes.
+# Without isolation, as that would fetch the build tools each time.
+$(BUILT): $(BUILD_INPUTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "jumiks needs Python 3.11 or later: make PYTHON=/path/to/python3")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
+	$(PY) $(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+venv: $(BUILT) ## Make .venv with everything for development
+
+demo: $(BUILT) ## Publish a library's worth of lines to five very different clients
+	$(PY) examples/demo.py
+
+test: $(BUILT) ## Run the tests
+	$(PY) -m pytest $(ARGS)
+
+test-c: ## Run the C core's own tests, without Python
+	@mkdir -p build/test-c
+	@set -e; for name in $(C_TESTS); do \
+	    echo "$$name"; \
+	    $(CC) $(C_FLAGS) -fsanitize=$(SANITIZE) -fno-sanitize-recover=all \
+	        -o build/test-c/$$name tests/c/$$name.c $(CORE); \
+	    build/test-c/$$name; \
+	done
+
+lint: $(BUILT) lint-c ## Check formats, style and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
+
+lint-c: $(BUILT)
+	JUMIKS_DEV=1 $(PY) setup.py --quiet build_ext --build-lib build/strict --build-temp build/strict
+
+format: $(BUILT) ## Rewrite all files in the house's format
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+	$(VENV)/bin/clang-format -i $(C_FILES)
+
+# Installed, not editable: that would put instrumented modules where the others import them from.
+sanitize: SAN := .venv-san
+sanitize: ## Run the tests on a build with sanitizers (SANITIZE=thread for that one)
+	test -x $(SAN)/bin/python || $(PYTHON) -m venv $(SAN)
+	$(SAN)/bin/python $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
+	JUMIKS_SANITIZE=$(SANITIZE) $(SAN)/bin/python $(PIP_INSTALL) --no-build-isolation '.[test]'
+	LD_PRELOAD="$$($(CC) -print-file-name=$(if $(findstring thread,$(SANITIZE)),libtsan,libasan).so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	    $(SAN)/bin/python -m pytest $(ARGS)
+
+dist: $(BUILT) ## Build sdist and wheel, look into them, install and try each
+	rm -rf dist
+	$(PY) -m build --outdir dist .
+	$(PY) .ci/check_dist.py dist
+
+# pytest-benchmark's own table would show how long the rounds took, and no ratio.
+bench: BENCH_OPTIONS += --quiet --timeout=300 --benchmark-quiet \
+    --benchmark-json=bench/results/latest.json
+bench: $(BUILT) ## Measure, beside pyzmq and plain C
+	$(PY) $(PIP_INSTALL) --no-build-isolation --editable '.[dev,bench]'
+	$(PY) -m pytest bench $(BENCH_OPTIONS) $(ARGS)
+
+bench-quick: BENCH_OPTIONS += --quick
+bench-quick: bench ## The same in a third of the time, with less certain figures
+
+clean: ## Remove all that the others made
+	rm -rf $(VENV) .venv-san build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf src/*.egg-info src/jumiks/*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +

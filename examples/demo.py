@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Publish every line of Python's standard library to five very different clients.
+
+Each client is a process of its own:
+
+* two framed ones, which read as fast as they can;
+* one that speaks plain 1.0 by the standard `socket` module alone (see `plain`);
+* one that is slow, for which the publisher waits, as `on_lag="block"` has it;
+* one that stops altogether: it is cut after a second without an ack, and finds out why when it
+  goes on, long after.
+
+The exit status is 0 if those who stayed received, byte for byte, what was published, and the one
+that was cut was told what it lost.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import jumiks
+
+MAX_LAG = 20_000
+"""Messages a client may be behind. Here that is well under a second of work for a fast one, so the
+slow one is felt, and the log (16 MiB by default) is never the limit."""
+
+PATIENCE = 1.0
+"""Seconds without an ack after which a client that holds up the publisher is cut."""
+
+SLEEP = 6.0
+"""Seconds that the slow client sleeps, all its naps together."""
+
+NAP_EVERY = 5_000
+"""Messages between two of its naps."""
+
+STOP_AFTER = 10_000
+"""Messages that the stopped client takes before it stops."""
+
+DEADLINE = 30.0
+"""Seconds for clients to connect, and again for the last of them to finish."""
+
+FIRST_ID = 100_000
+
+CLEAR = "\r\x1b[K"
+"""Empties the terminal's line."""
+
+
+@dataclass
+class Report:
+    """What a client says of itself at its end."""
+
+    messages: int = 0
+    sha256: str = ""
+    seconds: float = 0.0
+    end: str = ""
+    facts: dict[str, int | str] = field(default_factory=dict)
+
+
+class Tally:
+    """Count and hash what comes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._hash = hashlib.sha256()
+        self._first = self._last = 0.0
+
+    def add(self, message: bytes) -> None:
+        self._last = time.monotonic()
+        if not self.count:
+            self._first = self._last
+        self.count += 1
+        self._hash.update(message)
+
+    def report(self, end: str, **facts: int | str) -> Report:
+        return Report(self.count, self._hash.hexdigest(), self._last - self._first, end, facts)
+
+
+# ---- the clients ----
+
+
+def framed(address: str) -> Report:
+    import jumiks
+
+    tally = Tally()
+    try:
+        with jumiks.Client(address) as client:
+            for message in client:
+                tally.add(message)
+    except jumiks.ConnectionEnded as error:
+        return tally.report(type(error).__name__, text=str(error))
+    return tally.report("server closed")
+
+
+def slow(address: str, nap: float) -> Report:
+    import jumiks
+
+    tally = Tally()
+    try:
+        with jumiks.Client(address) as client:
+            for message in client:
+                tally.add(message)
+                if tally.count % NAP_EVERY == 0:
+                    time.sleep(nap)
+    except jumiks.ConnectionEnded as error:
+        return tally.report(type(error).__name__, text=str(error))
+    return tally.report("server closed")
+
+
+def stopped(address: str) -> Report:
+    import jumiks
+
+    tally = Tally()
+    try:
+        with jumiks.Client(address) as client:
+            for message in client:
+                tally.add(message)
+                if tally.count == STOP_AFTER:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+    except jumiks.Lagged as error:
+        facts = {
+            name: getattr(error, name)
+            for name in ("limit", "limit_kind", "lag", "last_acked", "first_lost", "last_lost")
+        }
+        return tally.report("Lagged", text=str(error), **facts)
+    return tally.report("server closed")
+
+
+def plain(address: str) -> Report:
+    """All of plain 1.0: shake hands, then ack the number in front of each message."""
+    tally = Tally()
+    packet_id = struct.Struct("<Q")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(address.replace("@", "\0", 1))
+        major, minor, _patch = struct.unpack("<HHH", sock.recv(6))
+        if (major, minor) != (1, 0):
+            return tally.report(f"the server speaks {major}.{minor}")
+        sock.send(struct.pack("<HHH", 1, 0, 0))
+        while True:
+            try:
+                packet = sock.recv(1 << 18)
+            except ConnectionResetError:
+                continue  # the server closed with acks unread; what it sent before is still there
+            if not packet:
+                break
+            tally.add(packet[packet_id.size :])
+            with suppress(ConnectionError):
+                sock.send(packet[: packet_id.size])
+    assert "jumiks" not in sys.modules
+    return tally.report("end of stream")
+
+
+class Client:
+    """A client's process; its report is what it prints. Leaving the `with` block ends it."""
+
+    def __init__(self, name: str, role: str, *arguments: object) -> None:
+        self.name = name
+        self.mode = "classic" if role == "plain" else "framed"
+        # In a process group of its own Ctrl-C does not reach it, so only this process answers that.
+        # And should this one be killed, the kernel ends even a client that is stopped: it has
+        # SIGHUP and SIGCONT for groups that nobody is left to look after.
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, role, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            process_group=0,
+        )
+
+    def report(self) -> Report:
+        output, _ = self.process.communicate(timeout=DEADLINE)
+        if self.process.returncode != 0:
+            return Report(end=f"failed with status {self.process.returncode}")
+        return Report(**json.loads(output))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+# ---- the publisher ----
+
+
+def sources() -> list[Path]:
+    library = Path(sysconfig.get_path("stdlib"))
+    foreign = {library / "site-packages", library / "dist-packages"}
+    return sorted(path for path in library.rglob("*.py") if foreign.isdisjoint(path.parents))
+
+
+def lines(paths: list[Path]) -> Iterator[list[bytes]]:
+    for path in paths:
+        yield path.read_bytes().splitlines(keepends=True)
+
+
+class Progress:
+    """One line that is rewritten on a terminal; a few lines where there is none."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._begin = self._told = time.monotonic()
+        self._live = sys.stdout.isatty()
+
+    def show(self, server: "jumiks.Server", done: int) -> None:
+        now = time.monotonic()
+        if now - self._told < (0.1 if self._live else 2.5):
+            return
+        self._told = now
+        clients = server.clients
+        behind = max((client.lag for client in clients), default=0)
+        text = (
+            f"{now - self._begin:4.1f} s: {done:,} of {self._total:,} lines published, "
+            f"{len(clients)} clients, the last is {behind:,} behind"
+        )
+        print(f"{CLEAR}{text}" if self._live else text, end="" if self._live else "\n", flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line of its own."""
+        now = time.monotonic() - self._begin
+        print(f"{CLEAR if self._live else ''}{now:4.1f} s: {text}", flush=True)
+
+    def clear(self) -> None:
+        if self._live:
+            print(CLEAR, end="", flush=True)
+
+
+def publish(server: "jumiks.Server", paths: list[Path], progress: Progress) -> Report:
+    """Publish it all, and wait until those who are still there have handled it."""
+    digest, done, begin = hashlib.sha256(), 0, time.monotonic()
+    try:
+        for batch in lines(paths):
+            server.publish_many(batch)
+            for line in batch:
+                digest.update(line)
+            done += len(batch)
+            progress.show(server, done)
+        server.drain(DEADLINE)
+    finally:
+        progress.clear()
+    return Report(done, digest.hexdigest(), time.monotonic() - begin)
+
+
+def figures(report: Report, lag: str) -> tuple[str, str, str, str]:
+    return f"{report.messages:,}", lag, f"{report.seconds:.1f} s", report.sha256[:16] + "..."
+
+
+def table(published: Report, reports: dict[Client, Report], worst: dict[int, int]) -> str:
+    rows = [("", "mode", "messages", "lag at worst", "time", "SHA-256", "end")]
+    rows.append(("publisher", "", *figures(published, ""), ""))
+    for client, report in reports.items():
+        lag = worst.get(client.process.pid)
+        shown = figures(report, "?" if lag is None else f"{lag:,}")
+        rows.append((client.name, client.mode, *shown, report.end))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = (False, False, True, True, True, False, False)
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def faults(published: Report, reports: dict[Client, Report], paths: list[Path]) -> list[str]:
+    found = []
+    for client, report in reports.items():
+        if client.name == "stopped":
+            prefix = hashlib.sha256()
+            for line in islice((line for batch in lines(paths) for line in batch), report.messages):
+                prefix.update(line)
+            if report.end != "Lagged":
+                found.append(f"{client.name} was not told that it lagged: {report.end}")
+            elif report.facts["first_lost"] != FIRST_ID + report.messages:
+                found.append(f"{client.name} was told another loss than it had: {report.facts}")
+            elif report.sha256 != prefix.hexdigest():
+                found.append(f"what {client.name} got is not the beginning of what was published")
+        elif (report.messages, report.sha256) != (published.messages, published.sha256):
+            found.append(f"{client.name} did not receive what was published: {report.end}")
+    return found
+
+
+def demo() -> int:
+    import jumiks
+
+    paths = sources()
+    total = sum(map(len, lines(paths)))
+    print(
+        f"{total:,} lines of {len(paths):,} files in {sysconfig.get_path('stdlib')}, each a message"
+    )
+    address = f"@jumiks-demo-{os.getpid()}"
+    worst: dict[int, int] = {}
+    # What the server logs of a cut is told by `gone` here, so that it does not break into the line.
+    logging.getLogger("jumiks").addHandler(logging.NullHandler())
+    progress = Progress(total)
+
+    def gone(client: jumiks.ClientInfo, reason: jumiks.EndReason) -> None:
+        worst[client.pid] = client.worst_lag
+        if reason is jumiks.EndReason.LAGGED:
+            progress.note(f"cut: {client}")
+
+    with ExitStack() as stack:
+        server = jumiks.Server(
+            address, max_lag=MAX_LAG, on_lag="block", patience=PATIENCE, on_disconnect=gone
+        )
+        stack.callback(server.close, 0.0)
+        clients = [
+            stack.enter_context(client)
+            for client in (
+                Client("fast 1", "framed", address),
+                Client("fast 2", "framed", address),
+                Client("plain 1.0", "plain", address),
+                Client("slow", "slow", address, SLEEP * NAP_EVERY / total),
+                Client("stopped", "stopped", address),
+            )
+        ]
+        server.wait_for_clients(len(clients), DEADLINE)
+        published = publish(server, paths, progress)
+        server.close()
+        for client in clients:
+            client.process.send_signal(signal.SIGCONT)
+        reports = {client: client.report() for client in clients}
+
+    print(table(published, reports, worst))
+    for client, report in reports.items():
+        if "text" in report.facts:
+            print(f"\n{client.name} says: {report.facts['text']}.")
+    found = faults(published, reports, paths)
+    for fault in found:
+        print(f"FAULT: {fault}")
+    return 1 if found else 0
+
+
+def main() -> int:
+    if len(sys.argv) == 1:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            return demo()
+        except KeyboardInterrupt:
+            print("interrupted")
+            return 128 + signal.SIGINT
+    role, address, *rest = sys.argv[1:]
+    if role == "slow":
+        report = slow(address, float(rest[0]))
+    else:
+        report = {"framed": framed, "plain": plain, "stopped": stopped}[role](address)
+    with suppress(BrokenPipeError):  # the demo was killed, so nobody asks
+        os.write(sys.stdout.fileno(), json.dumps(asdict(report)).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
