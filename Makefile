@@ -38,8 +38,9 @@ venv: $(BUILT) ## Make .venv with everything for development
 demo: $(BUILT) ## Publish a library's worth of lines to five very different clients
 	$(PY) examples/demo.py
 
-test: $(BUILT) ## Run the tests
+test: $(BUILT) ## Run the tests, with the log shared and with packets
 	$(PY) -m pytest $(ARGS)
+	JUMIKS_TEST_SHARE_LOG=0 $(PY) -m pytest $(ARGS)
 
 test-c: ## Run the C core's own tests, without Python
 	@mkdir -p build/test-c
@@ -72,7 +73,8 @@ sanitize: ## Run the tests on a build with sanitizers (SANITIZE=thread for that 
 	JUMIKS_SANITIZE=$(SANITIZE) $(SAN)/bin/python $(PIP_INSTALL) --no-build-isolation '.[test]'
 	LD_PRELOAD="$$($(CC) -print-file-name=$(if $(findstring thread,$(SANITIZE)),libtsan,libasan).so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	    $(SAN)/bin/python -m pytest $(ARGS)
+	    sh -c '$(SAN)/bin/python -m pytest $(ARGS) && \
+	        JUMIKS_TEST_SHARE_LOG=0 $(SAN)/bin/python -m pytest $(ARGS)'
 
 dist: $(BUILT) ## Build sdist and wheel, look into them, install and try each
 	rm -rf dist

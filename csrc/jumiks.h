@@ -39,6 +39,7 @@ enum jmk_error {
     JMK_E_LOST,          /* client: the connection ended without a goodbye */
     JMK_E_PROTOCOL,      /* client: the server broke the protocol; jmk_client_fault says how */
     JMK_E_ACK,           /* client: an ack for a message that was not received */
+    JMK_E_LOG,           /* client: what the server shares is not what it should be */
     JMK_E_LAST
 };
 
@@ -47,9 +48,13 @@ enum jmk_wire {
     JMK_FRAGMENT_HEADER = 24, /* a frame header, u32 total, u32 offset */
     JMK_CLASSIC_HEADER = 8,   /* u64 id */
     JMK_ACK_SIZE = 8,         /* u64 id */
+    JMK_ANSWER_SIZE = 16,     /* u64 id, u64 zero: to SKIP */
     JMK_BYE_SIZE = 64,        /* payload of a BYE frame */
     JMK_KIND_DATA = 1,
     JMK_KIND_BYE = 2,
+    JMK_KIND_RING = 3,   /* shared only: something was published */
+    JMK_KIND_SKIP = 4,   /* shared only: read no further; say how far you are */
+    JMK_KIND_RESUME = 5, /* shared only: go on at this id, u64 offset */
     JMK_KIND_CRITICAL = 0x8000, /* an unknown kind with this bit ends the connection */
     JMK_FLAG_FRAGMENT = 1,      /* the payload starts with u32 total, u32 offset */
     JMK_FLAG_MORE = 2,          /* more fragments of this message follow */
@@ -58,7 +63,7 @@ enum jmk_wire {
 
 enum jmk_policy { JMK_DISCONNECT = 0, JMK_BLOCK = 1, JMK_SKIP = 2 };
 
-enum jmk_mode { JMK_CLASSIC = 0, JMK_FRAMED = 1 };
+enum jmk_mode { JMK_CLASSIC = 0, JMK_FRAMED = 1, JMK_SHARED = 2 };
 
 /* Why a connection ended. The first six travel in BYE. */
 enum jmk_reason {
@@ -125,9 +130,10 @@ struct jmk_config {
 
 struct jmk_attached {
     uint64_t key;
-    uint64_t first_id;   /* the first message it will get */
-    uint32_t max_packet; /* the largest packet it will be sent, bytes */
-    uint32_t zero;
+    uint64_t first_id;     /* the first message it will get */
+    uint64_t first_offset; /* where that stands, or will stand, in the log */
+    uint32_t max_packet;   /* the largest packet it will be sent, bytes */
+    int32_t cursor_fd;     /* shared: the memfd of its page, which is the caller's now; else -1 */
 };
 
 struct jmk_stats {
@@ -202,10 +208,14 @@ int jmk_server_next_event(jmk_server *server, struct jmk_event *out);
  */
 int jmk_socket_prepare(const jmk_server *server, int fd, uint32_t *max_packet);
 
+/* The log's memfd, for clients to read; the server's own. -1 if this system cannot share it. */
+int jmk_server_log_fd(const jmk_server *server);
+
 /*
  * Add a client, its sends held back. On success fd belongs to the core. max_packet: at most what
  * jmk_socket_prepare said; 0 on a classic connection if the peer did not tell. start: 0 = from now,
  * 1 = oldest kept, otherwise an id (one that is no longer kept becomes the oldest that is).
+ * JMK_SHARED needs a log that can be shared: -EOPNOTSUPP if it cannot.
  */
 int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_packet,
                       uint64_t start, struct jmk_attached *out);
@@ -235,7 +245,7 @@ void jmk_server_yield(jmk_server *server);
 
 /*
  * Wait until a message of size bytes may be worth another try; applies the lag policy while it
- * waits. -EINTR after a signal. On JMK_E_TIMEOUT *holder is the client that was in the way (key 0
+ * waits. -EINTR after a signal, and now and then without one. On JMK_E_TIMEOUT *holder is the client that was in the way (key 0
  * if it was another publisher).
  */
 int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
@@ -274,10 +284,13 @@ struct jmk_client_config {
     uint32_t mode;        /* enum jmk_mode */
     uint32_t max_packet;  /* largest packet that may come, bytes */
     uint32_t max_message; /* largest message that may come, bytes */
-    uint32_t zero;
+    int32_t log_fd;       /* shared: the log's memfd, and ... */
+    int32_t cursor_fd;    /* ... that of its own page; both stay the caller's */
+    uint64_t first_offset; /* shared: where the first message stands, or will, in the log */
+    int64_t spin;          /* shared: how long to look before it sleeps, ns */
 };
 
-/* On success fd belongs to the client. */
+/* On success fd belongs to the client. JMK_E_LOG: what log_fd stands for is no log to be trusted. */
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config);
 
 /* Returns NULL. Arenas that are still held stay valid. */
@@ -296,9 +309,24 @@ int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
  */
 int jmk_client_ack(jmk_client *client, uint64_t handled, int64_t timeout);
 
-/* Hold the arena of the last batch, so that it outlives the next receive. */
+/*
+ * Hold the memory of the last batch, so that it outlives the next receive. In a log that is shared
+ * nothing from that batch on counts as handled meanwhile.
+ */
 jmk_arena *jmk_client_hold(jmk_client *client);
 void jmk_arena_free(jmk_arena *arena);
+
+/* Does it still have what was received? No, if the lag policy cut or skipped this client since. */
+int jmk_arena_whole(const jmk_arena *arena);
+
+/*
+ * Is the last batch still what was received? Ask after its messages were copied: 0 means that the
+ * lag policy cut or skipped this client meanwhile, and that the copies may be torn.
+ */
+int jmk_client_whole(const jmk_client *client);
+
+/* Then: that batch counts as never received. The next receive says what became of it. */
+void jmk_client_unread(jmk_client *client);
 
 /* What BYE said; all zero if none came. */
 void jmk_client_goodbye(const jmk_client *client, struct jmk_goodbye *out);

@@ -2,8 +2,8 @@
 /*
  * The log: a ring of frames, each written once
  *
- * One memfd, mapped twice back to back, so that a frame, and any run of frames, is contiguous
- * wherever it starts. An offset is the number of bytes ever written before it; it only grows, and
+ * One memfd: a header page (page.h), then the ring, which is mapped twice back to back, so that a
+ * frame, and any run of frames, is contiguous wherever it starts. An offset is the number of bytes ever written before it; it only grows, and
  * its low bits are the place in the ring. tail <= floor <= head <= tail + size, where the floor is
  * the lowest offset somebody may still read, kept by the caller: the log gives up nothing behind it.
  *
@@ -11,7 +11,9 @@
  * like. Readers take no lock: a frame's bytes, then its mark, then the end (offset and id, one pair
  * under a version that is odd while it changes) are stored in this order; who took the end may read
  * all that lies before it, and each mark before it. Publishing, and taking the end, are sequentially
- * consistent: see server.h for the one that needs it.
+ * consistent: see server.h for the one that needs it. Readers in other processes (reader.c) may also
+ * be behind the floor, where frames are given up under their eyes: tail is stored before the first
+ * byte is overwritten, so whoever copied a frame, and then finds tail at or before it, has it whole.
  *
  * Marks are a sparse index id -> offset, one about each JMK_LOG_STRIDE bytes. They serve the search
  * for an id, and they cut the stream into packets once for all clients. There are at most two a
@@ -31,64 +33,125 @@
 
 #include "os.h"
 
-static int map_twice(int fd, uint64_t size, uint8_t **out) {
-    uint8_t *area = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
 
-    if (area == MAP_FAILED)
-        return -errno;
-    for (int half = 0; half < 2; half++) {
-        void *at = mmap(area + (uint64_t)half * size, size, PROT_READ | PROT_WRITE,
-                        MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0);
-        if (at == MAP_FAILED) {
-            int error = -errno;
-            munmap(area, 2 * size);
-            return error;
-        }
-    }
-    madvise(area, 2 * size, MADV_DONTFORK);
-    *out = area;
-    return 0;
+static uint64_t header_size(void) {
+    return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-int jmk_log_init(struct jmk_log *log, uint64_t size) {
-    JMK_CLEANUP(jmk_close_fd) int fd = -1;
-    uint64_t marks = 8;
-    int error;
+static uint64_t whole_size(const struct jmk_log *log) {
+    return header_size() + 2 * log->size;
+}
 
-    memset(log, 0, sizeof *log);
-    log->fd = -1;
-    fd = memfd_create("jumiks", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+/* A memfd with its pages allocated, or -errno. */
+static int make_file(uint64_t size) {
+    JMK_CLEANUP(jmk_close_fd) int fd = memfd_create("jumiks", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
     if (fd < 0)
         return -errno;
     if (fallocate(fd, 0, 0, (off_t)size) < 0)
         return -errno;
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
+    return jmk_take_fd(&fd);
+}
+
+/* The header and the ring at the start of area, from the file or, without one, of memory alone. */
+static int map_first(uint8_t *area, uint64_t size, int fd) {
+    int flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE | (fd < 0 ? MAP_ANONYMOUS : 0);
+
+    return mmap(area, size, PROT_READ | PROT_WRITE, flags, fd, 0) == MAP_FAILED ? -errno : 0;
+}
+
+/* The ring once more, behind the first. Of memory without a file, mremap makes a second map. */
+static int map_again(uint8_t *ring, uint64_t size, int fd) {
+    void *at;
+
+    if (fd < 0)
+        at = mremap(ring, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, ring + size);
+    else
+        at = mmap(ring + size, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
+                  fd, (off_t)header_size());
+    return at == MAP_FAILED ? -errno : 0;
+}
+
+static int map(struct jmk_log *log) {
+    uint64_t header = header_size();
+    uint8_t *area = mmap(NULL, whole_size(log), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int error;
+
+    if (area == MAP_FAILED)
         return -errno;
-    while (marks < 4 * (size / JMK_LOG_STRIDE + 2))
+    error = map_first(area, header + log->size, log->fd);
+    if (!error)
+        error = map_again(area + header, log->size, log->fd);
+    if (error) {
+        munmap(area, whole_size(log));
+        return error;
+    }
+    madvise(area, whole_size(log), MADV_DONTFORK);
+    log->page = (struct jmk_log_page *)(void *)area;
+    log->base = area + header;
+    return 0;
+}
+
+/* Our map is there, so from here on nobody can get another one to write to. */
+static bool seal(int fd) {
+    int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
+
+    return fd >= 0 && fcntl(fd, F_ADD_SEALS, seals) == 0;
+}
+
+static int make_marks(struct jmk_log *log) {
+    uint64_t marks = 8;
+
+    while (marks < 4 * (log->size / JMK_LOG_STRIDE + 2))
         marks *= 2;
     log->marks = calloc(marks, sizeof *log->marks);
     if (!log->marks)
         return -ENOMEM;
     log->mark_mask = marks - 1;
-    error = map_twice(fd, size, &log->base);
-    if (error < 0) {
-        free(log->marks);
-        log->marks = NULL;
-        return error;
-    }
-    log->size = size;
-    log->fd = jmk_take_fd(&fd);
-    atomic_init(&log->next_id, JMK_FIRST_ID);
-    atomic_init(&log->oldest_id, JMK_FIRST_ID);
-    log->write.id = JMK_FIRST_ID;
     log->marks[0] = (struct jmk_mark){JMK_FIRST_ID, 0};
     atomic_init(&log->mark_head, 1);
     return 0;
 }
 
+static void fill_page(const struct jmk_log *log) {
+    struct jmk_log_page *page = log->page;
+
+    page->magic = JMK_PAGE_MAGIC;
+    page->layout = JMK_PAGE_LAYOUT;
+    page->size = log->size;
+    atomic_init(&page->next_id, JMK_FIRST_ID);
+    atomic_init(&page->oldest_id, JMK_FIRST_ID);
+    atomic_init(&page->wanted, UINT64_MAX);
+}
+
+int jmk_log_init(struct jmk_log *log, uint64_t size) {
+    int error;
+
+    memset(log, 0, sizeof *log);
+    log->size = size;
+    log->write.id = JMK_FIRST_ID;
+    log->fd = make_file(header_size() + size);
+    if (log->fd < 0 && log->fd != -ENOSYS && log->fd != -EPERM)
+        return log->fd;
+    error = map(log);
+    if (!error)
+        error = make_marks(log);
+    if (error) {
+        jmk_log_deinit(log);
+        return error;
+    }
+    fill_page(log);
+    log->shareable = seal(log->fd);
+    return 0;
+}
+
 void jmk_log_deinit(struct jmk_log *log) {
-    if (log->base)
-        munmap(log->base, 2 * log->size);
+    if (log->page)
+        munmap(log->page, whole_size(log));
+    log->page = NULL;
     log->base = NULL;
     jmk_close_fd(&log->fd);
     free(log->marks);
@@ -112,7 +175,7 @@ static uint64_t length_at(const struct jmk_log *log, uint64_t offset) {
  * more than asked, where the floor allows it and the log is large; else frame by frame.
  */
 static void evict(struct jmk_log *log, uint64_t goal, uint64_t floor) {
-    uint64_t tail = relaxed(&log->tail), id = relaxed(&log->oldest_id);
+    uint64_t tail = relaxed(&log->page->tail), id = relaxed(&log->page->oldest_id);
     uint64_t number = relaxed(&log->mark_tail), end = relaxed(&log->mark_head);
 
     while (tail < goal) {
@@ -129,14 +192,15 @@ static void evict(struct jmk_log *log, uint64_t goal, uint64_t floor) {
             number++;
     }
     atomic_store_explicit(&log->mark_tail, number, memory_order_relaxed);
-    atomic_store_explicit(&log->oldest_id, id, memory_order_relaxed);
-    atomic_store_explicit(&log->tail, tail, memory_order_release);
+    atomic_store_explicit(&log->page->oldest_id, id, memory_order_relaxed);
+    atomic_store_explicit(&log->page->tail, tail, memory_order_release);
+    jmk_fence();
 }
 
 void *jmk_log_open(struct jmk_log *log, uint32_t size, uint64_t floor) {
     uint64_t head = log->write.offset, end = head + jmk_frame_length(size);
 
-    if (end - relaxed(&log->tail) > log->size)
+    if (end - relaxed(&log->page->tail) > log->size)
         evict(log, end - log->size, floor);
     return jmk_log_at(log, head) + JMK_FRAME_HEADER;
 }
@@ -165,22 +229,22 @@ uint64_t jmk_log_seal(struct jmk_log *log, uint32_t size) {
 }
 
 void jmk_log_publish(struct jmk_log *log) {
-    uint64_t version = relaxed(&log->version);
+    uint64_t version = relaxed(&log->page->version);
 
-    atomic_store_explicit(&log->version, version + 1, memory_order_relaxed);
-    atomic_store_explicit(&log->next_id, log->write.id, memory_order_release);
-    atomic_store_explicit(&log->head, log->write.offset, memory_order_release);
-    atomic_store_explicit(&log->version, version + 2, memory_order_seq_cst);
+    atomic_store_explicit(&log->page->version, version + 1, memory_order_relaxed);
+    atomic_store_explicit(&log->page->next_id, log->write.id, memory_order_release);
+    atomic_store_explicit(&log->page->head, log->write.offset, memory_order_release);
+    atomic_store_explicit(&log->page->version, version + 2, memory_order_seq_cst);
 }
 
 struct jmk_mark jmk_log_end(const struct jmk_log *log) {
     for (unsigned turn = 1;; turn++) {
-        uint64_t version = atomic_load_explicit(&log->version, memory_order_seq_cst);
+        uint64_t version = atomic_load_explicit(&log->page->version, memory_order_seq_cst);
         struct jmk_mark end;
 
-        end.id = atomic_load_explicit(&log->next_id, memory_order_acquire);
-        end.offset = atomic_load_explicit(&log->head, memory_order_acquire);
-        if (version % 2 == 0 && version == relaxed(&log->version))
+        end.id = atomic_load_explicit(&log->page->next_id, memory_order_acquire);
+        end.offset = atomic_load_explicit(&log->page->head, memory_order_acquire);
+        if (version % 2 == 0 && version == relaxed(&log->page->version))
             return end;
         if (turn % 64 == 0)
             sched_yield(); /* the writer may have lost its core between two stores */
@@ -188,7 +252,7 @@ struct jmk_mark jmk_log_end(const struct jmk_log *log) {
 }
 
 uint64_t jmk_log_seek(const struct jmk_log *log, struct jmk_mark from, uint64_t id) {
-    uint64_t end = atomic_load_explicit(&log->head, memory_order_acquire);
+    uint64_t end = atomic_load_explicit(&log->page->head, memory_order_acquire);
     uint64_t low = relaxed(&log->mark_tail);
     uint64_t high = atomic_load_explicit(&log->mark_head, memory_order_acquire);
 
@@ -207,7 +271,7 @@ uint64_t jmk_log_seek(const struct jmk_log *log, struct jmk_mark from, uint64_t 
 }
 
 struct jmk_mark jmk_log_find(const struct jmk_log *log, struct jmk_mark from, uint64_t offset) {
-    uint64_t end = atomic_load_explicit(&log->head, memory_order_acquire);
+    uint64_t end = atomic_load_explicit(&log->page->head, memory_order_acquire);
     uint64_t number = jmk_log_mark_after(log, offset);
 
     if (number > relaxed(&log->mark_tail)) {

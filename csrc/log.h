@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #include "frame.h"
+#include "page.h"
 
 /* Frames between two marks fill at most this many bytes, unless one frame alone is larger. */
 #define JMK_LOG_STRIDE 65536u
@@ -18,22 +19,19 @@ struct jmk_mark {
 };
 
 struct jmk_log {
-    uint8_t *base; /* size bytes, mapped twice back to back */
+    struct jmk_log_page *page; /* what readers may see */
+    uint8_t *base;             /* size bytes, mapped twice back to back */
     uint64_t size;
-    int fd;
+    int fd;                /* -1: there is no memfd here */
+    bool shareable;        /* nobody but us can write, shrink or grow what fd stands for */
     struct jmk_mark write; /* the writers' own: where the next frame goes */
-    /* What readers may see: the end is one pair, the version is odd while it changes. */
-    _Atomic uint64_t version;
-    _Atomic uint64_t head;    /* offset behind the last frame; offsets only grow */
-    _Atomic uint64_t next_id; /* the id of the frame that will stand at head */
-    _Atomic uint64_t tail;    /* offset of the oldest frame kept */
-    _Atomic uint64_t oldest_id;
     struct jmk_mark *marks; /* a ring of its own */
     uint64_t mark_mask;
     _Atomic uint64_t mark_head;
     _Atomic uint64_t mark_tail; /* the last mark at or before tail */
 };
 
+/* Make a log of size bytes. Without memfd or its seals it works as well, and is not shareable. */
 int jmk_log_init(struct jmk_log *log, uint64_t size);
 void jmk_log_deinit(struct jmk_log *log);
 

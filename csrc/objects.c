@@ -156,15 +156,18 @@ struct receiver {
     PyObject_HEAD PyObject *owner;
     jmk_client *client;
     int (*receive)(jmk_client *, uint64_t, int64_t, struct jmk_batch *);
+    int (*whole)(const jmk_client *);
+    void (*unread)(jmk_client *);
     struct jmk_batch batch; /* what was received last */
 };
 
 static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    PyObject *owner, *client, *receive;
+    PyObject *owner, *client, *receive, *whole, *unread;
     struct receiver *self;
 
     (void)keywords;
-    if (!PyArg_ParseTuple(args, "OO!O!", &owner, &PyLong_Type, &client, &PyLong_Type, &receive))
+    if (!PyArg_ParseTuple(args, "OO!O!O!O!", &owner, &PyLong_Type, &client, &PyLong_Type, &receive,
+                          &PyLong_Type, &whole, &PyLong_Type, &unread))
         return NULL;
     self = (struct receiver *)PyType_GenericAlloc(type, 0);
     if (!self)
@@ -172,6 +175,8 @@ static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *keyw
     self->owner = Py_NewRef(owner);
     self->client = pointer_from(client);
     *(void **)&self->receive = pointer_from(receive);
+    *(void **)&self->whole = pointer_from(whole);
+    *(void **)&self->unread = pointer_from(unread);
     return (PyObject *)self;
 }
 
@@ -201,18 +206,36 @@ static int receiver_fill(struct receiver *self, PyObject *args, int *failed) {
     Py_END_ALLOW_THREADS return result;
 }
 
+/*
+ * The batch as a list. NULL without a Python error: what was copied may be torn, so the batch was
+ * given back.
+ */
+static PyObject *receiver_list(struct receiver *self) {
+    PyObject *list = list_of(self->batch.items, (Py_ssize_t)self->batch.count);
+
+    if (!list || self->whole(self->client))
+        return list;
+    Py_DECREF(list);
+    self->unread(self->client);
+    self->batch.count = 0;
+    return NULL;
+}
+
 static PyObject *receiver_take(PyObject *object, PyObject *args) {
     struct receiver *self = (struct receiver *)object;
     PyObject *list;
-    int failed, result = receiver_fill(self, args, &failed);
 
-    if (failed)
-        return NULL;
-    if (result != 0)
-        return PyLong_FromLong(result);
-    list = list_of(self->batch.items, (Py_ssize_t)self->batch.count);
-    if (!list)
-        return NULL;
+    do {
+        int failed, result = receiver_fill(self, args, &failed);
+
+        if (failed)
+            return NULL;
+        if (result != 0)
+            return PyLong_FromLong(result);
+        list = receiver_list(self);
+        if (!list && PyErr_Occurred())
+            return NULL;
+    } while (!list);
     return Py_BuildValue("KKN", (unsigned long long)self->batch.first_id,
                          (unsigned long long)self->batch.lost, list);
 }
@@ -242,7 +265,7 @@ static PyType_Slot receiver_slots[] = {
     {Py_tp_new, receiver_new},
     {Py_tp_dealloc, receiver_dealloc},
     {Py_tp_methods, receiver_methods},
-    {Py_tp_doc, "Receiver(owner, client, receive): addresses as integers."},
+    {Py_tp_doc, "Receiver(owner, client, receive, whole, unread): addresses as integers."},
     {0, NULL},
 };
 

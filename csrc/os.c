@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sys/epoll.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -60,6 +61,19 @@ int jmk_futex_wait(atomic_uint *word, unsigned seen, int64_t deadline) {
 
 void jmk_futex_wake_all(atomic_uint *word) {
     syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT32_MAX, NULL, NULL, 0);
+}
+
+#ifndef SYS_epoll_pwait2
+#define SYS_epoll_pwait2 441
+#endif
+
+int jmk_epoll_wait(int epoll_fd, struct epoll_event *events, int most, int64_t timeout) {
+    struct timespec limit = {timeout / JMK_SECOND, timeout % JMK_SECOND};
+    long count = syscall(SYS_epoll_pwait2, epoll_fd, events, most, &limit, NULL, 0);
+
+    if (count < 0 && errno == ENOSYS)
+        return epoll_wait(epoll_fd, events, most, (int)((timeout + 999999) / 1000000));
+    return (int)count;
 }
 
 void jmk_close_fd(int *fd) {

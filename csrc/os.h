@@ -22,6 +22,11 @@ unsigned jmk_process(void);
 int jmk_futex_wait(atomic_uint *word, unsigned seen, int64_t deadline);
 void jmk_futex_wake_all(atomic_uint *word);
 
+struct epoll_event;
+
+/* epoll_wait with a timeout in ns; in whole ms, rounded up, where the kernel has no finer one. */
+int jmk_epoll_wait(int epoll_fd, struct epoll_event *events, int most, int64_t timeout);
+
 /* Cleanup for a local descriptor; -1 is none. */
 void jmk_close_fd(int *fd);
 

@@ -28,6 +28,8 @@
 
 #define STRIDE_MESSAGES 4096 /* a batch lets go of the lock at least this often */
 #define INLINE_CLIENTS 4
+#define FIRST_PAUSE (JMK_SECOND / 1000) /* before a waiter looks again by itself */
+#define LONGEST_PAUSE (JMK_SECOND / 50)
 #define INLINE_PAUSE 20000 /* ns between messages below which the thread does the sending */
 
 int jmk_server_usable(const struct jmk_server *server) {
@@ -383,6 +385,16 @@ static void start_clocks(struct jmk_server *server, int64_t now) {
 
 enum { READY = 0, WAIT = -1 };
 
+/*
+ * Ask for a word once whoever is in the way has made some progress: the next message is not worth
+ * a wake-up each, a sixteenth of what it is behind is. True if there is news already.
+ */
+static bool ask(struct jmk_server *server, const struct jmk_session *holder) {
+    uint64_t lag = jmk_log_end(&server->log).id - 1 - holder->acked_id;
+
+    return jmk_pump_want(server, holder->acked_id + 1 + lag / 16);
+}
+
 /* Is there room? If not, *look_at is when to look again at the latest, *holder who is in the way. */
 static int try_room(struct jmk_server *server, size_t size, bool first, int64_t *look_at,
                     struct jmk_account *holder) {
@@ -407,6 +419,8 @@ static int try_room(struct jmk_server *server, size_t size, bool first, int64_t 
         server->judged = jmk_now();
         verdict = judge(server, size, server->judged);
         jmk_pump_admit(server);
+        if (!verdict.again && !verdict.open)
+            verdict.again = ask(server, verdict.holder);
     } while (verdict.again);
     if (verdict.holder) {
         jmk_pump_account(server, verdict.holder);
@@ -417,16 +431,37 @@ static int try_room(struct jmk_server *server, size_t size, bool first, int64_t 
     return verdict.open ? READY : WAIT;
 }
 
-/* One waiter's round of sleeping: 0 to look again, JMK_E_TIMEOUT, or -EINTR. */
-static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, int64_t look_at) {
-    if (jmk_now() >= deadline)
+/*
+ * One waiter's sleep, until there may be news: 0 to look again, JMK_E_TIMEOUT, or -EINTR.
+ *
+ * Some acks of clients who read the log come without a word, so with those it looks again after a
+ * moment, and after longer and longer ones. And as a signal is only noticed by who sleeps, it then
+ * returns as if there had been one.
+ */
+static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, int64_t look_at,
+                    int64_t *pause) {
+    int64_t now = jmk_now();
+
+    if (now >= deadline)
         return JMK_E_TIMEOUT;
+    if (atomic_load(&server->cursors)) {
+        if (*pause > LONGEST_PAUSE)
+            return -EINTR;
+        if (now + *pause < look_at)
+            look_at = now + *pause;
+        *pause *= 2;
+    }
     return jmk_futex_wait(&server->progress, seen, look_at < deadline ? look_at : deadline);
+}
+
+static void stop_waiting(struct jmk_server *server) {
+    if (atomic_fetch_sub(&server->waiters, 1) == 1)
+        atomic_store(&server->log.page->wanted, UINT64_MAX);
 }
 
 int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
                          struct jmk_account *holder) {
-    int64_t deadline = jmk_deadline(timeout);
+    int64_t deadline = jmk_deadline(timeout), pause = FIRST_PAUSE;
     int error = jmk_server_usable(server);
     bool first = true;
 
@@ -443,10 +478,12 @@ int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
         else if (try_room(server, size, first, &look_at, holder) == READY)
             break;
         else
-            error = sleep_on(server, seen, deadline, look_at);
+            error = sleep_on(server, seen, deadline, look_at, &pause);
         first = false;
     }
-    atomic_fetch_sub(&server->waiters, 1);
+    stop_waiting(server);
+    if (error == -EINTR) /* it comes back, and that is the same wait */
+        atomic_fetch_sub_explicit(&server->waits, 1, memory_order_relaxed);
     return error;
 }
 
@@ -467,7 +504,7 @@ static struct jmk_session *slowest(const struct jmk_server *server, uint64_t id)
 
 int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
                           struct jmk_account *holder) {
-    int64_t deadline = jmk_deadline(timeout);
+    int64_t deadline = jmk_deadline(timeout), pause = FIRST_PAUSE;
     int error = jmk_server_usable(server);
 
     if (error)
@@ -482,8 +519,10 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
             break;
         }
         jmk_pump_lock(server);
-        jmk_pump_round(server);
-        session = slowest(server, id);
+        do {
+            jmk_pump_round(server);
+            session = slowest(server, id);
+        } while (session && jmk_pump_want(server, id));
         if (session) {
             jmk_pump_account(server, session);
             *holder = session->account;
@@ -491,8 +530,8 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
         jmk_pump_unlock(server);
         if (!session)
             break;
-        error = sleep_on(server, seen, deadline, INT64_MAX);
+        error = sleep_on(server, seen, deadline, INT64_MAX, &pause);
     }
-    atomic_fetch_sub(&server->waiters, 1);
+    stop_waiting(server);
     return error;
 }

@@ -31,6 +31,7 @@
 
 #define GOODBYE_TIME JMK_SECOND
 #define HUSH_AFTER 8 /* inline rounds in a row */
+#define NAP_TIME 100000 /* ns */
 #define MANY_ACKS 32 /* unacked messages a client; its socket takes a few hundred acks */
 
 void jmk_progress(struct jmk_server *server) {
@@ -114,7 +115,7 @@ static void close_session(struct jmk_server *server, struct jmk_session *session
     epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, session->fd, NULL);
     /* A forked child may hold the descriptor too; this ends the connection all the same. */
     shutdown(session->fd, SHUT_RDWR);
-    jmk_close_fd(&session->fd);
+    jmk_session_close(session);
     session->state = JMK_CLOSED;
     if (session->collected)
         jmk_server_forget(server, session);
@@ -136,13 +137,13 @@ void jmk_pump_account(const struct jmk_server *server, struct jmk_session *sessi
 static void fix_account(struct jmk_server *server, struct jmk_session *session,
                         enum jmk_reason reason, int error) {
     struct jmk_account *account = &session->account;
-    uint64_t last = jmk_log_end(&server->log).id - 1;
+    uint64_t last = jmk_log_end(&server->log).id - 1, got = jmk_session_got(session, reason);
 
     jmk_pump_account(server, session);
     account->reason = reason;
     account->error = error;
-    if (session->sent_id < last) {
-        account->first_lost = session->sent_id + 1;
+    if (got < last) {
+        account->first_lost = got + 1;
         account->last_lost = last;
     }
     server->gone.delivered += account->messages;
@@ -154,26 +155,28 @@ static void fix_account(struct jmk_server *server, struct jmk_session *session,
 void jmk_pump_end(struct jmk_server *server, struct jmk_session *session, enum jmk_reason reason,
                   int error) {
     bool moved = false;
-    int64_t now = jmk_now();
 
+    if (session->path->look)
+        session->path->look(session, &server->log, &moved); /* its last acks, for the account */
     fix_account(server, session, reason, error);
     remove_from(server->live, &server->live_count, session);
+    server->cursors -= session->path->look != NULL;
     server->stale = true;
     raise_event(server, session, JMK_EVENT_GONE);
     if (reason == JMK_R_LEFT || reason == JMK_R_ERROR) {
         close_session(server, session);
         return;
     }
-    jmk_session_bye(session);
+    jmk_session_bye(session, &server->log);
     shutdown(session->fd, SHUT_WR);
-    if (session->mode == JMK_FRAMED || jmk_session_read(session, now, &moved) != 0) {
-        jmk_session_read(session, now, &moved);
+    if (session->mode != JMK_CLASSIC || jmk_session_read(session, &server->log, &moved) != 0) {
+        jmk_session_read(session, &server->log, &moved);
         close_session(server, session);
         return;
     }
     watch(server, session, EPOLLIN | EPOLLRDHUP);
     session->state = JMK_ENDING;
-    session->deadline = now + GOODBYE_TIME;
+    session->deadline = jmk_now() + GOODBYE_TIME;
     session->index = server->ending_count;
     server->ending[server->ending_count++] = session;
 }
@@ -193,38 +196,6 @@ void jmk_pump_enter(struct jmk_server *server, struct jmk_session *session, stru
         atomic_store(&server->admit_id, place.id - 1 + max_lag);
 }
 
-/* Go on behind the gap, once what was sent before it is acked. */
-static void resume(struct jmk_server *server, struct jmk_session *session) {
-    if (session->state != JMK_SKIPPING || session->acked_id != session->sent_id)
-        return;
-    session->state = JMK_LIVE;
-    session->blocked = false;
-    pthread_mutex_lock(&server->log_lock);
-    jmk_pump_enter(server, session, server->log.write);
-    pthread_mutex_unlock(&server->log_lock);
-    if (session->sent_id < session->gap_first)
-        return;
-    session->gap_last = session->sent_id;
-    session->account.skipped += session->gap_last - session->gap_first + 1;
-    raise_event(server, session, JMK_EVENT_SKIPPED);
-}
-
-void jmk_pump_skip(struct jmk_server *server, struct jmk_session *session) {
-    rouse(server);
-    session->state = JMK_SKIPPING;
-    session->fragment = 0; /* a message partly sent is given up: its reader sees the ids jump */
-    session->gap_first = session->sent_id + 1;
-    server->stale = true;
-    resume(server, session);
-}
-
-/* The highest id that session may get now. */
-static uint64_t allowance(const struct jmk_server *server, const struct jmk_session *session) {
-    if (session->replaying && server->config.max_lag)
-        return session->acked_id + server->config.max_lag;
-    return UINT64_MAX;
-}
-
 static void end_failed(struct jmk_server *server, struct jmk_session *session, int error) {
     bool moved = false;
 
@@ -232,11 +203,59 @@ static void end_failed(struct jmk_server *server, struct jmk_session *session, i
         jmk_pump_end(server, session, JMK_R_TOO_LARGE, 0);
         return;
     }
-    jmk_session_read(session, jmk_now(), &moved); /* its last acks, for the account */
+    jmk_session_read(session, &server->log, &moved); /* its last acks, for the account */
     if (error == -EPIPE || error == -ECONNRESET)
         jmk_pump_end(server, session, JMK_R_LEFT, 0);
     else
         jmk_pump_end(server, session, JMK_R_ERROR, -error);
+}
+
+/* Go on behind the gap, once what was sent before it is acked. */
+static void resume(struct jmk_server *server, struct jmk_session *session) {
+    uint64_t got = session->sent_id;
+    int error = 0;
+
+    if (session->state != JMK_SKIPPING || session->answer_due || session->acked_id != got)
+        return;
+    session->state = JMK_LIVE;
+    session->blocked = false;
+    pthread_mutex_lock(&server->log_lock);
+    jmk_pump_enter(server, session, server->log.write);
+    pthread_mutex_unlock(&server->log_lock);
+    if (session->path->resume)
+        error = session->path->resume(session, &server->log);
+    if (error) {
+        end_failed(server, session, error);
+        return;
+    }
+    if (session->sent_id == got)
+        return;
+    session->gap_first = got + 1;
+    session->gap_last = session->sent_id;
+    session->account.skipped += session->gap_last - got;
+    raise_event(server, session, JMK_EVENT_SKIPPED);
+}
+
+void jmk_pump_skip(struct jmk_server *server, struct jmk_session *session) {
+    int error = 0;
+
+    rouse(server);
+    session->state = JMK_SKIPPING;
+    session->fragment = 0; /* a message partly sent is given up: its reader sees the ids jump */
+    server->stale = true;
+    if (session->path->skip)
+        error = session->path->skip(session, &server->log);
+    if (error)
+        end_failed(server, session, error);
+    else
+        resume(server, session);
+}
+
+/* The highest id that session may get now. */
+static uint64_t allowance(const struct jmk_server *server, const struct jmk_session *session) {
+    if (session->replaying && server->config.max_lag)
+        return session->acked_id + server->config.max_lag;
+    return UINT64_MAX;
 }
 
 bool jmk_pump_send(struct jmk_server *server) {
@@ -251,7 +270,7 @@ bool jmk_pump_send(struct jmk_server *server) {
         if (session->state != JMK_LIVE || session->blocked || session->offset >= supply.end.offset)
             continue;
         supply.last = allowance(server, session);
-        error = jmk_session_send(session, supply, &server->outbox);
+        error = session->path->send(session, supply, &server->outbox);
         if (error < 0) {
             end_failed(server, session, error);
             continue;
@@ -274,38 +293,64 @@ static void note_worst(const struct jmk_server *server, struct jmk_session *sess
         session->account.worst_lag = lag;
 }
 
-static void handle_session(struct jmk_server *server, struct jmk_session *session,
-                           uint32_t events) {
-    int64_t now = jmk_now();
-    bool moved = false;
-    int result;
-
-    if (session->state == JMK_CLOSED)
-        return;
-    if (session->state == JMK_ENDING) {
-        if (jmk_session_read(session, now, &moved) != 0 || events & (EPOLLHUP | EPOLLERR))
-            end_ending(server, session);
-        return;
-    }
-    note_worst(server, session);
-    result = jmk_session_read(session, now, &moved);
+/* What became of taking a session's acks. */
+static void settle(struct jmk_server *server, struct jmk_session *session, int result, bool moved) {
     if (moved) {
         server->stale = true;
-        server->last_ack = now;
+        server->last_ack = session->account.last_ack;
         session->blocked = false; /* there may be room now: worth a try */
-    }
-    if (events & EPOLLOUT) {
-        session->blocked = false;
-        watch(server, session, session->watched & ~(uint32_t)EPOLLOUT);
     }
     if (result == JMK_E_PROTOCOL)
         jmk_pump_end(server, session, JMK_R_PROTOCOL, 0);
     else if (result == JMK_E_END)
         jmk_pump_end(server, session, JMK_R_LEFT, 0);
     else if (result < 0)
-        jmk_pump_end(server, session, JMK_R_ERROR, -result);
+        end_failed(server, session, result);
     else
         resume(server, session);
+}
+
+static void handle_session(struct jmk_server *server, struct jmk_session *session,
+                           uint32_t events) {
+    bool moved = false;
+    int result;
+
+    if (session->state == JMK_CLOSED)
+        return;
+    if (session->state == JMK_ENDING) {
+        if (jmk_session_read(session, &server->log, &moved) != 0 || events & (EPOLLHUP | EPOLLERR))
+            end_ending(server, session);
+        return;
+    }
+    note_worst(server, session);
+    result = jmk_session_read(session, &server->log, &moved);
+    if (events & EPOLLOUT) {
+        session->blocked = false;
+        watch(server, session, session->watched & ~(uint32_t)EPOLLOUT);
+    }
+    settle(server, session, result, moved);
+}
+
+/* Acks in the pages of those who read the log: nobody says when they come. True if there is news. */
+static bool look_at_cursors(struct jmk_server *server) {
+    bool any = false;
+
+    if (!server->cursors)
+        return false;
+    for (uint32_t i = server->live_count; i-- > 0;) {
+        struct jmk_session *session = server->live[i];
+        bool moved = false;
+        int result;
+
+        if (!session->path->look)
+            continue;
+        note_worst(server, session);
+        result = session->path->look(session, &server->log, &moved);
+        if (moved || result)
+            settle(server, session, result, moved);
+        any = any || moved || result;
+    }
+    return any;
 }
 
 /* To be followed by jmk_pump_send: sessions that can be sent to again are not noted elsewhere. */
@@ -379,6 +424,8 @@ static void read_many_acks(struct jmk_server *server) {
         struct jmk_session *session = server->live[i];
         uint64_t unacked = session->sent_id - session->acked_id;
 
+        if (session->path->look)
+            continue; /* its acks fill nothing */
         if (unacked >= MANY_ACKS || 4 * unacked >= server->config.max_lag - 1)
             handle_session(server, session, 0);
     }
@@ -401,8 +448,18 @@ void jmk_pump_round(struct jmk_server *server) {
     rouse(server);
     count = epoll_wait(server->epoll_fd, events, JMK_EVENTS, 0);
     handle(server, events, count);
+    look_at_cursors(server);
     jmk_pump_send(server);
     jmk_pump_admit(server);
+}
+
+bool jmk_pump_want(struct jmk_server *server, uint64_t id) {
+    _Atomic uint64_t *wanted = &server->log.page->wanted;
+
+    if (!server->cursors || atomic_load(wanted) == id)
+        return false;
+    atomic_store(wanted, id);
+    return look_at_cursors(server);
 }
 
 /* ---- the thread ---- */
@@ -468,6 +525,20 @@ static int park(struct jmk_server *server, struct epoll_event *events, int timeo
     return count;
 }
 
+/*
+ * In a fast stream to clients who read the log themselves there is little to do: ring those who
+ * sleep, look at acks. That can wait for a moment, in which publishers leave all to us.
+ */
+static int nap(struct jmk_server *server, struct epoll_event *events) {
+    return jmk_epoll_wait(server->epoll_fd, events, JMK_EVENTS, NAP_TIME);
+}
+
+/* May the thread nap, if the log's end moved from `before` since it last looked? */
+static bool may_nap(const struct jmk_server *server, uint64_t before) {
+    return server->live_count && server->cursors == server->live_count && !server->ending_count &&
+           atomic_load(&server->pumped) != before && !atomic_load(&server->closing);
+}
+
 /* Somebody woke us: the stream is not slow any more, or something else is up. */
 static void take_wake(struct jmk_server *server, const struct epoll_event *events, int count) {
     uint64_t drained;
@@ -481,20 +552,24 @@ static void take_wake(struct jmk_server *server, const struct epoll_event *event
 
 void *jmk_pump_thread(void *argument) {
     struct jmk_server *server = argument;
-    bool finished = false;
+    bool finished = false, fast = false;
+    uint64_t before;
     int timeout = -1;
 
     while (!finished) {
         struct epoll_event events[JMK_EVENTS];
-        int count = park(server, events, timeout);
+        int count = fast ? nap(server, events) : park(server, events, timeout);
 
         jmk_pump_lock(server);
+        before = atomic_load(&server->pumped);
         take_wake(server, events, count);
         handle(server, events, count);
+        look_at_cursors(server);
         jmk_pump_send(server);
         jmk_pump_admit(server);
         finished = goodbyes(server);
         timeout = next_timeout(server);
+        fast = may_nap(server, before);
         atomic_fetch_add_explicit(&server->rounds, 1, memory_order_relaxed);
         jmk_pump_unlock(server);
     }

@@ -89,8 +89,11 @@ int jmk_server_new(jmk_server **out, const struct jmk_config *config) {
 /* In a child the log is not mapped, the locks may be held, and connections are the parent's. */
 static void free_parts(struct jmk_server *server, bool ours) {
     for (uint32_t i = 0; i < server->slot_count; i++) {
-        if (server->slots[i])
-            jmk_close_fd(&server->slots[i]->fd);
+        if (server->slots[i]) {
+            if (!ours)
+                server->slots[i]->cursor = NULL;
+            jmk_session_close(server->slots[i]);
+        }
         free(server->slots[i]);
     }
     free(server->slots);
@@ -100,7 +103,7 @@ static void free_parts(struct jmk_server *server, bool ours) {
     jmk_close_fd(&server->wake_fd);
     jmk_close_fd(&server->event_fd);
     if (!ours)
-        server->log.base = NULL;
+        server->log.page = NULL;
     jmk_log_deinit(&server->log);
     if (ours) {
         pthread_mutex_destroy(&server->log_lock);
@@ -226,7 +229,7 @@ static int take_slot(struct jmk_server *server, uint32_t *slot) {
 /* Where a client that asks for start begins. Under log_lock. */
 static int find_start(const struct jmk_server *server, uint64_t start, struct jmk_mark *place) {
     const struct jmk_log *log = &server->log;
-    struct jmk_mark oldest = {atomic_load(&log->oldest_id), atomic_load(&log->tail)};
+    struct jmk_mark oldest = {atomic_load(&log->page->oldest_id), atomic_load(&log->page->tail)};
 
     if (start > log->write.id)
         return JMK_E_START;
@@ -275,32 +278,57 @@ static int attach(struct jmk_server *server, struct jmk_session *session, uint64
     server->slots[slot] = session;
     session->index = server->live_count;
     server->live[server->live_count++] = session;
+    server->cursors += session->path->look != NULL;
     return 0;
+}
+
+int jmk_server_log_fd(const jmk_server *server) {
+    return server->log.shareable ? server->log.fd : -1;
+}
+
+static struct jmk_session *new_session(int fd, uint32_t mode, uint32_t max_packet) {
+    struct jmk_session *session = calloc(1, sizeof *session);
+
+    if (!session)
+        return NULL;
+    session->fd = fd;
+    session->mode = (enum jmk_mode)mode;
+    session->path = mode == JMK_SHARED ? &jmk_cursor_path : &jmk_packet_path;
+    session->max_packet = max_packet;
+    session->watched = EPOLLIN | EPOLLRDHUP;
+    session->account.since = jmk_now();
+    return session;
 }
 
 int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_packet,
                       uint64_t start, struct jmk_attached *out) {
+    JMK_CLEANUP(jmk_close_fd) int cursor_fd = -1;
     struct jmk_session *session;
     int error = jmk_server_usable(server);
 
     if (error)
         return error;
-    session = calloc(1, sizeof *session);
+    session = new_session(fd, mode, max_packet);
     if (!session)
         return -ENOMEM;
-    session->fd = fd;
-    session->mode = (enum jmk_mode)mode;
-    session->max_packet = max_packet;
-    session->watched = EPOLLIN | EPOLLRDHUP;
-    session->account.since = jmk_now();
-    jmk_pump_lock(server);
-    error = attach(server, session, start);
-    if (!error)
-        *out = (struct jmk_attached){session->key, session->sent_id + 1, max_packet, 0};
-    jmk_pump_unlock(server);
-    if (error)
+    if (mode == JMK_SHARED)
+        error = server->log.shareable ? jmk_cursor_open(session, &cursor_fd) : -EOPNOTSUPP;
+    if (!error) {
+        jmk_pump_lock(server);
+        error = attach(server, session, start);
+        if (!error)
+            *out = (struct jmk_attached){session->key, session->sent_id + 1, session->offset,
+                                         max_packet, -1};
+        jmk_pump_unlock(server);
+    }
+    if (error) {
+        session->fd = -1; /* still the caller's */
+        jmk_session_close(session);
         free(session);
-    return error;
+        return error;
+    }
+    out->cursor_fd = jmk_take_fd(&cursor_fd);
+    return 0;
 }
 
 int jmk_server_release(jmk_server *server, uint64_t key) {
@@ -432,12 +460,13 @@ int jmk_server_stats(jmk_server *server, struct jmk_stats *out) {
     if (error)
         return error;
     jmk_pump_lock(server);
+    jmk_pump_round(server); /* likewise */
     pthread_mutex_lock(&server->log_lock);
     count_sessions(server, out);
-    out->oldest_id = atomic_load(&server->log.oldest_id);
+    out->oldest_id = atomic_load(&server->log.page->oldest_id);
     out->next_id = server->log.write.id;
     out->log_size = server->log.size;
-    out->log_used = server->log.write.offset - atomic_load(&server->log.tail);
+    out->log_used = server->log.write.offset - atomic_load(&server->log.page->tail);
     out->log_held = server->holders ? server->log.write.offset - server->floor.offset : 0;
     out->published = server->log.write.id - JMK_FIRST_ID;
     out->published_bytes = server->published_bytes;

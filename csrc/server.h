@@ -63,6 +63,7 @@ struct jmk_server {
     uint32_t attached; /* ever; the generation half of a key */
     struct jmk_session **live;
     uint32_t live_count;
+    atomic_uint cursors; /* those of them who read the log themselves */
     struct jmk_session **ending;
     uint32_t ending_count;
     bool holders;          /* some session needs frames of the log ... */
@@ -129,6 +130,12 @@ bool jmk_pump_send(struct jmk_server *server);
 
 /* Bring admission and floor up to date, if stale. */
 void jmk_pump_admit(struct jmk_server *server);
+
+/*
+ * Ask those who read the log to tell of an ack of id or above. True if an ack was found after that:
+ * then look again before waiting.
+ */
+bool jmk_pump_want(struct jmk_server *server, uint64_t id);
 
 /* End a session: account, event, goodbye. */
 void jmk_pump_end(struct jmk_server *server, struct jmk_session *session, enum jmk_reason reason,

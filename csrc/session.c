@@ -3,16 +3,9 @@
  * One client as the server sees it: its cursors, its socket, its account
  *
  * A session owns a descriptor and two cursors into the log, sent and acked; there is no queue and
- * no copy. Everything here runs under the server's pump lock, which is also the pin: the acked
- * cursor, and with it the floor of the log, does not move while sendmmsg reads the log.
- *
- * Packets. Framed: a slice of the log as it is, from the cursor to the next mark, so that all
- * clients get the same cuts without looking at the frames; only where the peer takes less, or may
- * not have all, frames are walked. A frame larger than the peer's largest packet goes as fragments,
- * a header made here in front of a slice of the log. Classic: each frame's tail from its id on.
- *
- * sendmmsg that took some of the packets hides why it stopped. It is taken for a full socket; if it
- * was something else, EPOLLOUT comes at once and the next send says what.
+ * no copy. How messages reach it, and acks come back, is its path: packets.c or cursor.c. Here is
+ * what all have in common: reading the socket, the goodbye, the account. Everything runs under the
+ * server's pump lock.
  */
 #include "session.h"
 
@@ -20,150 +13,12 @@
 #include <linux/sockios.h>
 #include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 
-#define BATCHES 4 /* sendmmsg calls before somebody else gets his turn */
-#define READS 4   /* recvmmsg calls, likewise */
-#define ACKS 64   /* acks a recvmmsg takes */
-#define FRAMED_PACKETS 8
+#include "os.h"
 
-static void put(struct jmk_outbox *outbox, size_t n, struct jmk_step step, void *data,
-                size_t size) {
-    outbox->parts[n][0] = (struct iovec){data, size};
-    outbox->packets[n].msg_hdr = (struct msghdr){.msg_iov = outbox->parts[n], .msg_iovlen = 1};
-    outbox->steps[n] = step;
-}
-
-/* The next fragment of the frame at step, whose header is given. */
-static struct jmk_step put_fragment(struct jmk_outbox *outbox, size_t n, struct jmk_step step,
-                                    const struct jmk_log *log, const struct jmk_header *header,
-                                    uint32_t max_packet) {
-    uint32_t room = (max_packet - JMK_FRAGMENT_HEADER) & ~7u;
-    uint32_t left = header->size - step.fragment;
-    uint32_t slice = left < room ? left : room;
-    uint8_t *from = jmk_log_at(log, step.offset) + JMK_FRAME_HEADER + step.fragment;
-
-    jmk_fragment_encode(outbox->headers[n], header->id, slice, header->size, step.fragment);
-    put(outbox, n, step, outbox->headers[n], JMK_FRAGMENT_HEADER);
-    /* The last slice takes the frame's own padding along. */
-    outbox->parts[n][1] = (struct iovec){from, (slice + 7) & ~7u};
-    outbox->packets[n].msg_hdr.msg_iovlen = 2;
-    step.fragment += slice;
-    if (step.fragment == header->size) {
-        step.offset += jmk_frame_length(header->size);
-        step.id = header->id;
-        step.fragment = 0;
-    }
-    outbox->steps[n] = step;
-    return step;
-}
-
-static inline struct jmk_mark mark_at(const struct jmk_log *log, uint64_t number) {
-    if (number < atomic_load_explicit(&log->mark_head, memory_order_acquire))
-        return log->marks[number & log->mark_mask];
-    return (struct jmk_mark){UINT64_MAX, UINT64_MAX};
-}
-
-/* Where the framed packet from step on ends: at the mark given, or before. */
-static struct jmk_step packet_end(const struct jmk_session *session,
-                                  const struct jmk_supply *supply, struct jmk_step step,
-                                  struct jmk_mark mark) {
-    struct jmk_mark end = mark.offset < supply->end.offset ? mark : supply->end;
-    uint64_t id = end.id - 1;
-
-    if (end.offset - step.offset > session->max_packet || id > supply->last)
-        end.offset = jmk_log_span(supply->log, step.offset, end.offset, session->max_packet,
-                                  supply->last, &id);
-    return (struct jmk_step){end.offset, id, 0, 0};
-}
-
-static size_t fill_framed(const struct jmk_session *session, const struct jmk_supply *supply,
-                          struct jmk_outbox *outbox) {
-    struct jmk_step step = {session->offset, session->sent_id, session->fragment, 0};
-    uint64_t number = session->mark;
-    size_t n = 0;
-
-    while (n < FRAMED_PACKETS && step.offset < supply->end.offset && step.id < supply->last) {
-        uint8_t *at = jmk_log_at(supply->log, step.offset);
-        struct jmk_header header = jmk_frame_decode(at);
-
-        /* A mark may have come to stand at the cursor since it got there. */
-        while (mark_at(supply->log, number).offset <= step.offset)
-            number++;
-        if (jmk_frame_length(header.size) > session->max_packet) {
-            step = put_fragment(outbox, n++, step, supply->log, &header, session->max_packet);
-        } else {
-            uint64_t start = step.offset;
-            step = packet_end(session, supply, step, mark_at(supply->log, number));
-            put(outbox, n++, step, at, step.offset - start);
-        }
-    }
-    return n;
-}
-
-/* Does the peer take no such packet? Plain 1.0 does not say; there the kernel has a limit. */
-static bool too_large(const struct jmk_session *session, uint64_t packet) {
-    return session->max_packet && packet > session->max_packet;
-}
-
-static size_t fill_classic(const struct jmk_session *session, const struct jmk_supply *supply,
-                           struct jmk_outbox *outbox) {
-    uint64_t offset = session->offset;
-    size_t n = 0;
-
-    while (n < JMK_SEND_PACKETS && offset < supply->end.offset) {
-        uint8_t *at = jmk_log_at(supply->log, offset);
-        struct jmk_header header = jmk_frame_decode(at);
-
-        if (header.id > supply->last ||
-            (n > 0 && too_large(session, JMK_CLASSIC_HEADER + (uint64_t)header.size)))
-            break;
-        offset += jmk_frame_length(header.size);
-        put(outbox, n++, (struct jmk_step){offset, header.id, 0, 0},
-            at + JMK_FRAME_HEADER - JMK_CLASSIC_HEADER, JMK_CLASSIC_HEADER + (size_t)header.size);
-    }
-    return n;
-}
-
-static void advance(struct jmk_session *session, const struct jmk_log *log,
-                    const struct jmk_outbox *outbox, size_t n) {
-    struct jmk_step step = outbox->steps[n - 1];
-
-    for (size_t i = 0; i < n; i++)
-        session->account.bytes += outbox->packets[i].msg_len;
-    session->account.packets += n;
-    session->account.sent_id = step.id;
-    session->account.messages += step.id - session->sent_id;
-    session->offset = step.offset;
-    session->sent_id = step.id;
-    session->fragment = step.fragment;
-    while (mark_at(log, session->mark).offset <= step.offset)
-        session->mark++;
-}
-
-int jmk_session_send(struct jmk_session *session, struct jmk_supply supply,
-                     struct jmk_outbox *outbox) {
-    session->more = false;
-    for (int batch = 0; batch < BATCHES; batch++) {
-        size_t n = session->mode == JMK_FRAMED ? fill_framed(session, &supply, outbox)
-                                               : fill_classic(session, &supply, outbox);
-        int sent;
-
-        if (n == 0)
-            return 0;
-        if (session->mode == JMK_CLASSIC && too_large(session, outbox->parts[0][0].iov_len))
-            return -EMSGSIZE;
-        sent = sendmmsg(session->fd, outbox->packets, (unsigned)n, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (sent < 0 && errno != EAGAIN)
-            return -errno;
-        if (sent > 0)
-            advance(session, supply.log, outbox, (size_t)sent);
-        session->blocked = sent < (int)n;
-        if (session->blocked)
-            return 0;
-    }
-    session->more = session->offset < supply.end.offset && session->sent_id < supply.last;
-    return 0;
-}
+#define READS 4 /* recvmmsg calls before somebody else gets his turn */
+#define ACKS 64 /* acks a recvmmsg takes */
 
 /* recv gave 0: the end of the stream, or an empty packet, which no peer may send. */
 static int end_or_empty(int fd) {
@@ -174,25 +29,26 @@ static int end_or_empty(int fd) {
     return JMK_E_PROTOCOL;
 }
 
-static int take_ack(struct jmk_session *session, const uint64_t *data, const struct mmsghdr *packet,
-                    int64_t now, bool *moved) {
-    uint64_t id = le64toh(*data);
-
-    if (packet->msg_len == 0)
-        return end_or_empty(session->fd);
-    if (packet->msg_len != JMK_ACK_SIZE || id > session->sent_id)
-        return JMK_E_PROTOCOL;
-    if (id > session->acked_id) {
-        session->acked_id = id;
-        session->account.acked_id = id;
-        session->account.last_ack = now;
-        *moved = true;
-    }
-    return 0;
+void jmk_session_ack(struct jmk_session *session, uint64_t id, bool *moved) {
+    if (id <= session->acked_id)
+        return;
+    session->acked_id = id;
+    session->account.acked_id = id;
+    session->account.last_ack = jmk_now();
+    *moved = true;
 }
 
-int jmk_session_read(struct jmk_session *session, int64_t now, bool *moved) {
-    uint64_t data[ACKS][2];
+static int take_packet(struct jmk_session *session, const struct jmk_log *log, const uint64_t *data,
+                       const struct mmsghdr *packet, bool *moved) {
+    if (packet->msg_len == 0)
+        return end_or_empty(session->fd);
+    if (packet->msg_hdr.msg_flags & MSG_TRUNC)
+        return JMK_E_PROTOCOL;
+    return session->path->ack(session, log, data, packet->msg_len, moved);
+}
+
+int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, bool *moved) {
+    uint64_t data[ACKS][3]; /* one word more than any packet that may come */
     struct iovec parts[ACKS];
     struct mmsghdr packets[ACKS];
 
@@ -209,7 +65,7 @@ int jmk_session_read(struct jmk_session *session, int64_t now, bool *moved) {
         if (n < 0)
             return errno == EAGAIN ? 0 : -errno;
         for (int i = 0; i < n; i++) {
-            int result = take_ack(session, data[i], &packets[i], now, moved);
+            int result = take_packet(session, log, data[i], &packets[i], moved);
             if (result != 0)
                 return result;
         }
@@ -228,7 +84,7 @@ static void raise_send_buffer(int fd) {
         setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &now, sizeof now);
 }
 
-void jmk_session_bye(const struct jmk_session *session) {
+void jmk_session_bye(const struct jmk_session *session, const struct jmk_log *log) {
     const struct jmk_account *account = &session->account;
     uint8_t frame[JMK_FRAME_HEADER + JMK_BYE_SIZE];
     struct jmk_goodbye words = {
@@ -243,11 +99,13 @@ void jmk_session_bye(const struct jmk_session *session) {
         .oldest_id = account->oldest_id,
     };
 
-    if (session->mode != JMK_FRAMED)
+    if (session->mode == JMK_CLASSIC)
         return;
     jmk_bye_encode(frame, session->sent_id, &words);
     raise_send_buffer(session->fd);
     send(session->fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
+    /* Who reads the log looks at the socket when this moves, which is before anything is given up. */
+    atomic_fetch_add(&log->page->control, 1);
 }
 
 void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,
@@ -261,7 +119,7 @@ void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,
 
 void jmk_session_account(struct jmk_session *session, const struct jmk_log *log, uint64_t held) {
     struct jmk_account *account = &session->account;
-    uint64_t next_id = atomic_load(&log->next_id), head = atomic_load(&log->head);
+    uint64_t next_id = atomic_load(&log->page->next_id), head = atomic_load(&log->page->head);
     int unread = 0;
 
     ioctl(session->fd, SIOCOUTQ, &unread);
@@ -274,5 +132,19 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
     account->queued = session->state == JMK_SKIPPING ? 0 : next_id - 1 - session->sent_id;
     account->kernel_bytes = (uint64_t)unread;
     account->unacked = session->sent_id - session->acked_id;
-    account->oldest_id = atomic_load(&log->oldest_id);
+    account->oldest_id = atomic_load(&log->page->oldest_id);
+}
+
+uint64_t jmk_session_got(const struct jmk_session *session, enum jmk_reason reason) {
+    /* One that reads the log and is cut may find the rest of it gone: only its acks are sure. */
+    if (session->mode == JMK_SHARED && reason != JMK_R_LEFT && reason != JMK_R_CLOSING)
+        return session->acked_id;
+    return session->sent_id;
+}
+
+void jmk_session_close(struct jmk_session *session) {
+    jmk_close_fd(&session->fd);
+    if (session->cursor)
+        munmap((void *)(uintptr_t)session->cursor, sizeof *session->cursor);
+    session->cursor = NULL;
 }

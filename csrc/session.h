@@ -34,10 +34,48 @@ struct jmk_outbox {
     uint8_t headers[JMK_SEND_PACKETS][JMK_FRAGMENT_HEADER];
 };
 
+struct jmk_session;
+
+/* What a session may be sent in this round. */
+struct jmk_supply {
+    const struct jmk_log *log;
+    struct jmk_mark end; /* the log's head and next id, taken together */
+    uint64_t last;       /* the highest id this session may get now */
+};
+
+/*
+ * How a session gets what is published, and tells what it has handled: by packets (packets.c), or
+ * from the log itself (cursor.c). Errors are -errno of a dead connection, or JMK_E_PROTOCOL.
+ */
+struct jmk_path {
+    /*
+     * Bring the supply on its way, until the socket refuses (blocked is set) or a bound on work is
+     * reached (more is set).
+     */
+    int (*send)(struct jmk_session *session, struct jmk_supply supply, struct jmk_outbox *outbox);
+    /* Take a packet of size bytes that the client sent; *moved is set if the acked cursor did. */
+    int (*ack)(struct jmk_session *session, const struct jmk_log *log, const uint64_t *data,
+               size_t size, bool *moved);
+    /* Take acks that come without a packet; likewise. NULL: there are none. */
+    int (*look)(struct jmk_session *session, const struct jmk_log *log, bool *moved);
+    /* It begins to skip. NULL: what was not sent is simply not sent. */
+    int (*skip)(struct jmk_session *session, const struct jmk_log *log);
+    /* It goes on where it was placed. NULL: its packets show that. */
+    int (*resume)(struct jmk_session *session, const struct jmk_log *log);
+};
+
+extern const struct jmk_path jmk_packet_path; /* classic and framed */
+extern const struct jmk_path jmk_cursor_path; /* shared */
+
 struct jmk_session {
     int fd;
     enum jmk_state state;
     enum jmk_mode mode;
+    const struct jmk_path *path;
+    const struct jmk_cursor_page *cursor; /* shared: the client's page */
+    uint64_t cursor_acked;                /* the ack seen there last */
+    uint64_t rung;                        /* the sleep it was last woken from */
+    bool answer_due; /* it was told to skip and has not said yet how far it had come */
     bool blocked;   /* its socket refused a packet; nothing is tried until it says it can */
     bool replaying; /* started in the past, has not caught up yet */
     bool more;      /* stopped by the bound on work, not by the socket */
@@ -70,28 +108,17 @@ static inline uint64_t jmk_session_lag(const struct jmk_session *session, uint64
     return offered - session->acked_id;
 }
 
-/* What a session may be sent in this round. */
-struct jmk_supply {
-    const struct jmk_log *log;
-    struct jmk_mark end; /* the log's head and next id, taken together */
-    uint64_t last;       /* the highest id this session may get now */
-};
-
 /*
- * Send the supply, until the socket refuses (blocked is set) or a bound on work is reached (more is
- * set). 0, or -errno of a dead connection.
+ * Read what the client sent. 0: there is no more for now. JMK_E_END: it closed its end;
+ * JMK_E_PROTOCOL: an ack that cannot be; or -errno. *moved is set if the acked cursor did.
  */
-int jmk_session_send(struct jmk_session *session, struct jmk_supply supply,
-                     struct jmk_outbox *outbox);
+int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, bool *moved);
 
-/*
- * Read acks. 0: there are no more for now. JMK_E_END: the client closed its end; JMK_E_PROTOCOL:
- * an ack that cannot be; or -errno. *moved is set if the acked cursor did.
- */
-int jmk_session_read(struct jmk_session *session, int64_t now, bool *moved);
+/* Take an ack that is no more than it was sent; *moved is set if it is news. */
+void jmk_session_ack(struct jmk_session *session, uint64_t id, bool *moved);
 
-/* Say goodbye in the frame of a framed connection, if its socket can be made to take it. */
-void jmk_session_bye(const struct jmk_session *session);
+/* Say goodbye in a frame, if the client knows frames and its socket can be made to take it. */
+void jmk_session_bye(const struct jmk_session *session, const struct jmk_log *log);
 
 /* Move the sent cursor to a frame's place: at the start, or when the policy skips. */
 void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,
@@ -99,5 +126,14 @@ void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,
 
 /* Bring the account up to date. held is the offset of the oldest frame it has not acked. */
 void jmk_session_account(struct jmk_session *session, const struct jmk_log *log, uint64_t held);
+
+/* The last message that it is sure to have got, or to get, if it ends for this reason. */
+uint64_t jmk_session_got(const struct jmk_session *session, enum jmk_reason reason);
+
+/* Close its descriptor, and give its page back. */
+void jmk_session_close(struct jmk_session *session);
+
+/* Make a shared session's page; *fd stands for it, and is the caller's. */
+int jmk_cursor_open(struct jmk_session *session, int *fd);
 
 #endif

@@ -12,6 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from jumiks import Server
+
+SHARE_LOG = os.environ.get("JUMIKS_TEST_SHARE_LOG", "1") != "0"
+"""Whether servers share their log by default, as they do for users; `make test` tries both."""
+
+MODE = "shared" if SHARE_LOG else "framed"
+"""What a client of ours is then, unless a test says otherwise."""
+
+if not SHARE_LOG:
+    assert Server.__init__.__kwdefaults__ is not None
+    Server.__init__.__kwdefaults__["share_log"] = False
+
 LEAK_DEADLINE = 5.0
 """Seconds for what is ending already: a thread that was told to, a child that is being reaped."""
 

@@ -46,6 +46,7 @@ class Welcome(NamedTuple):
     capabilities: int = 0
     first_id: int = 0
     text: str = ""
+    first_offset: int = 0
 
 
 class Frame(NamedTuple):
@@ -136,15 +137,23 @@ def decode_reply(packet: bytes) -> Reply:
 
 def encode_welcome(welcome: Welcome) -> bytes:
     fixed = struct.pack("<2HIQ", welcome.status, welcome.capabilities, 0, welcome.first_id)
-    return fixed + (welcome.text.encode() if welcome.status else b"")
+    if welcome.status:
+        return fixed + welcome.text.encode()
+    return fixed + (struct.pack("<Q", welcome.first_offset) if welcome.capabilities & LOG else b"")
 
 
 def decode_welcome(packet: bytes) -> Welcome:
     if len(packet) < 16:
         raise WireError(f"a welcome of {len(packet)} bytes")
     status, capabilities, _, first_id = struct.unpack_from("<2HIQ", packet)
-    text = packet[16 : 16 + 512].decode(errors="replace") if status else ""
-    return Welcome(status, capabilities, first_id, text)
+    if status:
+        text = packet[16 : 16 + 512].decode(errors="replace")
+        return Welcome(status, capabilities, first_id, text)
+    if not capabilities & LOG:
+        return Welcome(status, capabilities, first_id)
+    if len(packet) < 24:
+        raise WireError(f"a welcome with LOG of {len(packet)} bytes")
+    return Welcome(status, capabilities, first_id, "", number(packet, 16, 8))
 
 
 # ---- classic messages, acks ----

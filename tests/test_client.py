@@ -14,7 +14,7 @@ from typing import Literal
 
 import pytest
 import reference
-from conftest import wait_until
+from conftest import MODE, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support_api import (
@@ -329,7 +329,7 @@ def test_last_id_and_lag_follow_what_was_handed_out_and_acked(server: Server) ->
 @both_modes
 def test_a_client_says_what_it_is(server: Server, framed: bool) -> None:
     with Client(server.address, framed=framed) as client:
-        assert client.mode == ("framed" if framed else "classic")
+        assert client.mode == (MODE if framed else "classic")
         assert client.server_id == server.server_id != 0
         server.publish(b"")
         client.receive(DEADLINE)
@@ -539,7 +539,7 @@ def test_a_batch_outlives_its_client(server: Server) -> None:
 
 
 def test_views_outlive_later_receives_and_the_client(server: Server) -> None:
-    client = Client(server.address)
+    client = Client(server.address, share_log=False)
     kept = []
     for number in range(30):
         server.publish_many([b"%d %d" % (number, place) * 50 for place in range(10)])
@@ -686,14 +686,15 @@ def test_a_large_message_arrives_however_it_is_received(address: str, size: int)
         assert (len(batch), batch.first_id) == (1, FIRST_ID + 1)
         assert (batch[0] == message) is True
         (view,) = client.receive_many(DEADLINE).views()
+        assert (view == message) is True
+        del view
         assert (next(iter(client)) == message) is True
         task.result()
-        assert (view == message) is True
         assert client.last_id == FIRST_ID + 3
 
 
 def test_views_of_large_messages_outlive_later_ones(address: str) -> None:
-    with Server(address, on_lag="block") as server, Client(address) as client:
+    with Server(address, on_lag="block") as server, Client(address, share_log=False) as client:
         task = Task(
             lambda: [server.publish(pattern(300_000 + number), DEADLINE) for number in range(10)]
         )
@@ -794,7 +795,7 @@ def test_a_timeout_may_be_longer_than_a_clock_can_count(server: Server) -> None:
 
 def test_so_may_the_time_to_connect(server: Server) -> None:
     with Client(server.address, timeout=float("inf")) as client:
-        assert client.mode == "framed"
+        assert client.mode == MODE
 
 
 # ---- threads

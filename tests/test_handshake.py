@@ -193,8 +193,18 @@ server_hellos = st.builds(
 )
 client_hellos = st.builds(ClientHello, versions, capabilities, u64, u32, extended=st.just(True))
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=128)
-welcomes = st.builds(Welcome, u16.filter(bool), capabilities, u64, texts) | st.builds(
-    Welcome, st.just(0), capabilities, u64
+no_log = capabilities.map(lambda bits: bits & ~Capability.LOG)
+welcomes = (
+    st.builds(Welcome, u16.filter(bool), capabilities, u64, texts)
+    | st.builds(Welcome, st.just(0), no_log, u64)
+    | st.builds(
+        Welcome,
+        st.just(0),
+        no_log.map(lambda bits: bits | Capability.LOG),
+        u64,
+        st.just(""),
+        u64,
+    )
 )
 packets = st.binary(max_size=80)
 """Anything a peer could send: bytes of any kind and length."""
@@ -609,10 +619,12 @@ def test_both_ends_agree_on_how_messages_come(offer: ServerHello, wish: ClientHe
     server = ServerHandshake(dataclasses.replace(offer, version=VERSION))
     client = ClientHandshake(wish.capabilities, START_OLDEST, wish.max_packet)
     assert server.receive(client.receive(server.hello())) is Status.ACCEPTED
-    client.receive(server.accept(FIRST_ID))
+    client.receive(server.accept(FIRST_ID, 0))
     assert client.done
     assert client.granted == server.granted
     assert client.framed == (FRAMES in server.granted)
+    assert client.shared == (Capability.LOG in server.granted)
+    assert client.framed >= client.shared
 
 
 class ServerEvents(RuleBasedStateMachine):

@@ -853,6 +853,13 @@ def test_a_welcome_that_grants_what_was_not_asked_for_is_a_protocol_error(addres
     welcome = reference.encode_welcome(Welcome(0, reference.FRAMES | reference.LOG, FIRST_ID))
     with listening(address) as listener, one_connection(listener, saying([], welcome=welcome)):
         with pytest.raises(ProtocolError, match="not asked for"):
+            Client(address, share_log=False)
+
+
+def test_a_log_without_its_descriptors_is_a_protocol_error(address: str) -> None:
+    welcome = reference.encode_welcome(Welcome(0, reference.FRAMES | reference.LOG, FIRST_ID))
+    with listening(address) as listener, one_connection(listener, saying([], welcome=welcome)):
+        with pytest.raises(ProtocolError, match="0 descriptors"):
             Client(address)
 
 

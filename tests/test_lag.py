@@ -533,7 +533,7 @@ def test_our_client_takes_a_message_that_was_given_up_for_a_gap(address: str) ->
     gaps: list[Gap] = []
     options: dict[str, Any] = {"max_lag": 1, "on_lag": "skip", "patience": 0}
     with serving(address, log_size=1 << 20, **options) as (server, _):
-        with Client(address, arena_size=4096, on_gap=gaps.append) as client:
+        with Client(address, arena_size=4096, share_log=False, on_gap=gaps.append) as client:
             server.wait_for_clients(1, DEADLINE)
             server.publish(bytes(250_000))
             wait_until(lambda: server.clients[0].packets > 10)
@@ -623,7 +623,7 @@ def test_a_client_that_was_cut_is_told_its_figures(address: str, limit: str, ack
     lag = 7000 if limit == "messages" else log_size // size
     max_lag = lag if limit == "messages" else None
     with serving(address, max_lag=max_lag, log_size=log_size, patience=0) as (server, ends):
-        with Client(address) as client:
+        with Client(address, share_log=False) as client:
             server.wait_for_clients(1, DEADLINE)
             as_batch(server, acks, bytes(104))
             for _ in range(acks):
@@ -671,7 +671,7 @@ def test_a_client_can_be_cut_in_the_middle_of_a_message(address: str, framed: bo
 
 def cut_client(server: Server, address: str, count: int) -> Lagged:
     """What a client of ours, which did not read in time, is told in the end."""
-    with Client(address) as client:
+    with Client(address, share_log=False) as client:
         server.publish_many([b"%0104d" % number for number in range(count)])
         with pytest.raises(Lagged) as caught:
             while True:

@@ -2,6 +2,7 @@
 """docs/protocol.md says what the code does: its tables and its bytes are read and compared."""
 
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import reference
 
 from jumiks import handshake
+from jumiks._native import lib
 from jumiks.handshake import Capability, ClientHello, ServerHello, Status, Welcome
 
 PAGE = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text()
@@ -130,6 +132,8 @@ def test_every_kind_of_packet_has_an_example() -> None:
         "classic-message",
         "framed-packet",
         "ack",
+        "ring",
+        "answer",
     }
 
 
@@ -276,6 +280,38 @@ def test_framed_packets_are_as_the_page_shows_them() -> None:
         assert b"".join(map(frame_again, frames)) == example.packet
 
 
+def test_what_else_a_shared_connection_carries_is_as_the_page_shows_it() -> None:
+    for example in of_kind("ring"):
+        (frame,) = reference.decode_frames(example.packet)
+        assert frame_fields(frame) == example.fields
+        assert frame.kind == lib.JMK_KIND_RING
+    for example in of_kind("answer"):
+        assert len(example.packet) == lib.JMK_ANSWER_SIZE == layout("id zero")[-1].at
+        assert [("id", int.from_bytes(example.packet[:8], "little"))] == example.fields
+    for kind, name, *_ in tables(("kind", "name", "sent by the server when"))[0]:
+        assert getattr(lib, f"JMK_KIND_{name}") == int(kind)
+
+
+def test_the_words_of_the_shared_pages_stand_where_the_page_says(tmp_path: Path) -> None:
+    welcome, log, cursor = tables(("byte", "type", "word", "meaning"))
+    assert [row[:3] for row in welcome] == [["16", "u64", "first_offset"]]
+    rows = [("jmk_log_page", row) for row in log] + [("jmk_cursor_page", row) for row in cursor]
+    checks = [
+        f"_Static_assert(offsetof(struct {struct}, {word}) == {byte} && "
+        f'sizeof((struct {struct} *)0)->{word} == {SIZES[size]}, "{word}");'
+        for struct, (byte, size, word, _) in rows
+    ]
+    magic, layout_number = (int(log[row][3].partition(";")[0], 0) for row in (0, 1))
+    checks += [
+        f'_Static_assert(JMK_PAGE_MAGIC == {magic}u && JMK_PAGE_LAYOUT == {layout_number}, "");',
+        '_Static_assert(sizeof(struct jmk_cursor_page) == 128, "");',
+    ]
+    source = tmp_path / "words.c"
+    source.write_text('#include <stddef.h>\n#include "page.h"\n' + "\n".join(checks) + "\n")
+    folder = Path(__file__).parent.parent / "csrc"
+    subprocess.run(["cc", "-std=c11", f"-I{folder}", "-fsyntax-only", source], check=True)
+
+
 def test_the_framed_examples_make_one_connection() -> None:
     packets = [example.packet for example in of_kind("framed-packet")]
     *messages, bye = reference.read_framed(packets)
@@ -288,7 +324,7 @@ def test_the_framed_examples_make_one_connection() -> None:
 
 
 def test_the_fields_of_each_layout_follow_each_other_without_holes() -> None:
-    assert len(layouts()) == 8
+    assert len(layouts()) == 9
     for rows in layouts():
         for row, after in pairwise(rows):
             assert row.at + SIZES[row.type] == after.at, row

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import threads, wait_until
+from conftest import MODE, SHARE_LOG, threads, wait_until
 from support_api import (
     DEADLINE,
     SMALL_LOG,
@@ -499,18 +499,19 @@ def test_a_client_is_described_by_its_figures(server: Server) -> None:
         wait_until(lambda: server.clients[0].sent_id == FIRST_ID + 2)
         (info,) = server.clients
         assert info.peer == Peer(os.getpid(), os.geteuid(), os.getegid())
-        assert (info.pid, info.uid, info.mode) == (os.getpid(), os.geteuid(), "framed")
+        assert (info.pid, info.uid, info.mode) == (os.getpid(), os.geteuid(), MODE)
         assert before <= info.since <= time.monotonic()
         assert (info.lag, info.queued, info.messages) == (3, 0, 3)
         assert info.bytes == info.lag_bytes == 24 + 16 + 24
-        assert info.kernel_bytes > info.bytes
-        assert 1 <= info.packets <= 3
+        assert SHARE_LOG or info.kernel_bytes > info.bytes
+        assert 0 <= info.packets <= 3
         assert (info.acked_id, info.last_ack, info.reason) == (0, None, None)
         receive(client, 3)
         client.ack(FIRST_ID + 1)
         wait_until(lambda: server.clients[0].acked_id == FIRST_ID + 1)
         (info,) = server.clients
-        assert (info.lag, info.lag_bytes, info.kernel_bytes, info.worst_lag) == (1, 24, 0, 3)
+        assert (info.lag, info.lag_bytes, info.worst_lag) == (1, 24, 3)
+        assert SHARE_LOG or info.kernel_bytes == 0
         assert info.last_ack is not None
         assert info.since <= info.last_ack <= time.monotonic()
 
@@ -518,7 +519,7 @@ def test_a_client_is_described_by_its_figures(server: Server) -> None:
 def test_clients_are_told_apart_by_their_mode_and_key(server: Server) -> None:
     with Client(server.address), Client(server.address, framed=False):
         server.wait_for_clients(2, DEADLINE)
-        assert sorted(info.mode for info in server.clients) == ["classic", "framed"]
+        assert sorted(info.mode for info in server.clients) == ["classic", MODE]
         assert len({info.key for info in server.clients}) == 2
 
 
@@ -551,7 +552,7 @@ def test_stats_count_what_happened(server: Server) -> None:
         assert (stats.published, stats.published_bytes) == (2, 9)
         assert (stats.clients, stats.delivered_bytes) == (2, 2 * (24 + 24))
         assert stats.log_used == stats.log_held == 48
-        assert 2 <= stats.packets <= 4
+        assert 0 < stats.packets <= 4
         assert stats.skipped == stats.waits == 0
         receive(one, 2)
         receive(two, 2)
@@ -830,7 +831,7 @@ def test_close_wakes_a_publisher_that_waits_for_a_reserve(server: Server) -> Non
 
 
 def test_close_from_two_threads_returns_to_both_when_it_is_through(address: str) -> None:
-    server = Server(address)
+    server = Server(address, share_log=False)
     with Client(address) as client:
         server.publish_many([LARGE] * 20)
         first = Task(lambda: server.close(DEADLINE))
@@ -855,7 +856,7 @@ def test_close_gives_clients_time_to_take_what_was_published(address: str) -> No
 
 
 def test_close_without_linger_tells_a_client_what_it_lost(address: str) -> None:
-    server = Server(address)
+    server = Server(address, share_log=False)
     with Client(address) as client:
         server.wait_for_clients(1, DEADLINE)
         ids = server.publish_many([LARGE] * 100)
@@ -871,7 +872,7 @@ def test_close_without_linger_tells_a_client_what_it_lost(address: str) -> None:
 
 
 def test_close_waits_no_longer_than_linger_for_a_client_that_does_not_read(address: str) -> None:
-    server = Server(address)
+    server = Server(address, share_log=False)
     with Client(address):
         server.publish_many([LARGE] * 100)
         before = time.monotonic()
@@ -1034,7 +1035,7 @@ def test_ctrl_c_ends_a_wait_and_the_server_goes_on(
 
 
 def test_ctrl_c_in_close_gives_up_lingering_and_nothing_else(address: str) -> None:
-    server = Server(address)
+    server = Server(address, share_log=False)
     with Client(address) as client:
         server.publish_many([LARGE] * 100)
         before = time.monotonic()

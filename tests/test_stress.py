@@ -31,6 +31,7 @@ from jumiks import (
     Gap,
     Lagged,
     OnLag,
+    Overwritten,
     Server,
     ServerClosed,
 )
@@ -99,9 +100,11 @@ def take_batches(client: Client, record: Callable[[int, bytes], None]) -> None:
 
 def take_views(client: Client, record: Callable[[int, bytes], None]) -> None:
     while True:
-        batch = client.receive_many()
-        for offset, view in enumerate(batch.views()):
-            record(batch.first_id + offset, bytes(view))
+        with client.receive_many() as batch:
+            copies = [bytes(view) for view in batch.views()]
+            batch.release()  # raises where they were overwritten meanwhile
+        for offset, message in enumerate(copies):
+            record(batch.first_id + offset, message)
 
 
 def take_singly(client: Client, record: Callable[[int, bytes], None]) -> None:
@@ -147,10 +150,14 @@ class Reader:
             self.client.close()
 
     def _run(self) -> None:
-        try:
-            self._take(self.client, self._record)
-        except Exception as error:
-            self.end = error
+        while self.end is None:
+            try:
+                self._take(self.client, self._record)
+            except Overwritten as error:
+                # That batch was lost while it was looked at; what becomes of the client comes next.
+                self.gaps.append(Gap(error.first, error.last))
+            except Exception as error:
+                self.end = error
         self.client.close()
 
     def check(self, ledger: dict[int, bytes], last_id: int) -> None:
@@ -169,11 +176,14 @@ class Reader:
             if sequence[number] >= 0:
                 assert index == sequence[number] + 1
             sequence[number] = index
+        while next_id in gaps:
+            next_id = gaps.pop(next_id) + 1
         if isinstance(self.end, ServerClosed):
-            while next_id in gaps:
-                next_id = gaps.pop(next_id) + 1
             assert next_id == last_id + 1
         elif isinstance(self.end, (Lagged, ConnectionLost)):
+            if not self.entries and not self.gaps and self.end.first_lost:
+                # From the very first message on, which may have come before `first_due`.
+                next_id = min(next_id, self.end.first_lost)
             assert self.end.first_lost in (0, next_id)
             assert self.end.last_lost <= last_id
         else:

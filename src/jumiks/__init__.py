@@ -9,7 +9,8 @@ import logging as _logging
 from importlib.metadata import version as _version
 
 from .access import Allow, Peer
-from .client import Batch, Client
+from .batch import Batch
+from .client import Client
 from .errors import (
     AckError,
     AddressInUse,
@@ -22,6 +23,7 @@ from .errors import (
     JumiksError,
     Lagged,
     MessageTooLarge,
+    Overwritten,
     ProtocolError,
     Refused,
     ServerClosed,
@@ -51,6 +53,7 @@ __all__ = [
     "Lagged",
     "MessageTooLarge",
     "OnLag",
+    "Overwritten",
     "Peer",
     "ProtocolError",
     "Refused",

@@ -55,7 +55,9 @@ class Config:
 class Attached:
     key: int
     first_id: int
+    first_offset: int
     max_packet: int
+    cursor_fd: int
 
 class Stats:
     oldest_id: int
@@ -92,6 +94,10 @@ class ClientConfig:
     mode: int
     max_packet: int
     max_message: int
+    log_fd: int
+    cursor_fd: int
+    first_offset: int
+    spin: int
 
 _T = TypeVar("_T")
 
@@ -157,14 +163,18 @@ class _Lib:
     JMK_E_LOST: int
     JMK_E_PROTOCOL: int
     JMK_E_ACK: int
+    JMK_E_LOG: int
     JMK_E_LAST: int
     JMK_FIRST_ID: int
     JMK_FRAME_HEADER: int
+    JMK_ANSWER_SIZE: int
+    JMK_KIND_RING: int
     JMK_DISCONNECT: int
     JMK_BLOCK: int
     JMK_SKIP: int
     JMK_CLASSIC: int
     JMK_FRAMED: int
+    JMK_SHARED: int
     JMK_R_NONE: int
     JMK_R_LAGGED: int
     JMK_R_CLOSING: int
@@ -187,6 +197,7 @@ class _Lib:
     def jmk_server_attach(
         self, server: Server, fd: int, mode: int, max_packet: int, start: int, out: Attached, /
     ) -> int: ...
+    def jmk_server_log_fd(self, server: Server, /) -> int: ...
     def jmk_server_release(self, server: Server, key: int, /) -> int: ...
     def jmk_server_disconnect(self, server: Server, key: int, reason: int, /) -> int: ...
     def jmk_server_append_many(
@@ -221,6 +232,8 @@ class _Lib:
     def jmk_client_free(self, client: Client, /) -> Client: ...
     def jmk_client_ack(self, client: Client, handled: int, timeout: int, /) -> int: ...
     def jmk_client_hold(self, client: Client, /) -> Arena: ...
+    def jmk_arena_whole(self, arena: Arena, /) -> int: ...
+    def jmk_client_whole(self, client: Client, /) -> int: ...
     def jmk_arena_free(self, arena: Arena, /) -> None: ...
     def jmk_client_goodbye(self, client: Client, out: Goodbye, /) -> None: ...
     def jmk_client_fault(self, client: Client, /) -> CString: ...

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
 
 from . import address
 from ._native import (
@@ -22,10 +23,9 @@ from ._native import (
     check_callback,
     ffi,
     lib,
-    message_list,
     nanoseconds,
-    view_list,
 )
+from .batch import Batch
 from .errors import (
     AckError,
     Closed,
@@ -43,7 +43,9 @@ from .stats import Gap
 if TYPE_CHECKING:
     from ._core import Client as Handle
 
-__all__ = ["Batch", "Client"]
+__all__ = ["Client"]
+
+log = logging.getLogger("jumiks")
 
 ARENA_SIZE: Final = 4 << 20
 """Bytes of address space by default for what one receive takes; memory is used as messages need."""
@@ -60,6 +62,11 @@ at the system's default cannot send more than 212960 bytes."""
 _ACK_TIME: Final = 0.01
 _ACK_PATIENCE: Final = 1_000_000_000  # ns; a live server reads acks well within
 _LONG_PACKET: Final = 4096
+_MODES: Final = {
+    lib.JMK_CLASSIC: "classic",
+    lib.JMK_FRAMED: "framed",
+    lib.JMK_SHARED: "shared",
+}
 _START_NAMES: Final = {"now": START_NOW, "oldest": START_OLDEST}
 
 
@@ -75,74 +82,8 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class Batch(Sequence[bytes]):
-    """Messages received together; their packet ids have no holes.
-
-    `first_id` and `last_id` are the ids of the first and the last. The messages are made into bytes
-    objects when they are first looked at, at the latest before the next receive.
-    """
-
-    __slots__ = ("__weakref__", "_client", "_count", "_items", "_list", "_views", "first_id")
-
-    def __init__(
-        self,
-        first_id: int,
-        count: int,
-        *,
-        messages: list[bytes] | None = None,
-        client: Handle | None = None,
-        items: int = 0,
-    ) -> None:
-        self.first_id = first_id
-        self._count = count
-        self._list = messages
-        self._views: list[memoryview] | None = None
-        self._client = client
-        self._items = items
-
-    @property
-    def last_id(self) -> int:
-        """The packet id of the last message."""
-        return self.first_id + self._count - 1
-
-    def _messages(self) -> list[bytes]:
-        if self._list is None:
-            if self._views is not None:
-                self._list = [bytes(view) for view in self._views]
-            else:
-                self._list = message_list(self._items, self._count)
-            self._client = None
-        return self._list
-
-    def views(self) -> list[memoryview]:
-        """The messages as read-only memoryviews, not copied if asked for before anything else.
-
-        They stay valid as long as they live, and keep the memory of all they were received with.
-        """
-        if self._views is None:
-            if self._client is None:
-                self._views = [memoryview(message) for message in self._messages()]
-            else:
-                arena = ffi.gc(lib.jmk_client_hold(self._client), lib.jmk_arena_free)
-                self._views = view_list(arena, self._items, self._count)
-                self._client = None
-        return self._views
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        return self._messages()[index]
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._messages())
-
-    def __repr__(self) -> str:
-        return f"<jumiks.Batch of {self._count} messages from {self.first_id}>"
+class _CannotShareError(Exception):
+    """This system does not let us map what the server shares."""
 
 
 def _parse_start(start: object) -> int:
@@ -167,6 +108,10 @@ class Client:
         timeout: seconds to connect and shake hands; None is no limit.
         arena_size: bytes of address space for what one receive takes.
         framed: whether to ask for many messages a packet; False has it as plain 1.0 does.
+        share_log: whether to read the server's log itself, where the server shares it; False has
+            messages sent.
+        spin: seconds to look for a message before sleeping, where the log is shared: a lower
+            latency, for a core's time.
         on_gap: called with each `Gap`, in the stream's order: messages that the server skipped for
             this client (its policy says so), or no longer had at the start.
 
@@ -189,6 +134,8 @@ class Client:
         timeout: float | None = CONNECT_TIMEOUT,
         arena_size: int = ARENA_SIZE,
         framed: bool = True,
+        share_log: bool = True,
+        spin: float = 0.0,
         on_gap: Callable[[Gap], object] | None = None,
     ) -> None:
         self._handle: Handle | None = None
@@ -205,6 +152,7 @@ class Client:
         self._messages: Iterator[bytes] = iter(())
         self._left = 0
         self._last_batch: weakref.ref[Batch] | None = None
+        self._loans: list[Batch] = []  # those whose views are of the log itself
         wanted = _parse_start(start)
         check_callback(on_gap, "on_gap")
         nanoseconds(timeout)
@@ -212,14 +160,24 @@ class Client:
             raise TypeError(f"arena_size is a number of bytes, not {arena_size!r}")
         if not _LONG_PACKET <= arena_size <= 1 << 40:
             raise ValueError(f"arena_size={arena_size}: it must be {_LONG_PACKET} bytes or more")
+        for name, value in (("framed", framed), ("share_log", share_log)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} is True or False, not {value!r}")
+        if spin is None:
+            raise TypeError("spin is a number of seconds, not None")
+        self._spin = nanoseconds(spin)
         packet = min(arena_size, (1 << 32) - 1 if framed else CLASSIC_PACKET)
-        handshake = ClientHandshake(Capability.FRAMES if framed else Capability(0), wanted, packet)
-        sock = self._connect(parsed, handshake, timeout)
-        try:
-            self._make_core(sock, handshake, arena_size)
-        except BaseException:
-            sock.close()
-            raise
+        wishes = Capability.FRAMES if framed else Capability(0)
+        if framed and share_log:
+            try:
+                handshake = self._enter(
+                    parsed, wishes | Capability.LOG, wanted, packet, timeout, arena_size
+                )
+            except _CannotShareError as error:
+                log.warning("%s: cannot read its log, so it has to send: %s", parsed, error)
+                handshake = self._enter(parsed, wishes, wanted, packet, timeout, arena_size)
+        else:
+            handshake = self._enter(parsed, wishes, wanted, packet, timeout, arena_size)
         first = handshake.welcome.first_id if handshake.welcome else 0
         if wanted >= FIRST_ID and first > wanted:
             try:
@@ -228,8 +186,35 @@ class Client:
                 self.close()
                 raise
 
+    def _enter(
+        self,
+        where: address.Address,
+        wishes: Capability,
+        start: int,
+        packet: int,
+        timeout: float | None,
+        arena_size: int,
+    ) -> ClientHandshake:
+        handshake = ClientHandshake(wishes, start, packet)
+        descriptors: list[int] = []
+        try:
+            sock = self._connect(where, handshake, timeout, descriptors)
+            try:
+                self._make_core(sock, handshake, arena_size, descriptors)
+            except BaseException:
+                sock.close()
+                raise
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return handshake
+
     def _connect(
-        self, where: address.Address, handshake: ClientHandshake, timeout: float | None
+        self,
+        where: address.Address,
+        handshake: ClientHandshake,
+        timeout: float | None,
+        descriptors: list[int],
     ) -> socket.socket:
         deadline = None if timeout is None else time.monotonic() + timeout
         sock = address.connect(where, timeout)
@@ -240,7 +225,7 @@ class Client:
                     if deadline is None
                     else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
                 )
-                packet = sock.recv(_LONG_PACKET)
+                packet = self._receive_packet(sock, handshake, descriptors)
                 if not packet:
                     raise ConnectionLost(
                         f"{self._address!r} closed the connection during the handshake"
@@ -265,31 +250,69 @@ class Client:
             raise
         return sock
 
-    def _make_core(self, sock: socket.socket, handshake: ClientHandshake, arena_size: int) -> None:
+    def _receive_packet(
+        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
+    ) -> bytes:
+        # Descriptors come with the welcome to who asked for them, and at no other time; the kernel
+        # drops those that nobody makes room for.
+        if handshake.hello is None or Capability.LOG not in handshake.wishes:
+            return sock.recv(_LONG_PACKET)
+        packet, found, flags, _ = socket.recv_fds(sock, _LONG_PACKET, 2, socket.MSG_CMSG_CLOEXEC)
+        descriptors += found
+        if flags & socket.MSG_CTRUNC and len(found) < 2:
+            raise _CannotShareError("no room for two more descriptors")
+        return packet
+
+    def _make_core(
+        self,
+        sock: socket.socket,
+        handshake: ClientHandshake,
+        arena_size: int,
+        descriptors: list[int],
+    ) -> None:
         hello, welcome = handshake.hello, handshake.welcome
         assert hello is not None
         self._server_id = hello.server_id
-        self._framed = handshake.framed
         self._max_lag = hello.max_lag
         config = ffi.new("struct jmk_client_config *")
         config.first_id = welcome.first_id if welcome else 0
         config.max_lag = hello.max_lag
-        config.mode = lib.JMK_FRAMED if self._framed else lib.JMK_CLASSIC
         config.max_message = hello.max_message or (1 << 32) - 1
         config.arena_size = arena_size
-        if self._framed:
+        config.max_packet = min(CLASSIC_PACKET, arena_size)
+        config.mode = lib.JMK_CLASSIC
+        if handshake.framed:
             config.max_packet = min(hello.max_packet or CLASSIC_PACKET, arena_size)
-        else:
-            config.max_packet = min(CLASSIC_PACKET, arena_size)
+            config.mode = lib.JMK_FRAMED
+        if handshake.shared:
+            assert welcome is not None
+            if len(descriptors) != 2:
+                raise ProtocolError(
+                    f"the server broke the handshake: {len(descriptors)} descriptors came with the "
+                    "log it shares, where 2 are due"
+                )
+            config.mode = lib.JMK_SHARED
+            config.log_fd, config.cursor_fd = descriptors
+            config.first_offset = welcome.first_offset
+            config.spin = self._spin
+        self._mode = _MODES[config.mode]
         sock.setblocking(True)
         out = ffi.new("jmk_client **")
-        check(lib.jmk_client_new(out, sock.fileno(), config), "client")
+        code = lib.jmk_client_new(out, sock.fileno(), config)
+        if code == lib.JMK_E_LOG:
+            raise ProtocolError("the server shares a log that it could change or cut at will")
+        if code < 0 and handshake.shared:
+            raise _CannotShareError(os.strerror(-code))
+        check(code, "client")
         self._descriptor = sock.detach()
         self._handle = ffi.gc(out[0], lib.jmk_client_free)
         self._receiver = Receiver(
             self._handle,
             address_of(out[0]),
-            address_of(ffi.addressof(lib, "jmk_client_receive")),
+            *(
+                address_of(ffi.addressof(lib, f"jmk_client_{name}"))
+                for name in ("receive", "whole", "unread")
+            ),
         )
 
     def _open(self) -> Handle:
@@ -339,7 +362,8 @@ class Client:
         else:
             handle = self._handle
             first_id, count, items = self._look(timeout)
-            batch = Batch(first_id, count, client=handle, items=items)
+            loans = self._loans if self._mode == "shared" else None
+            batch = Batch(first_id, count, client=handle, items=items, loans=loans)
             self._last_batch = weakref.ref(batch)
         last_id, count = batch.last_id, len(batch)
         self._left = 0
@@ -425,6 +449,8 @@ class Client:
             raise Closed("this client is closed")
         if self._last_batch is not None:
             self._settle_batch()
+        while self._loans:
+            self._loans.pop()._take_back()
         return receiver
 
     def _again(self, code: int, timeout: float | None, take: Callable[[int], _T | int]) -> _T:
@@ -445,8 +471,8 @@ class Client:
         # The last batch's memory is about to be used again, or to be given back.
         batch = self._last_batch() if self._last_batch is not None else None
         self._last_batch = None
-        if batch is not None and batch._views is None:
-            batch._messages()
+        if batch is not None:
+            batch._settle()
 
     def _ending(self, code: int) -> Exception:
         handle = self._handle
@@ -456,7 +482,8 @@ class Client:
             fault = ffi.string(lib.jmk_client_fault(handle)).decode()
             return ProtocolError(f"the server broke the protocol: {fault}")
         if code == lib.JMK_E_LOST:
-            words = "the server died" if self._framed else "a plain 1.0 server gives no reason"
+            plain = self._mode == "classic"
+            words = "a plain 1.0 server gives no reason" if plain else "the server died"
             return ConnectionLost(f"end of stream from {self._address!r}: {words}")
         if code == lib.JMK_E_END:
             return self._goodbye(handle)
@@ -537,8 +564,8 @@ class Client:
 
     @property
     def mode(self) -> str:
-        """`"framed"`, or `"classic"` for one message a packet."""
-        return "framed" if self._framed else "classic"
+        """`"shared"` where the log is read, `"framed"`, or `"classic"`: one message a packet."""
+        return self._mode
 
     @property
     def last_id(self) -> int:

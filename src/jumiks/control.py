@@ -29,6 +29,7 @@ from .handshake import Capability, ServerHandshake, ServerHello, Status
 from .stats import ClientInfo, EndReason, client_info
 
 if TYPE_CHECKING:
+    from ._core import Attached
     from ._core import Server as Handle
 
 __all__: list[str] = []
@@ -285,9 +286,10 @@ class Control:
             text = f"its largest packet, {wish.max_packet} bytes, is below {_LEAST_PACKET}"
             self._refuse(joining, Status.MALFORMED, text)
             return
-        framed = Capability.FRAMES in joining.handshake.granted
-        limit = wish.max_packet
-        if framed:
+        granted = joining.handshake.granted
+        mode, limit = lib.JMK_CLASSIC, wish.max_packet
+        if Capability.FRAMES in granted:
+            mode = lib.JMK_SHARED if Capability.LOG in granted else lib.JMK_FRAMED
             limit = min(joining.max_packet, wish.max_packet or joining.max_packet)
         attached = ffi.new("struct jmk_attached *")
         # The core may close its descriptor at any moment from now on, so it gets one of its own.
@@ -296,38 +298,51 @@ class Control:
         except OSError as error:
             self._refuse(joining, Status.INTERNAL, f"it failed to: {error.strerror}")
             return
-        code = lib.jmk_server_attach(
-            self._handle,
-            descriptor,
-            lib.JMK_FRAMED if framed else lib.JMK_CLASSIC,
-            limit,
-            wish.start if joining.handshake.extended else 0,
-            attached,
-        )
+        start = wish.start if joining.handshake.extended else 0
+        code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
+        if code < 0 and mode == lib.JMK_SHARED:
+            log.info("%s reads packets, not the log: %s", joining.peer, os.strerror(-code))
+            mode = lib.JMK_FRAMED
+            code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
         if code:
             os.close(descriptor)
             self._refuse(joining, _STATUS_OF.get(code, Status.INTERNAL))
             return
-        self._welcome(joining, attached.key, attached.first_id)
+        self._welcome(joining, attached)
 
-    def _welcome(self, joining: _Joining, key: int, first_id: int) -> None:
+    def _welcome(self, joining: _Joining, attached: Attached) -> None:
+        key, cursor = attached.key, attached.cursor_fd
         self.peers[key] = joining.peer
+        info = find_client(self._handle, self.peers, key)
         try:
-            welcome = joining.handshake.accept(first_id)
-            if welcome:
-                joining.sock.send(welcome, socket.MSG_NOSIGNAL)
+            self._send_welcome(joining, attached)
         except OSError as error:
             log.info("%s left before its welcome: %s", joining.peer, error)
+            info = None
+        finally:
+            if cursor >= 0:
+                os.close(cursor)
         self._drop(joining)
-        info = find_client(self._handle, self.peers, key)
-        if info is None or lib.jmk_server_release(self._handle, key):
-            return  # gone meanwhile; its event follows
+        lib.jmk_server_release(self._handle, key)
+        if info is None:
+            return  # nobody was told that it came
+        # It may be gone by now; the event that says so follows.
         with self.changed:
             self.present.add(key)
             self.changed.notify_all()
         log.info("%s connected, client %d", joining.peer, key)
         if self._on_connect is not None:
             self._call(self._on_connect, info)
+
+    def _send_welcome(self, joining: _Joining, attached: Attached) -> None:
+        if attached.cursor_fd < 0:
+            welcome = joining.handshake.accept(attached.first_id)
+            if welcome:
+                joining.sock.send(welcome, socket.MSG_NOSIGNAL)
+            return
+        welcome = joining.handshake.accept(attached.first_id, attached.first_offset)
+        descriptors = [lib.jmk_server_log_fd(self._handle), attached.cursor_fd]
+        socket.send_fds(joining.sock, [welcome], descriptors, socket.MSG_NOSIGNAL)
 
     # ---- events ----
 

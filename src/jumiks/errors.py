@@ -11,6 +11,7 @@
         ├── Timeout (TimeoutError)              the deadline passed first
         ├── MessageTooLarge (ValueError)        the message is larger than the server allows
         ├── AckError (ValueError)               an ack for a message that was not received
+        ├── Overwritten                         a batch was given up by the server while in use
         ├── AddressInUse (OSError)              somebody serves that address
         └── ConnectionEnded (ConnectionError)   the connection is over, and why:
             ├── Refused                         the server did not let this client in
@@ -41,6 +42,7 @@ __all__ = [
     "JumiksError",
     "Lagged",
     "MessageTooLarge",
+    "Overwritten",
     "ProtocolError",
     "Refused",
     "ServerClosed",
@@ -119,6 +121,34 @@ class AckError(JumiksError, ValueError):
     """An ack for a message that this client has not received (yet)."""
 
 
+def _messages(first: int, last: int) -> str:
+    count = last - first + 1
+    return f"message {first}" if count == 1 else f"messages {first} to {last} ({count} of them)"
+
+
+class Overwritten(JumiksError):
+    """The server gave messages up, by its lag policy, while this client was still using them.
+
+    It concerns clients that read the server's log itself. The next receive tells of the gap, or
+    raises `Lagged`.
+
+    Args:
+        first: the first message of the batch.
+        last: the last one, inclusive.
+    """
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__(
+            f"{_messages(first, last)} may have been overwritten while they were in use, as the "
+            "server cut this client or had it skip: handle them faster, or copy them at once"
+        )
+        self.first = first
+        self.last = last
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Overwritten, (self.first, self.last)
+
+
 class AddressInUse(JumiksError, OSError):
     """Somebody serves that address.
 
@@ -186,11 +216,6 @@ class VersionMismatch(Refused):
         )
         self.ours = ours
         self.theirs = theirs
-
-
-def _messages(first: int, last: int) -> str:
-    count = last - first + 1
-    return f"message {first}" if count == 1 else f"messages {first} to {last} ({count} of them)"
 
 
 class Lagged(ConnectionEnded):

@@ -66,7 +66,7 @@ class Capability(enum.IntFlag):
     FRAMES = 1
     """Many messages a packet, and messages larger than a packet."""
     LOG = 2
-    """The server's log itself is shared."""
+    """The server's log itself is shared; only together with FRAMES."""
     MONITOR = 4
     """The connection asks for status and receives no messages."""
 
@@ -115,8 +115,9 @@ class _Layout:
 _VERSION_LAYOUT = _Layout("HHH")
 _SERVER_LAYOUT = _Layout("HHHHQQQQII")
 _CLIENT_LAYOUT = _Layout("HHHHQII")
-_WELCOME_LAYOUT = _Layout("HHIQ")
+_WELCOME_LAYOUT = _Layout("HHIQQ")
 _WELCOME_SIZE = 16
+_SHARED_WELCOME_SIZE = 24
 
 
 def _require(packet: bytes, size: int, what: str) -> None:
@@ -231,33 +232,41 @@ class Welcome:
         capabilities: what the server grants.
         first_id: the first packet id the client will get.
         text: why it was refused, in words; 512 bytes of UTF-8 are sent at most.
+        first_offset: with LOG, where the message `first_id` stands, or will stand, in the log.
     """
 
     status: int
     capabilities: Capability = _NONE
     first_id: int = 0
     text: str = ""
+    first_offset: int = 0
 
     def encode(self) -> bytes:
-        """The packet: 16 bytes, and the text if this is a refusal."""
-        packet = _WELCOME_LAYOUT.pack(self.status, self.capabilities, 0, self.first_id)
+        """The packet: 16 bytes, and the text of a refusal or the offset that LOG needs."""
+        packet = _WELCOME_LAYOUT.pack(
+            self.status, self.capabilities, 0, self.first_id, self.first_offset
+        )
         if self.status == Status.ACCEPTED:
-            return packet
+            return packet if Capability.LOG in self.capabilities else packet[:_WELCOME_SIZE]
+        packet = packet[:_WELCOME_SIZE]
         text = self.text.encode("utf-8", "replace")[:_TEXT_LIMIT]
         # The cut may have gone through a character.
         return packet + text.decode("utf-8", "ignore").encode("utf-8")
 
     @classmethod
     def decode(cls, packet: bytes) -> Self:
-        """Read a packet of 16 bytes or more; `Malformed` if it is shorter."""
+        """Read a packet of 16 bytes or more, of 24 with LOG; `Malformed` if it is shorter."""
         _require(packet, _WELCOME_SIZE, "a welcome")
-        number, capabilities, _, first_id = _WELCOME_LAYOUT.unpack(packet)
+        number, capabilities, _, first_id, first_offset = _WELCOME_LAYOUT.unpack(packet)
         status = _STATUSES.get(number, number)
-        text = ""
         if status != Status.ACCEPTED:
             end = _WELCOME_SIZE + _TEXT_LIMIT
             text = packet[_WELCOME_SIZE:end].decode("utf-8", "replace")
-        return cls(status, Capability(capabilities), first_id, text)
+            return cls(status, Capability(capabilities), first_id, text)
+        if Capability.LOG not in Capability(capabilities):
+            return cls(status, Capability(capabilities), first_id)
+        _require(packet, _SHARED_WELCOME_SIZE, "a welcome with LOG")
+        return cls(status, Capability(capabilities), first_id, first_offset=first_offset)
 
 
 def _is_extended(packet: bytes) -> bool:
@@ -402,7 +411,8 @@ class ServerHandshake:
         """What is wanted, offered and known; nothing before a good reply, nor after a bad one."""
         if self._peer is None or not self.extended or self._verdict is not Status.ACCEPTED:
             return _NONE
-        return _known(self._peer.capabilities & self._hello.capabilities)
+        granted = _known(self._peer.capabilities & self._hello.capabilities)
+        return granted if Capability.FRAMES in granted else granted & ~Capability.LOG
 
     def hello(self) -> bytes:
         """The packet to send first."""
@@ -440,16 +450,19 @@ class ServerHandshake:
         resumes = peer.start >= FIRST_ID
         return Status.START if resumes and peer.start > next_id else Status.ACCEPTED
 
-    def accept(self, first_id: int) -> bytes:
+    def accept(self, first_id: int, first_offset: int | None = None) -> bytes:
         """The welcome to send; empty for a classic client, which is told nothing.
 
         Args:
             first_id: the first packet id the client will get.
+            first_offset: where that stands in the log; None takes LOG back from what is granted.
         """
         self._state = _after(_SERVER_MOVES, self._state, _ServerEvent.ACCEPT)
         if not self.extended:
             return b""
-        return Welcome(Status.ACCEPTED, self.granted, first_id).encode()
+        granted = self.granted if first_offset is not None else self.granted & ~Capability.LOG
+        offset = first_offset if Capability.LOG in granted else 0
+        return Welcome(Status.ACCEPTED, granted, first_id, first_offset=offset or 0).encode()
 
     def refuse(self, status: Status, text: str = "") -> bytes:
         """The welcome that refuses; empty for a client that is not known to understand it.
@@ -530,6 +543,11 @@ class ClientHandshake:
         return self._state is ClientState.DONE
 
     @property
+    def wishes(self) -> Capability:
+        """What the client wants."""
+        return self._reply.capabilities
+
+    @property
     def hello(self) -> ServerHello | None:
         """What the server said first, once it was read, whatever came of it."""
         return self._hello
@@ -550,6 +568,11 @@ class ClientHandshake:
     def framed(self) -> bool:
         """Whether messages come as frames."""
         return Capability.FRAMES in self.granted
+
+    @property
+    def shared(self) -> bool:
+        """Whether messages are read from the server's log itself."""
+        return Capability.LOG in self.granted
 
     def receive(self, packet: bytes) -> bytes:
         """Read the hello, then the welcome; returns what to send, which may be nothing.
@@ -606,6 +629,9 @@ class ClientHandshake:
                 welcome.status, hello=self._hello, reply=self._reply
             )
             raise Refused(reason, status=welcome.status)
-        if _known(welcome.capabilities) & ~self._reply.capabilities:
+        granted = _known(welcome.capabilities)
+        if granted & ~self._reply.capabilities:
             raise ProtocolError("the server broke the handshake: it grants what was not asked for")
+        if Capability.LOG in granted and Capability.FRAMES not in granted:
+            raise ProtocolError("the server broke the handshake: it grants LOG without FRAMES")
         return _ClientEvent.WELCOME, b""

@@ -24,7 +24,7 @@ from ._native import (
     lib,
     nanoseconds,
 )
-from .control import Control, client_infos
+from .control import Control, client_infos, log
 from .errors import JumiksError, MessageTooLarge, Timeout
 from .handshake import FIRST_ID, VERSION, Capability, ServerHello
 from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
@@ -64,6 +64,16 @@ _Append: TypeAlias = "Callable[[Buffer], int]"
 
 def _closed(_data: Buffer) -> int:
     return lib.JMK_E_CLOSED
+
+
+def _offered(handle: Handle) -> Capability:
+    if lib.jmk_server_log_fd(handle) >= 0:
+        return Capability.FRAMES | Capability.LOG
+    log.warning(
+        "this system has no memfd that can be sealed (Linux 5.1), so the log cannot be shared: "
+        "clients get packets"
+    )
+    return Capability.FRAMES
 
 
 def _parse_log_size(size: object) -> int:
@@ -106,6 +116,8 @@ class Server:
         allow: who may connect: None for the default (the server's own user and root on an abstract
             address; whom the file's permissions let through on a path), `"anyone"`, a user id,
             several of them, or a function that takes a `Peer` and returns True or False.
+        share_log: whether clients that can may read the log itself, which is the fastest way.
+            Whoever may connect may read all that the log keeps; nobody else can write it.
         on_connect: called with a `ClientInfo` when a client was let in, from the control thread.
         on_disconnect: called with a `ClientInfo` and an `EndReason` when one is gone, likewise.
 
@@ -131,6 +143,7 @@ class Server:
         mode: int | None = None,
         group: str | int | None = None,
         allow: access.Allow = None,
+        share_log: bool = True,
         on_connect: Callable[[ClientInfo], object] | None = None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None = None,
     ) -> None:
@@ -140,6 +153,8 @@ class Server:
         self._lock = threading.Lock()
         policy = lag.parse(on_lag, max_lag, patience)
         rule = access.parse(allow)
+        if not isinstance(share_log, bool):
+            raise TypeError(f"share_log is True or False, not {share_log!r}")
         check_callback(on_connect, "on_connect")
         check_callback(on_disconnect, "on_disconnect")
         nanoseconds(handshake_timeout)
@@ -159,7 +174,7 @@ class Server:
             self._control = Control(
                 handle,
                 listener,
-                hello=self._hello(),
+                hello=self._hello(_offered(handle) if share_log else Capability.FRAMES),
                 rule=rule,
                 handshake_timeout=handshake_timeout,
                 on_connect=on_connect,
@@ -194,10 +209,10 @@ class Server:
             raise OSError(error.errno, text) from error
         return ffi.gc(out[0], lib.jmk_server_free)
 
-    def _hello(self) -> ServerHello:
+    def _hello(self, offered: Capability) -> ServerHello:
         return ServerHello(
             VERSION,
-            Capability.FRAMES,
+            offered,
             server_id=self._id,
             oldest_id=FIRST_ID,
             next_id=FIRST_ID,

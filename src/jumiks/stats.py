@@ -61,7 +61,7 @@ class ClientInfo:
     peer: Peer
     """Its process, from the kernel."""
     mode: str
-    """`"framed"`, or `"classic"` for one message a packet."""
+    """`"shared"` if it reads the log, `"framed"`, or `"classic"` for one message a packet."""
     lag: int
     """Messages that were offered to it and not acked."""
     lag_bytes: int
@@ -69,7 +69,7 @@ class ClientInfo:
     worst_lag: int
     """The largest `lag` that was seen."""
     queued: int
-    """Messages published and not sent to it yet."""
+    """Messages published and not sent to it yet; none if it reads the log itself."""
     kernel_bytes: int
     """What its socket holds, sent and not yet read; with the kernel's overhead."""
     unacked: int
@@ -120,7 +120,7 @@ class ClientInfo:
 
 
 _UNITS = {lib.JMK_LIMIT_MESSAGES: "messages", lib.JMK_LIMIT_BYTES: "bytes"}
-_MODES = {lib.JMK_CLASSIC: "classic", lib.JMK_FRAMED: "framed"}
+_MODES = {lib.JMK_CLASSIC: "classic", lib.JMK_FRAMED: "framed", lib.JMK_SHARED: "shared"}
 
 
 def client_info(account: Account, peer: Peer) -> ClientInfo:

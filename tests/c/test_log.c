@@ -26,7 +26,7 @@ static struct jmk_mark place(const struct model *model, uint64_t number) {
 }
 
 static uint64_t oldest(const struct model *model) {
-    return atomic_load(&model->log.oldest_id) - JMK_FIRST_ID;
+    return atomic_load(&model->log.page->oldest_id) - JMK_FIRST_ID;
 }
 
 /* Let the floor follow until a frame of this size fits, and then sometimes a little further. */
@@ -54,7 +54,7 @@ static void append(struct model *model, uint32_t size) {
 }
 
 static void the_tail_is_a_frame_at_or_before_the_floor(const struct model *model) {
-    uint64_t tail = atomic_load(&model->log.tail);
+    uint64_t tail = atomic_load(&model->log.page->tail);
 
     CHECK(oldest(model) <= model->floor);
     CHECK_EQUAL(tail, model->offsets[oldest(model)]);
@@ -204,9 +204,10 @@ static void eviction_stops_at_the_floor(uint64_t size) {
         jmk_log_open(&log, 48, floor);
         jmk_log_seal(&log, 48);
         jmk_log_publish(&log);
-        CHECK(atomic_load(&log.tail) <= floor);
-        CHECK(end - atomic_load(&log.tail) <= size);
-        CHECK_EQUAL(atomic_load(&log.tail), (atomic_load(&log.oldest_id) - JMK_FIRST_ID) * frame);
+        CHECK(atomic_load(&log.page->tail) <= floor);
+        CHECK(end - atomic_load(&log.page->tail) <= size);
+        CHECK_EQUAL(atomic_load(&log.page->tail),
+                    (atomic_load(&log.page->oldest_id) - JMK_FIRST_ID) * frame);
     }
     jmk_log_deinit(&log);
 }

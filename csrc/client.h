@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The inside of a client, shared by client.c, inbox.c and reader.c. */
+#ifndef JMK_CLIENT_H
+#define JMK_CLIENT_H
+
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "arena.h"
+#include "frame.h"
+
+#define JMK_MAX_SLOTS 64
+
+/* OPEN, or the code that every later receive gives. */
+enum jmk_client_state {
+    JMK_OPEN = 0,
+    JMK_ENDED = JMK_E_END,
+    JMK_LOST = JMK_E_LOST,
+    JMK_BROKEN = JMK_E_PROTOCOL
+};
+
+/* Where messages come from, and acks go to: packets (inbox.c), or the log itself (reader.c). */
+struct jmk_source {
+    /* Put what is there into an empty batch. */
+    void (*take)(struct jmk_client *client, struct jmk_batch *batch);
+    /*
+     * Wait for more until the deadline. 0: look again; JMK_E_TIMEOUT, JMK_E_CLOSED, or -errno. It may
+     * fill the batch.
+     */
+    int (*more)(struct jmk_client *client, uint64_t handled, int64_t deadline,
+                struct jmk_batch *batch);
+    /* Ack all up to handled, which is news: 0, or -EAGAIN if the socket takes no more now. */
+    int (*ack)(struct jmk_client *client, uint64_t handled);
+    /* Whether that is due before what is there is taken. */
+    bool (*ack_is_due)(const struct jmk_client *client, uint64_t handled);
+    /* Hold the memory of the last batch. NULL: there was none. */
+    struct jmk_arena *(*hold)(struct jmk_client *client);
+    /* Is the last batch still what was received? NULL: always. */
+    bool (*whole)(const struct jmk_client *client);
+    /* It is not: it counts as never received. */
+    void (*unread)(struct jmk_client *client);
+    void (*free)(struct jmk_client *client);
+};
+
+extern const struct jmk_source jmk_inbox;
+extern const struct jmk_source jmk_reader;
+
+/* Packets received, and how far they are used up. */
+struct jmk_inbox {
+    struct jmk_pool *pool;
+    size_t slots;
+    size_t stride;
+    struct jmk_packets *arena; /* where packets go */
+    struct jmk_packets *last;  /* the last batch's: arena or whole */
+    unsigned filled, taken;    /* packets in the arena; those used up */
+    size_t place;              /* bytes used up of the packet `taken` */
+    bool stopped;              /* behind what was filled came an empty packet, or the end */
+    bool slow;                 /* the last read had to wait: so will the next */
+    size_t lengths[JMK_MAX_SLOTS];
+    bool truncated[JMK_MAX_SLOTS];
+
+    struct jmk_packets *whole; /* a message in fragments */
+    uint64_t whole_id;         /* 0: none is being put together */
+    uint32_t whole_total, whole_have;
+
+    uint64_t hole_first, hole_last; /* ids skipped last: a classic client does not ack those */
+    uint64_t unacked_bytes;
+    int64_t acked_at;
+
+    struct mmsghdr headers[JMK_MAX_SLOTS];
+    struct iovec parts[JMK_MAX_SLOTS];
+};
+
+struct jmk_client {
+    unsigned process;
+    int fd;
+    struct jmk_client_config config;
+    const struct jmk_source *source;
+    enum jmk_client_state state;
+    atomic_bool busy;
+    atomic_bool closed;
+    const char *fault;
+    struct jmk_goodbye goodbye;
+
+    _Atomic uint64_t last_id; /* received; 0 = none */
+    _Atomic uint64_t acked_id;
+    uint64_t next_id; /* at the earliest; 0 = anything */
+
+    struct jmk_inbox inbox;
+    struct jmk_log_reader *reader;
+};
+
+int jmk_inbox_init(struct jmk_client *client);
+
+/* Map the log and the cursor page, which the configuration names, and look at them. */
+int jmk_reader_init(struct jmk_client *client);
+
+/* The server broke the protocol: nothing is received any more. */
+void jmk_client_break(struct jmk_client *client, const char *text);
+
+/* A BYE came. False if it is none. */
+bool jmk_client_end(struct jmk_client *client, const struct jmk_header *header,
+                    const uint8_t *payload);
+
+/* recv gave 0: the end of the stream, or an empty packet, which no server may send. */
+void jmk_client_end_or_empty(struct jmk_client *client);
+
+/* Wait until the socket is readable: 0, JMK_E_TIMEOUT, or -errno. */
+int jmk_client_wait(const struct jmk_client *client, int64_t deadline, bool writable_too);
+
+#endif

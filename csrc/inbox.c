@@ -1,0 +1,484 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The inbox: messages that come in packets, classic or framed
+ *
+ * Packets come by recvmmsg into the slots of an arena, one packet a slot, and an index of the
+ * messages in them is made there too; Python takes a batch of index entries at a time. Packets that
+ * a batch did not use up (it ends at a gap in the ids, and when the index is full) stay in the arena
+ * for the next.
+ *
+ * A message in fragments is put together in an arena of its own, where fragments after the first
+ * are received in place. It makes a batch of one.
+ *
+ * Acks. Classic: one for each packet, as 1.0 has it, sent many at a time. Framed: cumulative, sent
+ * when a receive is about to wait, and when messages, bytes or time since the last one say so; a
+ * quarter of max_lag is the most that is ever kept back. An ack that the socket refuses is not lost:
+ * the cursor stays where it is, and the next one covers it.
+ *
+ * Everything from the server is checked here: the length of each packet and frame, ids, fragments.
+ * What is wrong ends the connection for good: state says so to every later receive.
+ */
+#include <errno.h>
+
+#include "client.h"
+#include "os.h"
+
+#define ACK_BYTES 65536           /* received and not acked */
+#define ACK_TIME (10 * 1000000LL) /* ns */
+#define SLOW 20000                /* ns of waiting that make a stream a slow one */
+#define ACKS 64                   /* classic acks a sendmmsg */
+
+int jmk_inbox_init(struct jmk_client *client) {
+    struct jmk_inbox *inbox = &client->inbox;
+
+    inbox->pool = jmk_pool_new();
+    if (!inbox->pool)
+        return -ENOMEM;
+    inbox->acked_at = jmk_now();
+    /* One line more than a packet: slots that start alike would compete for the same cache sets. */
+    inbox->stride = ((client->config.max_packet + 63u) & ~(size_t)63) + 64;
+    inbox->slots = client->config.arena_size / inbox->stride;
+    if (inbox->slots < 1)
+        inbox->slots = 1;
+    if (inbox->slots > JMK_MAX_SLOTS)
+        inbox->slots = JMK_MAX_SLOTS;
+    return 0;
+}
+
+static void inbox_free(struct jmk_client *client) {
+    jmk_packets_free(client->inbox.arena);
+    jmk_packets_free(client->inbox.whole);
+    if (client->inbox.pool)
+        jmk_pool_close(client->inbox.pool);
+}
+
+static struct jmk_arena *inbox_hold(struct jmk_client *client) {
+    struct jmk_packets *last = client->inbox.last;
+
+    if (!last)
+        return NULL;
+    atomic_fetch_add(&last->arena.refs, 1);
+    return &last->arena;
+}
+
+/* ---- acks ---- */
+
+/* What became of an ack: 0 if it is out (or will never matter), else -EAGAIN. */
+static int ack_result(ssize_t sent) {
+    return sent < 0 && errno == EAGAIN ? -EAGAIN : 0;
+}
+
+static int ack_framed(struct jmk_client *client, uint64_t handled) {
+    uint64_t word = htole64(handled);
+
+    /* A connection that broke is noticed by reading on: what came before is still to be read. */
+    if (ack_result(send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL)))
+        return -EAGAIN;
+    atomic_store(&client->acked_id, handled);
+    client->inbox.unacked_bytes = 0;
+    client->inbox.acked_at = jmk_now();
+    return 0;
+}
+
+static uint64_t after(const struct jmk_client *client, uint64_t id) {
+    return id + 1 == client->inbox.hole_first ? client->inbox.hole_last + 1 : id + 1;
+}
+
+static int ack_classic(struct jmk_client *client, uint64_t handled) {
+    uint64_t words[ACKS], acked = atomic_load(&client->acked_id), ids[ACKS];
+    struct iovec parts[ACKS];
+    struct mmsghdr packets[ACKS];
+
+    memset(packets, 0, sizeof packets);
+    while (acked < handled) {
+        uint64_t id = acked;
+        unsigned n = 0;
+        int sent;
+
+        for (; n < ACKS && id < handled; n++) {
+            id = ids[n] = after(client, id);
+            words[n] = htole64(id);
+            parts[n] = (struct iovec){&words[n], sizeof words[n]};
+            packets[n].msg_hdr.msg_iov = &parts[n];
+            packets[n].msg_hdr.msg_iovlen = 1;
+        }
+        sent = sendmmsg(client->fd, packets, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (ack_result(sent))
+            return -EAGAIN;
+        acked = sent < 0 ? handled : ids[sent - 1];
+        atomic_store(&client->acked_id, acked);
+    }
+    return 0;
+}
+
+static int inbox_ack(struct jmk_client *client, uint64_t handled) {
+    if (client->config.mode == JMK_FRAMED)
+        return ack_framed(client, handled);
+    return ack_classic(client, handled);
+}
+
+static bool inbox_ack_is_due(const struct jmk_client *client, uint64_t handled) {
+    uint64_t quarter = client->config.max_lag / 4, acked = atomic_load(&client->acked_id);
+
+    return client->config.mode == JMK_CLASSIC || client->inbox.unacked_bytes >= ACK_BYTES ||
+           (client->config.max_lag && handled - acked >= quarter) ||
+           jmk_now() - client->inbox.acked_at >= ACK_TIME;
+}
+
+/* ---- the index ---- */
+
+/* What a frame, or a packet, means for the batch in the making. */
+enum outcome {
+    ON,     /* go on with the next */
+    BEFORE, /* the batch ends before it */
+    BEHIND, /* the batch ends with it */
+    FAULT   /* the server broke the protocol */
+};
+
+static enum outcome fault(struct jmk_client *client, const char *text) {
+    jmk_client_break(client, text);
+    client->inbox.filled = client->inbox.taken = 0;
+    return FAULT;
+}
+
+/* Put one message into the batch. */
+static enum outcome add(struct jmk_client *client, struct jmk_batch *batch,
+                        struct jmk_packets *arena, uint64_t id, const void *data, size_t size) {
+    if (id == UINT64_MAX || (id == 0 && !client->next_id))
+        return fault(client, "it sends a packet id that cannot be");
+    if (client->next_id && id != client->next_id) {
+        if (id < client->next_id)
+            return fault(client, "its packet ids go backwards");
+        if (batch->count)
+            return BEFORE;
+        batch->lost = id - client->next_id;
+        client->inbox.hole_first = client->next_id;
+        client->inbox.hole_last = id - 1;
+    }
+    if (!batch->count) {
+        batch->items = arena->items;
+        batch->first_id = id;
+        client->inbox.last = arena;
+        if (!atomic_load_explicit(&client->last_id, memory_order_relaxed))
+            atomic_store(&client->acked_id, id - 1);
+    }
+    arena->items[batch->count++] = (struct jmk_slice){data, size};
+    batch->bytes += size;
+    client->next_id = id + 1;
+    return batch->count == JMK_MAX_ITEMS ? BEHIND : ON;
+}
+
+static enum outcome finish_whole(struct jmk_client *client, struct jmk_batch *batch) {
+    uint64_t id = client->inbox.whole_id;
+    enum outcome outcome;
+
+    client->inbox.whole_id = 0;
+    outcome = add(client, batch, client->inbox.whole, id, client->inbox.whole->memory,
+                  client->inbox.whole_total);
+    return outcome == ON ? BEHIND : outcome;
+}
+
+static enum outcome start_whole(struct jmk_client *client, uint64_t id, uint32_t total) {
+    if (total > client->config.max_message)
+        return fault(client, "it sends a message larger than the largest it told");
+    if (client->next_id && id < client->next_id)
+        return fault(client, "its packet ids go backwards");
+    /* Room for any packet behind what is there: the rest is received in place. */
+    if (jmk_packets_own(client->inbox.pool, &client->inbox.whole,
+                        (size_t)total + client->config.max_packet))
+        return fault(client, "no memory for a message in fragments");
+    client->inbox.whole_id = id;
+    client->inbox.whole_total = total;
+    client->inbox.whole_have = 0;
+    return ON;
+}
+
+static bool continues(const struct jmk_client *client, uint64_t id,
+                      const struct jmk_fragment *fragment) {
+    return client->inbox.whole_id == id && client->inbox.whole_total == fragment->total &&
+           client->inbox.whole_have == fragment->offset;
+}
+
+static enum outcome take_fragment(struct jmk_client *client, struct jmk_batch *batch,
+                                  const struct jmk_header *header, const uint8_t *payload) {
+    struct jmk_fragment fragment;
+
+    if (!jmk_fragment_decode(header, payload, &fragment))
+        return fault(client, "a fragment's figures contradict each other");
+    if (fragment.offset == 0 && client->inbox.whole_id != header->id) {
+        if (batch->count)
+            return BEFORE;
+        if (start_whole(client, header->id, fragment.total) == FAULT)
+            return FAULT;
+    }
+    if (!continues(client, header->id, &fragment))
+        return fault(client, "a fragment does not continue its message");
+    memcpy(client->inbox.whole->memory + fragment.offset, payload + 8, fragment.slice);
+    client->inbox.whole_have += fragment.slice;
+    return client->inbox.whole_have == fragment.total ? finish_whole(client, batch) : ON;
+}
+
+static enum outcome take_bye(struct jmk_client *client, const struct jmk_header *header,
+                             const uint8_t *payload) {
+    if (!jmk_client_end(client, header, payload))
+        return fault(client, "its BYE is too short");
+    client->inbox.filled = client->inbox.taken = 0;
+    return BEHIND;
+}
+
+static enum outcome take_frame(struct jmk_client *client, struct jmk_batch *batch,
+                               const struct jmk_header *header, const uint8_t *payload,
+                               bool alone) {
+    if (header->kind == JMK_KIND_BYE)
+        return take_bye(client, header, payload);
+    if (header->kind != JMK_KIND_DATA)
+        return header->kind & JMK_KIND_CRITICAL
+                   ? fault(client, "it sends a critical frame of unknown kind")
+                   : ON;
+    if (header->flags & JMK_FLAG_FRAGMENT)
+        return alone ? take_fragment(client, batch, header, payload)
+                     : fault(client, "a fragment shares its packet");
+    if (client->inbox.whole_id) {
+        if (header->id <= client->inbox.whole_id)
+            return fault(client, "a message in fragments is interrupted");
+        client->inbox.whole_id = 0; /* given up by the server: a gap */
+    }
+    return add(client, batch, client->inbox.arena, header->id, payload, header->size);
+}
+
+/* Do whole frames fill what is left of a packet? */
+static bool whole_frames(const uint8_t *data, size_t length) {
+    struct jmk_header header;
+
+    while (length) {
+        size_t whole = jmk_frame_check(data, length, &header);
+        if (!whole)
+            return false;
+        data += whole;
+        length -= whole;
+    }
+    return true;
+}
+
+static enum outcome take_framed(struct jmk_client *client, struct jmk_batch *batch,
+                                const uint8_t *data, size_t length) {
+    while (client->inbox.place < length) {
+        struct jmk_header header;
+        const uint8_t *at = data + client->inbox.place;
+        size_t whole = jmk_frame_check(at, length - client->inbox.place, &header);
+        enum outcome outcome;
+
+        if (!whole)
+            return fault(client, "a frame does not fit its packet");
+        outcome = take_frame(client, batch, &header, at + JMK_FRAME_HEADER, whole == length);
+        if (outcome == BEFORE || outcome == FAULT)
+            return outcome;
+        client->inbox.place += whole;
+        if (client->state == JMK_ENDED && !whole_frames(at + whole, length - client->inbox.place))
+            return fault(client, "a frame does not fit its packet");
+        if (outcome == BEHIND)
+            return BEHIND;
+    }
+    return ON;
+}
+
+static enum outcome take_classic(struct jmk_client *client, struct jmk_batch *batch,
+                                 const uint8_t *data, size_t length) {
+    uint64_t id;
+
+    if (length < JMK_CLASSIC_HEADER)
+        return fault(client, "a packet is too short for a packet id");
+    memcpy(&id, data, sizeof id);
+    return add(client, batch, client->inbox.arena, le64toh(id), data + JMK_CLASSIC_HEADER,
+               length - JMK_CLASSIC_HEADER);
+}
+
+/* Index the packets in the arena, until the batch has to end. */
+static void inbox_take(struct jmk_client *client, struct jmk_batch *batch) {
+    enum outcome outcome = ON;
+
+    while (outcome == ON && client->inbox.taken < client->inbox.filled) {
+        const uint8_t *data =
+            client->inbox.arena->memory + client->inbox.taken * client->inbox.stride;
+        size_t length = client->inbox.lengths[client->inbox.taken];
+
+        if (client->inbox.truncated[client->inbox.taken])
+            outcome = fault(client, "it sends a packet larger than agreed");
+        else if (client->config.mode == JMK_FRAMED)
+            outcome = take_framed(client, batch, data, length);
+        else
+            outcome = take_classic(client, batch, data, length);
+        if (client->state != JMK_OPEN || outcome == BEFORE ||
+            (client->config.mode == JMK_FRAMED && client->inbox.place < length))
+            break;
+        client->inbox.taken++;
+        client->inbox.place = 0;
+    }
+    if (batch->count) {
+        atomic_store(&client->last_id, client->next_id - 1);
+        client->inbox.unacked_bytes += batch->bytes + batch->count * JMK_FRAME_HEADER;
+    }
+}
+
+/* ---- receiving ---- */
+
+/* Make sure of an arena for packets, with the slots laid out in it. */
+static int own_packets(struct jmk_client *client) {
+    struct jmk_packets *before = client->inbox.arena;
+    int error = jmk_packets_own(client->inbox.pool, &client->inbox.arena,
+                                client->inbox.slots * client->inbox.stride);
+
+    if (error || client->inbox.arena == before)
+        return error;
+    for (size_t i = 0; i < client->inbox.slots; i++) {
+        client->inbox.parts[i] = (struct iovec){
+            client->inbox.arena->memory + i * client->inbox.stride, client->config.max_packet};
+        client->inbox.headers[i].msg_hdr =
+            (struct msghdr){.msg_iov = &client->inbox.parts[i], .msg_iovlen = 1};
+    }
+    return 0;
+}
+
+/* Read what is there into the arena: 0, or -errno. */
+static int fill(struct jmk_client *client, int flags) {
+    int n, error = own_packets(client);
+
+    if (error)
+        return error;
+    n = recvmmsg(client->fd, client->inbox.headers, (unsigned)client->inbox.slots, flags, NULL);
+    if (n < 0)
+        return -errno;
+    client->inbox.filled = client->inbox.taken = 0;
+    client->inbox.place = 0;
+    for (int i = 0; i < n && client->inbox.headers[i].msg_len; i++) {
+        client->inbox.lengths[i] = client->inbox.headers[i].msg_len;
+        client->inbox.truncated[i] = client->inbox.headers[i].msg_hdr.msg_flags & MSG_TRUNC;
+        client->inbox.filled++;
+    }
+    client->inbox.stopped = client->inbox.filled < (unsigned)n;
+    return 0;
+}
+
+/* Wait for a single packet. 0, or -errno. */
+static int fill_one(struct jmk_client *client) {
+    int error = own_packets(client);
+    ssize_t length;
+
+    if (error)
+        return error;
+    length = recv(client->fd, client->inbox.arena->memory, client->config.max_packet, MSG_TRUNC);
+    if (length < 0)
+        return -errno;
+    client->inbox.lengths[0] = (size_t)length;
+    client->inbox.truncated[0] = (size_t)length > client->config.max_packet;
+    client->inbox.filled = length > 0;
+    client->inbox.taken = 0;
+    client->inbox.place = 0;
+    if (!length)
+        jmk_client_end_or_empty(client);
+    return 0;
+}
+
+/* A packet that was received in place turns out to be something else: index it like any other. */
+static int move_to_arena(struct jmk_client *client, const uint8_t *header, const uint8_t *rest,
+                         size_t length, bool truncated) {
+    size_t first = length < JMK_FRAGMENT_HEADER ? length : JMK_FRAGMENT_HEADER;
+    int error = own_packets(client);
+
+    if (error)
+        return error;
+    memcpy(client->inbox.arena->memory, header, first);
+    memcpy(client->inbox.arena->memory + first, rest, length - first);
+    client->inbox.lengths[0] = length;
+    client->inbox.truncated[0] = truncated;
+    client->inbox.filled = 1;
+    client->inbox.taken = 0;
+    client->inbox.place = 0;
+    return 0;
+}
+
+/* Read the next fragment of the message in the making to its place. 0, or -errno. */
+static int fill_whole(struct jmk_client *client, int flags, struct jmk_batch *batch) {
+    uint8_t start[JMK_FRAGMENT_HEADER];
+    uint8_t *rest = client->inbox.whole->memory + client->inbox.whole_have;
+    struct iovec parts[2] = {{start, sizeof start},
+                             {rest, client->config.max_packet - sizeof start}};
+    struct msghdr packet = {.msg_iov = parts, .msg_iovlen = 2};
+    struct jmk_fragment fragment;
+    struct jmk_header header;
+    ssize_t length = recvmsg(client->fd, &packet, flags);
+
+    if (length < 0)
+        return -errno;
+    if (length == 0) {
+        jmk_client_end_or_empty(client);
+        return 0;
+    }
+    header = jmk_frame_decode(start);
+    if ((size_t)length <= sizeof start || packet.msg_flags & MSG_TRUNC ||
+        (size_t)length != jmk_frame_length(header.size) || header.kind != JMK_KIND_DATA ||
+        !(header.flags & JMK_FLAG_FRAGMENT) ||
+        !jmk_fragment_decode(&header, start + JMK_FRAME_HEADER, &fragment) ||
+        !continues(client, header.id, &fragment))
+        return move_to_arena(client, start, rest, (size_t)length, packet.msg_flags & MSG_TRUNC);
+    client->inbox.whole_have += fragment.slice;
+    if (client->inbox.whole_have == fragment.total) {
+        finish_whole(client, batch);
+        inbox_take(client, batch); /* none are left; this closes the batch's books */
+    }
+    return 0;
+}
+
+/* Read what is there: 0, -EAGAIN if that is nothing, or another error. */
+static int read_now(struct jmk_client *client, int flags, struct jmk_batch *batch) {
+    int error = client->inbox.whole_id ? fill_whole(client, flags, batch) : fill(client, flags);
+
+    /* It closed with unread acks; what it sent before is still readable. */
+    return error == -ECONNRESET ? 0 : error;
+}
+
+/*
+ * Ack, then wait until there is something. Without a deadline the wait is in the read itself, which
+ * saves a call; close shuts the socket down, and that ends it.
+ */
+static int wait_and_read(struct jmk_client *client, uint64_t handled, int64_t deadline,
+                         struct jmk_batch *batch) {
+    bool acks_wait = handled > atomic_load(&client->acked_id) && inbox_ack(client, handled) != 0;
+    int64_t before;
+    int error;
+
+    client->inbox.slow = false;
+    if (atomic_load(&client->closed))
+        return JMK_E_CLOSED;
+    if (deadline != INT64_MAX || acks_wait)
+        return jmk_client_wait(client, deadline, acks_wait);
+    if (client->inbox.whole_id)
+        return read_now(client, 0, batch);
+    before = jmk_now();
+    error = fill_one(client);
+    client->inbox.slow = jmk_now() - before >= SLOW;
+    return error == -ECONNRESET ? 0 : error;
+}
+
+/* In a slow stream, where the last read had to wait, there is nothing now: it saves a call. */
+static int inbox_more(struct jmk_client *client, uint64_t handled, int64_t deadline,
+                      struct jmk_batch *batch) {
+    int error = -EAGAIN;
+
+    if (client->inbox.stopped) {
+        jmk_client_end_or_empty(client);
+        return 0;
+    }
+    if (!client->inbox.slow)
+        error = read_now(client, MSG_DONTWAIT, batch);
+    return error == -EAGAIN ? wait_and_read(client, handled, deadline, batch) : error;
+}
+
+const struct jmk_source jmk_inbox = {
+    .take = inbox_take,
+    .more = inbox_more,
+    .ack = inbox_ack,
+    .ack_is_due = inbox_ack_is_due,
+    .hold = inbox_hold,
+    .free = inbox_free,
+};

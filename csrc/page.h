@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The memory that a server and its clients share: the log's header page, and cursor pages. */
+#ifndef JMK_PAGE_H
+#define JMK_PAGE_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define JMK_PAGE_MAGIC UINT64_C(0x0a676f6c736d756a) /* "jumslog\n" as it lies in memory */
+#define JMK_PAGE_LAYOUT 1u
+
+/*
+ * The page in front of the frames. The server writes it, nobody else can. Offsets count bytes ever
+ * written; the frame at an offset stands at that offset modulo size behind the page.
+ */
+struct jmk_log_page {
+    uint64_t magic;
+    uint32_t layout;
+    uint32_t zero;
+    uint64_t size; /* of the ring of frames, bytes; a power of two */
+    /* Stored by each publish. */
+    _Alignas(64) _Atomic uint64_t head; /* offset behind the last frame */
+    _Atomic uint64_t next_id;           /* the id of the frame that will stand at head */
+    _Atomic uint64_t version;           /* odd while the two above change */
+    /* Stored less often. */
+    _Alignas(64) _Atomic uint64_t tail; /* offset of the oldest frame kept */
+    _Atomic uint64_t oldest_id;         /* its id */
+    _Atomic uint64_t control;           /* control packets sent so far, to any client */
+    _Atomic uint64_t wanted; /* the server would like to be told of an ack of this id or above */
+};
+
+/*
+ * What was stored before is visible to whoever sees what is stored next; what is loaded next is
+ * loaded after what was loaded before. Full, so it also keeps a load behind an earlier store.
+ */
+static inline void jmk_fence(void) {
+#if defined(__SANITIZE_THREAD__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wtsan" /* it does not model fences; two processes need this one */
+#endif
+    atomic_thread_fence(memory_order_seq_cst);
+#if defined(__SANITIZE_THREAD__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+}
+
+/* One client's own page. It writes it; the server reads it, and believes nothing. */
+struct jmk_cursor_page {
+    _Atomic uint64_t acked_id; /* the last message it has handled */
+    /* Odd while it sleeps, or is about to; each sleep has a number of its own. */
+    _Alignas(64) _Atomic uint64_t sleeping;
+};
+
+#endif

@@ -1,0 +1,573 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The reader: messages straight from the server's log
+ *
+ * The log is mapped for reading, the ring twice back to back, and a batch is an index of frames
+ * where they lie. Nothing is copied here, and in a steady stream nothing is asked of the kernel: the
+ * log's end is a word in its header page, and an ack is a word in our own page.
+ *
+ * Frames from our ack on stay until the lag policy cuts or skips this client. So whoever has copied
+ * messages out looks at the log's tail afterwards, once a batch (jmk_client_whole): if it has passed
+ * the batch's beginning, what was copied may be torn and is given up, and the server's word about it
+ * waits in the socket, as it is sent before the first frame is given up.
+ *
+ * Sleeping: cursor.c has the argument why no ring is lost. We store the sleep's number, an odd one,
+ * look at the log's end once more, and wait on the socket. A receive that ran out of time leaves the
+ * number there, so that the socket becomes readable for whoever polls it.
+ *
+ * A pin is a batch in use through views: acks stop in front of it until it is dropped, by whatever
+ * thread. The reader lives as long as its client, or a pin.
+ *
+ * Nothing from the server is believed. The map cannot shrink (its seals are looked at first), so
+ * reading it cannot fault; each word is loaded once, and checked against the end before it is used.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client.h"
+#include "os.h"
+#include "page.h"
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+#define BATCH_BYTES 131072u /* of the log in a batch, unless one frame alone is larger */
+#define CONTROL_BYTES 256   /* more than any control packet */
+#define SPINS 64            /* looks at the log's end for one at the clock */
+
+struct pin {
+    struct jmk_arena arena;
+    struct jmk_log_reader *reader;
+    uint64_t first_id;
+    uint64_t offset;
+    struct pin *next;
+};
+
+struct jmk_log_reader {
+    atomic_uint refs; /* the client, and each pin */
+    unsigned process;
+    const struct jmk_log_page *page;
+    const uint8_t *base;
+    uint64_t size;
+    struct jmk_cursor_page *cursor;
+
+    pthread_mutex_t lock; /* covers these three, and stores of acks */
+    struct pin *pins;
+    uint64_t handled; /* the user is through with it ... */
+    uint64_t acked;   /* ... and this much was told */
+
+    /* The rest belongs to the thread that receives. */
+    uint64_t offset; /* the frame to read next ... */
+    uint64_t id;     /* ... and its id */
+    uint64_t last;   /* the last one to read: after a BYE */
+    uint64_t control;   /* what it was when the socket was read last */
+    uint64_t sleep;     /* the number of the last sleep, or one more */
+    bool polled;        /* it was left asleep: its user may be polling the socket */
+    uint64_t told;      /* what the server wanted when it was told last */
+    bool overtaken;     /* frames were given up before they were read: a word about it comes */
+    bool skipping;      /* told to skip; */
+    bool answered;      /* and has said how far it had come */
+    struct batch_start {
+        uint64_t offset, id, next_id, last_id;
+    } batch; /* where the last batch began, and what was known before it */
+    struct jmk_slice *items;
+};
+
+/* ---- making ---- */
+
+static uint64_t header_size(void) {
+    return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* The ring's size, or 0 if what fd stands for could change under us, or is no log. */
+static uint64_t trusted_size(int fd) {
+    int needed = F_SEAL_SHRINK | F_SEAL_GROW, seals = fcntl(fd, F_GET_SEALS);
+    struct stat stat;
+    uint64_t size;
+
+    if (seals < 0 || (seals & needed) != needed ||
+        !(seals & (F_SEAL_FUTURE_WRITE | F_SEAL_WRITE)) || fstat(fd, &stat) < 0)
+        return 0;
+    size = (uint64_t)stat.st_size - header_size();
+    if ((uint64_t)stat.st_size < 2 * header_size() || size & (size - 1))
+        return 0;
+    return size;
+}
+
+static int map_log(struct jmk_log_reader *reader, int fd) {
+    uint64_t header = header_size(), size = trusted_size(fd);
+    uint8_t *area;
+
+    if (!size)
+        return JMK_E_LOG;
+    area = mmap(NULL, header + 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (area == MAP_FAILED)
+        return -errno;
+    reader->page = (const struct jmk_log_page *)(void *)area;
+    reader->base = area + header;
+    reader->size = size;
+    if (mmap(area, header + size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
+        mmap(area + header + size, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)header) ==
+            MAP_FAILED)
+        return -errno;
+    if (reader->page->magic != JMK_PAGE_MAGIC || reader->page->size != size)
+        return JMK_E_LOG;
+    return reader->page->layout == JMK_PAGE_LAYOUT ? 0 : -EPROTONOSUPPORT;
+}
+
+static int map_cursor(struct jmk_log_reader *reader, int fd) {
+    struct stat stat;
+    void *at;
+
+    if (fstat(fd, &stat) < 0)
+        return -errno;
+    if ((uint64_t)stat.st_size < sizeof *reader->cursor)
+        return JMK_E_LOG;
+    at = mmap(NULL, sizeof *reader->cursor, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (at == MAP_FAILED)
+        return -errno;
+    reader->cursor = at;
+    return 0;
+}
+
+static void leave(struct jmk_log_reader *reader) {
+    if (atomic_fetch_sub(&reader->refs, 1) != 1)
+        return;
+    if (reader->page)
+        munmap((void *)(uintptr_t)reader->page, header_size() + 2 * reader->size);
+    if (reader->cursor)
+        munmap(reader->cursor, sizeof *reader->cursor);
+    pthread_mutex_destroy(&reader->lock);
+    free(reader->items);
+    free(reader);
+}
+
+int jmk_reader_init(struct jmk_client *client) {
+    const struct jmk_client_config *config = &client->config;
+    struct jmk_log_reader *reader = calloc(1, sizeof *reader);
+    int error;
+
+    if (!reader)
+        return -ENOMEM;
+    client->reader = reader;
+    pthread_mutex_init(&reader->lock, NULL);
+    atomic_init(&reader->refs, 1);
+    reader->process = jmk_process();
+    reader->last = UINT64_MAX;
+    reader->told = UINT64_MAX;
+    reader->offset = config->first_offset;
+    reader->id = config->first_id;
+    reader->handled = reader->acked = config->first_id - 1;
+    reader->sleep = 1; /* so that the socket is readable once there is a message */
+    reader->polled = true;
+    reader->items = malloc(JMK_MAX_ITEMS * sizeof *reader->items);
+    if (!reader->items)
+        return -ENOMEM;
+    error = map_log(reader, config->log_fd);
+    if (!error)
+        error = map_cursor(reader, config->cursor_fd);
+    if (error)
+        return error;
+    if (reader->offset % 8 || config->first_id < JMK_FIRST_ID)
+        return JMK_E_LOG;
+    atomic_store(&reader->cursor->sleeping, reader->sleep);
+    return 0;
+}
+
+static void reader_free(struct jmk_client *client) {
+    if (client->reader)
+        leave(client->reader);
+}
+
+/* ---- words from the server ---- */
+
+static void take_bye(struct jmk_client *client, const struct jmk_header *header,
+                     const uint8_t *payload) {
+    struct jmk_log_reader *reader = client->reader;
+    struct jmk_goodbye *words = &client->goodbye;
+
+    if (!jmk_client_end(client, header, payload)) {
+        jmk_client_break(client, "its BYE is too short");
+        return;
+    }
+    reader->last = header->id;
+    reader->skipping = false;
+    /* The server knows what we acked; we know what we read, and still will. */
+    words->first_lost = reader->last < reader->id ? reader->id : reader->last + 1;
+    if (words->last_lost < words->first_lost)
+        words->first_lost = words->last_lost = 0;
+}
+
+static void take_skip(struct jmk_client *client, const struct jmk_header *header) {
+    client->reader->skipping = true;
+    client->reader->last = header->id;
+}
+
+static void take_resume(struct jmk_client *client, const struct jmk_header *header,
+                        const uint8_t *payload) {
+    struct jmk_log_reader *reader = client->reader;
+    uint64_t offset, head = atomic_load(&reader->page->head);
+
+    memcpy(&offset, payload, sizeof offset);
+    offset = le64toh(offset);
+    if (!reader->answered || header->size < sizeof offset || header->id < reader->id ||
+        offset < reader->offset || offset % 8 || head - offset > reader->size) {
+        jmk_client_break(client, "it lets us go on at a place that cannot be");
+        return;
+    }
+    reader->skipping = reader->answered = reader->overtaken = false;
+    reader->last = UINT64_MAX;
+    reader->id = header->id;
+    reader->offset = offset;
+}
+
+static void take_control(struct jmk_client *client, const uint8_t *packet, size_t length) {
+    struct jmk_header header;
+
+    if (!jmk_frame_check(packet, length, &header))
+        jmk_client_break(client, "a frame does not fit its packet");
+    else if (header.kind == JMK_KIND_BYE)
+        take_bye(client, &header, packet + JMK_FRAME_HEADER);
+    else if (header.kind == JMK_KIND_SKIP)
+        take_skip(client, &header);
+    else if (header.kind == JMK_KIND_RESUME)
+        take_resume(client, &header, packet + JMK_FRAME_HEADER);
+    else if (header.kind == JMK_KIND_DATA)
+        jmk_client_break(client, "it sends messages beside the log it shares");
+    else if (header.kind & JMK_KIND_CRITICAL)
+        jmk_client_break(client, "it sends a critical frame of unknown kind");
+}
+
+/* Read one packet: 0, -EAGAIN if there is none, or another error. */
+static int read_packet(struct jmk_client *client, int flags) {
+    uint8_t packet[CONTROL_BYTES] = {0};
+    ssize_t length = recv(client->fd, packet, sizeof packet, flags | MSG_TRUNC);
+
+    if (length < 0)
+        return errno == ECONNRESET ? 0 : -errno; /* what it sent before that is still readable */
+    if (length == 0)
+        jmk_client_end_or_empty(client);
+    else if ((size_t)length > sizeof packet)
+        jmk_client_break(client, "it sends a packet larger than agreed");
+    else
+        take_control(client, packet, (size_t)length);
+    return length == 0 || client->state != JMK_OPEN ? -EAGAIN : 0;
+}
+
+static void read_socket(struct jmk_client *client) {
+    client->reader->control = atomic_load(&client->reader->page->control);
+    while (client->state == JMK_OPEN && read_packet(client, MSG_DONTWAIT) == 0)
+        continue;
+}
+
+/* ---- acks and pins ---- */
+
+/* Tell how far the user is, but for what is pinned. Under the lock. */
+static void store_ack(struct jmk_log_reader *reader) {
+    uint64_t acked = reader->handled;
+
+    for (const struct pin *pin = reader->pins; pin; pin = pin->next) {
+        if (pin->first_id <= acked)
+            acked = pin->first_id - 1;
+    }
+    if (acked > reader->acked) {
+        reader->acked = acked;
+        atomic_store(&reader->cursor->acked_id, acked);
+    }
+}
+
+/*
+ * Told to skip, with all handled that was read, and nothing left to read: say how far that was.
+ * -EAGAIN if the socket takes no more now.
+ */
+static int answer_if_due(struct jmk_client *client, uint64_t handled) {
+    struct jmk_log_reader *reader = client->reader;
+    uint64_t words[2] = {htole64(handled), 0};
+
+    if (!reader->skipping || reader->answered || handled != reader->id - 1 ||
+        (reader->id <= reader->last && !reader->overtaken))
+        return 0;
+    if (send(client->fd, words, sizeof words, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == EAGAIN)
+        return -EAGAIN;
+    reader->answered = true; /* a connection that broke is noticed by reading on */
+    return 0;
+}
+
+/* The server is waiting for an ack: tell it, if this one is what it waits for. */
+static void tell(struct jmk_client *client, uint64_t acked) {
+    struct jmk_log_reader *reader = client->reader;
+    uint64_t wanted = atomic_load(&reader->page->wanted), word = htole64(acked);
+
+    if (acked < wanted || wanted == reader->told)
+        return;
+    /* If the socket is full the server has much to read there, and the cursor tells it the rest. */
+    reader->told = wanted;
+    send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static int reader_ack(struct jmk_client *client, uint64_t handled) {
+    struct jmk_log_reader *reader = client->reader;
+    uint64_t acked;
+
+    pthread_mutex_lock(&reader->lock);
+    if (handled > reader->handled)
+        reader->handled = handled;
+    store_ack(reader);
+    acked = reader->acked;
+    pthread_mutex_unlock(&reader->lock);
+    atomic_store(&client->acked_id, acked);
+    tell(client, acked);
+    if (atomic_load(&reader->page->control) != reader->control)
+        read_socket(client);
+    answer_if_due(client, handled);
+    return 0;
+}
+
+static bool reader_ack_is_due(const struct jmk_client *client, uint64_t handled) {
+    (void)client;
+    (void)handled;
+    return true;
+}
+
+static bool still_there(const struct jmk_log_reader *reader, uint64_t offset) {
+    jmk_fence(); /* what was read before was read before the tail is */
+    return atomic_load(&reader->page->tail) <= offset;
+}
+
+static bool pin_whole(const struct jmk_arena *arena) {
+    const struct pin *pin = (const struct pin *)arena;
+
+    return still_there(pin->reader, pin->offset);
+}
+
+static void pin_drop(struct jmk_arena *arena) {
+    struct pin *pin = (struct pin *)arena;
+    struct jmk_log_reader *reader = pin->reader;
+    struct pin **at = &reader->pins;
+
+    if (reader->process != jmk_process())
+        return; /* the pages are the parent's, and so is the lock */
+    pthread_mutex_lock(&reader->lock);
+    while (*at != pin)
+        at = &(*at)->next;
+    *at = pin->next;
+    store_ack(reader);
+    pthread_mutex_unlock(&reader->lock);
+    leave(reader);
+    free(pin);
+}
+
+static struct jmk_arena *reader_hold(struct jmk_client *client) {
+    struct jmk_log_reader *reader = client->reader;
+    struct pin *pin = calloc(1, sizeof *pin);
+
+    if (!pin)
+        return NULL;
+    atomic_init(&pin->arena.refs, 1);
+    pin->arena.drop = pin_drop;
+    pin->arena.whole = pin_whole;
+    pin->reader = reader;
+    pin->first_id = reader->batch.id;
+    pin->offset = reader->batch.offset;
+    atomic_fetch_add(&reader->refs, 1);
+    pthread_mutex_lock(&reader->lock);
+    pin->next = reader->pins;
+    reader->pins = pin;
+    pthread_mutex_unlock(&reader->lock);
+    return &pin->arena;
+}
+
+/* ---- reading ---- */
+
+/* Look at the frame at offset, of which `left` bytes are published. Its length, or 0: it is none. */
+static uint64_t look(const struct jmk_log_reader *reader, uint64_t offset, uint64_t left,
+                     uint64_t id, struct jmk_slice *out) {
+    const uint8_t *at = reader->base + (offset & (reader->size - 1));
+    uint64_t first = le64toh(__atomic_load_n((const uint64_t *)(const void *)at, __ATOMIC_RELAXED));
+    uint64_t second =
+        le64toh(__atomic_load_n((const uint64_t *)(const void *)(at + 8), __ATOMIC_RELAXED));
+    uint64_t length = jmk_frame_length((uint32_t)first);
+
+    if (length > left || (uint16_t)(first >> 32) != JMK_KIND_DATA || second != id)
+        return 0;
+    *out = (struct jmk_slice){at + JMK_FRAME_HEADER, (uint32_t)first};
+    return length;
+}
+
+/* Index frames up to head. False: something there is no frame. */
+static bool index_frames(struct jmk_log_reader *reader, uint64_t head, struct jmk_batch *batch) {
+    uint64_t offset = reader->offset, id = reader->id;
+
+    while (offset < head && batch->count < JMK_MAX_ITEMS && id <= reader->last &&
+           offset - reader->offset < BATCH_BYTES) {
+        struct jmk_slice *item = &reader->items[batch->count];
+        uint64_t length = look(reader, offset, head - offset, id, item);
+
+        if (!length)
+            return false;
+        batch->bytes += item->size;
+        batch->count++;
+        offset += length;
+        id++;
+    }
+    reader->offset = offset;
+    reader->id = id;
+    return true;
+}
+
+static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
+    struct jmk_log_reader *reader = client->reader;
+    uint64_t head = atomic_load_explicit(&reader->page->head, memory_order_acquire);
+    struct batch_start start = {reader->offset, reader->id, client->next_id,
+                                atomic_load(&client->last_id)};
+    bool fine;
+
+    if (head == reader->offset || reader->id > reader->last)
+        return;
+    fine = head - reader->offset <= reader->size && index_frames(reader, head, batch);
+    if (!still_there(reader, start.offset)) {
+        reader->overtaken = true;
+    } else if (!fine) {
+        jmk_client_break(client, "what stands in its log is no frame, or has another id");
+    } else {
+        reader->batch = start;
+        batch->items = reader->items;
+        batch->first_id = start.id;
+        batch->lost = start.id - client->next_id;
+        client->next_id = reader->id;
+        if (!start.last_id)
+            atomic_store(&client->acked_id, start.id - 1);
+        atomic_store(&client->last_id, reader->id - 1);
+        return;
+    }
+    memset(batch, 0, sizeof *batch);
+    reader->offset = start.offset;
+    reader->id = start.id;
+}
+
+/* An ended connection whose last messages are gone too. */
+static void give_up_rest(struct jmk_client *client) {
+    struct jmk_log_reader *reader = client->reader;
+
+    client->goodbye.first_lost = reader->id;
+    if (client->goodbye.last_lost < reader->last)
+        client->goodbye.last_lost = reader->last;
+    reader->last = reader->id - 1;
+}
+
+/* Sleep no more. Who polls the socket finds it quiet again, if the ring has come by now. */
+static void wake_up(struct jmk_client *client) {
+    struct jmk_log_reader *reader = client->reader;
+
+    if (reader->sleep % 2)
+        atomic_store_explicit(&reader->cursor->sleeping, ++reader->sleep, memory_order_release);
+    if (reader->polled)
+        read_socket(client);
+    reader->polled = false;
+}
+
+static void reader_take(struct jmk_client *client, struct jmk_batch *batch) {
+    struct jmk_log_reader *reader = client->reader;
+
+    wake_up(client);
+    if (atomic_load_explicit(&reader->page->control, memory_order_acquire) != reader->control)
+        read_socket(client);
+    if (client->state == JMK_BROKEN)
+        return;
+    if (!reader->overtaken)
+        read_frames(client, batch);
+    if (reader->overtaken && client->state == JMK_ENDED && reader->last >= reader->id)
+        give_up_rest(client);
+}
+
+/* ---- waiting ---- */
+
+static bool news(const struct jmk_client *client) {
+    const struct jmk_log_reader *reader = client->reader;
+
+    if (atomic_load(&client->closed) || client->state != JMK_OPEN ||
+        atomic_load(&reader->page->control) != reader->control)
+        return true;
+    /* The version first: it is what the server stores last. */
+    atomic_load(&reader->page->version);
+    return !reader->overtaken && reader->id <= reader->last &&
+           atomic_load(&reader->page->head) != reader->offset;
+}
+
+/* Look for a while before sleeping. */
+static bool spin(const struct jmk_client *client, int64_t deadline) {
+    int64_t until = jmk_now() + client->config.spin;
+
+    if (until > deadline)
+        until = deadline;
+    do {
+        for (int i = 0; i < SPINS; i++) {
+            if (news(client))
+                return true;
+#if defined(__x86_64__) || defined(__i386__)
+            __builtin_ia32_pause();
+#endif
+        }
+    } while (jmk_now() < until);
+    return false;
+}
+
+static int reader_more(struct jmk_client *client, uint64_t handled, int64_t deadline,
+                       struct jmk_batch *batch) {
+    struct jmk_log_reader *reader = client->reader;
+    bool full = false, before;
+    int error = 0;
+
+    (void)handled;
+    (void)batch;
+    full = answer_if_due(client, reader->id - 1) != 0;
+    if (client->config.spin > 0 && spin(client, deadline))
+        return 0;
+    atomic_store(&reader->cursor->sleeping, ++reader->sleep);
+    if (news(client))
+        return 0;
+    if (deadline == INT64_MAX && !full) {
+        error = read_packet(client, 0);
+        return error == -EAGAIN ? 0 : error;
+    }
+    error = jmk_client_wait(client, deadline, full);
+    before = reader->skipping;
+    read_socket(client);
+    if (error != JMK_E_TIMEOUT || news(client) || reader->skipping != before)
+        return error == JMK_E_TIMEOUT ? 0 : error;
+    reader->polled = true;
+    return JMK_E_TIMEOUT;
+}
+
+/* ---- asking ---- */
+
+static bool reader_whole(const struct jmk_client *client) {
+    return still_there(client->reader, client->reader->batch.offset);
+}
+
+static void reader_unread(struct jmk_client *client) {
+    struct jmk_log_reader *reader = client->reader;
+
+    reader->overtaken = true;
+    reader->offset = reader->batch.offset;
+    reader->id = reader->batch.id;
+    client->next_id = reader->batch.next_id;
+    atomic_store(&client->last_id, reader->batch.last_id);
+}
+
+const struct jmk_source jmk_reader = {
+    .take = reader_take,
+    .more = reader_more,
+    .ack = reader_ack,
+    .ack_is_due = reader_ack_is_due,
+    .hold = reader_hold,
+    .whole = reader_whole,
+    .unread = reader_unread,
+    .free = reader_free,
+};

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages received together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, overload
+
+from ._native import ffi, lib, message_list, view_list
+from .errors import Overwritten
+
+if TYPE_CHECKING:
+    from ._core import Arena
+    from ._core import Client as Handle
+
+__all__ = ["Batch"]
+
+
+class Batch(Sequence[bytes]):
+    """Messages received together; their packet ids have no holes.
+
+    `first_id` and `last_id` are the ids of the first and the last. The messages are made into bytes
+    objects when they are first looked at, at the latest before the next receive.
+
+    Where the client reads the server's log itself, the messages lie in that log until they are
+    acked, unless the lag policy cuts or skips this client first: then looking at them for the first
+    time raises `Overwritten`, and `valid` says so of views. ::
+
+        with client.receive_many() as batch:
+            for view in batch.views():
+                ...
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_arena",
+        "_client",
+        "_count",
+        "_items",
+        "_list",
+        "_loans",
+        "_lost",
+        "_views",
+        "first_id",
+    )
+
+    def __init__(
+        self,
+        first_id: int,
+        count: int,
+        *,
+        messages: list[bytes] | None = None,
+        client: Handle | None = None,
+        items: int = 0,
+        loans: list[Batch] | None = None,
+    ) -> None:
+        self.first_id = first_id
+        self._count = count
+        self._list = messages
+        self._views: list[memoryview] | None = None
+        self._arena: Arena | None = None
+        self._client = client
+        self._items = items
+        self._loans = loans
+        self._lost = False
+
+    @property
+    def last_id(self) -> int:
+        """The packet id of the last message."""
+        return self.first_id + self._count - 1
+
+    @property
+    def valid(self) -> bool:
+        """Whether the messages, and views of them, still are what was received."""
+        if self._lost:
+            return False
+        if self._arena is not None:
+            return bool(lib.jmk_arena_whole(self._arena))
+        return self._client is None or bool(lib.jmk_client_whole(self._client))
+
+    def _messages(self) -> list[bytes]:
+        if self._list is None:
+            if self._views is not None:
+                messages = [bytes(view) for view in self._views]
+            elif self._client is not None:
+                messages = message_list(self._items, self._count)
+            elif self._lost:
+                raise self._error()
+            else:
+                raise ValueError("this batch was released")
+            if not self.valid:
+                self._lose()
+                raise self._error()
+            self._list = messages
+            self._client = None
+        return self._list
+
+    def _lose(self) -> None:
+        self._lost, self._views, self._arena, self._client = True, None, None, None
+
+    def _error(self) -> Overwritten:
+        return Overwritten(self.first_id, self.last_id)
+
+    def _settle(self) -> None:
+        """Copy what nobody has looked at yet: its memory is about to be used for something else."""
+        if self._list is None and self._client is not None:
+            with suppress(Overwritten):  # whoever looks at it is told then
+                self._messages()
+
+    def views(self) -> list[memoryview]:
+        """The messages as read-only memoryviews, not copied if asked for before anything else.
+
+        They stay valid as long as they live, and keep the memory of all they were received with.
+        Where the client reads the server's log itself they are released by the next receive. What
+        was made of them and lives on (a slice, an array) keeps everything from this batch on from
+        being acked, so the client's lag grows; see `valid`.
+
+        Raises:
+            Overwritten: they are gone already.
+        """
+        if self._views is None:
+            if self._client is None:
+                self._views = [memoryview(message) for message in self._messages()]
+            else:
+                arena = ffi.gc(lib.jmk_client_hold(self._client), lib.jmk_arena_free)
+                self._views = view_list(arena, self._items, self._count)
+                self._arena = arena
+                self._client = None
+                if self._loans is not None:
+                    self._loans.append(self)
+        return self._views
+
+    def _take_back(self) -> None:
+        # Views of the log, but for those that something else was made of.
+        if self._arena is None:
+            return
+        self._lost = not lib.jmk_arena_whole(self._arena)
+        if self._loans is not None:
+            for view in self._views or ():
+                with suppress(BufferError):
+                    view.release()
+        self._views = self._arena = None
+
+    def release(self) -> None:
+        """Let go of the views; a `with` block does so at its end.
+
+        What they show is kept as long as somebody else refers to one of them.
+
+        Raises:
+            Overwritten: the lag policy cut or skipped this client while they were in use, so what
+                was read through them may be anything.
+        """
+        self._take_back()
+        if self._lost:
+            raise self._error()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.release()
+        except Overwritten:
+            if kind is None:
+                raise
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        return self._messages()[index]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._messages())
+
+    def __repr__(self) -> str:
+        return f"<jumiks.Batch of {self._count} messages from {self.first_id}>"
