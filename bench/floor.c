@@ -10,6 +10,7 @@
  *     send       one send a message and client, one recv a message: the floor
  *     acked      the same, and the client acks each message as plain 1.0 has it
  *     mmsg       sendmmsg and recvmmsg, 64 messages at a time
+ *     packets    as send, with the send buffer that the core asks for: for large packets
  *     classic    jmk_server_append and a kick for each message, classic clients (which ack each)
  *     classic-many, framed-many
  *                jmk_server_append_many, 256 messages at a time
@@ -93,7 +94,7 @@ static bool is(const struct job *job, const char *mode) {
 }
 
 static bool plain(const struct job *job) {
-    return is(job, "send") || is(job, "acked") || is(job, "mmsg");
+    return is(job, "send") || is(job, "acked") || is(job, "mmsg") || is(job, "packets");
 }
 
 /* ---- clients ---- */
@@ -177,12 +178,15 @@ static void read_core(const struct job *job, struct result *result, int fd) {
 
 static void start_client(struct job *job, unsigned index) {
     struct result *result = &job->results[index];
+    const int send_buffer = SEND_BUFFER;
     int ends[2];
     pid_t pid;
 
     sure("socketpair", socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends));
     pid = (pid_t)sure("fork", fork());
     job->ours[index] = ends[0];
+    if (is(job, "packets"))
+        sure("SO_SNDBUF", setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer));
     if (pid != 0) {
         close(ends[1]);
         return;
@@ -350,7 +354,7 @@ static void report(const struct job *job, int64_t begin) {
 }
 
 static bool parse(struct job *job, int argc, char **argv) {
-    static const char *const modes[] = {"send",    "acked",        "mmsg",
+    static const char *const modes[] = {"send",    "acked",        "mmsg",       "packets",
                                         "classic", "classic-many", "framed-many"};
 
     if (argc != 5)
