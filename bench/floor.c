@@ -186,7 +186,8 @@ static void start_client(struct job *job, unsigned index) {
     pid = (pid_t)sure("fork", fork());
     job->ours[index] = ends[0];
     if (is(job, "packets"))
-        sure("SO_SNDBUF", setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer));
+        sure("SO_SNDBUF",
+             setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer));
     if (pid != 0) {
         close(ends[1]);
         return;
@@ -214,6 +215,14 @@ static void drain_acks(int fd) {
         continue;
 }
 
+/* Nobody else reads them, and a client would wait for ever with its last ones. */
+static void wait_acked(int fd, uint64_t last) {
+    uint64_t id = 0;
+
+    while (id != last)
+        sure("recv", recv(fd, &id, sizeof id, 0));
+}
+
 static void send_singly(const struct job *job) {
     static uint8_t packet[JMK_CLASSIC_HEADER + MOST_SIZE];
     bool acked = is(job, "acked");
@@ -228,6 +237,9 @@ static void send_singly(const struct job *job) {
             for (unsigned i = 0; i < job->clients; i++)
                 drain_acks(job->ours[i]);
     }
+    if (acked && job->messages % BURST != 0)
+        for (unsigned i = 0; i < job->clients; i++)
+            wait_acked(job->ours[i], JMK_FIRST_ID + job->messages - 1);
 }
 
 static void send_burst(int fd, struct mmsghdr *headers, unsigned count) {

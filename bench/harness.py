@@ -214,8 +214,8 @@ def run_in_c(mode: str, work: Work, program: Path | None) -> Outcome:
     call, byte = COSTS[mode]
     messages = int(work.seconds * 1e9 / (work.clients * (call + byte * size))) + 1
     words = [str(program), mode, str(work.clients), str(messages), str(size)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, timeout=DEADLINE, check=True)
-    found = json.loads(done.stdout)
+    with Worker(*words) as worker, deadline(DEADLINE, worker):
+        found = json.loads(worker.end())
     due, count, wrong = (int(found.pop(name)) for name in ("due", "count", "wrong"))
     figures = rates(count, count / found["rate"], found["publisher cpu"], found["subscriber cpu"])
     if mode == "packets":

@@ -17,10 +17,12 @@ class Plan:
 
     Args:
         group: what it is listed with.
+        name: the name of the work.
         entries: who does what: a contestant and its work, by the name it has in the table.
         quick: who takes part in a quick run; nobody leaves the comparison out.
         ratios: what is asked of it.
-        name: the name of the work.
+        rounds: how many.
+        seconds: of publishing in a run; half of it if quick.
     """
 
     group: str
@@ -28,6 +30,8 @@ class Plan:
     entries: Mapping[str, tuple[str, Work]]
     quick: tuple[str, ...] = ()
     ratios: tuple[Ratio, ...] = ()
+    rounds: int = 3
+    seconds: float = 0.4
 
 
 def same(
@@ -36,9 +40,14 @@ def same(
     names: Iterable[str],
     ratios: Iterable[Ratio] = (),
     quick: tuple[str, ...] = (),
+    *,
+    name: str = "",
+    rounds: int = 3,
+    seconds: float = 0.4,
 ) -> Plan:
     """All contestants do the same work."""
-    return Plan(group, work.name, {name: (name, work) for name in names}, quick, tuple(ratios))
+    entries = {each: (each, work) for each in names}
+    return Plan(group, name or work.name, entries, quick, tuple(ratios), rounds, seconds)
 
 
 EVERYBODY = ("jumiks", "jumiks-classic", *RIVALS)
@@ -52,6 +61,7 @@ SINGLY = "deliveries a second, one by one"
 LATENCY = "latency"
 C_TO_C = "C to C"
 GROWTH = "growth"
+CALLS = "system calls a thousand messages, both ends"
 
 PLANS = (
     same(
@@ -75,7 +85,7 @@ PLANS = (
         ],
         (*FEW[:3], "jumiks-classic", *BESIDE_C),
     ),
-    same(BATCHED, Work(64, 64), (*EVERYBODY, *BESIDE_C), [Ratio("jumiks", BEST)]),
+    same(BATCHED, Work(64, 64), (*EVERYBODY, *BESIDE_C), [Ratio("jumiks", BEST)], rounds=2),
     same(BATCHED, Work(KB, 1), EVERYBODY, [Ratio("jumiks", BEST)]),
     same(BATCHED, Work(KB, 8), EVERYBODY, [Ratio("jumiks", BEST, target=3.0)], FEW),
     same(
@@ -100,8 +110,8 @@ PLANS = (
         ],
         FEW,
     ),
-    same(BATCHED, Work(MB, 1), NOT_CLASSIC, [Ratio("jumiks", BEST)]),
-    same(BATCHED, Work(MB, 8), NOT_CLASSIC, [Ratio("jumiks", BEST)]),
+    same(BATCHED, Work(MB, 1), NOT_CLASSIC, [Ratio("jumiks", BEST)], rounds=2),
+    same(BATCHED, Work(MB, 8), NOT_CLASSIC, [Ratio("jumiks", BEST)], rounds=2),
     same(
         SINGLY,
         Work(64, 1, batched=False),
@@ -132,6 +142,7 @@ PLANS = (
         Work(latency=True, pace=10_000, messages=4000),
         EVERYBODY,
         [Ratio("jumiks", "socket", "p50"), Ratio("jumiks", "pyzmq", "p50")],
+        rounds=2,
     ),
 )
 
@@ -148,6 +159,9 @@ C_PLANS = (
         (*C_MODES, "c-packets"),
         [*C_RATIOS, Ratio("core-framed", "c-packets", target=0.5)],
         ("c-send", "c-packets", "core-classic", "core-framed"),
+        name="64 B, 1 client, C to C",
+        rounds=5,
+        seconds=0.25,
     ),
     same(
         C_TO_C,
@@ -155,6 +169,9 @@ C_PLANS = (
         (*C_MODES, "c-packets"),
         [*C_RATIOS, Ratio("core-framed", "c-packets")],
         ("c-send", "c-packets", "core-classic", "core-framed"),
+        name="64 B, 8 clients, C to C",
+        rounds=5,
+        seconds=0.25,
     ),
 )
 
@@ -177,6 +194,7 @@ GROWTH_PLANS = (
         {**by_clients("jumiks"), **by_clients("pyzmq"), **by_clients("socket")},
         ("jumiks, 1 client", "jumiks, 64 clients"),
         (Ratio("jumiks, 64 clients", "jumiks, 1 client", "cpu", 1.2),),
+        rounds=2,
     ),
     Plan(
         GROWTH,

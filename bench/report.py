@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .harness import ITSELF, Comparison, Ratio
+from .harness import BEST, ITSELF, Comparison, Ratio
+from .plan import CALLS, GROWTH, LATENCY
 
 HEAD = ("work", "ours", "its figure", "beside", "its figure", "ratio", "min .. max", "target")
 RIGHT = (False, False, True, False, True, True, True, False)
@@ -23,10 +24,16 @@ LABELS = {
     "p99": "p99, us",
     "p99.9": "p99.9, us",
     "calls": "system calls of both ends a thousand messages",
-    "publish": "CPU of the server, us a client and batch of 100",
-    "bytes a client": "bytes of user memory a client",
+    "publish": "CPU of the server, us a client and batch",
+    "bytes a client": "user memory a client, bytes",
 }
 """What the figures are, in the order of the tables."""
+
+
+PROFILED = (GROWTH, CALLS)
+"""Groups whose comparisons have little in common, so each is a table of its own."""
+
+DULL = {(LATENCY, "rate"), (LATENCY, "publisher cpu")}
 
 
 def number(value: float) -> str:
@@ -72,6 +79,8 @@ def row(comparison: Comparison, ratio: Ratio) -> tuple[str, ...]:
         return (*ours, "", "", "", spread, aim)
     beside = cell(comparison, theirs, ratio.figure)
     spread = f"{min(values):.2f} .. {max(values):.2f}"
+    if ratio.theirs == BEST:
+        theirs += ", the best"
     return (*ours, theirs, beside, f"{middle:.2f}x", spread, aim)
 
 
@@ -93,25 +102,44 @@ def target_table(comparisons: Iterable[Comparison]) -> list[str]:
     return aligned(rows, RIGHT)
 
 
+def entry(comparison: Comparison, name: str, figure: str) -> str:
+    """A figure in a table of many."""
+    if comparison.whole(name):
+        has = comparison.has(name, figure)
+        return number(comparison.median(name, figure)) if has else "-"
+    if not comparison.runs(name):
+        return "-"
+    return "lost some" if comparison.trouble(name).startswith("lost") else "failed"
+
+
+def short_names(works: Sequence[str]) -> list[str]:
+    """Without the words at the end that all of them have."""
+    parts = [work.split(", ") for work in works]
+    while len({part[-1] for part in parts}) == 1 and min(map(len, parts)) > 2:
+        parts = [part[:-1] for part in parts]
+    return [", ".join(part) for part in parts]
+
+
 def matrix(comparisons: Sequence[Comparison], figure: str) -> list[str]:
     """Contestants down, work across."""
     having = [each for each in comparisons if any(each.has(name, figure) for name in each.names)]
     if not having:
         return []
-    names = list(dict.fromkeys(name for each in having for name in each.names))
-    rows = [("", *(each.work for each in having))]
-    for name in names:
-        cells = []
-        for each in having:
-            if not each.runs(name) or (each.whole(name) and not each.has(name, figure)):
-                cells.append("-")
-            elif each.whole(name):
-                cells.append(number(each.median(name, figure)))
-            else:
-                cells.append("lost some" if each.trouble(name).startswith("lost") else "failed")
-        rows.append((name, *cells))
+    names = dict.fromkeys(name for each in having for name in each.names)
+    head = ("", *short_names([each.work for each in having]))
+    rows = [head, *((name, *(entry(each, name, figure) for each in having)) for name in names)]
     right = (False, *(True for _ in having))
     return ["", f"{having[0].group}: {LABELS[figure]}", *aligned(rows, right)]
+
+
+def profile(comparison: Comparison) -> list[str]:
+    """Contestants down, figures across."""
+    names = comparison.names
+    having = [figure for figure in LABELS if any(comparison.has(name, figure) for name in names)]
+    rows = [("", *having)]
+    rows += [(name, *(entry(comparison, name, figure) for figure in having)) for name in names]
+    right = (False, *(True for _ in having))
+    return ["", f"{comparison.group}: {comparison.work}", *aligned(rows, right)]
 
 
 def losses(comparisons: Iterable[Comparison]) -> list[str]:
@@ -130,10 +158,11 @@ def full(comparisons: Sequence[Comparison]) -> list[str]:
     lines = target_table(comparisons)
     for group in dict.fromkeys(each.group for each in comparisons):
         members = [each for each in comparisons if each.group == group]
+        if group in PROFILED:
+            lines += [line for each in members for line in profile(each)]
+            continue
         for figure in LABELS:
-            if group == "latency" and figure in ("rate", "publisher cpu"):
-                continue
-            lines += matrix(members, figure)
+            lines += matrix(members, figure) if (group, figure) not in DULL else []
     lost = losses(comparisons)
     return [*lines, "", *lost] if lost else lines
 
