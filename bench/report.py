@@ -33,11 +33,13 @@ LABELS = {
 PROFILED = (GROWTH, CALLS)
 """Groups whose comparisons have little in common, so each is a table of its own."""
 
-DULL = {(LATENCY, "rate"), (LATENCY, "publisher cpu")}
+DULL = {(LATENCY, "publisher cpu")}
 
 
-def number(value: float) -> str:
+def number(value: float, figure: str = "rate") -> str:
     """Three digits."""
+    if figure != "rate":
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
     for unit, sign in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= unit:
             return f"{value / unit:.3g}{sign}"
@@ -46,7 +48,7 @@ def number(value: float) -> str:
 
 def shown(value: float, figure: str) -> str:
     unit = {"rate": "/s", "calls": "", "bytes a client": " B"}.get(figure, " us")
-    return f"{number(value)}{unit}"
+    return f"{number(value, figure)}{unit}"
 
 
 def cell(comparison: Comparison, name: str, figure: str) -> str:
@@ -75,7 +77,7 @@ def row(comparison: Comparison, ratio: Ratio) -> tuple[str, ...]:
     middle = statistics.median(values)
     aim = goal(ratio, middle)
     if theirs == ITSELF:
-        spread = f"{number(min(values))} .. {number(max(values))}"
+        spread = f"{number(min(values), ratio.figure)} .. {number(max(values), ratio.figure)}"
         return (*ours, "", "", "", spread, aim)
     beside = cell(comparison, theirs, ratio.figure)
     spread = f"{min(values):.2f} .. {max(values):.2f}"
@@ -106,7 +108,7 @@ def entry(comparison: Comparison, name: str, figure: str) -> str:
     """A figure in a table of many."""
     if comparison.whole(name):
         has = comparison.has(name, figure)
-        return number(comparison.median(name, figure)) if has else "-"
+        return number(comparison.median(name, figure), figure) if has else "-"
     if not comparison.runs(name):
         return "-"
     return "lost some" if comparison.trouble(name).startswith("lost") else "failed"
@@ -115,7 +117,7 @@ def entry(comparison: Comparison, name: str, figure: str) -> str:
 def short_names(works: Sequence[str]) -> list[str]:
     """Without the words at the end that all of them have."""
     parts = [work.split(", ") for work in works]
-    while len({part[-1] for part in parts}) == 1 and min(map(len, parts)) > 2:
+    while len(parts) > 1 and len({part[-1] for part in parts}) == 1 and len(parts[0]) > 2:
         parts = [part[:-1] for part in parts]
     return [", ".join(part) for part in parts]
 
