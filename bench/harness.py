@@ -38,7 +38,8 @@ class Outcome:
 
     Args:
         figures: by name: "rate" (deliveries/s), "publisher cpu", "subscriber cpu" and their sum
-            "cpu" (CPU seconds a million deliveries, which is us a delivery), "p50" and so on (us).
+            "cpu" (CPU seconds a million deliveries, which is us a delivery), "server cpu" (of the
+            publishing end, us a published message), "p50" and so on (us).
         due: messages that should have arrived, all clients together.
         lost: those of them that did not.
         wrong: messages that were not what was published.
@@ -182,17 +183,21 @@ def outcome(published: Mapping[str, float], ends: Sequence[Mapping[str, float]])
     seconds = (max(end["end"] for end in ends) - published["begin"]) / 1e9
     figures = {name: value for name, value in ends[0].items() if name in QUANTILE_NAMES}
     if got:
-        figures |= rates(got, seconds, published["cpu"], sum(end["cpu"] for end in ends))
+        subscribers = sum(end["cpu"] for end in ends)
+        figures |= rates(got, len(ends), seconds, published["cpu"], subscribers)
     return Outcome(figures, due, due - got, sum(int(end["wrong"]) for end in ends))
 
 
-def rates(got: int, seconds: float, publisher: float, subscribers: float) -> dict[str, float]:
+def rates(
+    got: int, clients: int, seconds: float, publisher: float, subscribers: float
+) -> dict[str, float]:
     millions = got / 1e6
     return {
         "rate": got / seconds,
         "publisher cpu": publisher / millions,
         "subscriber cpu": subscribers / millions,
         "cpu": (publisher + subscribers) / millions,
+        "server cpu": publisher / millions * clients,
     }
 
 
@@ -201,6 +206,7 @@ COSTS = {
     "acked": (1500, 0.4),
     "mmsg": (700, 0.3),
     "packets": (900, 0.3),
+    "memcpy": (4, 0.1),
     "classic": (1300, 0.4),
     "classic-many": (1100, 0.4),
     "framed-many": (20, 0.4),
@@ -217,7 +223,9 @@ def run_in_c(mode: str, work: Work, program: Path | None) -> Outcome:
     with Worker(*words) as worker, deadline(DEADLINE, worker):
         found = json.loads(worker.end())
     due, count, wrong = (int(found.pop(name)) for name in ("due", "count", "wrong"))
-    figures = rates(count, count / found["rate"], found["publisher cpu"], found["subscriber cpu"])
+    seconds = count / found["rate"]
+    cpu = found["publisher cpu"], found["subscriber cpu"]
+    figures = rates(count, work.clients, seconds, *cpu)
     if mode == "packets":
         # As if each packet were full of frames of the messages asked for.
         frames = PACKET / (FRAME_HEADER + -(-work.size // 8) * 8)

@@ -74,6 +74,7 @@ PLANS = (
             Ratio("jumiks", "core-framed"),
         ],
         (*FEW[:3], "jumiks-classic", *BESIDE_C),
+        rounds=5,
     ),
     same(
         BATCHED,
@@ -84,6 +85,7 @@ PLANS = (
             Ratio("jumiks", "core-framed"),
         ],
         (*FEW[:3], "jumiks-classic", *BESIDE_C),
+        rounds=5,
     ),
     same(BATCHED, Work(64, 64), (*EVERYBODY, *BESIDE_C), [Ratio("jumiks", BEST)], rounds=2),
     same(BATCHED, Work(KB, 1), EVERYBODY, [Ratio("jumiks", BEST)]),
@@ -118,6 +120,7 @@ PLANS = (
         EVERYBODY,
         [Ratio("jumiks", "pyzmq", target=2.5), Ratio("jumiks", "socket")],
         FEW[:3],
+        rounds=5,
     ),
     same(
         SINGLY,
@@ -136,6 +139,7 @@ PLANS = (
             Ratio("jumiks", "pyzmq", "p50", 0.4),
         ],
         FEW[:3],
+        rounds=5,
     ),
     same(
         LATENCY,
@@ -156,7 +160,7 @@ C_PLANS = (
     same(
         C_TO_C,
         Work(64, 1),
-        (*C_MODES, "c-packets"),
+        (*C_MODES, "c-packets", "c-memcpy"),
         [*C_RATIOS, Ratio("core-framed", "c-packets", target=0.5)],
         ("c-send", "c-packets", "core-classic", "core-framed"),
         name="64 B, 1 client, C to C",
@@ -166,8 +170,8 @@ C_PLANS = (
     same(
         C_TO_C,
         Work(64, 8),
-        (*C_MODES, "c-packets"),
-        [*C_RATIOS, Ratio("core-framed", "c-packets")],
+        (*C_MODES, "c-packets", "c-memcpy"),
+        [*C_RATIOS, Ratio("core-framed", "c-packets"), Ratio("core-framed", "c-memcpy")],
         ("c-send", "c-packets", "core-classic", "core-framed"),
         name="64 B, 8 clients, C to C",
         rounds=5,
@@ -193,7 +197,10 @@ GROWTH_PLANS = (
         "64 B, batched, by clients",
         {**by_clients("jumiks"), **by_clients("pyzmq"), **by_clients("socket")},
         ("jumiks, 1 client", "jumiks, 64 clients"),
-        (Ratio("jumiks, 64 clients", "jumiks, 1 client", "cpu", 1.2),),
+        (
+            Ratio("jumiks, 64 clients", "jumiks, 1 client", "cpu", 1.2),
+            Ratio("jumiks, 64 clients", "jumiks, 1 client", "server cpu"),
+        ),
         rounds=2,
     ),
     Plan(

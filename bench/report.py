@@ -19,7 +19,7 @@ RIGHT = (False, False, True, False, True, True, True, False)
 LABELS = {
     "rate": "deliveries a second",
     "cpu": "CPU of both ends, us a delivery",
-    "publisher cpu": "CPU of the publishing end (and a broker), us a delivery",
+    "server cpu": "CPU of the publishing end (and a broker), us a published message",
     "p50": "p50, us",
     "p99": "p99, us",
     "p99.9": "p99.9, us",
@@ -33,7 +33,7 @@ LABELS = {
 PROFILED = (GROWTH, CALLS)
 """Groups whose comparisons have little in common, so each is a table of its own."""
 
-DULL = {(LATENCY, "publisher cpu")}
+DULL = {(LATENCY, "server cpu")}
 
 
 def number(value: float, figure: str = "rate") -> str:

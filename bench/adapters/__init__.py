@@ -150,6 +150,7 @@ CONTESTANTS = {
     "c-acked": _floor("acked"),
     "c-sendmmsg": _floor("mmsg"),
     "c-packets": _floor("packets"),
+    "c-memcpy": _floor("memcpy"),
     "core-classic": _floor("classic"),
     "core-classic-many": _floor("classic-many"),
     "core-framed": _floor("framed-many"),
