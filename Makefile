@@ -87,6 +87,7 @@ BENCH_BUILT := $(VENV)/.bench-built
 
 $(BENCH_BUILT): $(BUILT)
 	$(PY) $(PIP_INSTALL) --no-build-isolation --editable '.[dev,bench]'
+	@mkdir -p $(RESULTS)
 	@touch $@
 
 bench: $(BENCH_BUILT) ## Measure beside nine rivals and plain C: tables, JSON and plots

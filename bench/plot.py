@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of a run, as SVG.
-
-python -m bench.plot RESULTS FOLDER
-"""
+"""Plots of a run, as SVG: `python -m bench.plot RESULTS FOLDER`."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -62,8 +59,15 @@ def decorate(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_axisbelow(True)
 
 
-def legend(axes: Axes) -> None:
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+def legend(*every: Axes) -> None:
+    """One for all, beside the last."""
+    found = {}
+    for axes in every:
+        handles, labels = axes.get_legend_handles_labels()
+        found.update(zip(labels, handles, strict=True))
+    names = [name for name in STYLES if name in found]
+    place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    every[-1].legend([found[name] for name in names], names, frameon=False, fontsize=9, **place)
 
 
 def by_size(found: Found) -> None:
@@ -77,7 +81,7 @@ def by_size(found: Found) -> None:
         axes.minorticks_off()
         title = f"{clients} client{'s' * (clients > 1)}, batched"
         decorate(axes, title, "size of a message", "deliveries a second" if clients == 1 else "")
-    legend(pair[-1])
+    legend(*pair)
     figure.suptitle("Throughput by size (what lost messages is left out)", y=1.02)
 
 
@@ -119,7 +123,7 @@ def latency(found: Found) -> None:
         axes.set_xticks(shown, [f"{part:g}" for part in shown])
         axes.minorticks_off()
         decorate(axes, title, "percentile", "one-way latency, us" if work == works[0] else "")
-    legend(three[-1])
+    legend(*three)
     figure.suptitle("Latency, 64 B, 1 client, one by one", y=1.02)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of a run's figures: what was asked for first, then all there is.
+"""Tables of a run's figures (`python -m bench.report RESULTS`).
 
-python -m bench.report RESULTS
+What was asked for comes first, then all there is.
 """
 
 import json
