@@ -98,7 +98,7 @@ bench-quick: $(BENCH_BUILT) ## The same in a minute or so, with fewer rivals
 	$(BENCH) --quick --benchmark-json=$(RESULTS)/quick.json $(ARGS)
 
 bench-check: $(BENCH_BUILT) ## Name what got more than a quarter slower since bench/baseline.json
-	$(BENCH) --quick --benchmark-json=$(RESULTS)/check.json $(ARGS)
+	$(BENCH) --quick --rounds 5 --benchmark-json=$(RESULTS)/check.json $(ARGS)
 	$(PY) -m bench.check $(RESULTS)/check.json
 
 bench-baseline: $(BENCH_BUILT) ## Make that baseline anew

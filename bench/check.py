@@ -3,8 +3,9 @@
 
     python -m bench.check RESULTS [--write]
 
-A ratio counts as worse if it is so by more than `TOLERANCE` beside each of the references that it
-has: what happens to one of them for a moment is not our doing. Leaves with 1 if there is one.
+A ratio counts as worse if it is so by more than `TOLERANCE`, and beyond the worse quarter of the
+baseline's rounds, beside each of the references that it has: what happens to one of them for a
+moment is not our doing. Leaves with 1 if there is one.
 """
 
 import json
@@ -12,6 +13,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from . import report
@@ -22,51 +24,63 @@ REFERENCES = ("c-send", "pyzmq")
 FIGURES = ("rate", "cpu", "p50")
 TOLERANCE = 0.25
 
-Ratios = Mapping[str, float]
-"""By "work | ours | figure | reference"."""
+Known = Mapping[str, tuple[float, float]]
+"""Median and worse quartile of the rounds' ratios, by "group: work | ours | figure | reference"."""
 
 
-def ratios(comparisons: Iterable[Comparison]) -> dict[str, float]:
-    """Ours beside each reference that took part."""
+def higher_is_better(key: str) -> bool:
+    return key.split(" | ")[2] == "rate"
+
+
+def worse_quartile(key: str, values: Sequence[float]) -> float:
+    # Twice, as one round is enough.
+    low, _, high = statistics.quantiles([*values, *values], n=4, method="inclusive")
+    return low if higher_is_better(key) else high
+
+
+def ratios(comparisons: Iterable[Comparison]) -> dict[str, tuple[float, float]]:
+    """Ours beside each reference that took part and lost nothing."""
     found = {}
     for each in comparisons:
         ours = [name for name in each.names if name.startswith(("jumiks", "core-"))]
-        references = [name for name in REFERENCES if each.whole(name)]
-        for name in filter(each.whole, ours):
-            for reference in references:
-                for figure in FIGURES:
-                    if not (each.has(name, figure) and each.has(reference, figure)):
-                        continue
-                    key = f"{each.group}: {each.work} | {name} | {figure} | {reference}"
-                    found[key] = statistics.median(each.values(name, reference, figure))
+        for name, reference, figure in product(ours, REFERENCES, FIGURES):
+            sides = (name, reference)
+            if not all(each.whole(side) and each.has(side, figure) for side in sides):
+                continue
+            values = each.values(name, reference, figure)
+            key = f"{each.group}: {each.work} | {name} | {figure} | {reference}"
+            found[key] = (statistics.median(values), worse_quartile(key, values))
     return found
 
 
 def loss(key: str, before: float, now: float) -> float:
     """How much worse it is: 0.25 is a quarter less work done, or a quarter more time taken."""
-    higher_is_better = key.split(" | ")[2] == "rate"
-    return 1 - now / before if higher_is_better else now / before - 1
+    return 1 - now / before if higher_is_better(key) else now / before - 1
 
 
-def worse(before: Ratios, now: Ratios) -> list[str]:
+def worse(before: Known, now: Known) -> list[str]:
     """A line for each figure that is worse beside all its references."""
-    gathered: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    gathered: dict[str, dict[str, float]] = defaultdict(dict)
+    spared = set()
     for key in before.keys() & now.keys():
         figure, _, reference = key.rpartition(" | ")
-        gathered[figure].append((reference, loss(key, before[key], now[key])))
-    lines = []
-    for figure, losses in sorted(gathered.items()):
-        if all(each > TOLERANCE for _reference, each in losses):
-            beside = ", ".join(f"{each:.0%} beside {name}" for name, each in sorted(losses))
-            lines.append(f"{figure}: worse by {beside}")
-    return lines
+        (usual, quartile), (middle, _) = before[key], now[key]
+        gathered[figure][reference] = loss(key, usual, middle)
+        if gathered[figure][reference] <= TOLERANCE or loss(key, quartile, middle) <= 0:
+            spared.add(figure)
+    return [
+        f"{figure}: worse by "
+        + ", ".join(f"{each:.0%} beside {name}" for name, each in sorted(losses.items()))
+        for figure, losses in sorted(gathered.items())
+        if figure not in spared
+    ]
 
 
 def main(words: Sequence[str]) -> int:
     now = ratios(report.read(Path(words[0])))
     if "--write" in words:
-        rounded = {key: float(f"{value:.4g}") for key, value in sorted(now.items())}
-        BASELINE.write_text(json.dumps(rounded, indent=1) + "\n")
+        lines = [f"{json.dumps(key)}: [{a:.4g}, {b:.4g}]" for key, (a, b) in sorted(now.items())]
+        BASELINE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         print(f"{BASELINE}: {len(now)} ratios")
         return 0
     before = json.loads(BASELINE.read_text())

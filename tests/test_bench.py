@@ -89,13 +89,16 @@ def test_all_plans_name_contestants_and_entries_that_exist() -> None:
 
 # ---- the baseline ----
 
-BEFORE = {"g: w | jumiks | rate | c-send": 10.0, "g: w | jumiks | rate | pyzmq": 5.0}
+BEFORE = {
+    "g: w | jumiks | rate | c-send": (10.0, 9.0),
+    "g: w | jumiks | rate | pyzmq": (5.0, 4.5),
+}
 
 
 def test_a_ratio_is_worse_only_if_it_is_so_beside_every_reference() -> None:
-    one = {**BEFORE, "g: w | jumiks | rate | c-send": 5.0}
+    one = {**BEFORE, "g: w | jumiks | rate | c-send": (5.0, 5.0)}
     assert check.worse(BEFORE, one) == []
-    both = {key: value * 0.7 for key, value in BEFORE.items()}
+    both = {key: (middle * 0.7, worst) for key, (middle, worst) in BEFORE.items()}
     assert check.worse(BEFORE, both) == [
         "g: w | jumiks | rate: worse by 30% beside c-send, 30% beside pyzmq"
     ]
@@ -104,15 +107,25 @@ def test_a_ratio_is_worse_only_if_it_is_so_beside_every_reference() -> None:
 @pytest.mark.parametrize(("figure", "now"), [("rate", 0.74), ("cpu", 1.26), ("p50", 1.26)])
 def test_more_than_a_quarter_is_worse_whichever_way_is_better(figure: str, now: float) -> None:
     key = f"g: w | jumiks | {figure} | pyzmq"
-    assert check.worse({key: 1.0}, {key: now})
-    assert not check.worse({key: 1.0}, {key: 1 / now})
+    assert check.worse({key: (1.0, 1.0)}, {key: (now, now)})
+    assert not check.worse({key: (1.0, 1.0)}, {key: (1 / now, 1 / now)})
+
+
+def test_what_a_quarter_of_the_baselines_rounds_had_is_not_worse() -> None:
+    key = "g: w | jumiks | p50 | pyzmq"
+    assert not check.worse({key: (1.0, 1.4)}, {key: (1.39, 2.0)})
+    assert check.worse({key: (1.0, 1.4)}, {key: (1.41, 1.41)})
 
 
 def test_the_baseline_takes_ratios_of_ours_to_references_that_lost_nothing() -> None:
-    round_ = {"jumiks": rate(20), "pyzmq": rate(10), "c-send": Outcome({"rate": 1.0}, 9, lost=1)}
-    assert check.ratios([comparison([round_])]) == {
-        "group: work | jumiks | rate | pyzmq": 2.0,
-        "group: work | jumiks | cpu | pyzmq": 0.5,
+    lossy = Outcome({"rate": 1.0}, 9, lost=1)
+    rounds = [
+        {"jumiks": rate(ours), "pyzmq": rate(10), "c-send": lossy}
+        for ours in (20.0, 10.0, 40.0, 30.0, 15.0)
+    ]
+    assert check.ratios([comparison(rounds)]) == {
+        "group: work | jumiks | rate | pyzmq": (2.0, 1.5),
+        "group: work | jumiks | cpu | pyzmq": (0.5, pytest.approx(2 / 3)),
     }
 
 
