@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 mpl.use("agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from . import plan, report
@@ -19,7 +21,7 @@ from .harness import Comparison
 from .work import QUANTILES, Work, size_name
 
 # Told apart by marker and line as well as by colour (which are Okabe and Ito's).
-STYLES: Mapping[str, Mapping[str, object]] = {
+STYLES: Mapping[str, Mapping[str, Any]] = {
     "jumiks": {"color": "#000000", "marker": "o", "linestyle": "-", "linewidth": 2.5},
     "jumiks-classic": {"color": "#000000", "marker": "o", "linestyle": ":", "fillstyle": "none"},
     "jumiks-views": {"color": "#000000", "marker": "^", "linestyle": "--", "fillstyle": "none"},
@@ -61,13 +63,14 @@ def decorate(axes: Axes, title: str, x: str, y: str) -> None:
 
 def legend(*every: Axes) -> None:
     """One for all, beside the last."""
-    found = {}
+    found: dict[str, Artist] = {}
     for axes in every:
         handles, labels = axes.get_legend_handles_labels()
         found.update(zip(labels, handles, strict=True))
     names = [name for name in STYLES if name in found]
-    place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
-    every[-1].legend([found[name] for name in names], names, frameon=False, fontsize=9, **place)
+    legend = every[-1].legend([found[name] for name in names], names, loc="center left")
+    legend.set_bbox_to_anchor((1.02, 0.5))
+    legend.set_frame_on(False)
 
 
 def by_size(found: Found) -> None:

@@ -142,7 +142,7 @@ class Subscriber:
     def _borrow(self) -> Iterator[Sequence[bytes]]:
         receive = self._subscriber.receive
         while True:
-            samples = []
+            samples: list[iox.Sample] = []
             while len(samples) < CHUNK and (sample := receive()) is not None:
                 samples.append(sample)
             if samples:
@@ -158,7 +158,7 @@ class Subscriber:
     def _copy(self) -> Iterator[Sequence[bytes]]:
         receive, size, copy = self._subscriber.receive, self._size, ctypes.string_at
         while True:
-            taken = []
+            taken: list[bytes] = []
             while len(taken) < CHUNK and (sample := receive()) is not None:
                 taken.append(copy(sample.payload_ptr, size))
                 sample.delete()

@@ -18,15 +18,16 @@ class Publisher(OneByOne):
     def ready(self, clients: int) -> None:
         self._clients = [self._listener.accept() for _ in range(clients)]
         if clients == 1:
-            self.send = self._clients[0].send_bytes  # type: ignore[assignment]
+            self.send = self._clients[0].send_bytes
 
     def _send(self, message: bytes) -> None:
         for client in self._clients:
             client.send_bytes(message)
 
     def close(self) -> None:
-        for each in (*self._clients, self._listener):
-            each.close()
+        for client in self._clients:
+            client.close()
+        self._listener.close()
 
 
 class Subscriber:

@@ -94,7 +94,7 @@ class Publisher:
         publish = self._nats.publish
         for message in messages:
             await publish(SUBJECT, message)
-        await self._nats.flush(CONNECT)
+        await self._nats.flush(int(CONNECT))
 
     def send_many(self, messages: Sequence[bytes]) -> None:
         self._end.wait(self._send_many(messages))
@@ -118,9 +118,9 @@ class Subscriber:
                 SUBJECT, cb=self._take, pending_msgs_limit=0, pending_bytes_limit=0
             )
         )
-        wait(self._end.nats.flush(CONNECT))
+        wait(self._end.nats.flush(int(CONNECT)))
         wait(self._end.nats.publish(READY, b""))
-        wait(self._end.nats.flush(CONNECT))
+        wait(self._end.nats.flush(int(CONNECT)))
 
     async def _take(self, message: Any) -> None:
         self._taken.append(message.data)

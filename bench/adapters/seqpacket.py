@@ -33,7 +33,7 @@ class Publisher(OneByOne):
             self._make_room(client)
             self._clients.append(client)
         if clients == 1:
-            self.send = self._clients[0].send  # type: ignore[assignment]
+            self.send = self._clients[0].send
 
     def _make_room(self, client: socket.socket) -> None:
         needed = self._size + OVERHEAD
