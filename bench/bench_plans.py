@@ -28,7 +28,9 @@ def contestants(
     }
 
 
-@pytest.mark.parametrize("plan", [*PLANS, *C_PLANS, *GROWTH_PLANS], ids=lambda plan: plan.name)
+@pytest.mark.parametrize(
+    "plan", [*PLANS, *C_PLANS, *GROWTH_PLANS], ids=lambda plan: f"{plan.group}: {plan.name}"
+)
 def test_plan(compare: Compare, plan: Plan, quick: bool, floor: Path | None) -> None:
     if quick and not plan.quick:
         pytest.skip("left out of a quick run")
