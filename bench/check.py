@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What got worse since the baseline, as ratios to the plain C floor and to pyzmq of the same run.
 
-    python -m bench.check RESULTS [--write]
+    python -m bench.check RESULTS... [--write]
 
 A ratio counts as worse if it is so by more than `TOLERANCE`, and beyond the worse quarter of the
 baseline's rounds, beside each of the references that it has: what happens to one of them for a
@@ -13,7 +13,8 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
+from dataclasses import replace
+from itertools import chain, product
 from pathlib import Path
 
 from . import report
@@ -76,8 +77,16 @@ def worse(before: Known, now: Known) -> list[str]:
     ]
 
 
+def merged(paths: Iterable[Path]) -> list[Comparison]:
+    """The rounds of all files together: some figures have two moods, and one run sees one of them."""
+    found: dict[tuple[str, str], Comparison] = {}
+    for each in chain.from_iterable(map(report.read, paths)):
+        found.setdefault((each.group, each.work), replace(each, rounds=[])).rounds += each.rounds
+    return list(found.values())
+
+
 def main(words: Sequence[str]) -> int:
-    now = ratios(report.read(Path(words[0])))
+    now = ratios(merged(Path(word) for word in words if word != "--write"))
     if "--write" in words:
         lines = [f"{json.dumps(key)}: [{a:.4g}, {b:.4g}]" for key, (a, b) in sorted(now.items())]
         BASELINE.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -264,11 +264,11 @@ static void send_singly(const struct job *job) {
         memcpy(packet + sizeof id, &number, sizeof number);
         for (unsigned i = 0; i < job->clients; i++)
             sure("send", send(job->ours[i], packet, sizeof id + job->size, MSG_NOSIGNAL));
-        if (acked && number % BURST == BURST - 1)
+        if (acked && number % BURST == BURST - 1 && number + 1 < job->messages)
             for (unsigned i = 0; i < job->clients; i++)
                 drain_acks(job->ours[i]);
     }
-    if (acked && job->messages % BURST != 0)
+    if (acked)
         for (unsigned i = 0; i < job->clients; i++)
             wait_acked(job->ours[i], JMK_FIRST_ID + job->messages - 1);
 }
