@@ -78,7 +78,7 @@ def worse(before: Known, now: Known) -> list[str]:
 
 
 def merged(paths: Iterable[Path]) -> list[Comparison]:
-    """The rounds of all files together: some figures have two moods, and one run sees one of them."""
+    """The rounds of all files: some figures have two moods, and a run may see one of them only."""
     found: dict[tuple[str, str], Comparison] = {}
     for each in chain.from_iterable(map(report.read, paths)):
         found.setdefault((each.group, each.work), replace(each, rounds=[])).rounds += each.rounds
