@@ -18,7 +18,8 @@ C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-c lint lint-c format sanitize dist bench bench-quick clean
+.PHONY: help venv demo test test-c lint lint-c format sanitize dist bench bench-quick bench-check bench-baseline \
+    clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -82,14 +83,29 @@ dist: $(BUILT) ## Build sdist and wheel, look into them, install and try each
 	$(PY) .ci/check_dist.py dist
 
 # pytest-benchmark's own table would show how long the rounds took, and no ratio.
-bench: BENCH_OPTIONS += --quiet --timeout=300 --benchmark-quiet \
-    --benchmark-json=bench/results/latest.json
-bench: $(BUILT) ## Measure, beside pyzmq and plain C
-	$(PY) $(PIP_INSTALL) --no-build-isolation --editable '.[dev,bench]'
-	$(PY) -m pytest bench $(BENCH_OPTIONS) $(ARGS)
+BENCH = $(PY) -m pytest bench --quiet --timeout=300 --benchmark-quiet
+RESULTS := bench/results
+BENCH_BUILT := $(VENV)/.bench-built
 
-bench-quick: BENCH_OPTIONS += --quick
-bench-quick: bench ## The same in a third of the time, with less certain figures
+$(BENCH_BUILT): $(BUILT)
+	$(PY) $(PIP_INSTALL) --no-build-isolation --editable '.[dev,bench]'
+	@mkdir -p $(RESULTS)
+	@touch $@
+
+bench: $(BENCH_BUILT) ## Measure beside nine rivals and plain C: tables, JSON and plots
+	$(BENCH) --benchmark-json=$(RESULTS)/latest.json $(ARGS)
+	$(PY) -m bench.plot $(RESULTS)/latest.json $(RESULTS)
+
+bench-quick: $(BENCH_BUILT) ## The same in a minute or so, with fewer rivals
+	$(BENCH) --quick --benchmark-json=$(RESULTS)/quick.json $(ARGS)
+
+bench-check: $(BENCH_BUILT) ## Name what got more than a quarter slower since bench/baseline.json
+	$(BENCH) --quick --rounds 5 --benchmark-json=$(RESULTS)/check.json $(ARGS)
+	$(PY) -m bench.check $(RESULTS)/check.json
+
+bench-baseline: $(BENCH_BUILT) ## Make that baseline anew
+	$(BENCH) --quick --rounds 7 --benchmark-json=$(RESULTS)/check.json $(ARGS)
+	$(PY) -m bench.check $(RESULTS)/check.json --write
 
 clean: ## Remove all that the others made
 	rm -rf $(VENV) .venv-san build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks

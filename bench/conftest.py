@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounds by pytest-benchmark, and one table of ratios at the end.
+"""Rounds by pytest-benchmark, and the tables at the end.
 
 Its own table is of no use here, as what it times is a whole round of all contestants (hence
 `--benchmark-quiet`); its JSON has all of our figures under `extra_info`.
@@ -10,21 +10,22 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from . import adapters
-from .harness import ROOT, Comparison, Outcome, Ratio, orders, table
+from . import adapters, report
+from .harness import ROOT, Comparison, Outcome, Ratio, orders
 
 COMPARISONS: list[Comparison] = []
-NOTES: list[str] = []
 MISSING: set[str] = set()
 C_FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O3", "-pthread", "-fvisibility=hidden")
 """The flags that the package is built with."""
+
+Contestants = Mapping[str, Callable[[], Outcome]]
 
 
 class Compare(Protocol):
@@ -33,14 +34,16 @@ class Compare(Protocol):
     def __call__(
         self,
         work: str,
-        contestants: Mapping[str, Callable[[], Outcome]],
-        ratios: Sequence[Ratio],
+        group: str,
+        contestants: Contestants,
+        ratios: Sequence[Ratio] = (),
+        rounds: int = 0,
     ) -> None: ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("jumiks")
-    group.addoption("--quick", action="store_true", help="fewer and shorter rounds")
+    group.addoption("--quick", action="store_true", help="fewer contestants, shorter runs")
     group.addoption("--rounds", type=int, default=0, help="rounds of each comparison")
 
 
@@ -50,42 +53,51 @@ def quick(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture
-def compare(benchmark: BenchmarkFixture, quick: bool, pytestconfig: pytest.Config) -> Compare:
-    """Run all contestants, round by round, and keep the figures for the table."""
-    rounds = int(pytestconfig.getoption("--rounds")) or (3 if quick else 5)
+def compare(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Compare:
+    """Run all contestants, round by round, and keep the figures for the tables."""
 
     def compare(
         work: str,
-        contestants: Mapping[str, Callable[[], Outcome]],
-        ratios: Sequence[Ratio],
+        group: str,
+        contestants: Contestants,
+        ratios: Sequence[Ratio] = (),
+        rounds: int = 3,
     ) -> None:
-        absent = {name: words for name in contestants if (words := adapters.missing(name))}
-        MISSING.update(absent.values())
-        names = [name for name in contestants if name not in absent]
-        ratios = [ratio for ratio in ratios if ratio.theirs not in absent]
-        comparison = Comparison(work, ratios)
+        rounds = int(pytestconfig.getoption("--rounds")) or rounds
+        ratios = [
+            ratio
+            for ratio in ratios
+            if ratio.ours in contestants
+            and (ratio.theirs in contestants or ratio.theirs in ("best rival", ""))
+        ]
+        comparison = Comparison(work, group, list(contestants), ratios)
         COMPARISONS.append(comparison)
-        turns = orders(names)
+        turns = orders(comparison.names)
 
-        def setup() -> tuple[tuple[object, ...], dict[str, object]]:
-            return (next(turns), contestants), {}
+        def one_round() -> None:
+            comparison.rounds.append({name: contestants[name]() for name in next(turns)})
 
         pedantic: Callable[..., object] = benchmark.pedantic
-        pedantic(comparison.add, setup=setup, rounds=rounds, iterations=1)
+        pedantic(one_round, rounds=rounds, iterations=1)
         benchmark.extra_info["comparison"] = comparison.as_json()
-        ours = {ratio.ours for ratio in ratios}
-        for round_ in comparison.rounds:
-            for name in ours & round_.keys():
-                assert (round_[name].lost, round_[name].wrong) == (0, 0), f"{name} lost messages"
+        benchmark.extra_info["machine"] = machine()
+        assert not comparison.broken()
 
     return compare
 
 
+def there(names: Sequence[str]) -> list[str]:
+    """Those that can take part; how to get the others is told at the end."""
+    absent = {name: words for name in names if (words := adapters.missing(name))}
+    MISSING.update(absent.values())
+    return [name for name in names if name not in absent]
+
+
 @pytest.fixture(scope="session")
-def floor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C program of the comparisons from C to C, with the core in it."""
+def floor(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The C program, with the core in it; None without a compiler."""
     if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler")
+        return None
     program = tmp_path_factory.mktemp("floor") / "floor"
     core = sorted(path for path in (ROOT / "csrc").glob("*.c") if path.name != "objects.c")
     sources = [ROOT / "bench" / "floor.c", *core]
@@ -93,9 +105,26 @@ def floor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
+def versions() -> list[str]:
+    """Of all that takes part."""
+    found = {}
+    for each in adapters.CONTESTANTS.values():
+        if each.imports:
+            name = each.imports[1].partition("[")[0]
+            try:
+                found[name] = f"{name} {version(name)}"
+            except PackageNotFoundError:
+                continue
+        if each.program and each.program[0] != "cc" and (path := shutil.which(each.program[0])):
+            said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+            words = said.replace("v=", "v").split()
+            number = next(word for word in words if word.lstrip("v")[0].isdigit())
+            found[each.program[0]] = f"{each.program[0]} {number.strip('v:')}"
+    return [f"jumiks {version('jumiks')}", *found.values()]
+
+
 def machine() -> str:
     """What the figures were measured on and with."""
-    packages = {name: version(name) for name in ("jumiks", "pyzmq") if not adapters.missing(name)}
     model = next(
         (
             line.partition(":")[2].strip()
@@ -108,21 +137,21 @@ def machine() -> str:
         f"{len(os.sched_getaffinity(0))} cores of {model}",
         f"{platform.system()} {platform.release()}",
         f"{platform.python_implementation()} {platform.python_version()}",
-        *(f"{name} {number}" for name, number in packages.items()),
+        *versions(),
     ]
     return ", ".join(words)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not COMPARISONS and not NOTES:
+    if not COMPARISONS:
         return
     terminalreporter.section("jumiks beside others")
-    for line in table(COMPARISONS):
+    for line in report.full(COMPARISONS):
         terminalreporter.write_line(line)
     terminalreporter.write_line("")
     terminalreporter.write_line(
-        "rates are deliveries a second, all clients together; figures are medians over the rounds, "
-        "the ratio is the median of the rounds' ratios"
+        "Rates are deliveries a second, all clients together. Figures are medians over the rounds, "
+        "a ratio is the median of the rounds' ratios."
     )
-    for line in [*NOTES, machine(), *sorted(MISSING)]:
+    for line in [machine(), *sorted(MISSING)]:
         terminalreporter.write_line(line)

@@ -10,6 +10,9 @@
  *     send       one send a message and client, one recv a message: the floor
  *     acked      the same, and the client acks each message as plain 1.0 has it
  *     mmsg       sendmmsg and recvmmsg, 64 messages at a time
+ *     packets    as send, with the send buffer that the core asks for: for large packets
+ *     memcpy     no packets at all: each client copies the bytes of all frames out of shared memory,
+ *                64 KiB at a time, while the server writes them there message by message
  *     classic    jmk_server_append and a kick for each message, classic clients (which ack each)
  *     classic-many, framed-many
  *                jmk_server_append_many, 256 messages at a time
@@ -42,6 +45,7 @@
 #define SEND_BUFFER 196608
 #define LARGEST_PACKET 262144
 #define ARENA (4u << 20)
+#define SLICE 65536u
 
 struct result {
     uint64_t count, wrong;
@@ -55,6 +59,7 @@ struct job {
     size_t size;
     int ours[MOST_CLIENTS];   /* the server's end of each connection */
     struct result *results;   /* shared with the clients' processes */
+    uint8_t *ring;            /* likewise; LOG_SIZE bytes */
 };
 
 static void die(const char *what, int code) {
@@ -92,8 +97,18 @@ static bool is(const struct job *job, const char *mode) {
     return strcmp(job->mode, mode) == 0;
 }
 
+static bool is_any(const struct job *job, const char *const *modes) {
+    for (; *modes; modes++)
+        if (is(job, *modes))
+            return true;
+    return false;
+}
+
+/* Without the core. */
 static bool plain(const struct job *job) {
-    return is(job, "send") || is(job, "acked") || is(job, "mmsg");
+    static const char *const modes[] = {"send", "acked", "mmsg", "packets", "memcpy", NULL};
+
+    return is_any(job, modes);
 }
 
 /* ---- clients ---- */
@@ -175,14 +190,33 @@ static void read_core(const struct job *job, struct result *result, int fd) {
     jmk_client_free(client);
 }
 
+static size_t frame_size(const struct job *job) {
+    return JMK_FRAME_HEADER + (job->size + 7) / 8 * 8;
+}
+
+static void copy_out(const struct job *job, struct result *result) {
+    static uint8_t slice[SLICE];
+    uint64_t bytes = job->messages * frame_size(job);
+
+    for (uint64_t done = 0; done < bytes; done += sizeof slice) {
+        memcpy(slice, job->ring + done % LOG_SIZE, sizeof slice);
+        __asm__ volatile("" : : "r"(slice) : "memory"); /* so that no copy is left out */
+    }
+    result->count = job->messages;
+}
+
 static void start_client(struct job *job, unsigned index) {
     struct result *result = &job->results[index];
+    const int send_buffer = SEND_BUFFER;
     int ends[2];
     pid_t pid;
 
     sure("socketpair", socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends));
     pid = (pid_t)sure("fork", fork());
     job->ours[index] = ends[0];
+    if (is(job, "packets"))
+        sure("SO_SNDBUF",
+             setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer));
     if (pid != 0) {
         close(ends[1]);
         return;
@@ -190,7 +224,9 @@ static void start_client(struct job *job, unsigned index) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (unsigned i = 0; i <= index; i++)
         close(job->ours[i]);
-    if (!plain(job))
+    if (is(job, "memcpy"))
+        copy_out(job, result);
+    else if (!plain(job))
         read_core(job, result, ends[1]);
     else if (is(job, "mmsg"))
         read_bursts(job, result, ends[1]);
@@ -210,6 +246,14 @@ static void drain_acks(int fd) {
         continue;
 }
 
+/* Nobody else reads them, and a client would wait for ever with its last ones. */
+static void wait_acked(int fd, uint64_t last) {
+    uint64_t id = 0;
+
+    while (id != last)
+        sure("recv", recv(fd, &id, sizeof id, 0));
+}
+
 static void send_singly(const struct job *job) {
     static uint8_t packet[JMK_CLASSIC_HEADER + MOST_SIZE];
     bool acked = is(job, "acked");
@@ -220,10 +264,13 @@ static void send_singly(const struct job *job) {
         memcpy(packet + sizeof id, &number, sizeof number);
         for (unsigned i = 0; i < job->clients; i++)
             sure("send", send(job->ours[i], packet, sizeof id + job->size, MSG_NOSIGNAL));
-        if (acked && number % BURST == BURST - 1)
+        if (acked && number % BURST == BURST - 1 && number + 1 < job->messages)
             for (unsigned i = 0; i < job->clients; i++)
                 drain_acks(job->ours[i]);
     }
+    if (acked)
+        for (unsigned i = 0; i < job->clients; i++)
+            wait_acked(job->ours[i], JMK_FIRST_ID + job->messages - 1);
 }
 
 static void send_burst(int fd, struct mmsghdr *headers, unsigned count) {
@@ -254,6 +301,18 @@ static void send_bursts(const struct job *job) {
         filled = 0;
     }
     free(packets);
+}
+
+static void copy_in(const struct job *job) {
+    static uint8_t payload[MOST_SIZE];
+    size_t frame = frame_size(job), at = 0;
+
+    for (uint64_t number = 0; number < job->messages; number++, at += frame) {
+        if (at + frame > LOG_SIZE)
+            at = 0;
+        memcpy(payload, &number, sizeof number);
+        memcpy(job->ring + at + JMK_FRAME_HEADER, payload, job->size);
+    }
 }
 
 /* ---- the core ---- */
@@ -323,7 +382,9 @@ static void append_many(const struct job *job, jmk_server *server) {
 /* ---- all of it ---- */
 
 static void publish(const struct job *job, jmk_server *server) {
-    if (is(job, "mmsg"))
+    if (is(job, "memcpy"))
+        copy_in(job);
+    else if (is(job, "mmsg"))
         send_bursts(job);
     else if (plain(job))
         send_singly(job);
@@ -349,9 +410,16 @@ static void report(const struct job *job, int64_t begin) {
            cpu_seconds(RUSAGE_SELF), cpu_seconds(RUSAGE_CHILDREN));
 }
 
+static void *share(size_t size) {
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    if (memory == MAP_FAILED)
+        die("mmap", -errno);
+    return memory;
+}
+
 static bool parse(struct job *job, int argc, char **argv) {
-    static const char *const modes[] = {"send",    "acked",        "mmsg",
-                                        "classic", "classic-many", "framed-many"};
+    static const char *const core[] = {"classic", "classic-many", "framed-many", NULL};
 
     if (argc != 5)
         return false;
@@ -359,11 +427,8 @@ static bool parse(struct job *job, int argc, char **argv) {
     job->clients = (unsigned)strtoul(argv[2], NULL, 10);
     job->messages = strtoull(argv[3], NULL, 10);
     job->size = strtoul(argv[4], NULL, 10);
-    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
-        if (is(job, modes[i]))
-            return job->clients >= 1 && job->clients <= MOST_CLIENTS && job->messages >= 1 &&
-                   job->size >= sizeof(uint64_t) && job->size <= MOST_SIZE;
-    return false;
+    return (plain(job) || is_any(job, core)) && job->clients >= 1 && job->clients <= MOST_CLIENTS &&
+           job->messages >= 1 && job->size >= sizeof(uint64_t) && job->size <= MOST_SIZE;
 }
 
 int main(int argc, char **argv) {
@@ -375,10 +440,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: floor MODE CLIENTS MESSAGES SIZE\n");
         return EXIT_FAILURE;
     }
-    job.results = mmap(NULL, MOST_CLIENTS * sizeof *job.results, PROT_READ | PROT_WRITE,
-                       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (job.results == MAP_FAILED)
-        die("mmap", -errno);
+    job.results = share(MOST_CLIENTS * sizeof *job.results);
+    job.ring = share(LOG_SIZE);
     for (unsigned i = 0; i < job.clients; i++)
         start_client(&job, i);
     if (!plain(&job))

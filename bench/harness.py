@@ -7,22 +7,29 @@ rounds' ratios: what slows the machine down for a while then slows both sides of
 """
 
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .worker import Work
+from .adapters import CONTESTANTS, RIVALS
+from .work import QUANTILE_NAMES, Work
 
 ROOT = Path(__file__).parent.parent
 
-DEADLINE = 60.0
-"""Seconds for one end of a run to finish."""
+DEADLINE = 20.0
+"""Seconds for a run, after which it has failed."""
+
+FRAME_HEADER = 16
+PACKET = 65536
 
 
 @dataclass(frozen=True)
@@ -30,35 +37,56 @@ class Outcome:
     """What one run gave.
 
     Args:
-        figures: by name, such as "rate" (deliveries/s), "p50" (us), "publisher cpu" (s).
+        figures: by name: "rate" (deliveries/s), "publisher cpu", "subscriber cpu" and their sum
+            "cpu" (CPU seconds a million deliveries, which is us a delivery), "server cpu" (of the
+            publishing end, us a published message), "p50" and so on (us).
         due: messages that should have arrived, all clients together.
         lost: those of them that did not.
         wrong: messages that were not what was published.
+        failure: why there are no figures, if so.
     """
 
     figures: Mapping[str, float]
     due: int
     lost: int = 0
     wrong: int = 0
+    failure: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """All arrived as it was published."""
+        return not (self.lost or self.wrong or self.failure)
+
+
+class RunFailed(Exception):
+    """One end of a run ended early, or not in time."""
 
 
 class Worker:
-    """A process of one run; leaving the `with` block ends it."""
+    """A process of one run, with a group of its own; leaving the `with` block ends all of it."""
 
     def __init__(self, *command: object) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
+            start_new_session=True,
         )
+
+    def _failed(self) -> RunFailed:
+        self._errors.seek(0)
+        said = self._errors.read().strip().splitlines()
+        return RunFailed(said[-1] if said else "it did not finish in time")
 
     def line(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
         if not line:
-            raise RuntimeError(f"{self.process.args!r} ended early")
+            raise self._failed()
         return line
 
     def go(self) -> None:
@@ -66,115 +94,262 @@ class Worker:
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
 
-    def result(self) -> dict[str, float]:
-        """Close its input and wait for its figures."""
-        output, _ = self.process.communicate(timeout=DEADLINE)
-        if self.process.returncode:
-            raise RuntimeError(f"{self.process.args!r} failed")
-        figures: dict[str, float] = json.loads(output.splitlines()[-1])
-        return figures
+    def end(self) -> str:
+        """Close its input, wait for its end, and return the last line."""
+        output, _ = self.process.communicate()
+        if self.process.returncode or not output:
+            raise self._failed()
+        return output.splitlines()[-1]
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
+        self.kill()
         self.process.communicate()
+        self._errors.close()
 
 
-def run(adapter: str, work: Work) -> Outcome:
-    """One run, Python to Python."""
+@contextmanager
+def deadline(seconds: float, *workers: Worker) -> Iterator[None]:
+    """Kill them at a deadline: whoever waits for them then reads an end of file."""
+
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@dataclass
+class Ends:
+    """Both ends of a run, connected."""
+
+    publisher: Worker
+    subscribers: Worker
+    processes: list[int]
+
+    def run(self) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Let it go; returns the publisher's figures and the subscribers'."""
+        self.subscribers.go()
+        self.publisher.go()
+        figures = json.loads(self.publisher.line())
+        ends = json.loads(self.subscribers.line())
+        return {**figures, **json.loads(self.publisher.end())}, ends
+
+
+def connect(name: str, work: Work, stack: ExitStack) -> Ends:
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="jumiks-bench-"))
 
     def worker(role: str) -> Worker:
-        words = (adapter, f"{folder}/socket", json.dumps(asdict(work)))
+        words = (name, f"{folder}/socket", json.dumps(asdict(work)))
         return stack.enter_context(Worker(sys.executable, "-m", "bench.worker", role, *words))
 
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="jumiks-bench-"))
-        publisher = worker("publisher")
-        publisher.line()
-        subscribers = [worker("subscriber") for _ in range(work.clients)]
-        for subscriber in subscribers:
-            subscriber.line()
-        publisher.go()
-        begin = json.loads(publisher.line())["begin"]
-        ends = [subscriber.result() for subscriber in subscribers]
-        cost = publisher.result()["cpu"]
+    publisher, subscribers = worker("publisher"), worker("subscribers")
+    stack.enter_context(deadline(DEADLINE, publisher, subscribers))
+    processes = json.loads(publisher.line())
+    subscribers.line()
+    subscribers.go()
+    processes += json.loads(subscribers.line())
+    return Ends(publisher, subscribers, processes)
 
-    due = work.messages * work.clients
+
+def run(name: str, work: Work, program: Path | None = None) -> Outcome:
+    """One run of a contestant; `program` is the C one (floor.c)."""
+    try:
+        if CONTESTANTS[name].module == "floor":
+            return run_in_c(str(CONTESTANTS[name].publisher["mode"]), work, program)
+        with ExitStack() as stack:
+            published, ends = connect(name, work, stack).run()
+    except RunFailed as failed:
+        return Outcome({}, 0, failure=str(failed))
+    if len(ends) < work.clients:
+        return Outcome({}, 0, failure=f"{work.clients - len(ends)} subscribers failed")
+    return outcome(published, ends)
+
+
+def outcome(published: Mapping[str, float], ends: Sequence[Mapping[str, float]]) -> Outcome:
+    due = int(published["count"]) * len(ends)
     got = sum(int(end["count"]) for end in ends)
-    seconds = (max(end["end"] for end in ends) - begin) / 1e9
-    figures = {
-        "rate": got / seconds,
-        "publisher cpu": cost,
-        "subscriber cpu": sum(end["cpu"] for end in ends),
-    }
-    if work.pace:
-        figures = {name: ends[0][name] for name in ("p50", "p99", "p99.9")}
+    seconds = (max(end["end"] for end in ends) - published["begin"]) / 1e9
+    figures = {name: value for name, value in ends[0].items() if name in QUANTILE_NAMES}
+    if got:
+        subscribers = sum(end["cpu"] for end in ends)
+        figures |= rates(got, len(ends), seconds, published["cpu"], subscribers)
     return Outcome(figures, due, due - got, sum(int(end["wrong"]) for end in ends))
+
+
+def rates(
+    got: int, clients: int, seconds: float, publisher: float, subscribers: float
+) -> dict[str, float]:
+    millions = got / 1e6
+    return {
+        "rate": got / seconds,
+        "publisher cpu": publisher / millions,
+        "subscriber cpu": subscribers / millions,
+        "cpu": (publisher + subscribers) / millions,
+        "server cpu": publisher / millions * clients,
+    }
+
+
+COSTS = {
+    "send": (900, 0.3),
+    "acked": (1500, 0.4),
+    "mmsg": (700, 0.3),
+    "packets": (900, 0.3),
+    "memcpy": (4, 0.1),
+    "classic": (1300, 0.4),
+    "classic-many": (1100, 0.4),
+    "framed-many": (20, 0.4),
+}
+"""About what a delivery takes in C, ns, and each byte of it: for runs of the length asked for."""
+
+
+def run_in_c(mode: str, work: Work, program: Path | None) -> Outcome:
+    assert program is not None
+    size = PACKET - 8 if mode == "packets" else work.size
+    call, byte = COSTS[mode]
+    messages = int(work.seconds * 1e9 / (work.clients * (call + byte * size))) + 1
+    words = [str(program), mode, str(work.clients), str(messages), str(size)]
+    with Worker(*words) as worker, deadline(DEADLINE, worker):
+        found = json.loads(worker.end())
+    due, count, wrong = (int(found.pop(name)) for name in ("due", "count", "wrong"))
+    seconds = count / found["rate"]
+    cpu = found["publisher cpu"], found["subscriber cpu"]
+    figures = rates(count, work.clients, seconds, *cpu)
+    if mode == "packets":
+        # As if each packet were full of frames of the messages asked for.
+        frames = PACKET / (FRAME_HEADER + -(-work.size // 8) * 8)
+        figures = {name: value / frames for name, value in figures.items()}
+        figures["rate"] *= frames * frames
+    return Outcome(figures, due, due - count, wrong)
+
+
+# ---- comparisons ----
+
+Better = Literal["higher", "lower"]
+BEST = "best rival"
+ITSELF = ""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One line of the table: ours beside theirs.
+    """What is asked of one comparison: ours beside theirs.
 
     Args:
-        ours: a contestant.
-        theirs: another.
+        ours: a contestant of the comparison.
+        theirs: another; `BEST` for the rival with the best median, of those that lost nothing; or
+            `ITSELF`, which asks for the figure and not for a ratio.
         figure: which figure of theirs is compared.
-        target: what the ratio should be; None if nothing was promised.
-        better: whether a higher or a lower ratio is better.
+        target: what the ratio should be at least, or at most if lower is better; None if nothing
+            was promised.
     """
 
     ours: str
     theirs: str
     figure: str = "rate"
     target: float | None = None
-    better: Literal["higher", "lower"] = "higher"
+
+    @property
+    def better(self) -> Better:
+        return "higher" if self.figure == "rate" else "lower"
+
+    def met(self, value: float) -> bool:
+        if self.target is None:
+            return True
+        return value >= self.target if self.better == "higher" else value <= self.target
 
 
 @dataclass
 class Comparison:
-    """All rounds of one piece of work."""
+    """All rounds of one piece of work.
+
+    Args:
+        work: its name.
+        group: what it is listed with.
+        names: who takes part.
+        ratios: what is asked of it.
+        rounds: the outcomes by name, round by round.
+    """
 
     work: str
-    ratios: Sequence[Ratio]
+    group: str
+    names: Sequence[str]
+    ratios: Sequence[Ratio] = ()
     rounds: list[dict[str, Outcome]] = field(default_factory=list)
 
-    def add(self, order: Sequence[str], contestants: Mapping[str, Callable[[], Outcome]]) -> None:
-        """Do one round."""
-        done = {name: contestants[name]() for name in order}
-        self.rounds.append(done)
+    def runs(self, name: str) -> list[Outcome]:
+        return [round_[name] for round_ in self.rounds if name in round_]
 
-    def values(self, ratio: Ratio) -> list[float]:
-        """The ratio in each round."""
+    def whole(self, name: str) -> bool:
+        """It took part, and lost nothing in any round."""
+        runs = self.runs(name)
+        return bool(runs) and all(run.whole for run in runs)
+
+    def has(self, name: str, figure: str) -> bool:
+        return any(figure in run.figures for run in self.runs(name))
+
+    def trouble(self, name: str) -> str:
+        """What went wrong, in a few words; empty if nothing did."""
+        runs = self.runs(name)
+        if failures := [run.failure for run in runs if run.failure]:
+            return f"failed: {failures[0][:60]}"
+        if lost := sum(run.lost for run in runs):
+            return f"lost {lost:,} of {sum(run.due for run in runs):,}"
+        wrong = sum(run.wrong for run in runs)
+        return f"{wrong:,} were wrong" if wrong else ""
+
+    def median(self, name: str, figure: str = "rate") -> float:
+        return statistics.median(run.figures[figure] for run in self.runs(name))
+
+    def best_rival(self, figure: str = "rate") -> str | None:
+        whole = [name for name in self.names if name in RIVALS and self.whole(name)]
+        pick = max if figure == "rate" else min
+        return pick(whole, key=lambda name: self.median(name, figure), default=None)
+
+    def theirs(self, ratio: Ratio) -> str | None:
+        """Whom a ratio is taken to; None if one of the two has no whole figures."""
+        name = self.best_rival(ratio.figure) if ratio.theirs == BEST else ratio.theirs
+        if name is None or not self.whole(ratio.ours):
+            return None
+        return name if name == ITSELF or self.whole(name) else None
+
+    def values(self, ours: str, theirs: str, figure: str = "rate") -> list[float]:
+        """The ratio in each round, or the figure if there is nobody to compare with."""
+        found = []
+        for round_ in self.rounds:
+            value = round_[ours].figures[figure]
+            found.append(value / round_[theirs].figures[figure] if theirs else value)
+        return found
+
+    def broken(self) -> list[str]:
+        """Which of ours lost something, or failed: that is a bug, whatever the speed."""
         return [
-            round_[ratio.ours].figures[ratio.figure] / round_[ratio.theirs].figures[ratio.figure]
-            for round_ in self.rounds
+            f"{name} {trouble}"
+            for name in self.names
+            if name.startswith(("jumiks", "core-")) and (trouble := self.trouble(name))
         ]
-
-    def median(self, contestant: str, figure: str) -> float:
-        return statistics.median(round_[contestant].figures[figure] for round_ in self.rounds)
-
-    def loss(self, contestant: str) -> tuple[int, int]:
-        """Messages lost, and due, all rounds together."""
-        runs = [round_[contestant] for round_ in self.rounds]
-        return sum(run.lost for run in runs), sum(run.due for run in runs)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for the results file."""
-        return {
-            "work": self.work,
-            "ratios": [
-                {**asdict(ratio), "values": self.values(ratio)}
-                for ratio in self.ratios
-                if not self.loss(ratio.theirs)[0]
-            ],
-            "rounds": [
-                {name: asdict(outcome) for name, outcome in round_.items()}
-                for round_ in self.rounds
-            ],
-        }
+        return asdict(self)
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "Comparison":
+        rounds = [
+            {name: Outcome(**each) for name, each in round_.items()} for round_ in found["rounds"]
+        ]
+        ratios = [Ratio(**each) for each in found["ratios"]]
+        return Comparison(found["work"], found["group"], found["names"], ratios, rounds)
 
 
 def orders(names: Sequence[str]) -> Iterator[list[str]]:
@@ -183,58 +358,3 @@ def orders(names: Sequence[str]) -> Iterator[list[str]]:
     while True:
         yield [*names[turn:], *names[:turn]]
         turn = (turn + 1) % len(names)
-
-
-# ---- the table ----
-
-
-def shown(value: float, figure: str) -> str:
-    if figure == "rate":
-        return f"{value / 1e6:.2f} M/s" if value < 1e7 else f"{value / 1e6:.1f} M/s"
-    return f"{value:.1f} us"
-
-
-def cell(comparison: Comparison, contestant: str, figure: str) -> str:
-    lost, due = comparison.loss(contestant)
-    if lost:
-        return f"lost {lost:,} of {due:,}"
-    return shown(comparison.median(contestant, figure), figure)
-
-
-def row(comparison: Comparison, ratio: Ratio) -> tuple[str, ...]:
-    work = comparison.work if ratio.ours == "jumiks" else f"{comparison.work}, {ratio.ours}"
-    if ratio.figure != "rate":
-        work += f", {ratio.figure}"
-    cells = (
-        work,
-        cell(comparison, ratio.ours, ratio.figure),
-        ratio.theirs,
-        cell(comparison, ratio.theirs, ratio.figure),
-    )
-    if comparison.loss(ratio.ours)[0] or comparison.loss(ratio.theirs)[0]:
-        return (*cells, "-", "-", "-")
-    values = comparison.values(ratio)
-    middle = statistics.median(values)
-    goal = ""
-    if ratio.target is not None:
-        met = middle >= ratio.target if ratio.better == "higher" else middle <= ratio.target
-        sign = ">=" if ratio.better == "higher" else "<="
-        goal = f"{sign} {ratio.target:g}x{'' if met else ' MISSED'}"
-    return (*cells, f"{middle:.2f}x", f"{min(values):.2f} .. {max(values):.2f}", goal)
-
-
-HEAD = ("work", "jumiks", "beside", "its figure", "ratio", "min .. max", "target")
-RIGHT = (False, True, False, True, True, True, False)
-
-
-def table(comparisons: Sequence[Comparison]) -> list[str]:
-    rows: list[tuple[str, ...]] = [HEAD]
-    rows += [row(each, ratio) for each in comparisons if each.rounds for ratio in each.ratios]
-    widths = [max(len(line[column]) for line in rows) for column in range(len(HEAD))]
-    return [
-        "  ".join(
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(line, widths, RIGHT, strict=True)
-        ).rstrip()
-        for line in rows
-    ]

@@ -1,162 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One end of one run, in a process of its own; harness.py starts it and reads what it prints.
+"""The ends of one run, in processes of their own; harness.py starts them and reads what they print.
 
-    python -m bench.worker publisher|subscriber ADAPTER PATH WORK
+    python -m bench.worker publisher|subscribers CONTESTANT PATH WORK
 
 WORK is a `Work` as JSON. A publisher prints "listening", waits for a line, publishes it all, prints
-its figures as JSON, and stays until its input is closed. A subscriber prints "connected", and its
-figures once it has got as many messages as were published, or the rest is lost.
+its figures as JSON, and stays until its input is closed. The subscribers' parent imports what they
+need and waits for a line; then each subscriber is a fork of it that connects by itself. It prints
+their process ids, waits for another line, and prints the figures of all. A subscriber is through
+once it has got as many messages as were published, or the rest is lost.
 """
 
 import gc
 import json
+import os
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TypeAlias
 
 from . import adapters
+from .adapters import CONTESTANTS, Contestant
+from .work import QUANTILES, Checker, Work, cycle_length, cycle_of, last_cycle
 
-CYCLE = 1024
-"""Different messages; a run publishes them over and over. Each batch is one cycle."""
-
-Figures: TypeAlias = dict[str, float | list[float]]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one run has to do.
-
-    Args:
-        messages: how many to publish; a multiple of `CYCLE` unless paced.
-        size: of each, bytes; at least 16.
-        clients: subscribers.
-        batched: in batches, or one `publish` a message and one message an iteration.
-        pace: messages a second, for latency; 0 publishes as fast as it goes.
-    """
-
-    messages: int
-    size: int = 64
-    clients: int = 1
-    batched: bool = True
-    pace: int = 0
-
-
-def cycle_of(size: int) -> list[bytes]:
-    """The messages: a number first, and bytes that differ from message to message."""
-    filler = bytes(range(256)) * (size // 256 + 2)
-    return [
-        index.to_bytes(8, "little") + filler[index % 256 : index % 256 + size - 8]
-        for index in range(CYCLE)
-    ]
-
-
-class Checker:
-    """Count messages and compare each byte of them with what was published."""
-
-    def __init__(self, size: int) -> None:
-        self._cycle = cycle_of(size)
-        self._size = size
-        self._twice = b"".join(self._cycle) * 2
-        self.count = 0
-        self.wrong = 0
-        self._next = 0
-
-    def take(self, messages: Sequence[bytes]) -> None:
-        for begin in range(0, len(messages), CYCLE):
-            part = messages if len(messages) <= CYCLE else messages[begin : begin + CYCLE]
-            if self._twice.startswith(b"".join(part), self._next * self._size):
-                self._next = (self._next + len(part)) % CYCLE
-            else:
-                self._look_closer(part)
-            self.count += len(part)
-
-    def _look_closer(self, messages: Sequence[bytes]) -> None:
-        for message in messages:
-            index = int.from_bytes(message[:8], "little")
-            if index >= CYCLE or message != self._cycle[index]:
-                self.wrong += 1
-            self._next = (index + 1) % CYCLE
+Figures: TypeAlias = dict[str, float]
 
 
 # ---- the publishing end ----
 
 
-def publish_batches(publisher: adapters.Publisher, work: Work) -> None:
-    cycle, send_many = cycle_of(work.size), publisher.send_many
-    for _ in range(work.messages // CYCLE):
-        send_many(cycle)
+def publish_cycles(publisher: adapters.Publisher, work: Work, most: int) -> int:
+    """Publish for as long as the work says; returns how many it were."""
+    publish = publisher.send_many if work.batched else publisher.send_each
+    cycle, last = cycle_of(work.size), last_cycle(work.size, 0)
+    deadline = time.monotonic() + work.seconds
+    done, until = 0, work.messages or most
+    while done + len(last) < until and (work.messages or time.monotonic() < deadline):
+        publish(cycle)
+        done += len(cycle)
+    publish(last_cycle(work.size, done))
+    return done + len(last)
 
 
-def publish_singly(publisher: adapters.Publisher, work: Work) -> None:
-    cycle, send = cycle_of(work.size), publisher.send
-    for _ in range(work.messages // CYCLE):
-        for message in cycle:
-            send(message)
-
-
-def publish_paced(publisher: adapters.Publisher, work: Work) -> None:
+def publish_paced(publisher: adapters.Publisher, work: Work) -> int:
     """Each message tells when it was sent. Deadlines are absolute, so delays do not add up."""
-    send, stamp = publisher.send, struct.Struct("<QQ")
-    filler, begin = bytes(work.size - stamp.size), time.monotonic_ns()
+    send, stamp, now = publisher.send, struct.Struct("<QQ"), time.monotonic_ns
+    # The kernel's default would let each sleep last 50 us longer.
+    Path("/proc/self/timerslack_ns").write_text("1")
+    filler, gap = bytes(work.size - stamp.size), 1e9 / work.pace if work.pace else 0.0
+    begin = now()
     for number in range(work.messages):
-        left = begin + number * 1_000_000_000 // work.pace - time.monotonic_ns()
-        if left > 0:
+        left = begin + number * gap - now()
+        if gap and left > 0:
             time.sleep(left / 1e9)
-        send(stamp.pack(time.monotonic_ns(), number) + filler)
+        send(stamp.pack(now(), number) + filler)
+    return work.messages
 
 
-def publisher_end(adapter: adapters.Adapter, path: str, work: Work) -> Figures:
-    publisher = adapter.publisher(path)
-    print("listening", flush=True)
+def cpu_of(processes: Sequence[int]) -> float:
+    """Seconds of CPU of this process and of others (proc_pid_stat(5))."""
+    ticks = 0
+    for process in processes:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def publisher_end(contestant: Contestant, path: str, work: Work) -> None:
+    adapter = adapters.load(contestant.module)
+    publisher = adapter.publisher(path, work, **contestant.publisher)
+    print(json.dumps([os.getpid(), *publisher.processes]), flush=True)
     sys.stdin.readline()
     publisher.ready(work.clients)
     gc.disable()
-    publish = publish_paced if work.pace else publish_batches if work.batched else publish_singly
-    cpu, begin = time.process_time(), time.monotonic_ns()
-    publish(publisher, work)
-    figures: Figures = {"begin": begin}
-    print(json.dumps(figures), flush=True)
+    cpu, begin = cpu_of(publisher.processes), time.monotonic_ns()
+    if work.latency:
+        count = publish_paced(publisher, work)
+    else:
+        count = publish_cycles(publisher, work, contestant.most(work))
+    print(json.dumps({"begin": begin, "count": count}), flush=True)
     sys.stdin.read()
     # Read after the last message was delivered: threads of the publisher may have sent it.
-    figures["cpu"] = time.process_time() - cpu
+    print(json.dumps({"cpu": cpu_of(publisher.processes) - cpu}), flush=True)
     publisher.close()
-    return figures
 
 
-# ---- the receiving end ----
+# ---- the receiving ends ----
 
 
-def take_batches(batches: Iterator[Sequence[bytes]], checker: Checker, work: Work) -> None:
-    for batch in batches:
-        checker.take(batch)
-        if checker.count >= work.messages:
-            return
-
-
-def take_singly(messages: Iterator[bytes], checker: Checker, work: Work) -> None:
-    while checker.count < work.messages:
+def chunks(messages: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
+    """Iterate as a user would, and keep what is to be checked. Ends with what was published."""
+    most = cycle_length(size)
+    while True:
         taken: list[bytes] = []
         keep = taken.append
-        for message in islice(messages, CYCLE):
+        for message in islice(messages, most):
             keep(message)
         if not taken:
             return
-        checker.take(taken)
+        yield taken
 
 
 def receive_all(subscriber: adapters.Subscriber, work: Work) -> Figures:
-    checker = Checker(work.size)
-    gc.disable()
+    checker, end, now = Checker(work.size), 0, time.monotonic_ns
+    batches = subscriber.batches() if work.batched else chunks(subscriber.messages(), work.size)
     cpu = time.process_time()
-    if work.batched:
-        take_batches(subscriber.batches(), checker, work)
-    else:
-        take_singly(subscriber.messages(), checker, work)
-    end = time.monotonic_ns()
+    for batch in batches:
+        end = now()
+        checker.take(batch)
+        if checker.done:
+            break
     cpu = time.process_time() - cpu
     return {"count": checker.count, "wrong": checker.wrong, "end": end, "cpu": cpu}
 
@@ -165,7 +121,7 @@ def receive_paced(subscriber: adapters.Subscriber, work: Work) -> Figures:
     stamp, now = struct.Struct("<QQ").unpack_from, time.monotonic_ns
     samples: list[float] = []
     wrong, due = 0, 0
-    gc.disable()
+    cpu = time.process_time()
     for message in subscriber.messages():
         arrived = now()
         sent, number = stamp(message)
@@ -174,26 +130,78 @@ def receive_paced(subscriber: adapters.Subscriber, work: Work) -> Figures:
         due = number + 1
         if due == work.messages:
             break
-    count = len(samples)
+    cpu = time.process_time() - cpu
+    figures: Figures = {"count": len(samples), "wrong": wrong, "end": now(), "cpu": cpu}
     samples = sorted(samples[len(samples) // 20 :])  # the first ones find cold caches
-    figures: Figures = {"count": count, "wrong": wrong, "end": now(), "cpu": 0.0}
-    for name, part in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)):
-        figures[name] = samples[min(len(samples) - 1, int(len(samples) * part))] if samples else 0.0
+    for part in QUANTILES if samples else ():
+        place = min(len(samples) - 1, int(len(samples) * part / 100))
+        figures[f"p{part:g}"] = samples[place]
     return figures
 
 
-def subscriber_end(adapter: adapters.Adapter, path: str, work: Work) -> Figures:
-    subscriber = adapter.subscriber(path, work.size)
-    print("connected", flush=True)
-    figures = receive_paced(subscriber, work) if work.pace else receive_all(subscriber, work)
+def one_subscriber(
+    contestant: Contestant, path: str, work: Work, connected: Callable[[], object]
+) -> Figures:
+    adapter = adapters.load(contestant.module)
+    subscriber = adapter.subscriber(path, work, **contestant.subscriber)
+    connected()
+    gc.disable()
+    figures = receive_paced(subscriber, work) if work.latency else receive_all(subscriber, work)
     subscriber.close()
     return figures
 
 
+def fork(work: Callable[[], object]) -> int:
+    """Do that in a fork of this process."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def subscriber_ends(contestant: Contestant, path: str, work: Work) -> None:
+    adapters.load(contestant.module)
+    print("loaded", flush=True)
+    sys.stdin.readline()
+    connected, tell_connected = os.pipe()
+    result, tell_result = os.pipe()
+    go, tell_go = os.pipe()
+
+    def wait_to_go() -> None:
+        os.write(tell_connected, b".")
+        os.read(go, 1)
+
+    def subscribe() -> None:
+        os.close(tell_go)
+        figures = one_subscriber(contestant, path, work, wait_to_go)
+        # Less than PIPE_BUF, so lines do not mix.
+        os.write(tell_result, json.dumps(figures).encode() + b"\n")
+
+    processes = [fork(subscribe) for _ in range(work.clients)]
+    os.close(tell_connected)
+    os.close(tell_result)
+    count = 0
+    while count < work.clients:
+        some = os.read(connected, work.clients)
+        if not some:
+            sys.exit("a subscriber did not connect")
+        count += len(some)
+    print(json.dumps(processes), flush=True)
+    sys.stdin.readline()
+    os.close(tell_go)
+    with os.fdopen(result) as lines:
+        print(json.dumps([json.loads(line) for line in lines]), flush=True)
+
+
 def main() -> None:
     role, name, path, work = sys.argv[1:]
-    end = {"publisher": publisher_end, "subscriber": subscriber_end}[role]
-    print(json.dumps(end(adapters.load(name), path, Work(**json.loads(work)))), flush=True)
+    end = {"publisher": publisher_end, "subscribers": subscriber_ends}[role]
+    end(CONTESTANTS[name], path, Work(**json.loads(work)))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@ all of them (a PUB drops what it sends before). It sends in the same way. There 
 batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import zmq
 
-from . import CONNECT, SILENCE, in_chunks
+from bench.work import Work
+
+from . import CONNECT, SILENCE, OneByOne, in_chunks
 
 
-class Publisher:
+class Publisher(OneByOne):
     def __init__(self, path: str) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
@@ -22,12 +24,7 @@ class Publisher:
         # Each subscription is to be told, not only the first one to the same topic.
         self._socket.set(zmq.XPUB_VERBOSE, 1)
         self._socket.bind(f"ipc://{path}")
-        self.send: Callable[[bytes], object] = self._socket.send
-
-    def send_many(self, messages: Sequence[bytes]) -> None:
-        send = self._socket.send
-        for message in messages:
-            send(message)
+        self.send = self._socket.send
 
     def ready(self, clients: int) -> None:
         for _ in range(clients):
@@ -38,7 +35,8 @@ class Publisher:
 
 
 class Subscriber:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, work: Work) -> None:
+        self._work = work
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.set(zmq.RCVHWM, 0)
@@ -47,23 +45,21 @@ class Subscriber:
         self._socket.subscribe(b"")
 
     def messages(self) -> Iterator[bytes]:
-        # The first one may take as long as the others take to connect.
-        self._socket.poll(int(CONNECT * 1000))
         try:
             yield from iter(self._socket.recv, None)
         except zmq.Again:
             return
 
     def batches(self) -> Iterator[Sequence[bytes]]:
-        return in_chunks(self.messages())
+        return in_chunks(self.messages(), self._work)
 
     def close(self) -> None:
         self._context.destroy(linger=0)
 
 
-def publisher(path: str) -> Publisher:
+def publisher(path: str, work: Work) -> Publisher:  # noqa: ARG001
     return Publisher(path)
 
 
-def subscriber(path: str, largest: int) -> Subscriber:  # noqa: ARG001
-    return Subscriber(path)
+def subscriber(path: str, work: Work) -> Subscriber:
+    return Subscriber(path, work)

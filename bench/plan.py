@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is compared, and what is asked of it, as data: a new row is a line here."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from .adapters import RIVALS
+from .harness import BEST, ITSELF, Ratio
+from .work import Work
+
+KB, MB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One comparison.
+
+    Args:
+        group: what it is listed with.
+        name: the name of the work.
+        entries: who does what: a contestant and its work, by the name it has in the table.
+        quick: who takes part in a quick run; nobody leaves the comparison out.
+        ratios: what is asked of it.
+        rounds: how many.
+        seconds: of publishing in a run; half of it if quick.
+    """
+
+    group: str
+    name: str
+    entries: Mapping[str, tuple[str, Work]]
+    quick: tuple[str, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
+    rounds: int = 3
+    seconds: float = 0.4
+
+
+def same(
+    group: str,
+    work: Work,
+    names: Iterable[str],
+    ratios: Iterable[Ratio] = (),
+    quick: tuple[str, ...] = (),
+    *,
+    name: str = "",
+    rounds: int = 3,
+    seconds: float = 0.4,
+) -> Plan:
+    """All contestants do the same work."""
+    entries = {each: (each, work) for each in names}
+    return Plan(group, name or work.name, entries, quick, tuple(ratios), rounds, seconds)
+
+
+EVERYBODY = ("jumiks", "jumiks-classic", *RIVALS)
+BESIDE_C = ("c-send", "c-sendmmsg", "c-packets", "core-framed")
+IN_PLACE = ("jumiks-views", "jumiks-reserve-views", "iceoryx2-views")
+NOT_CLASSIC = tuple(name for name in (*EVERYBODY, *IN_PLACE) if name != "jumiks-classic")
+FEW = ("jumiks", "pyzmq", "socket", "iceoryx2")
+
+BATCHED = "deliveries a second, batched"
+SINGLY = "deliveries a second, one by one"
+LATENCY = "latency"
+C_TO_C = "C to C"
+GROWTH = "growth"
+CALLS = "system calls a thousand messages, both ends"
+
+PLANS = (
+    same(
+        BATCHED,
+        Work(64, 1),
+        (*EVERYBODY, *BESIDE_C),
+        [
+            Ratio("jumiks", "pyzmq", target=12.0),
+            Ratio("jumiks", "socket"),
+            Ratio("jumiks", "core-framed"),
+        ],
+        (*FEW[:3], "jumiks-classic", *BESIDE_C),
+        rounds=5,
+    ),
+    same(
+        BATCHED,
+        Work(64, 8),
+        (*EVERYBODY, *BESIDE_C),
+        [
+            Ratio("jumiks", "pyzmq", target=7.0),
+            Ratio("jumiks", "core-framed"),
+        ],
+        (*FEW[:3], "jumiks-classic", *BESIDE_C),
+        rounds=5,
+    ),
+    same(BATCHED, Work(64, 64), (*EVERYBODY, *BESIDE_C), [Ratio("jumiks", BEST)], rounds=2),
+    same(BATCHED, Work(KB, 1), EVERYBODY, [Ratio("jumiks", BEST)]),
+    same(BATCHED, Work(KB, 8), EVERYBODY, [Ratio("jumiks", BEST, target=3.0)], FEW),
+    same(
+        BATCHED,
+        Work(64 * KB, 1),
+        (*EVERYBODY, *IN_PLACE),
+        [
+            Ratio("jumiks", "pyzmq", target=1.8),
+            Ratio("jumiks", "socket", target=0.9),
+            Ratio("jumiks-views", "iceoryx2-views"),
+        ],
+        FEW[:3],
+    ),
+    same(
+        BATCHED,
+        Work(64 * KB, 8),
+        (*EVERYBODY, *IN_PLACE),
+        [
+            Ratio("jumiks", "pyzmq", target=1.5),
+            Ratio("jumiks", BEST),
+            Ratio("jumiks-views", "iceoryx2-views"),
+        ],
+        FEW,
+    ),
+    same(BATCHED, Work(MB, 1), NOT_CLASSIC, [Ratio("jumiks", BEST)], rounds=2),
+    same(BATCHED, Work(MB, 8), NOT_CLASSIC, [Ratio("jumiks", BEST)], rounds=2),
+    same(
+        SINGLY,
+        Work(64, 1, batched=False),
+        EVERYBODY,
+        [Ratio("jumiks", "pyzmq", target=2.5), Ratio("jumiks", "socket")],
+        FEW[:3],
+        rounds=5,
+    ),
+    same(
+        SINGLY,
+        Work(64, 8, batched=False),
+        EVERYBODY,
+        [Ratio("jumiks", BEST, target=1.5)],
+        FEW,
+    ),
+    same(
+        LATENCY,
+        Work(latency=True, pace=1000, messages=800),
+        EVERYBODY,
+        [
+            Ratio("jumiks", "socket", "p50", 1.15),
+            Ratio("jumiks", "socket", "p99", 1.3),
+            Ratio("jumiks", "pyzmq", "p50", 0.4),
+        ],
+        FEW[:3],
+        rounds=5,
+    ),
+    same(
+        LATENCY,
+        Work(latency=True, pace=10_000, messages=4000),
+        EVERYBODY,
+        [Ratio("jumiks", "socket", "p50"), Ratio("jumiks", "pyzmq", "p50")],
+        rounds=2,
+    ),
+)
+
+C_MODES = ("c-send", "c-acked", "c-sendmmsg", "core-classic", "core-classic-many", "core-framed")
+C_RATIOS = (
+    Ratio("core-classic", "c-send", target=0.9),
+    Ratio("core-classic", "c-acked"),
+    Ratio("core-classic-many", "c-sendmmsg"),
+)
+C_PLANS = (
+    same(
+        C_TO_C,
+        Work(64, 1),
+        (*C_MODES, "c-packets", "c-memcpy"),
+        [*C_RATIOS, Ratio("core-framed", "c-packets", target=0.5)],
+        ("c-send", "c-packets", "core-classic", "core-framed"),
+        name="64 B, 1 client, C to C",
+        rounds=5,
+        seconds=0.25,
+    ),
+    same(
+        C_TO_C,
+        Work(64, 8),
+        (*C_MODES, "c-packets", "c-memcpy"),
+        [*C_RATIOS, Ratio("core-framed", "c-packets"), Ratio("core-framed", "c-memcpy")],
+        ("c-send", "c-packets", "core-classic", "core-framed"),
+        name="64 B, 8 clients, C to C",
+        rounds=5,
+        seconds=0.25,
+    ),
+)
+
+# Growth: the same contestant at more and more of the same.
+
+CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+MESSAGES = (100_000, 1_000_000, 10_000_000)
+
+
+def by_clients(name: str) -> dict[str, tuple[str, Work]]:
+    return {
+        f"{name}, {count} client{'s' * (count > 1)}": (name, Work(64, count)) for count in CLIENTS
+    }
+
+
+GROWTH_PLANS = (
+    Plan(
+        GROWTH,
+        "64 B, batched, by clients",
+        {**by_clients("jumiks"), **by_clients("pyzmq"), **by_clients("socket")},
+        ("jumiks, 1 client", "jumiks, 64 clients"),
+        (
+            Ratio("jumiks, 64 clients", "jumiks, 1 client", "cpu", 1.2),
+            Ratio("jumiks, 64 clients", "jumiks, 1 client", "server cpu"),
+        ),
+        rounds=2,
+    ),
+    Plan(
+        GROWTH,
+        "64 B, 1 client, batched, by messages",
+        {f"jumiks, {count:,} messages": ("jumiks", Work(messages=count)) for count in MESSAGES},
+        (),
+        tuple(
+            Ratio(f"jumiks, {count:,} messages", f"jumiks, {MESSAGES[0]:,} messages", "cpu")
+            for count in MESSAGES[1:]
+        ),
+    ),
+)
+
+MEMORY_RATIOS = (
+    Ratio("jumiks, 1,000 clients", ITSELF, "bytes a client", 8192),
+    Ratio("jumiks, 1,000 clients", "jumiks, 8 clients", "publish", 2.0),
+)
+
+CALLS_RATIOS = (Ratio("jumiks", ITSELF, "calls"),)
