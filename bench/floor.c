@@ -14,7 +14,7 @@
  *     memcpy     no packets at all: each client copies the bytes of all frames out of shared memory,
  *                64 KiB at a time, while the server writes them there message by message
  *     classic    jmk_server_append and a kick for each message, classic clients (which ack each)
- *     classic-many, framed-many
+ *     classic-many, framed-many, shared-many
  *                jmk_server_append_many, 256 messages at a time
  *
  * The plain loops send blocking, so each has the pace of the slowest client and loses nothing. It
@@ -165,11 +165,37 @@ static void read_bursts(const struct job *job, struct result *result, int fd) {
     free(packets);
 }
 
+static uint32_t core_mode(const struct job *job) {
+    if (is(job, "shared-many"))
+        return JMK_SHARED;
+    return is(job, "framed-many") ? JMK_FRAMED : JMK_CLASSIC;
+}
+
+/* What a welcome brings along where the log is shared. */
+static void take_descriptors(int fd, struct jmk_client_config *config) {
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(2 * sizeof(int))];
+    } control;
+    struct iovec part = {&config->first_offset, sizeof config->first_offset};
+    struct msghdr packet = {.msg_iov = &part,
+                            .msg_iovlen = 1,
+                            .msg_control = &control,
+                            .msg_controllen = sizeof control};
+    int32_t fds[2];
+
+    sure("recvmsg", recvmsg(fd, &packet, 0));
+    memcpy(fds, CMSG_DATA(CMSG_FIRSTHDR(&packet)), sizeof fds);
+    config->log_fd = fds[0];
+    config->cursor_fd = fds[1];
+}
+
 static void read_core(const struct job *job, struct result *result, int fd) {
+    static uint8_t copy[MOST_SIZE];
     struct jmk_client_config config = {
         .first_id = JMK_FIRST_ID,
         .arena_size = ARENA,
-        .mode = is(job, "framed-many") ? JMK_FRAMED : JMK_CLASSIC,
+        .mode = core_mode(job),
         .max_packet = LARGEST_PACKET,
         .max_message = LOG_SIZE / 4,
     };
@@ -177,12 +203,20 @@ static void read_core(const struct job *job, struct result *result, int fd) {
     uint64_t handled = 0;
     jmk_client *client = NULL;
 
+    if (config.mode == JMK_SHARED)
+        take_descriptors(fd, &config);
     check("client", jmk_client_new(&client, fd, &config));
     while (result->count < job->messages) {
         check("receive", jmk_client_receive(client, handled, -1, &batch));
         result->wrong += batch.first_id != JMK_FIRST_ID + result->count;
-        for (size_t i = 0; i < batch.count; i++)
-            take(job, result, batch.items[i].data, batch.items[i].size);
+        for (size_t i = 0; i < batch.count; i++) {
+            const void *message = batch.items[i].data;
+            /* Packets were copied out of the kernel; out of the log it is done here. */
+            if (config.mode == JMK_SHARED)
+                message = memcpy(copy, message, batch.items[i].size);
+            take(job, result, message, batch.items[i].size);
+        }
+        result->wrong += !jmk_client_whole(client);
         handled = batch.first_id + batch.count - 1;
     }
     result->end = now();
@@ -317,6 +351,25 @@ static void copy_in(const struct job *job) {
 
 /* ---- the core ---- */
 
+static void send_descriptors(int fd, const jmk_server *server,
+                             const struct jmk_attached *attached) {
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(2 * sizeof(int))];
+    } control = {.header = {CMSG_LEN(2 * sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+    uint64_t offset = attached->first_offset;
+    struct iovec part = {&offset, sizeof offset};
+    struct msghdr packet = {.msg_iov = &part,
+                            .msg_iovlen = 1,
+                            .msg_control = &control,
+                            .msg_controllen = sizeof control};
+    int32_t fds[2] = {jmk_server_log_fd(server), attached->cursor_fd};
+
+    memcpy(CMSG_DATA(&control.header), fds, sizeof fds);
+    sure("sendmsg", sendmsg(fd, &packet, 0));
+    close(attached->cursor_fd);
+}
+
 static jmk_server *make_server(const struct job *job) {
     struct jmk_config config = {
         .log_size = LOG_SIZE,
@@ -326,7 +379,7 @@ static jmk_server *make_server(const struct job *job) {
         .max_clients = MOST_CLIENTS,
         .send_buffer = SEND_BUFFER,
     };
-    uint32_t mode = is(job, "framed-many") ? JMK_FRAMED : JMK_CLASSIC;
+    uint32_t mode = core_mode(job);
     jmk_server *server = NULL;
 
     check("server", jmk_server_new(&server, &config));
@@ -335,6 +388,8 @@ static jmk_server *make_server(const struct job *job) {
         uint32_t max_packet = LARGEST_PACKET;
         check("prepare", jmk_socket_prepare(server, job->ours[i], &max_packet));
         check("attach", jmk_server_attach(server, job->ours[i], mode, max_packet, 0, &attached));
+        if (mode == JMK_SHARED)
+            send_descriptors(job->ours[i], server, &attached);
         check("release", jmk_server_release(server, attached.key));
     }
     return server;
@@ -345,7 +400,10 @@ static void wait_room(jmk_server *server, size_t size, int code) {
 
     if (code != JMK_E_FULL && code != JMK_E_TURN)
         die("append", code);
-    check("wait", jmk_server_wait_room(server, size, -1, &holder));
+    do
+        code = jmk_server_wait_room(server, size, -1, &holder);
+    while (code == -EINTR);
+    check("wait", code);
 }
 
 static void append_singly(const struct job *job, jmk_server *server) {
@@ -419,7 +477,8 @@ static void *share(size_t size) {
 }
 
 static bool parse(struct job *job, int argc, char **argv) {
-    static const char *const core[] = {"classic", "classic-many", "framed-many", NULL};
+    static const char *const core[] = {"classic", "classic-many", "framed-many", "shared-many",
+                                       NULL};
 
     if (argc != 5)
         return false;

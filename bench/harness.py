@@ -210,6 +210,7 @@ COSTS = {
     "classic": (1300, 0.4),
     "classic-many": (1100, 0.4),
     "framed-many": (20, 0.4),
+    "shared-many": (12, 0.05),
 }
 """About what a delivery takes in C, ns, and each byte of it: for runs of the length asked for."""
 

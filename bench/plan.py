@@ -50,11 +50,12 @@ def same(
     return Plan(group, name or work.name, entries, quick, tuple(ratios), rounds, seconds)
 
 
-EVERYBODY = ("jumiks", "jumiks-classic", *RIVALS)
-BESIDE_C = ("c-send", "c-sendmmsg", "c-packets", "core-framed")
+EVERYBODY = ("jumiks", "jumiks-framed", "jumiks-classic", *RIVALS)
+BESIDE_C = ("c-send", "c-sendmmsg", "c-packets", "core-framed", "core-shared")
 IN_PLACE = ("jumiks-views", "jumiks-reserve-views", "iceoryx2-views")
 NOT_CLASSIC = tuple(name for name in (*EVERYBODY, *IN_PLACE) if name != "jumiks-classic")
-FEW = ("jumiks", "pyzmq", "socket", "iceoryx2")
+FEW = ("jumiks", "jumiks-framed", "pyzmq", "socket", "iceoryx2")
+QUICK_C = ("c-send", "c-packets", "core-classic", "core-framed", "core-shared", "c-memcpy")
 
 BATCHED = "deliveries a second, batched"
 SINGLY = "deliveries a second, one by one"
@@ -63,17 +64,20 @@ C_TO_C = "C to C"
 GROWTH = "growth"
 CALLS = "system calls a thousand messages, both ends"
 
+# "jumiks" reads the shared log; "jumiks-framed" is the same over the socket.
 PLANS = (
     same(
         BATCHED,
         Work(64, 1),
         (*EVERYBODY, *BESIDE_C),
         [
-            Ratio("jumiks", "pyzmq", target=12.0),
-            Ratio("jumiks", "socket"),
-            Ratio("jumiks", "core-framed"),
+            Ratio("jumiks", "pyzmq", target=15.0),
+            Ratio("jumiks", "core-shared"),
+            Ratio("jumiks-framed", "pyzmq", target=12.0),
+            Ratio("jumiks-framed", "socket"),
+            Ratio("jumiks-framed", "core-framed"),
         ],
-        (*FEW[:3], "jumiks-classic", *BESIDE_C),
+        (*FEW[:4], "jumiks-classic", *BESIDE_C),
         rounds=5,
     ),
     same(
@@ -81,76 +85,126 @@ PLANS = (
         Work(64, 8),
         (*EVERYBODY, *BESIDE_C),
         [
-            Ratio("jumiks", "pyzmq", target=7.0),
-            Ratio("jumiks", "core-framed"),
+            Ratio("jumiks", "pyzmq", target=15.0),
+            Ratio("jumiks", "core-shared"),
+            Ratio("jumiks-framed", "pyzmq", target=7.0),
+            Ratio("jumiks-framed", "core-framed"),
         ],
-        (*FEW[:3], "jumiks-classic", *BESIDE_C),
+        (*FEW[:4], "jumiks-classic", *BESIDE_C),
         rounds=5,
     ),
-    same(BATCHED, Work(64, 64), (*EVERYBODY, *BESIDE_C), [Ratio("jumiks", BEST)], rounds=2),
-    same(BATCHED, Work(KB, 1), EVERYBODY, [Ratio("jumiks", BEST)]),
-    same(BATCHED, Work(KB, 8), EVERYBODY, [Ratio("jumiks", BEST, target=3.0)], FEW),
+    same(
+        BATCHED,
+        Work(64, 64),
+        (*EVERYBODY, *BESIDE_C),
+        [Ratio("jumiks", BEST), Ratio("jumiks-framed", BEST)],
+        rounds=2,
+    ),
+    same(
+        BATCHED,
+        Work(KB, 1),
+        EVERYBODY,
+        [Ratio("jumiks", BEST), Ratio("jumiks-framed", BEST)],
+    ),
+    same(
+        BATCHED,
+        Work(KB, 8),
+        EVERYBODY,
+        [Ratio("jumiks", BEST, target=8.0), Ratio("jumiks-framed", BEST, target=3.0)],
+        FEW,
+    ),
     same(
         BATCHED,
         Work(64 * KB, 1),
         (*EVERYBODY, *IN_PLACE),
         [
-            Ratio("jumiks", "pyzmq", target=1.8),
-            Ratio("jumiks", "socket", target=0.9),
+            Ratio("jumiks", BEST, target=1.5),
+            Ratio("jumiks-framed", "pyzmq", target=1.8),
+            Ratio("jumiks-framed", "socket", target=0.9),
             Ratio("jumiks-views", "iceoryx2-views"),
         ],
-        FEW[:3],
+        FEW,
     ),
     same(
         BATCHED,
         Work(64 * KB, 8),
         (*EVERYBODY, *IN_PLACE),
         [
-            Ratio("jumiks", "pyzmq", target=1.5),
-            Ratio("jumiks", BEST),
-            Ratio("jumiks-views", "iceoryx2-views"),
+            Ratio("jumiks", BEST, target=1.5),
+            Ratio("jumiks-reserve-views", BEST, target=5.0),
+            Ratio("jumiks-reserve-views", "iceoryx2-views"),
+            Ratio("jumiks-framed", "pyzmq", target=1.5),
+            Ratio("jumiks-framed", BEST),
         ],
         FEW,
     ),
     same(BATCHED, Work(MB, 1), NOT_CLASSIC, [Ratio("jumiks", BEST)], rounds=2),
-    same(BATCHED, Work(MB, 8), NOT_CLASSIC, [Ratio("jumiks", BEST)], rounds=2),
+    same(
+        BATCHED,
+        Work(MB, 8),
+        NOT_CLASSIC,
+        [Ratio("jumiks", BEST, target=1.3), Ratio("jumiks-reserve-views", "iceoryx2-views")],
+        rounds=3,
+    ),
     same(
         SINGLY,
         Work(64, 1, batched=False),
         EVERYBODY,
-        [Ratio("jumiks", "pyzmq", target=2.5), Ratio("jumiks", "socket")],
-        FEW[:3],
+        [
+            Ratio("jumiks", "pyzmq"),
+            Ratio("jumiks-framed", "pyzmq", target=2.5),
+            Ratio("jumiks-framed", "socket"),
+        ],
+        FEW[:4],
         rounds=5,
     ),
     same(
         SINGLY,
         Work(64, 8, batched=False),
         EVERYBODY,
-        [Ratio("jumiks", BEST, target=1.5)],
+        [Ratio("jumiks", BEST), Ratio("jumiks-framed", BEST, target=1.5)],
         FEW,
     ),
     same(
         LATENCY,
         Work(latency=True, pace=1000, messages=800),
-        EVERYBODY,
+        (*EVERYBODY, "jumiks-spin"),
         [
-            Ratio("jumiks", "socket", "p50", 1.15),
-            Ratio("jumiks", "socket", "p99", 1.3),
+            Ratio("jumiks", "socket", "p50", 1.0),
+            Ratio("jumiks", "socket", "p99", 1.2),
             Ratio("jumiks", "pyzmq", "p50", 0.4),
+            Ratio("jumiks-spin", "socket", "p50", 0.3),
+            Ratio("jumiks-framed", "socket", "p50", 1.15),
+            Ratio("jumiks-framed", "socket", "p99", 1.3),
+            Ratio("jumiks-framed", "pyzmq", "p50", 0.4),
         ],
-        FEW[:3],
+        (*FEW[:4], "jumiks-spin"),
         rounds=5,
     ),
     same(
         LATENCY,
         Work(latency=True, pace=10_000, messages=4000),
         EVERYBODY,
-        [Ratio("jumiks", "socket", "p50"), Ratio("jumiks", "pyzmq", "p50")],
+        [
+            Ratio("jumiks", "socket", "p50"),
+            Ratio("jumiks", "pyzmq", "p50"),
+            Ratio("jumiks-framed", "socket", "p50"),
+        ],
         rounds=2,
     ),
 )
 
-C_MODES = ("c-send", "c-acked", "c-sendmmsg", "core-classic", "core-classic-many", "core-framed")
+C_MODES = (
+    "c-send",
+    "c-acked",
+    "c-sendmmsg",
+    "c-packets",
+    "c-memcpy",
+    "core-classic",
+    "core-classic-many",
+    "core-framed",
+    "core-shared",
+)
 C_RATIOS = (
     Ratio("core-classic", "c-send", target=0.9),
     Ratio("core-classic", "c-acked"),
@@ -160,9 +214,13 @@ C_PLANS = (
     same(
         C_TO_C,
         Work(64, 1),
-        (*C_MODES, "c-packets", "c-memcpy"),
-        [*C_RATIOS, Ratio("core-framed", "c-packets", target=0.5)],
-        ("c-send", "c-packets", "core-classic", "core-framed"),
+        C_MODES,
+        [
+            *C_RATIOS,
+            Ratio("core-framed", "c-packets", target=0.5),
+            Ratio("core-shared", "c-memcpy"),
+        ],
+        QUICK_C,
         name="64 B, 1 client, C to C",
         rounds=5,
         seconds=0.25,
@@ -170,9 +228,13 @@ C_PLANS = (
     same(
         C_TO_C,
         Work(64, 8),
-        (*C_MODES, "c-packets", "c-memcpy"),
-        [*C_RATIOS, Ratio("core-framed", "c-packets"), Ratio("core-framed", "c-memcpy")],
-        ("c-send", "c-packets", "core-classic", "core-framed"),
+        C_MODES,
+        [
+            *C_RATIOS,
+            Ratio("core-framed", "c-packets"),
+            Ratio("core-shared", "c-memcpy", target=0.5),
+        ],
+        QUICK_C,
         name="64 B, 8 clients, C to C",
         rounds=5,
         seconds=0.25,
@@ -195,11 +257,21 @@ GROWTH_PLANS = (
     Plan(
         GROWTH,
         "64 B, batched, by clients",
-        {**by_clients("jumiks"), **by_clients("pyzmq"), **by_clients("socket")},
-        ("jumiks, 1 client", "jumiks, 64 clients"),
+        {
+            name: entry
+            for each in ("jumiks", "jumiks-framed", "pyzmq", "socket")
+            for name, entry in by_clients(each).items()
+        },
+        tuple(
+            f"{each}, {count}"
+            for each in ("jumiks", "jumiks-framed")
+            for count in ("1 client", "64 clients")
+        ),
         (
-            Ratio("jumiks, 64 clients", "jumiks, 1 client", "cpu", 1.2),
-            Ratio("jumiks, 64 clients", "jumiks, 1 client", "server cpu"),
+            Ratio("jumiks, 64 clients", "jumiks, 1 client", "server cpu", 1.3),
+            Ratio("jumiks, 64 clients", "jumiks, 1 client", "cpu"),
+            Ratio("jumiks-framed, 64 clients", "jumiks-framed, 1 client", "cpu", 1.2),
+            Ratio("jumiks-framed, 64 clients", "jumiks-framed, 1 client", "server cpu"),
         ),
         rounds=2,
     ),
@@ -220,4 +292,7 @@ MEMORY_RATIOS = (
     Ratio("jumiks, 1,000 clients", "jumiks, 8 clients", "publish", 2.0),
 )
 
-CALLS_RATIOS = (Ratio("jumiks", ITSELF, "calls"),)
+CALLS_RATIOS = (
+    Ratio("jumiks", ITSELF, "calls", 5.0),
+    Ratio("jumiks-framed", ITSELF, "calls"),
+)

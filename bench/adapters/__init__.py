@@ -130,6 +130,8 @@ _REDIS = ("redis", "redis[hiredis]")
 
 CONTESTANTS = {
     "jumiks": Contestant("jumiks"),
+    "jumiks-framed": Contestant("jumiks", publisher={"share_log": False}),
+    "jumiks-spin": Contestant("jumiks", subscriber={"spin": 0.002}),
     "jumiks-classic": Contestant("jumiks", keeps=(5e5, 3e9), subscriber={"framed": False}),
     "jumiks-views": Contestant("jumiks", subscriber={"views": True}),
     "jumiks-reserve-views": Contestant(
@@ -154,6 +156,7 @@ CONTESTANTS = {
     "core-classic": _floor("classic"),
     "core-classic-many": _floor("classic-many"),
     "core-framed": _floor("framed-many"),
+    "core-shared": _floor("shared-many"),
 }
 """All there are. One that differs by an option only is one line."""
 
