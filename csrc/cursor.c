@@ -13,12 +13,12 @@
  * client the message, or both. A sleep is rung for once: `rung` remembers its number. A socket too
  * full to take a ring is readable, which is all that a ring is for.
  *
- * No ack is lost either. A publisher that waits for room stores what it wants (the page's `wanted`),
- * then looks at all cursors; a client stores its ack, then looks at `wanted`, and sends the ack as a
- * packet if that asks for it. Again all four are sequentially consistent. As a client that handles
- * messages slowly may ack below what is wanted, waiters look again after a moment anyway.
+ * No ack is lost either. Who waits for acks stores what it wants from one client (`wanted` in that
+ * one's page), then looks at its ack; the client stores its ack, then looks at `wanted`, and sends the
+ * ack as a packet if that asks for it. Again all four are sequentially consistent. As a client that
+ * handles messages slowly may ack below what is wanted, waiters look again after a moment anyway.
  *
- * The page is the client's to write, so nothing in it is believed: an ack is taken if it is within
+ * The page is the client's to write, all of it, so nothing in it is believed: an ack is taken if it is within
  * what was published and not behind the last one, else the connection ends. The page cannot be made
  * smaller (its memfd is sealed), so reading it cannot fault.
  *
@@ -55,7 +55,8 @@ int jmk_cursor_open(struct jmk_session *session, int *out) {
 
     if (fd < 0)
         return fd;
-    at = mmap(NULL, sizeof *session->cursor, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+    at = mmap(NULL, sizeof *session->cursor, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd,
+              0);
     if (at == MAP_FAILED)
         return -errno;
     madvise(at, sizeof *session->cursor, MADV_DONTFORK);

@@ -37,6 +37,8 @@
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
 
+#define PREFETCH 1024 /* bytes ahead of a frame, which the second map makes contiguous */
+
 static uint64_t header_size(void) {
     return (uint64_t)sysconf(_SC_PAGESIZE);
 }
@@ -124,7 +126,6 @@ static void fill_page(const struct jmk_log *log) {
     page->size = log->size;
     atomic_init(&page->next_id, JMK_FIRST_ID);
     atomic_init(&page->oldest_id, JMK_FIRST_ID);
-    atomic_init(&page->wanted, UINT64_MAX);
 }
 
 int jmk_log_init(struct jmk_log *log, uint64_t size) {
@@ -221,8 +222,10 @@ uint64_t jmk_log_seal(struct jmk_log *log, uint32_t size) {
     struct jmk_header header = {size, JMK_KIND_DATA, 0, place.id};
     uint8_t *at = jmk_log_at(log, place.offset);
 
+    __builtin_prefetch(at + PREFETCH, 1); /* readers may have had these lines last */
     jmk_frame_encode(at, &header);
-    memset(at + JMK_FRAME_HEADER + size, 0, length - JMK_FRAME_HEADER - size);
+    if (size % 8)
+        memset(at + JMK_FRAME_HEADER + size, 0, length - JMK_FRAME_HEADER - size);
     mark(log, place, length);
     log->write = (struct jmk_mark){place.id + 1, place.offset + length};
     return place.id;

@@ -26,7 +26,6 @@ struct jmk_log_page {
     _Alignas(64) _Atomic uint64_t tail; /* offset of the oldest frame kept */
     _Atomic uint64_t oldest_id;         /* its id */
     _Atomic uint64_t control;           /* control packets sent so far, to any client */
-    _Atomic uint64_t wanted; /* the server would like to be told of an ack of this id or above */
 };
 
 /*
@@ -44,11 +43,13 @@ static inline void jmk_fence(void) {
 #endif
 }
 
-/* One client's own page. It writes it; the server reads it, and believes nothing. */
+/* One client's own page, with what the two have to tell each other. The server believes nothing. */
 struct jmk_cursor_page {
     _Atomic uint64_t acked_id; /* the last message it has handled */
     /* Odd while it sleeps, or is about to; each sleep has a number of its own. */
     _Alignas(64) _Atomic uint64_t sleeping;
+    /* The server's: it waits for an ack of this id or above; 0: it does not. */
+    _Alignas(64) _Atomic uint64_t wanted;
 };
 
 #endif

@@ -29,7 +29,7 @@
 #define STRIDE_MESSAGES 4096 /* a batch lets go of the lock at least this often */
 #define INLINE_CLIENTS 4
 #define FIRST_PAUSE (JMK_SECOND / 1000) /* before a waiter looks again by itself */
-#define LONGEST_PAUSE (JMK_SECOND / 50)
+#define LONGEST_PAUSE (JMK_SECOND / 30)
 #define INLINE_PAUSE 20000 /* ns between messages below which the thread does the sending */
 
 int jmk_server_usable(const struct jmk_server *server) {
@@ -296,6 +296,7 @@ struct verdict {
     bool again;                    /* the server is behind: make another round */
     int64_t look_at;               /* when patience ends for somebody */
     struct jmk_session *holder;    /* the worst of those in the way */
+    struct jmk_session *pace;      /* the one of them whose acks let us go on */
 };
 
 static int64_t later(int64_t a, int64_t b) {
@@ -331,6 +332,10 @@ static void judge_one(struct jmk_server *server, struct jmk_session *session, en
         verdict->look_at = due;
     if (!verdict->holder || session->acked_id < verdict->holder->acked_id)
         verdict->holder = session;
+    if (server->config.policy == JMK_BLOCK)
+        verdict->pace = verdict->holder;
+    else if (!verdict->pace || session->acked_id > verdict->pace->acked_id)
+        verdict->pace = session;
 }
 
 /* Is even the fastest behind by half of its limit? Asks too whether all were offered all there is. */
@@ -386,13 +391,13 @@ static void start_clocks(struct jmk_server *server, int64_t now) {
 enum { READY = 0, WAIT = -1 };
 
 /*
- * Ask for a word once whoever is in the way has made some progress: the next message is not worth
- * a wake-up each, a sixteenth of what it is behind is. True if there is news already.
+ * Ask for a word once the one that sets the pace has made some progress: each message is not worth a
+ * wake-up, a sixteenth of what it is behind is. True if there is news already.
  */
-static bool ask(struct jmk_server *server, const struct jmk_session *holder) {
-    uint64_t lag = jmk_log_end(&server->log).id - 1 - holder->acked_id;
+static bool ask(struct jmk_server *server, struct jmk_session *pace) {
+    uint64_t lag = jmk_log_end(&server->log).id - 1 - pace->acked_id;
 
-    return jmk_pump_want(server, holder->acked_id + 1 + lag / 16);
+    return jmk_pump_want(server, pace, pace->acked_id + 1 + lag / 16);
 }
 
 /* Is there room? If not, *look_at is when to look again at the latest, *holder who is in the way. */
@@ -420,7 +425,7 @@ static int try_room(struct jmk_server *server, size_t size, bool first, int64_t 
         verdict = judge(server, size, server->judged);
         jmk_pump_admit(server);
         if (!verdict.again && !verdict.open)
-            verdict.again = ask(server, verdict.holder);
+            verdict.again = ask(server, verdict.pace);
     } while (verdict.again);
     if (verdict.holder) {
         jmk_pump_account(server, verdict.holder);
@@ -431,12 +436,16 @@ static int try_room(struct jmk_server *server, size_t size, bool first, int64_t 
     return verdict.open ? READY : WAIT;
 }
 
+/* How long a waiter sleeps first. Some acks of clients who read the log come without a word. */
+static int64_t first_pause(struct jmk_server *server) {
+    return atomic_load(&server->cursors) ? FIRST_PAUSE : LONGEST_PAUSE;
+}
+
 /*
  * One waiter's sleep, until there may be news: 0 to look again, JMK_E_TIMEOUT, or -EINTR.
  *
- * Some acks of clients who read the log come without a word, so with those it looks again after a
- * moment, and after longer and longer ones. And as a signal is only noticed by who sleeps, it then
- * returns as if there had been one.
+ * It looks again by itself after a moment, and after longer and longer ones. A signal is noticed by
+ * who sleeps alone, so in the end it returns as if there had been one.
  */
 static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, int64_t look_at,
                     int64_t *pause) {
@@ -444,29 +453,23 @@ static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, 
 
     if (now >= deadline)
         return JMK_E_TIMEOUT;
-    if (atomic_load(&server->cursors)) {
-        if (*pause > LONGEST_PAUSE)
-            return -EINTR;
-        if (now + *pause < look_at)
-            look_at = now + *pause;
-        *pause *= 2;
-    }
+    if (*pause > LONGEST_PAUSE)
+        return -EINTR;
+    if (now + *pause < look_at)
+        look_at = now + *pause;
+    *pause *= 2;
     return jmk_futex_wait(&server->progress, seen, look_at < deadline ? look_at : deadline);
-}
-
-static void stop_waiting(struct jmk_server *server) {
-    if (atomic_fetch_sub(&server->waiters, 1) == 1)
-        atomic_store(&server->log.page->wanted, UINT64_MAX);
 }
 
 int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
                          struct jmk_account *holder) {
-    int64_t deadline = jmk_deadline(timeout), pause = FIRST_PAUSE;
+    int64_t deadline = jmk_deadline(timeout), pause;
     int error = jmk_server_usable(server);
     bool first = true;
 
     if (error)
         return error;
+    pause = first_pause(server);
     atomic_fetch_add(&server->waiters, 1);
     atomic_fetch_add_explicit(&server->waits, 1, memory_order_relaxed);
     while (!error) {
@@ -481,7 +484,7 @@ int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
             error = sleep_on(server, seen, deadline, look_at, &pause);
         first = false;
     }
-    stop_waiting(server);
+    atomic_fetch_sub(&server->waiters, 1);
     if (error == -EINTR) /* it comes back, and that is the same wait */
         atomic_fetch_sub_explicit(&server->waits, 1, memory_order_relaxed);
     return error;
@@ -504,11 +507,12 @@ static struct jmk_session *slowest(const struct jmk_server *server, uint64_t id)
 
 int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
                           struct jmk_account *holder) {
-    int64_t deadline = jmk_deadline(timeout), pause = FIRST_PAUSE;
+    int64_t deadline = jmk_deadline(timeout), pause;
     int error = jmk_server_usable(server);
 
     if (error)
         return error;
+    pause = first_pause(server);
     atomic_fetch_add(&server->waiters, 1);
     while (!error) {
         unsigned seen = atomic_load(&server->progress);
@@ -522,7 +526,7 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
         do {
             jmk_pump_round(server);
             session = slowest(server, id);
-        } while (session && jmk_pump_want(server, id));
+        } while (session && jmk_pump_want(server, session, id));
         if (session) {
             jmk_pump_account(server, session);
             *holder = session->account;
@@ -532,6 +536,6 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
             break;
         error = sleep_on(server, seen, deadline, INT64_MAX, &pause);
     }
-    stop_waiting(server);
+    atomic_fetch_sub(&server->waiters, 1);
     return error;
 }

@@ -407,10 +407,16 @@ void jmk_pump_admit(struct jmk_server *server) {
         jmk_progress(server);
 }
 
+/* Has it so much to ack that its socket could fill up with acks nobody reads? */
+static bool owes_many(const struct jmk_session *session) {
+    return !session->path->look && session->sent_id - session->acked_id >= MANY_ACKS;
+}
+
 /* Only while all keep up: one that is blocked, or skipping, goes on when an ack comes. */
 static void hush(struct jmk_server *server) {
     for (uint32_t i = 0; i < server->live_count; i++) {
-        if (server->live[i]->blocked || server->live[i]->state != JMK_LIVE)
+        const struct jmk_session *session = server->live[i];
+        if (session->blocked || session->state != JMK_LIVE || owes_many(session))
             return;
     }
     server->hushed = true;
@@ -418,7 +424,10 @@ static void hush(struct jmk_server *server) {
         watch(server, server->live[i], server->live[i]->watched & ~(uint32_t)EPOLLIN);
 }
 
-/* While hushed: read acks before they fill a socket, or come to matter. */
+/*
+ * While hushed: read acks before they fill a socket, or come to matter. Who has not acked by then is
+ * slow, and may have to go on acking when nobody publishes: that is for the thread to read.
+ */
 static void read_many_acks(struct jmk_server *server) {
     for (uint32_t i = server->live_count; i-- > 0;) {
         struct jmk_session *session = server->live[i];
@@ -428,6 +437,8 @@ static void read_many_acks(struct jmk_server *server) {
             continue; /* its acks fill nothing */
         if (unacked >= MANY_ACKS || 4 * unacked >= server->config.max_lag - 1)
             handle_session(server, session, 0);
+        if (session->state == JMK_LIVE && owes_many(session))
+            rouse(server);
     }
 }
 
@@ -453,12 +464,10 @@ void jmk_pump_round(struct jmk_server *server) {
     jmk_pump_admit(server);
 }
 
-bool jmk_pump_want(struct jmk_server *server, uint64_t id) {
-    _Atomic uint64_t *wanted = &server->log.page->wanted;
-
-    if (!server->cursors || atomic_load(wanted) == id)
+bool jmk_pump_want(struct jmk_server *server, struct jmk_session *session, uint64_t id) {
+    if (!session->cursor || atomic_load(&session->cursor->wanted) == id)
         return false;
-    atomic_store(wanted, id);
+    atomic_store(&session->cursor->wanted, id);
     return look_at_cursors(server);
 }
 

@@ -37,9 +37,11 @@
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
 
-#define BATCH_BYTES 131072u /* of the log in a batch, unless one frame alone is larger */
-#define CONTROL_BYTES 256   /* more than any control packet */
-#define SPINS 64            /* looks at the log's end for one at the clock */
+#define BATCH_BYTES                                                                                \
+    262144u /* of the log in a batch at most, unless one frame alone is larger ... */
+#define BATCH_PART 8 /* ... nor more than this part of the log: acks come between batches */
+#define CONTROL_BYTES 256 /* more than any control packet */
+#define SPINS 64 /* looks at the log's end for one at the clock */
 
 struct pin {
     struct jmk_arena arena;
@@ -55,24 +57,25 @@ struct jmk_log_reader {
     const struct jmk_log_page *page;
     const uint8_t *base;
     uint64_t size;
+    uint64_t most; /* bytes of it in a batch */
     struct jmk_cursor_page *cursor;
 
     pthread_mutex_t lock; /* covers these three, and stores of acks */
     struct pin *pins;
     uint64_t handled; /* the user is through with it ... */
-    uint64_t acked;   /* ... and this much was told */
+    uint64_t acked; /* ... and this much was told */
 
     /* The rest belongs to the thread that receives. */
     uint64_t offset; /* the frame to read next ... */
-    uint64_t id;     /* ... and its id */
-    uint64_t last;   /* the last one to read: after a BYE */
-    uint64_t control;   /* what it was when the socket was read last */
-    uint64_t sleep;     /* the number of the last sleep, or one more */
-    bool polled;        /* it was left asleep: its user may be polling the socket */
-    uint64_t told;      /* what the server wanted when it was told last */
-    bool overtaken;     /* frames were given up before they were read: a word about it comes */
-    bool skipping;      /* told to skip; */
-    bool answered;      /* and has said how far it had come */
+    uint64_t id; /* ... and its id */
+    uint64_t last; /* the last one to read: after a BYE */
+    uint64_t control; /* what it was when the socket was read last */
+    uint64_t sleep; /* the number of the last sleep, or one more */
+    bool polled; /* it was left asleep: its user may be polling the socket */
+    uint64_t told; /* what the server wanted when it was told last */
+    bool overtaken; /* frames were given up before they were read: a word about it comes */
+    bool skipping; /* told to skip; */
+    bool answered; /* and has said how far it had come */
     struct batch_start {
         uint64_t offset, id, next_id, last_id;
     } batch; /* where the last batch began, and what was known before it */
@@ -112,6 +115,7 @@ static int map_log(struct jmk_log_reader *reader, int fd) {
     reader->page = (const struct jmk_log_page *)(void *)area;
     reader->base = area + header;
     reader->size = size;
+    reader->most = size / BATCH_PART < BATCH_BYTES ? size / BATCH_PART : BATCH_BYTES;
     if (mmap(area, header + size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
         mmap(area + header + size, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)header) ==
             MAP_FAILED)
@@ -160,7 +164,6 @@ int jmk_reader_init(struct jmk_client *client) {
     atomic_init(&reader->refs, 1);
     reader->process = jmk_process();
     reader->last = UINT64_MAX;
-    reader->told = UINT64_MAX;
     reader->offset = config->first_offset;
     reader->id = config->first_id;
     reader->handled = reader->acked = config->first_id - 1;
@@ -302,7 +305,7 @@ static int answer_if_due(struct jmk_client *client, uint64_t handled) {
 /* The server is waiting for an ack: tell it, if this one is what it waits for. */
 static void tell(struct jmk_client *client, uint64_t acked) {
     struct jmk_log_reader *reader = client->reader;
-    uint64_t wanted = atomic_load(&reader->page->wanted), word = htole64(acked);
+    uint64_t wanted = atomic_load(&reader->cursor->wanted), word = htole64(acked);
 
     if (acked < wanted || wanted == reader->told)
         return;
@@ -386,12 +389,12 @@ static struct jmk_arena *reader_hold(struct jmk_client *client) {
 /* ---- reading ---- */
 
 /* Look at the frame at offset, of which `left` bytes are published. Its length, or 0: it is none. */
-static uint64_t look(const struct jmk_log_reader *reader, uint64_t offset, uint64_t left,
-                     uint64_t id, struct jmk_slice *out) {
+static inline uint64_t look(const struct jmk_log_reader *reader, uint64_t offset, uint64_t left,
+                            uint64_t id, struct jmk_slice *out) {
     const uint8_t *at = reader->base + (offset & (reader->size - 1));
-    uint64_t first = le64toh(__atomic_load_n((const uint64_t *)(const void *)at, __ATOMIC_RELAXED));
-    uint64_t second =
-        le64toh(__atomic_load_n((const uint64_t *)(const void *)(at + 8), __ATOMIC_RELAXED));
+    const uint64_t *words = (const uint64_t *)(const void *)at;
+    uint64_t first = le64toh(__atomic_load_n(&words[0], __ATOMIC_RELAXED));
+    uint64_t second = le64toh(__atomic_load_n(&words[1], __ATOMIC_RELAXED));
     uint64_t length = jmk_frame_length((uint32_t)first);
 
     if (length > left || (uint16_t)(first >> 32) != JMK_KIND_DATA || second != id)
@@ -402,20 +405,20 @@ static uint64_t look(const struct jmk_log_reader *reader, uint64_t offset, uint6
 
 /* Index frames up to head. False: something there is no frame. */
 static bool index_frames(struct jmk_log_reader *reader, uint64_t head, struct jmk_batch *batch) {
-    uint64_t offset = reader->offset, id = reader->id;
+    struct jmk_slice *item = reader->items, *end = item + JMK_MAX_ITEMS;
+    uint64_t offset = reader->offset, stop = offset + reader->most, id = reader->id;
+    uint64_t last = reader->last, bytes = 0;
 
-    while (offset < head && batch->count < JMK_MAX_ITEMS && id <= reader->last &&
-           offset - reader->offset < BATCH_BYTES) {
-        struct jmk_slice *item = &reader->items[batch->count];
+    for (; offset < head && offset < stop && item < end && id <= last; id++) {
         uint64_t length = look(reader, offset, head - offset, id, item);
 
         if (!length)
             return false;
-        batch->bytes += item->size;
-        batch->count++;
+        bytes += item++->size;
         offset += length;
-        id++;
     }
+    batch->bytes = bytes;
+    batch->count = (size_t)(item - reader->items);
     reader->offset = offset;
     reader->id = id;
     return true;

@@ -132,10 +132,10 @@ bool jmk_pump_send(struct jmk_server *server);
 void jmk_pump_admit(struct jmk_server *server);
 
 /*
- * Ask those who read the log to tell of an ack of id or above. True if an ack was found after that:
- * then look again before waiting.
+ * Ask a session, if its client reads the log, to tell of an ack of id or above. True if any ack was
+ * found after that: then look again before waiting.
  */
-bool jmk_pump_want(struct jmk_server *server, uint64_t id);
+bool jmk_pump_want(struct jmk_server *server, struct jmk_session *session, uint64_t id);
 
 /* End a session: account, event, goodbye. */
 void jmk_pump_end(struct jmk_server *server, struct jmk_session *session, enum jmk_reason reason,

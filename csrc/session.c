@@ -145,6 +145,6 @@ uint64_t jmk_session_got(const struct jmk_session *session, enum jmk_reason reas
 void jmk_session_close(struct jmk_session *session) {
     jmk_close_fd(&session->fd);
     if (session->cursor)
-        munmap((void *)(uintptr_t)session->cursor, sizeof *session->cursor);
+        munmap(session->cursor, sizeof *session->cursor);
     session->cursor = NULL;
 }

@@ -72,7 +72,7 @@ struct jmk_session {
     enum jmk_state state;
     enum jmk_mode mode;
     const struct jmk_path *path;
-    const struct jmk_cursor_page *cursor; /* shared: the client's page */
+    struct jmk_cursor_page *cursor; /* shared: the client's page */
     uint64_t cursor_acked;                /* the ack seen there last */
     uint64_t rung;                        /* the sleep it was last woken from */
     bool answer_due; /* it was told to skip and has not said yet how far it had come */

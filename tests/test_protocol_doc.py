@@ -304,7 +304,7 @@ def test_the_words_of_the_shared_pages_stand_where_the_page_says(tmp_path: Path)
     magic, layout_number = (int(log[row][3].partition(";")[0], 0) for row in (0, 1))
     checks += [
         f'_Static_assert(JMK_PAGE_MAGIC == {magic}u && JMK_PAGE_LAYOUT == {layout_number}, "");',
-        '_Static_assert(sizeof(struct jmk_cursor_page) == 128, "");',
+        '_Static_assert(sizeof(struct jmk_cursor_page) == 192, "");',
     ]
     source = tmp_path / "words.c"
     source.write_text('#include <stddef.h>\n#include "page.h"\n' + "\n".join(checks) + "\n")

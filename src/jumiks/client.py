@@ -534,6 +534,8 @@ class Client:
     def ack(self, packet_id: int | None = None) -> None:
         """Ack a message now, and all before it.
 
+        Views of a batch that it covers are released, where they show the server's log itself.
+
         Args:
             packet_id: by default the last one that was handed out.
 
@@ -549,6 +551,9 @@ class Client:
                 f"packet id {handled} was not handed out; the last one was {self._out or 'none'}"
             )
         self._open()
+        for batch in [each for each in self._loans if each.last_id <= handled]:
+            self._loans.remove(batch)
+            batch._take_back()
         if handled:
             self._ack(handled)
 
