@@ -136,7 +136,9 @@ def often(action: Callable[[], object], pause: float) -> Iterator[None]:
 PREAMBLE = (
     ""
     if SHARE_LOG
-    else ("import jumiks; jumiks.Server.__init__.__kwdefaults__['share_log'] = False\n")
+    else "import jumiks\n"
+    "for kind in jumiks.Server, jumiks.AsyncServer:\n"
+    "    kind.__init__.__kwdefaults__['share_log'] = False\n"
 )
 
 

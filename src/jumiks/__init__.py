@@ -9,6 +9,7 @@ import logging as _logging
 from importlib.metadata import version as _version
 
 from .access import Allow, Peer
+from .aio import AsyncClient, AsyncServer
 from .batch import Batch
 from .client import Client
 from .errors import (
@@ -38,6 +39,8 @@ __all__ = [
     "AckError",
     "AddressInUse",
     "Allow",
+    "AsyncClient",
+    "AsyncServer",
     "Batch",
     "Busy",
     "Client",

@@ -26,7 +26,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -532,37 +532,59 @@ def connect(address: object, timeout: float | None = None) -> socket.socket:
         TypeError, ValueError: a wrong argument.
     """
     where = parse(address)
+    for sock, wait in connecting(where, timeout):
+        if sock is not None:
+            return sock
+        time.sleep(wait)
+    raise AssertionError
+
+
+def connecting(
+    where: Address, timeout: float | None
+) -> Generator[tuple[socket.socket | None, float], None, None]:
+    """Connect as `connect` does, and leave the waiting to the caller.
+
+    Yields:
+        The connected socket; or None, and how many seconds to wait before going on.
+    """
     if where.ready is not None:
         raise TypeError("a client takes '@name' or a path; a ready-made socket is for a server")
-    deadline = None if timeout is None else time.monotonic() + timeout
     sock = _new_socket()
     try:
-        for _ in _waits(deadline):
+        for wait in _pauses(None if timeout is None else time.monotonic() + timeout):
             try:
                 sock.connect(where.sockaddr)
-                return sock
+                break
             except BlockingIOError:
-                continue
+                yield None, wait
             except OSError as error:
                 raise _explain_connect(error, where) from error
-        raise Timeout(
-            f"no place in the backlog of the server at {where.text!r} within {timeout:g} s: "
-            "it is stuck, or flooded with connections"
-        )
+        else:
+            raise Timeout(
+                f"no place in the backlog of the server at {where.text!r} within {timeout:g} s: "
+                "it is stuck, or flooded with connections"
+            )
     except BaseException:
         sock.close()
         raise
+    yield sock, 0.0
 
 
 def _waits(deadline: float | None) -> Iterator[None]:
     """Yield for one try after another, with growing waits between them, until the deadline."""
+    for wait in _pauses(deadline):
+        yield
+        time.sleep(wait)
+
+
+def _pauses(deadline: float | None) -> Iterator[float]:
+    """Yield how long to wait after each try; the last try is at the deadline."""
     wait = _FIRST_WAIT
     while True:
-        yield
         left = wait if deadline is None else deadline - time.monotonic()
+        yield max(0.0, min(wait, left))
         if left <= 0:
             return
-        time.sleep(min(wait, left))
         wait = min(wait * 2, _LONGEST_WAIT)
 
 
