@@ -32,6 +32,7 @@ from .errors import (
     VersionMismatch,
 )
 from .lag import OnLag
+from .monitor import Monitor, ServerStatus
 from .server import Server
 from .stats import ClientInfo, EndReason, Gap, ServerStats
 
@@ -55,6 +56,7 @@ __all__ = [
     "JumiksError",
     "Lagged",
     "MessageTooLarge",
+    "Monitor",
     "OnLag",
     "Overwritten",
     "Peer",
@@ -63,6 +65,7 @@ __all__ = [
     "Server",
     "ServerClosed",
     "ServerStats",
+    "ServerStatus",
     "Timeout",
     "VersionMismatch",
 ]

@@ -67,19 +67,20 @@ Rule: TypeAlias = Literal["anyone"] | frozenset[int] | Callable[[Peer], bool] | 
 """The same after `parse`."""
 
 
-def _user(uid: object) -> int:
+def _user(uid: object, name: str) -> int:
     if isinstance(uid, bool) or not isinstance(uid, int):
-        raise TypeError(f"allow takes user ids as numbers, not {uid!r}: see pwd.getpwnam")
+        raise TypeError(f"{name} takes user ids as numbers, not {uid!r}: see pwd.getpwnam")
     if not 0 <= uid < 2**32 - 1:
-        raise ValueError(f"allow: {uid} is no user id")
+        raise ValueError(f"{name}: {uid} is no user id")
     return uid
 
 
-def parse(allow: object) -> Rule:
+def parse(allow: object, name: str = "allow") -> Rule:
     """Check a rule once, so that a wrong one is found when the server starts.
 
     Args:
         allow: as described at `Allow`.
+        name: the argument's name, for messages.
 
     Raises:
         TypeError: it is none of these.
@@ -89,23 +90,23 @@ def parse(allow: object) -> Rule:
         return None
     if isinstance(allow, str):
         if allow != "anyone":
-            raise ValueError(f"allow={allow!r}: the only text it takes is 'anyone'")
+            raise ValueError(f"{name}={allow!r}: the only text it takes is 'anyone'")
         return "anyone"
     if isinstance(allow, int):
-        return frozenset({_user(allow)})
+        return frozenset({_user(allow, name)})
     if callable(allow):
         if inspect.iscoroutinefunction(allow):
             raise TypeError(
-                "allow takes a plain function: a coroutine's answer would come too late"
+                f"{name} takes a plain function: a coroutine's answer would come too late"
             )
         return cast(Callable[[Peer], bool], allow)
     if isinstance(allow, Iterable) and not isinstance(allow, bytes | bytearray):
-        users = frozenset(_user(uid) for uid in allow)
+        users = frozenset(_user(uid, name) for uid in allow)
         if not users:
-            raise ValueError("allow is empty: nobody could connect")
+            raise ValueError(f"{name} is empty: nobody could connect")
         return users
     raise TypeError(
-        "allow takes None, 'anyone', a user id, several user ids or a function, "
+        f"{name} takes None, 'anyone', a user id, several user ids or a function, "
         f"not {type(allow).__name__}"
     )
 

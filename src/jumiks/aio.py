@@ -419,6 +419,7 @@ class AsyncServer(_Twin[Server]):
         group: str | int | None = None,
         allow: access.Allow = None,
         share_log: bool = True,
+        monitor: access.Allow | Literal[False] = None,
         on_connect: Callable[[ClientInfo], object] | None = None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None = None,
     ) -> None:
@@ -440,6 +441,7 @@ class AsyncServer(_Twin[Server]):
             group=group,
             allow=allow,
             share_log=share_log,
+            monitor=monitor,
             on_connect=on_connect and self._in_loop(on_connect),
             on_disconnect=on_disconnect and self._in_loop(on_disconnect),
         )

@@ -15,7 +15,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -26,7 +26,8 @@ from .access import check as may_connect
 from .address import Listener
 from .errors import JumiksError
 from .handshake import Capability, ServerHandshake, ServerHello, Status
-from .stats import ClientInfo, EndReason, client_info
+from .monitor import MonitorRule, Monitors, as_json
+from .stats import ClientInfo, EndReason, client_info, server_stats
 
 if TYPE_CHECKING:
     from ._core import Attached
@@ -80,6 +81,8 @@ class Control:
         handshake_timeout: seconds a client has for its reply.
         on_connect: called with each client that was let in.
         on_disconnect: called with each that is gone, and why (`ClientInfo.reason`).
+        monitor: who may look at the status.
+        about: what else the status tells.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class Control:
         handshake_timeout: float,
         on_connect: Watcher | None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None,
+        monitor: MonitorRule,
+        about: Mapping[str, object],
     ) -> None:
         self._handle = handle
         self._listener = listener
@@ -116,6 +121,8 @@ class Control:
             self._epoll = select.epoll()
             for descriptor in (self._wake_fd, self._event_fd, listener.fileno()):
                 self._epoll.register(descriptor, select.EPOLLIN)
+            self._about = about
+            self._monitors = Monitors(monitor, self._epoll, self._status)
         except BaseException:
             os.close(self._wake_fd)
             raise
@@ -140,9 +147,9 @@ class Control:
     def _run(self) -> None:
         try:
             while not self._finished():
-                for descriptor, _ in self._epoll.poll(self._until_next_deadline()):
+                for descriptor, events in self._epoll.poll(self._until_next_deadline()):
                     try:
-                        self._dispatch(descriptor)
+                        self._dispatch(descriptor, events)
                     except Exception:  # one connection's trouble must not become everybody's
                         log.exception("a connection failed")
                         if descriptor in self._joining:
@@ -158,6 +165,7 @@ class Control:
         self._take_events()
         for joining in list(self._joining.values()):
             self._drop(joining)
+        self._monitors.close()
         self._stop_listening()
         self._epoll.close()
         os.close(self._wake_fd)
@@ -169,9 +177,11 @@ class Control:
         deadlines = [joining.deadline for joining in self._joining.values()]
         if self._deaf_until is not None:
             deadlines.append(self._deaf_until)
+        if (due := self._monitors.deadline) is not None:
+            deadlines.append(due)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
-    def _dispatch(self, descriptor: int) -> None:
+    def _dispatch(self, descriptor: int, events: int) -> None:
         if descriptor == self._event_fd:
             self._take_events()
         elif descriptor == self._wake_fd:
@@ -181,6 +191,8 @@ class Control:
             self._stop_listening()
         elif descriptor in self._joining:
             self._read_reply(self._joining[descriptor])
+        elif descriptor in self._monitors:
+            self._monitors.handle(descriptor, events)
         elif descriptor == self._listener.fileno():
             self._accept()
 
@@ -198,6 +210,7 @@ class Control:
             if now >= joining.deadline:
                 log.info("%s sent no reply within %g s", joining.peer, self._timeout)
                 self._drop(joining)
+        self._monitors.expire(now)
 
     # ---- coming in ----
 
@@ -271,6 +284,9 @@ class Control:
             self._drop(joining)
             return
         status = joining.handshake.receive(reply, next_id=(1 << 64) - 1)
+        if Capability.MONITOR in joining.handshake.granted:
+            self._let_monitor_in(joining)
+            return
         reason = may_connect(self._rule, joining.peer, self._listener.address.abstract)
         if status is not Status.ACCEPTED:
             self._refuse(joining, status)
@@ -278,6 +294,20 @@ class Control:
             self._refuse(joining, Status.NOT_ALLOWED, reason)
         else:
             self._let_in(joining)
+
+    def _let_monitor_in(self, joining: _Joining) -> None:
+        refusal = self._monitors.refusal(joining.peer)
+        if refusal is not None:
+            self._refuse(joining, *refusal)
+            return
+        joining.sock.send(joining.handshake.accept(0), socket.MSG_NOSIGNAL)
+        del self._joining[joining.sock.fileno()]
+        self._monitors.add(joining.sock, joining.peer, joining.max_packet)
+
+    def _status(self) -> Iterator[str]:
+        check(lib.jmk_server_stats(self._handle, self._stats), "server")
+        clients = client_infos(self._handle, self.peers)
+        return as_json(self._about, server_stats(self._stats), clients, len(self._monitors))
 
     def _let_in(self, joining: _Joining) -> None:
         wish = joining.handshake.peer

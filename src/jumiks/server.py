@@ -27,6 +27,7 @@ from ._native import (
 from .control import Control, client_infos, log
 from .errors import JumiksError, MessageTooLarge, Timeout
 from .handshake import FIRST_ID, VERSION, Capability, ServerHello
+from .monitor import parse_rule
 from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ class Server:
             several of them, or a function that takes a `Peer` and returns True or False.
         share_log: whether clients that can may read the log itself, which is the fastest way.
             Whoever may connect may read all that the log keeps; nobody else can write it.
+        monitor: who may look at the status (`jumiks status`), in the words of `allow`: None for the
+            server's own user and root, False for nobody.
         on_connect: called with a `ClientInfo` when a client was let in, from the control thread.
         on_disconnect: called with a `ClientInfo` and an `EndReason` when one is gone, likewise.
 
@@ -144,6 +147,7 @@ class Server:
         group: str | int | None = None,
         allow: access.Allow = None,
         share_log: bool = True,
+        monitor: access.Allow | Literal[False] = None,
         on_connect: Callable[[ClientInfo], object] | None = None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None = None,
     ) -> None:
@@ -155,6 +159,7 @@ class Server:
         rule = access.parse(allow)
         if not isinstance(share_log, bool):
             raise TypeError(f"share_log is True or False, not {share_log!r}")
+        monitor_rule = parse_rule(monitor)
         check_callback(on_connect, "on_connect")
         check_callback(on_disconnect, "on_disconnect")
         nanoseconds(handshake_timeout)
@@ -170,15 +175,27 @@ class Server:
         handle = self._make_core(policy, slots)
         listener = address.listen(where, mode=mode, group=group)
         self._address = str(listener.address)
+        offered = _offered(handle) if share_log else Capability.FRAMES
+        if monitor_rule is not False:
+            offered |= Capability.MONITOR
         try:
             self._control = Control(
                 handle,
                 listener,
-                hello=self._hello(_offered(handle) if share_log else Capability.FRAMES),
+                hello=self._hello(offered),
                 rule=rule,
                 handshake_timeout=handshake_timeout,
                 on_connect=on_connect,
                 on_disconnect=on_disconnect,
+                monitor=monitor_rule,
+                about={
+                    "address": self._address,
+                    "pid": self._pid,
+                    "server_id": self._id,
+                    "max_lag": self._max_lag,
+                    "on_lag": policy.on_lag,
+                    "started": time.monotonic(),
+                },
             )
         except BaseException:
             listener.close()
