@@ -41,6 +41,7 @@ from .server import (
     _Wait,
 )
 from .stats import ClientInfo, EndReason, Gap, ServerStats
+from .watch import LAG_WARNING
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -422,10 +423,13 @@ class AsyncServer(_Twin[Server]):
         monitor: access.Allow | Literal[False] = None,
         on_connect: Callable[[ClientInfo], object] | None = None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None = None,
+        on_lag_warning: Callable[[ClientInfo], object] | None = None,
+        lag_warning: float = LAG_WARNING,
     ) -> None:
         super().__init__()
         check_callback(on_connect, "on_connect")
         check_callback(on_disconnect, "on_disconnect")
+        check_callback(on_lag_warning, "on_lag_warning")
         self._in_batch = False
         self._make = partial(
             Server,
@@ -444,6 +448,8 @@ class AsyncServer(_Twin[Server]):
             monitor=monitor,
             on_connect=on_connect and self._in_loop(on_connect),
             on_disconnect=on_disconnect and self._in_loop(on_disconnect),
+            on_lag_warning=on_lag_warning and self._in_loop(on_lag_warning),
+            lag_warning=lag_warning,
         )
 
     def _in_loop(self, function: Callable[..., object]) -> Callable[..., object]:

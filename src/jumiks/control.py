@@ -28,6 +28,7 @@ from .errors import JumiksError
 from .handshake import Capability, ServerHandshake, ServerHello, Status
 from .monitor import MonitorRule, Monitors, as_json
 from .stats import ClientInfo, EndReason, client_info, server_stats
+from .watch import LOOK_EVERY, Journal, LagWatch
 
 if TYPE_CHECKING:
     from ._core import Attached
@@ -83,6 +84,8 @@ class Control:
         on_disconnect: called with each that is gone, and why (`ClientInfo.reason`).
         monitor: who may look at the status.
         about: what else the status tells.
+        on_lag_warning: called with each that comes near its limit.
+        lag_watch: which those are.
     """
 
     def __init__(
@@ -97,6 +100,8 @@ class Control:
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None,
         monitor: MonitorRule,
         about: Mapping[str, object],
+        on_lag_warning: Watcher | None,
+        lag_watch: LagWatch,
     ) -> None:
         self._handle = handle
         self._listener = listener
@@ -105,6 +110,10 @@ class Control:
         self._timeout = handshake_timeout
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
+        self._on_lag_warning = on_lag_warning
+        self._lag_watch = lag_watch
+        self._next_look = time.monotonic()
+        self._journal = Journal(log)
         self._joining: dict[int, _Joining] = {}
         self._event = ffi.new("struct jmk_event *")
         self._stats = ffi.new("struct jmk_stats *")
@@ -177,8 +186,11 @@ class Control:
         deadlines = [joining.deadline for joining in self._joining.values()]
         if self._deaf_until is not None:
             deadlines.append(self._deaf_until)
-        if (due := self._monitors.deadline) is not None:
-            deadlines.append(due)
+        deadlines += [
+            due for due in (self._monitors.deadline, self._journal.deadline) if due is not None
+        ]
+        if self._on_lag_warning is not None and self.present:
+            deadlines.append(self._next_look)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _dispatch(self, descriptor: int, events: int) -> None:
@@ -208,9 +220,23 @@ class Control:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         for joining in list(self._joining.values()):
             if now >= joining.deadline:
-                log.info("%s sent no reply within %g s", joining.peer, self._timeout)
+                self._journal.log(
+                    logging.INFO, "%s sent no reply within %g s", joining.peer, self._timeout
+                )
                 self._drop(joining)
         self._monitors.expire(now)
+        self._journal.expire()
+        if self._on_lag_warning is not None and self.present and now >= self._next_look:
+            self._next_look = now + LOOK_EVERY
+            self._warn(self._on_lag_warning)
+
+    def _warn(self, on_lag_warning: Watcher) -> None:
+        try:
+            infos = client_infos(self._handle, self.peers)
+        except JumiksError:
+            return  # it is closing
+        for info in self._lag_watch.look(infos):
+            self._call(on_lag_warning, info)
 
     # ---- coming in ----
 
@@ -228,7 +254,9 @@ class Control:
             try:
                 self._greet(sock)
             except OSError as error:
-                log.info("a connection failed before the handshake: %s", error)
+                self._journal.log(
+                    logging.INFO, "a connection failed before the handshake: %s", error
+                )
                 sock.close()
 
     def _go_deaf(self, error: OSError) -> None:
@@ -266,7 +294,7 @@ class Control:
         joining.sock.close()
 
     def _refuse(self, joining: _Joining, status: Status, text: str = "") -> None:
-        log.info("%s refused: %s %s", joining.peer, status.name, text)
+        self._journal.log(logging.INFO, "%s refused: %s %s", joining.peer, status.name, text)
         words = joining.handshake.refuse(status, text)
         with suppress(OSError):  # it may be gone, and then needs no reason
             if words:
@@ -331,7 +359,12 @@ class Control:
         start = wish.start if joining.handshake.extended else 0
         code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
         if code < 0 and mode == lib.JMK_SHARED:
-            log.info("%s reads packets, not the log: %s", joining.peer, os.strerror(-code))
+            self._journal.log(
+                logging.INFO,
+                "%s reads packets, not the log: %s",
+                joining.peer,
+                os.strerror(-code),
+            )
             mode = lib.JMK_FRAMED
             code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
         if code:
@@ -347,7 +380,7 @@ class Control:
         try:
             self._send_welcome(joining, attached)
         except OSError as error:
-            log.info("%s left before its welcome: %s", joining.peer, error)
+            self._journal.log(logging.INFO, "%s left before its welcome: %s", joining.peer, error)
             info = None
         finally:
             if cursor >= 0:
@@ -360,7 +393,7 @@ class Control:
         with self.changed:
             self.present.add(key)
             self.changed.notify_all()
-        log.info("%s connected, client %d", joining.peer, key)
+        self._journal.log(logging.INFO, "%s connected, client %d", joining.peer, key)
         if self._on_connect is not None:
             self._call(self._on_connect, info)
 
@@ -381,7 +414,9 @@ class Control:
             account = self._event.account
             info = client_info(account, self.peers[account.key])
             if self._event.kind == lib.JMK_EVENT_SKIPPED:
-                log.warning("client %d (%s) skipped %s", info.key, info.peer, info.lost)
+                self._journal.log(
+                    logging.WARNING, "client %d (%s) skipped %s", info.key, info.peer, info.lost
+                )
             else:
                 self._gone(info)
 
@@ -389,7 +424,7 @@ class Control:
         del self.peers[info.key]
         assert info.reason is not None
         level = logging.WARNING if info.reason is EndReason.LAGGED else logging.INFO
-        log.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)
+        self._journal.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)
         if info.key not in self.present:
             return  # nobody was told that it came
         with self.changed:

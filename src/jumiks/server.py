@@ -29,6 +29,7 @@ from .errors import JumiksError, MessageTooLarge, Timeout
 from .handshake import FIRST_ID, VERSION, Capability, ServerHello
 from .monitor import parse_rule
 from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
+from .watch import LAG_WARNING, LagWatch, parse_part
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -123,6 +124,9 @@ class Server:
             server's own user and root, False for nobody.
         on_connect: called with a `ClientInfo` when a client was let in, from the control thread.
         on_disconnect: called with a `ClientInfo` and an `EndReason` when one is gone, likewise.
+        on_lag_warning: called with a `ClientInfo` when one has come near its limit, likewise; once,
+            until it is well away from it again. Clients are looked at four times a second.
+        lag_warning: the part of `max_lag`, or of the log's bytes, that is near: above 0, up to 1.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the text says what would be right.
@@ -150,6 +154,8 @@ class Server:
         monitor: access.Allow | Literal[False] = None,
         on_connect: Callable[[ClientInfo], object] | None = None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None = None,
+        on_lag_warning: Callable[[ClientInfo], object] | None = None,
+        lag_warning: float = LAG_WARNING,
     ) -> None:
         self._handle: Handle | None = None
         self._append: _Append = _closed
@@ -162,6 +168,8 @@ class Server:
         monitor_rule = parse_rule(monitor)
         check_callback(on_connect, "on_connect")
         check_callback(on_disconnect, "on_disconnect")
+        check_callback(on_lag_warning, "on_lag_warning")
+        part = parse_part(lag_warning)
         nanoseconds(handshake_timeout)
         self._log_size = _parse_log_size(log_size)
         most = min(self._log_size // 4, MOST_MESSAGE)
@@ -196,6 +204,8 @@ class Server:
                     "on_lag": policy.on_lag,
                     "started": time.monotonic(),
                 },
+                on_lag_warning=on_lag_warning,
+                lag_watch=LagWatch(part, self._max_lag, self._log_size),
             )
         except BaseException:
             listener.close()

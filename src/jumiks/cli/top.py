@@ -6,11 +6,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from operator import itemgetter
 from typing import Final
 
 from jumiks.errors import JumiksError
 from jumiks.monitor import Monitor
-from jumiks.stats import ClientInfo
+from jumiks.watch import share
 
 from .status import HEAD, Look, cells, server_lines
 
@@ -50,16 +51,10 @@ def picture(look: Look) -> Group:
     for name in HEAD:
         table.add_column(name, justify="left" if name in ("COMMAND", "USER", "MODE") else "right")
     table.add_column("LIMIT")
-    for info in sorted(look.status.clients, key=lambda info: share(look, info), reverse=True):
-        part = share(look, info)
+    status = look.status
+    shares = [(share(info, status.max_lag, status.stats.log_size), info) for info in status.clients]
+    for part, info in sorted(shares, key=itemgetter(0), reverse=True):
         style = "red" if part > 0.8 else "yellow" if part > 0.5 else "green"
         bar = ProgressBar(1.0, min(part, 1.0), _BAR, complete_style=style, finished_style=style)
         table.add_row(*map(Text, cells(look, info)), bar)
     return Group(*map(Text, server_lines(look)), Text(""), table)
-
-
-def share(look: Look, info: ClientInfo) -> float:
-    """How far a client is on the way to its limit, 0 to 1."""
-    status = look.status
-    of_messages = info.lag / status.max_lag if status.max_lag else 0.0
-    return max(of_messages, info.lag_bytes / max(1, status.stats.log_size))
