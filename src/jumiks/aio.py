@@ -661,6 +661,11 @@ class AsyncServer(_Twin[Server]):
         return self._open().stats()
 
     @property
+    def endings(self) -> dict[EndReason, int]:
+        """How many clients are gone by now, by reason."""
+        return self._open().endings
+
+    @property
     def address(self) -> str:
         """Where clients connect, as a user writes it."""
         return self._open().address

@@ -125,6 +125,8 @@ class Control:
         self.present: set[int] = set()
         """Keys of the clients that were let in and are not gone, guarded by `changed`."""
         self.changed = threading.Condition()
+        self.endings = dict.fromkeys(EndReason, 0)
+        """How many clients are gone, by reason; written by the thread alone."""
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             self._epoll = select.epoll()
@@ -427,6 +429,7 @@ class Control:
         self._journal.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)
         if info.key not in self.present:
             return  # nobody was told that it came
+        self.endings[info.reason] += 1
         with self.changed:
             self.present.remove(info.key)
             self.changed.notify_all()

@@ -430,6 +430,11 @@ class Server:
         return server_stats(out)
 
     @property
+    def endings(self) -> dict[EndReason, int]:
+        """How many clients are gone by now, by reason."""
+        return dict(self._control.endings)
+
+    @property
     def address(self) -> str:
         """Where clients connect, as a user writes it."""
         return self._address
