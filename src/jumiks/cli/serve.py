@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from jumiks.server import Server
+from jumiks.systemd import listen_socket, notify
 
 from .framing import read_messages
 
@@ -16,7 +17,7 @@ __all__ = ["run"]
 def run(options: argparse.Namespace) -> int:
     """Publish standard input to its end."""
     server = Server(
-        options.address,
+        listen_socket() if options.address == "systemd" else options.address,
         max_lag=options.max_lag,
         on_lag=options.on_lag,
         mode=options.mode,
@@ -24,14 +25,17 @@ def run(options: argparse.Namespace) -> int:
         allow="anyone" if options.anyone else None,
     )
     try:
+        notify("READY=1")
         if options.wait:
             server.wait_for_clients(options.wait)
         descriptor = sys.stdin.fileno()
         for messages in read_messages(descriptor, options.framing, server.max_message):
             server.publish_many(messages)
     except BaseException:
+        notify("STOPPING=1")
         server.close()
         raise
+    notify("STOPPING=1")
     server.close(options.linger)
     return 0
 
