@@ -8,7 +8,7 @@ exactly what they missed.
 import logging as _logging
 from importlib.metadata import version as _version
 
-from .access import Allow, Peer
+from .access import Allow, Group, Peer
 from .aio import AsyncClient, AsyncServer
 from .batch import Batch
 from .client import Client
@@ -53,6 +53,7 @@ __all__ = [
     "EndReason",
     "Forked",
     "Gap",
+    "Group",
     "JumiksError",
     "Lagged",
     "MessageTooLarge",

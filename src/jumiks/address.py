@@ -20,7 +20,6 @@ and stop apart from every other:
 
 import errno
 import fcntl
-import grp
 import logging
 import os
 import socket
@@ -33,7 +32,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Final, Self
 
-from .access import Peer
+from .access import Peer, group_id
 from .errors import AddressInUse, Timeout
 
 __all__: list[str] = []
@@ -251,7 +250,7 @@ def listen(
                 f"mode and group are for a path, and {where.text!r} is not one we make"
             )
         return _listen_ready(where, backlog) if where.ready else _listen_abstract(where, backlog)
-    gid = None if group is None else _group_id(group)
+    gid = None if group is None else group_id(group)
     if mode is None and gid is not None:
         mode = GROUP_MODE
     return _listen_path(where, _check_mode(mode), gid, backlog)
@@ -265,19 +264,6 @@ def _check_mode(mode: int | None) -> int | None:
     if not 0 <= mode <= 0o777:
         raise ValueError(f"mode {mode:#o} is out of range: it takes 0 to 0o777")
     return mode
-
-
-def _group_id(group: str | int) -> int:
-    if isinstance(group, str):
-        try:
-            return grp.getgrnam(group).gr_gid
-        except KeyError:
-            raise ValueError(f"there is no group named {group!r}") from None
-    if isinstance(group, bool) or not isinstance(group, int):
-        raise TypeError(f"group is a name or a number, not {group!r}")
-    if not 0 <= group < 2**32 - 1:
-        raise ValueError(f"group {group} is no group id")
-    return group
 
 
 def _new_socket() -> socket.socket:

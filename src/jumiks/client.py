@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeVar
 
 from . import address
 from ._native import (
@@ -653,6 +653,9 @@ class Client(Connecting):
         self._settle_batch()
         lib.jmk_client_ack(handle, max(0, self._out - self._held), 0)
         lib.jmk_client_close(handle)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Client stays in its process: others make their own of the address")
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias
 
 from . import access, address, lag
 from ._native import (
@@ -486,6 +486,9 @@ class Server:
                 lib.jmk_server_close(handle, 0)
             thread.join()
             raise
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Server stays in its process: give others its address")
 
     def __enter__(self) -> Self:
         return self
