@@ -167,7 +167,8 @@ def parse(allow: object, name: str = "allow") -> Rule:
             raise ValueError(f"{name} is empty: nobody could connect")
         return found
     raise TypeError(
-        f"{name} takes None, 'anyone', user ids, Groups or a function, not {type(allow).__name__}"
+        f"{name} takes None, 'anyone', a user id, a Group, several of them or a function, "
+        f"not {type(allow).__name__}"
     )
 
 
