@@ -155,6 +155,15 @@ def test_listening_from_the_past_and_a_count(address: str) -> None:
         assert "lies beyond what was published" in errors
 
 
+def test_listening_may_begin_before_the_server_is_there(address: str, path: Path) -> None:
+    for where in (address, path):
+        with command("listen", where, "--wait", 3 * DEADLINE, "--count", 1) as listen:
+            with Server(where) as server:
+                server.wait_for_clients(1, DEADLINE)
+                server.publish(b"here")
+                assert finish(listen) == (0, b"here\n", "")
+
+
 def test_only_what_was_written_is_acked(address: str) -> None:
     gone = []
     with Server(address, on_disconnect=lambda info, _: gone.append(info.acked_id)) as server:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -21,15 +22,27 @@ from .framing import write_all, write_messages
 __all__ = ["run"]
 
 COMMAND_FAILED: Final = 5
+_PAUSE: Final = 0.05
 
 
 def run(options: argparse.Namespace) -> int:
     """Listen until the server closes, or there were enough messages."""
-    with Client(options.address, start=options.start, on_gap=_tell) as client:
+    with _connect(options) as client:
         try:
             return _run_commands(client, options) if options.command else _write(client, options)
         except ServerClosed:
             return 0
+
+
+def _connect(options: argparse.Namespace) -> Client:
+    deadline = time.monotonic() + options.wait
+    while True:
+        try:
+            return Client(options.address, start=options.start, on_gap=_tell)
+        except (ConnectionRefusedError, FileNotFoundError):
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_PAUSE)
 
 
 def _tell(gap: Gap) -> None:

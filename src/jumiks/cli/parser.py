@@ -151,6 +151,13 @@ def _listen(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=_count, metavar="N", help="end after so many messages")
     parser.add_argument(
+        "--wait",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="give the server so much time to come up, if it is not there",
+    )
+    parser.add_argument(
         "--json",
         action="store_true",
         help='a JSON object a line: "id", "length", and "payload", or "base64" if it is no UTF-8',
