@@ -108,16 +108,21 @@ def limit(status: ServerStatus) -> str:
     return f"{status.on_lag} at {least}"
 
 
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def server_lines(look: Look) -> list[str]:
     """The server and its log."""
     status, stats = look.status, look.status.stats
     messages, size = look.published
     count = stats.next_id - stats.oldest_id
     who = f"process {status.pid} ({command_of(status.pid)}), up {age(status.now - status.started)}"
-    crowd = f"{stats.clients} clients, {status.monitors} monitors"
+    crowd = f"{_several(stats.clients, 'client')}, {_several(status.monitors, 'monitor')}"
     used = f"{short(stats.log_used)}B of {short(stats.log_size)}B used"
     held = f"{short(stats.log_held)}B not acked by all"
-    kept = f"{count} messages, {stats.oldest_id} to {stats.next_id - 1}" if count else "no messages"
+    kept = _several(count, "message")
+    kept += f", {stats.oldest_id} to {stats.next_id - 1}" if count else ""
     return [
         f"{status.address}  {who}, {crowd}",
         f"log     {kept}; {used}, {held}",
