@@ -330,7 +330,11 @@ class Control:
         if refusal is not None:
             self._refuse(joining, *refusal)
             return
-        joining.sock.send(joining.handshake.accept(0), socket.MSG_NOSIGNAL)
+        try:
+            joining.sock.send(joining.handshake.accept(0), socket.MSG_NOSIGNAL)
+        except OSError:
+            self._drop(joining)  # it is gone
+            return
         del self._joining[joining.sock.fileno()]
         self._monitors.add(joining.sock, joining.peer, joining.max_packet)
 

@@ -39,9 +39,9 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def _say(error: BaseException) -> None:
     words = str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+    if isinstance(error, OSError) and error.strerror:
+        # Without Python's "[Errno 2]", and with the file's name first.
         words = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-        words = str(error) if isinstance(error, JumiksError) else words
     print(f"jumiks: {words}", file=sys.stderr)
 
 
