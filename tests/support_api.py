@@ -24,6 +24,9 @@ DEADLINE = 10.0
 SMALL_LOG = 1 << 16
 """The smallest log."""
 
+FOREIGN_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+"""For programs that are not Python: a sanitizer's runtime is no business of theirs."""
+
 T = TypeVar("T")
 
 

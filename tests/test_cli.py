@@ -16,7 +16,7 @@ import pytest
 from conftest import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from support_api import DEADLINE, SMALL_LOG, Task
+from support_api import DEADLINE, FOREIGN_ENVIRONMENT, SMALL_LOG, Task
 
 from jumiks import Client, Monitor, Server, ServerClosed
 from jumiks.cli import main
@@ -441,7 +441,11 @@ def test_the_manual_page_is_sound_roff(tmp_path: Path, capsys: pytest.CaptureFix
     file = tmp_path / "jumiks.1"
     file.write_text(capsys.readouterr().out)
     done = subprocess.run(
-        ["man", "--warnings", "-l", file], capture_output=True, text=True, check=True
+        ["man", "--warnings", "-l", file],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=FOREIGN_ENVIRONMENT,
     )
     assert done.stderr == ""
     assert "EXIT STATUS" in done.stdout

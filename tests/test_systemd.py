@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_until
-from support_api import DEADLINE, run_script, sockaddr
+from support_api import DEADLINE, FOREIGN_ENVIRONMENT, run_script, sockaddr
 
 from jumiks import Client, ServerClosed, systemd
 
@@ -100,9 +100,14 @@ def test_the_path_of_a_passed_socket_is_not_removed(path: Path) -> None:
 @pytest.mark.skipif(ACTIVATE is None, reason="there is no systemd-socket-activate")
 def test_with_the_program_of_systemd_itself(address: str) -> None:
     assert ACTIVATE is not None
-    command = [ACTIVATE, "--seqpacket", "-l", address, sys.executable]
+    # It hands on little of its environment.
+    wanted = ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS", "PYTHONMALLOC")
+    kept = [f"--setenv={name}={os.environ[name]}" for name in wanted if name in os.environ]
+    command = [ACTIVATE, "--seqpacket", *kept, "-l", address, sys.executable]
     with subprocess.Popen(
-        [*command, str(ROOT / "examples/supervised.py"), "0.01"], stderr=subprocess.PIPE
+        [*command, str(ROOT / "examples/supervised.py"), "0.01"],
+        stderr=subprocess.PIPE,
+        env=FOREIGN_ENVIRONMENT,
     ) as process:
         try:
             wait_until(lambda: f" {address}\n" in Path("/proc/net/unix").read_text())
@@ -182,6 +187,7 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path: Path) -> None:
         )
     done = subprocess.run(
         ["systemd-analyze", "verify", tmp_path / "jumiks-log.socket"],
+        env=FOREIGN_ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
