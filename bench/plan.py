@@ -54,10 +54,12 @@ EVERYBODY = ("jumiks", "jumiks-classic", *RIVALS)
 BESIDE_C = ("c-send", "c-sendmmsg", "c-packets", "core-framed")
 IN_PLACE = ("jumiks-views", "jumiks-reserve-views", "iceoryx2-views")
 NOT_CLASSIC = tuple(name for name in (*EVERYBODY, *IN_PLACE) if name != "jumiks-classic")
+LOOPS = ("jumiks", "jumiks-asyncio", "jumiks-uvloop")
 FEW = ("jumiks", "pyzmq", "socket", "iceoryx2")
 
 BATCHED = "deliveries a second, batched"
 SINGLY = "deliveries a second, one by one"
+IN_LOOPS = "deliveries a second, in an event loop"
 LATENCY = "latency"
 C_TO_C = "C to C"
 GROWTH = "growth"
@@ -128,6 +130,20 @@ PLANS = (
         EVERYBODY,
         [Ratio("jumiks", BEST, target=1.5)],
         FEW,
+    ),
+    same(
+        IN_LOOPS,
+        Work(64, 1),
+        LOOPS,
+        [Ratio(name, "jumiks", target=0.9) for name in LOOPS[1:]],
+        rounds=5,
+    ),
+    same(
+        IN_LOOPS,
+        Work(64, 1, batched=False),
+        LOOPS,
+        [Ratio(name, "jumiks", target=0.6) for name in LOOPS[1:]],
+        rounds=5,
     ),
     same(
         LATENCY,
