@@ -571,7 +571,7 @@ class Client(Connecting):
     # ---- acks ----
 
     def ack(self, packet_id: int | None = None) -> None:
-        """Ack a message now, and all before it.
+        """Ack a message now, and all before it. Views of a shared log that it covers are released.
 
         Args:
             packet_id: by default the last one that was handed out.
@@ -593,6 +593,8 @@ class Client(Connecting):
             raise AckError(
                 f"packet id {handled} was not handed out; the last one was {self._out or 'none'}"
             )
+        if self._loans and self._loans[-1].last_id <= handled:
+            self._loans.pop()._take_back()  # else they would hold the ack back
         return handled
 
     def _ack(self, handled: int) -> None:
