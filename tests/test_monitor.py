@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import reference
-from conftest import wait_until
+from conftest import MODE, wait_until
 from support_api import DEADLINE, SMALL_LOG, Task, sockaddr, stranger
 
 from jumiks import (
@@ -37,14 +37,16 @@ DOC = (Path(__file__).parent.parent / "docs/protocol.md").read_text("utf-8")
 
 
 @contextmanager
-def raw_monitor(address: str) -> Iterator[socket.socket]:
+def raw_monitor(address: str, wanted: int = reference.MONITOR) -> Iterator[socket.socket]:
     """A monitor by hand, behind its welcome."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(DEADLINE)
         sock.connect(sockaddr(address))
         sock.recv(4096)
-        sock.send(reference.encode_reply(reference.Reply(capabilities=reference.MONITOR)))
-        welcome = reference.decode_welcome(sock.recv(4096))
+        sock.send(reference.encode_reply(reference.Reply(capabilities=wanted)))
+        packet, descriptors, _, _ = socket.recv_fds(sock, 4096, 2)
+        assert descriptors == []
+        welcome = reference.decode_welcome(packet)
         assert (welcome.status, welcome.capabilities) == (0, reference.MONITOR)
         yield sock
 
@@ -79,10 +81,19 @@ def test_a_monitor_sees_the_server_and_its_clients(address: str) -> None:
             assert status.started <= status.now
             (info,) = status.clients
             assert info.peer == Peer(os.getpid(), os.geteuid(), os.getegid())
-            assert (info.mode, info.lag, info.acked_id) == ("framed", 6, FIRST_ID + 3)
+            assert (info.mode, info.lag, info.acked_id) == (MODE, 6, FIRST_ID + 3)
             assert (status.stats.published, status.stats.clients) == (10, 1)
             assert status.stats.log_used == server.stats().log_used
             assert info == server.clients[0]
+
+
+def test_a_monitor_gets_neither_messages_nor_the_log_whatever_it_wants(address: str) -> None:
+    everything = reference.FRAMES | reference.LOG | reference.MONITOR
+    with Server(address) as server, raw_monitor(address, everything) as sock:
+        server.publish(b"not for monitors")
+        sock.send(ASK)
+        _, number, body = read_answer(sock)
+        assert (number, json.loads(body)["clients"]) == (7, [])
 
 
 def test_the_page_names_all_that_a_status_has(address: str) -> None:
