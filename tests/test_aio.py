@@ -2,6 +2,9 @@
 """The asynchronous twins, on asyncio, uvloop and trio."""
 
 import inspect
+import os
+import select
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -10,8 +13,8 @@ from typing import TypeAlias
 
 import anyio
 import pytest
-from conftest import MODE
-from support_api import DEADLINE, SMALL_LOG, stranger
+from conftest import MODE, wait_until
+from support_api import DEADLINE, SMALL_LOG, Task, run_script, sockaddr, stranger
 
 import jumiks.aio
 from jumiks import (
@@ -25,11 +28,12 @@ from jumiks import (
     Gap,
     Lagged,
     MessageTooLarge,
+    ProtocolError,
     Server,
     ServerClosed,
     Timeout,
 )
-from jumiks.handshake import FIRST_ID
+from jumiks.handshake import FIRST_ID, Capability, ServerHello, Status, Welcome
 
 Run: TypeAlias = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -207,7 +211,7 @@ def test_a_busy_feed_leaves_the_loop_its_turns(
             async with AsyncClient(address, arena_size=4096) as client, ticking() as ticker:
                 server.publish(b"first")
                 await client.receive()
-                server.publish_many([bytes(4000)] * 20)
+                server.publish_many([bytes(150_000)] * 20)
                 before = ticker.count
                 if way == "for":
                     async with aclosing(aiter(client)) as messages:
@@ -411,7 +415,174 @@ def test_a_gap_is_told(run: Run, address: str) -> None:
     assert gap.first == FIRST_ID
 
 
+def test_its_descriptor_is_readable_once_there_is_something_and_quiet_again(
+    run: Run, address: str
+) -> None:
+    async def main() -> None:
+        with Server(address) as server:
+            async with AsyncClient(address) as client:
+                for _ in range(3):
+                    with pytest.raises(Timeout):
+                        await client.receive(0)
+                    assert not is_readable(client)
+                    server.publish_many([b"one", b"two"])
+                    await until(lambda: is_readable(client))
+                    for message in (b"one", b"two"):
+                        assert await client.receive(DEADLINE) == message
+
+    run(main)
+
+
+def is_readable(client: AsyncClient) -> bool:
+    return bool(select.select([client.fileno()], [], [], 0)[0])
+
+
+@pytest.mark.parametrize("way", ["receive", "ack", "with", "close"])
+def test_views_hold_nothing_back_once_they_are_handled(run: Run, address: str, way: str) -> None:
+    gone: list[ClientInfo] = []
+
+    async def main() -> None:
+        with Server(address, on_disconnect=lambda info, _: gone.append(info)) as server:
+            async with AsyncClient(address) as client:
+                server.publish_many(numbers(10))
+                batch = await client.receive_many(DEADLINE)
+                views = batch.views()
+                assert list(map(bytes, views)) == numbers(10)
+                assert server.clients[0].acked_id == 0
+                if way == "receive":
+                    with pytest.raises(Timeout):
+                        await client.receive(0)
+                elif way == "ack":
+                    await client.ack()
+                elif way == "with":
+                    with batch:
+                        pass
+                    with pytest.raises(Timeout):
+                        await client.receive(0)
+                else:
+                    server.publish(b"more")
+                    await client.receive(DEADLINE)
+                    await client.close()
+                    await until(lambda: gone)
+                    assert gone[0].acked_id == FIRST_ID + 9
+                    return
+                await until(lambda: server.clients[0].lag == 0)
+                if MODE == "shared":
+                    with pytest.raises(ValueError, match="released"):
+                        bytes(views[0])
+
+    run(main)
+
+
+@pytest.mark.skipif(MODE != "shared", reason="what was sent cannot be given up")
+def test_what_the_server_gave_up_while_it_was_there_is_a_gap_and_no_timeout(
+    run: Run, address: str
+) -> None:
+    gaps: list[Gap] = []
+
+    async def main() -> None:
+        with Server(address, log_size=SMALL_LOG, max_lag=1, on_lag="skip", patience=0) as server:
+            async with AsyncClient(address, on_gap=gaps.append) as client:
+                server.publish(b"first")
+                # As a receive finds it that is cancelled before it can hand it out.
+                assert client._look()
+                server.publish_many([bytes(1000)] * 200)
+
+                async def more() -> None:
+                    while True:
+                        server.publish(b"more")
+                        await anyio.sleep(0.002)
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(more)
+                    assert await client.receive() in (bytes(1000), b"more")
+                    group.cancel_scope.cancel()
+                assert gaps[0].first == FIRST_ID
+
+    run(main)
+
+
 # ---- connecting
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_either_side_may_do_without_the_shared_log(run: Run, address: str, side: str) -> None:
+    async def main() -> None:
+        async with AsyncServer(address, share_log=side != "server") as server:
+            async with AsyncClient(address, share_log=side != "client") as client:
+                assert client.mode == server.clients[0].mode == "framed"
+            async with AsyncClient(address) as client:
+                assert client.mode == ("framed" if side == "server" else "shared")
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, AsyncServer])
+def test_share_log_is_yes_or_no(run: Run, address: str, kind: type) -> None:
+    async def main() -> None:
+        with pytest.raises(TypeError, match="share_log is True or False, not 'yes'"):
+            await kind(address, share_log="yes")
+
+    run(main)
+
+
+def test_a_log_with_too_few_descriptors_is_a_protocol_error_and_none_is_kept(
+    run: Run, address: str
+) -> None:
+    hello = ServerHello(
+        capabilities=Capability.FRAMES | Capability.LOG, next_id=FIRST_ID, max_packet=65536
+    )
+    welcome = Welcome(Status.ACCEPTED, hello.capabilities, FIRST_ID)
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, open(os.devnull) as file:
+            connection.send(hello.encode())
+            connection.recv(100)
+            socket.send_fds(connection, [welcome.encode()], [file.fileno()])
+            connection.recv(100)
+
+    async def main() -> None:
+        with pytest.raises(ProtocolError, match="1 descriptors came"):
+            await AsyncClient(address)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(sockaddr(address))
+        listener.listen()
+        task = Task(serve)
+        run(main)
+        task.result()
+
+
+NO_ROOM = """
+import asyncio, logging, os, sys
+import jumiks
+
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+
+async def main():
+    found = []
+    try:
+        while True:
+            found.append(os.dup(0))
+    except OSError:
+        os.close(found.pop())  # room for a socket, and for nothing that comes with the welcome
+    async with jumiks.AsyncClient(sys.argv[1]) as client:
+        os.close(found.pop())
+        print(client.mode, await client.receive(10))
+
+asyncio.run(main())
+"""
+
+
+def test_who_has_no_room_for_the_log_has_messages_sent(address: str) -> None:
+    with Server(address, share_log=True) as server:
+        script = Task(lambda: run_script(NO_ROOM, address))
+        wait_until(lambda: script.done or [info.mode for info in server.clients] == ["framed"])
+        server.publish(b"sent")
+        said = script.result(3 * DEADLINE).splitlines()
+    assert said[0].startswith(f"{address}: cannot read its log, so it has to send: ")
+    assert said[1:] == ["framed b'sent'"]
 
 
 def test_nobody_serves_there(run: Run, address: str, path: Path) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import MODE, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from support_api import DEADLINE, FOREIGN_ENVIRONMENT, SMALL_LOG, Task
@@ -316,7 +316,7 @@ def test_status_shows_clients_and_log(address: str) -> None:
     assert lines[3] == "policy  disconnect at 100 messages"
     head, row = (line.split() for line in lines[5:7])
     found = dict(zip(head, row, strict=True))
-    assert (found["PID"], found["MODE"], found["LAG"]) == (str(os.getpid()), "framed", "7")
+    assert (found["PID"], found["MODE"], found["LAG"]) == (str(os.getpid()), MODE, "7")
     assert (found["SENT"], found["ACKED"]) == (str(FIRST_ID + 6), "-")
 
 

@@ -128,8 +128,8 @@ class AsyncClient(_Twin[Client]):
             async for message in client:
                 ...
 
-    Args, Raises: those of `Client`, but for `spin`, which would keep the event loop from all others;
-        nothing happens before it is awaited or entered.
+    Args, Raises: those of `Client`, but for `spin`, which would hold up the event loop; nothing
+        happens before it is awaited or entered.
 
     A cancelled `receive` loses nothing: the next one returns what it would have. One task receives
     at a time.

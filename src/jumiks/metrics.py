@@ -36,8 +36,8 @@ class Metric:
 _OF_STATS: Final[tuple[tuple[str, str, Literal["counter", "gauge"], str], ...]] = (
     ("published", "published_messages", "counter", "Messages published"),
     ("published_bytes", "published_bytes", "counter", "Bytes of payload published"),
-    ("delivered", "delivered_messages", "counter", "Messages sent, all clients together"),
-    ("delivered_bytes", "delivered_bytes", "counter", "Bytes sent, headers included"),
+    ("delivered", "delivered_messages", "counter", "Messages sent, or offered in the shared log, all clients together"),
+    ("delivered_bytes", "delivered_bytes", "counter", "Bytes sent or offered, headers included"),
     ("packets", "packets", "counter", "Packets sent, all clients together"),
     ("skipped", "skipped_messages", "counter", "Messages skipped for clients at their limit"),
     ("rounds", "pump_rounds", "counter", "Times the pump looked for work"),
@@ -52,7 +52,7 @@ _OF_STATS: Final[tuple[tuple[str, str, Literal["counter", "gauge"], str], ...]] 
 _OF_CLIENTS: Final[tuple[tuple[str, Literal["counter", "gauge"], str], ...]] = (
     ("lag_messages", "gauge", "Messages offered to a client and not acked"),
     ("lag_bytes", "gauge", "Bytes of the log that a client holds"),
-    ("delivered_messages", "counter", "Messages sent to a client"),
+    ("delivered_messages", "counter", "Messages sent to a client, or offered in the shared log"),
     ("acked_messages", "counter", "Messages that a client acked"),
 )
 
