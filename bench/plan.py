@@ -136,6 +136,7 @@ PLANS = (
         Work(64, 1),
         LOOPS,
         [Ratio(name, "jumiks", target=0.9) for name in LOOPS[1:]],
+        name="64 B, 1 client, batched, in a loop",
         rounds=5,
     ),
     same(
@@ -143,6 +144,7 @@ PLANS = (
         Work(64, 1, batched=False),
         LOOPS,
         [Ratio(name, "jumiks", target=0.6) for name in LOOPS[1:]],
+        name="64 B, 1 client, one by one, in a loop",
         rounds=5,
     ),
     same(
