@@ -36,12 +36,7 @@ class Metric:
 _OF_STATS: Final[tuple[tuple[str, str, Literal["counter", "gauge"], str], ...]] = (
     ("published", "published_messages", "counter", "Messages published"),
     ("published_bytes", "published_bytes", "counter", "Bytes of payload published"),
-    (
-        "delivered",
-        "delivered_messages",
-        "counter",
-        "Messages sent or offered, all clients together",
-    ),
+    ("delivered", "delivered_messages", "counter", "Messages sent or offered to clients"),
     ("delivered_bytes", "delivered_bytes", "counter", "Bytes sent or offered, headers included"),
     ("packets", "packets", "counter", "Packets sent, all clients together"),
     ("skipped", "skipped_messages", "counter", "Messages skipped for clients at their limit"),
