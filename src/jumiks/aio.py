@@ -326,7 +326,7 @@ class AsyncClient(_Twin[Client]):
     async def ack(self, packet_id: int | None = None) -> None:
         """Ack a message now, and all before it; see `Client.ack`."""
         client = self._open()
-        handled = client._check_ack(packet_id)
+        handled = client._prepare_ack(packet_id)
         for _ in range(_ACK_TRIES):
             self._ack(handled)
             if self._is_acked(client._open(), handled):

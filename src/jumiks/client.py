@@ -580,12 +580,12 @@ class Client(Connecting):
             AckError: it was not handed out (yet).
             Busy, Closed: as for `receive`.
         """
-        handled = self._check_ack(packet_id)
+        handled = self._prepare_ack(packet_id)
         self._open()
         if handled:
             self._ack(handled)
 
-    def _check_ack(self, packet_id: int | None) -> int:
+    def _prepare_ack(self, packet_id: int | None) -> int:
         handled = self._out if packet_id is None else packet_id
         if isinstance(handled, bool) or not isinstance(handled, int):
             raise TypeError(f"packet_id is a number, not {packet_id!r}")
@@ -593,8 +593,9 @@ class Client(Connecting):
             raise AckError(
                 f"packet id {handled} was not handed out; the last one was {self._out or 'none'}"
             )
-        if self._loans and self._loans[-1].last_id <= handled:
-            self._loans.pop()._take_back()  # else they would hold the ack back
+        for batch in tuple(self._loans):
+            if batch.last_id <= handled:
+                batch._take_back()  # else its views would hold the ack back
         return handled
 
     def _ack(self, handled: int) -> None:
