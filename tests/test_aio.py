@@ -444,6 +444,7 @@ def test_views_hold_nothing_back_once_they_are_handled(run: Run, address: str, w
     async def main() -> None:
         with Server(address, on_disconnect=lambda info, _: gone.append(info)) as server:
             async with AsyncClient(address) as client:
+                server.wait_for_clients(1, DEADLINE)
                 server.publish_many(numbers(10))
                 batch = await client.receive_many(DEADLINE)
                 views = batch.views()

@@ -68,6 +68,7 @@ def test_a_monitor_sees_the_server_and_its_clients(address: str) -> None:
     with Server(address, max_lag=50, on_lag="skip") as server, Monitor(address) as monitor:
         assert monitor.status().clients == ()
         with Client(address) as client:
+            server.wait_for_clients(1, DEADLINE)
             server.publish_many([b"message"] * 10)
             for _ in range(4):
                 client.receive(DEADLINE)
