@@ -17,6 +17,7 @@ IN_SDIST = (
     "csrc/build_core.py",
     "csrc/jumiks.h",
     "csrc/objects.c",
+    "examples/systemd/jumiks-log.socket",
     "pyproject.toml",
     "setup.py",
     "src/jumiks/py.typed",
@@ -24,6 +25,7 @@ IN_SDIST = (
 )
 IN_WHEEL = (
     "jumiks/__init__.py",
+    "jumiks/cli/__init__.py",
     "jumiks/_core.abi3.so",
     "jumiks/_objects.abi3.so",
     "jumiks/py.typed",
@@ -77,6 +79,8 @@ def try_install(archive: Path) -> None:
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, str(archive)], cwd=elsewhere, check=True)
         subprocess.run([python, "-I", "-c", ROUND_TRIP], cwd=elsewhere, check=True)
+        command = [f"{elsewhere}/venv/bin/jumiks", "serve", "@jumiks-dist"]
+        subprocess.run(command, stdin=subprocess.DEVNULL, cwd=elsewhere, check=True)
 
 
 def main() -> None:

@@ -54,11 +54,13 @@ EVERYBODY = ("jumiks", "jumiks-framed", "jumiks-classic", *RIVALS)
 BESIDE_C = ("c-send", "c-sendmmsg", "c-packets", "core-framed", "core-shared")
 IN_PLACE = ("jumiks-views", "jumiks-reserve-views", "iceoryx2-views")
 NOT_CLASSIC = tuple(name for name in (*EVERYBODY, *IN_PLACE) if name != "jumiks-classic")
+LOOPS = ("jumiks", "jumiks-asyncio", "jumiks-uvloop")
 FEW = ("jumiks", "jumiks-framed", "pyzmq", "socket", "iceoryx2")
 QUICK_C = ("c-send", "c-packets", "core-classic", "core-framed", "core-shared", "c-memcpy")
 
 BATCHED = "deliveries a second, batched"
 SINGLY = "deliveries a second, one by one"
+IN_LOOPS = "deliveries a second, in an event loop"
 LATENCY = "latency"
 C_TO_C = "C to C"
 GROWTH = "growth"
@@ -164,6 +166,22 @@ PLANS = (
         EVERYBODY,
         [Ratio("jumiks", BEST), Ratio("jumiks-framed", BEST, target=1.5)],
         FEW,
+    ),
+    same(
+        IN_LOOPS,
+        Work(64, 1),
+        LOOPS,
+        [Ratio(name, "jumiks", target=0.9) for name in LOOPS[1:]],
+        name="64 B, 1 client, batched, in a loop",
+        rounds=5,
+    ),
+    same(
+        IN_LOOPS,
+        Work(64, 1, batched=False),
+        LOOPS,
+        [Ratio(name, "jumiks", target=0.6) for name in LOOPS[1:]],
+        name="64 B, 1 client, one by one, in a loop",
+        rounds=5,
     ),
     same(
         LATENCY,

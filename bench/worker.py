@@ -104,15 +104,23 @@ def chunks(messages: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
         yield taken
 
 
-def receive_all(subscriber: adapters.Subscriber, work: Work) -> Figures:
+def receive_all(subscriber: adapters.Subscriber | adapters.LoopSubscriber, work: Work) -> Figures:
     checker, end, now = Checker(work.size), 0, time.monotonic_ns
-    batches = subscriber.batches() if work.batched else chunks(subscriber.messages(), work.size)
-    cpu = time.process_time()
-    for batch in batches:
+
+    def take(batch: Sequence[bytes]) -> bool:
+        nonlocal end
         end = now()
         checker.take(batch)
-        if checker.done:
-            break
+        return checker.done
+
+    cpu = time.process_time()
+    if isinstance(subscriber, adapters.LoopSubscriber):
+        subscriber.drive(work, take)
+    else:
+        receive = subscriber.batches() if work.batched else chunks(subscriber.messages(), work.size)
+        for batch in receive:
+            if take(batch):
+                break
     cpu = time.process_time() - cpu
     return {"count": checker.count, "wrong": checker.wrong, "end": end, "cpu": cpu}
 
@@ -146,7 +154,11 @@ def one_subscriber(
     subscriber = adapter.subscriber(path, work, **contestant.subscriber)
     connected()
     gc.disable()
-    figures = receive_paced(subscriber, work) if work.latency else receive_all(subscriber, work)
+    if work.latency:
+        assert not isinstance(subscriber, adapters.LoopSubscriber)
+        figures = receive_paced(subscriber, work)
+    else:
+        figures = receive_all(subscriber, work)
     subscriber.close()
     return figures
 

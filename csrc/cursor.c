@@ -87,15 +87,19 @@ static int ring(struct jmk_session *session, uint64_t sleep, uint64_t next_id) {
     return error == -EAGAIN ? 0 : error;
 }
 
+static void note_sent(struct jmk_session *session, uint64_t id) {
+    session->account.messages += id - session->sent_id;
+    session->sent_id = id;
+    session->account.sent_id = id;
+}
+
 /* All up to end is there for it to read. */
 static int offer(struct jmk_session *session, struct jmk_mark end) {
     uint64_t sleep;
 
-    session->account.messages += end.id - 1 - session->sent_id;
+    note_sent(session, end.id - 1);
     session->account.bytes += end.offset - session->offset;
     session->offset = end.offset;
-    session->sent_id = end.id - 1;
-    session->account.sent_id = session->sent_id;
     sleep = atomic_load(&session->cursor->sleeping);
     if (sleep % 2 == 0 || sleep == session->rung)
         return 0;
@@ -120,7 +124,7 @@ static int take(struct jmk_session *session, const struct jmk_log *log, uint64_t
         if (session->state == JMK_LIVE)
             error = offer(session, end);
         else
-            session->sent_id = id;
+            note_sent(session, id);
     }
     jmk_session_ack(session, id, moved);
     return error;

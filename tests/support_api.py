@@ -24,6 +24,9 @@ DEADLINE = 10.0
 SMALL_LOG = 1 << 16
 """The smallest log."""
 
+FOREIGN_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+"""For programs that are not Python: a sanitizer's runtime is no business of theirs."""
+
 T = TypeVar("T")
 
 
@@ -136,7 +139,9 @@ def often(action: Callable[[], object], pause: float) -> Iterator[None]:
 PREAMBLE = (
     ""
     if SHARE_LOG
-    else ("import jumiks; jumiks.Server.__init__.__kwdefaults__['share_log'] = False\n")
+    else "import jumiks\n"
+    "for kind in jumiks.Server, jumiks.AsyncServer:\n"
+    "    kind.__init__.__kwdefaults__['share_log'] = False\n"
 )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from jumiks import access
-from jumiks.access import Peer
+from jumiks import Server, access
+from jumiks.access import Group, Peer
 
 SOMEBODY = 4321
 PEER = Peer(pid=77, uid=SOMEBODY, gid=SOMEBODY)
@@ -147,3 +147,53 @@ async def too_late(peer: Peer) -> bool:
 def test_a_wrong_type_is_found_at_once(allow: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         access.parse(allow)
+
+
+# ---- groups
+
+
+def test_a_group_is_matched_by_the_effective_and_the_supplementary_ones() -> None:
+    rule = access.parse([SOMEBODY + 1, Group(50)])
+    assert access.check(rule, PEER, abstract=True) == f"user {SOMEBODY} may not connect"
+    for member in (
+        Peer(1, 2, 50),
+        Peer(1, 2, 3, frozenset({49, 50})),
+        Peer(1, SOMEBODY + 1, 3),
+    ):
+        assert access.check(rule, member, abstract=True) is None
+
+
+def test_the_kernel_tells_the_groups_of_a_peer() -> None:
+    ours, theirs = seqpacket_pair()
+    with ours, theirs:
+        assert Peer.of(ours).groups == frozenset(os.getgroups())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have other groups")
+@pytest.mark.parametrize("count", [1, 256, 257])
+def test_a_peer_may_be_in_many_groups(address: str, count: int) -> None:
+    script = (
+        "import os, sys, jumiks; os.setgroups(range(70000, 70000 + int(sys.argv[2])));"
+        "os.setgid(60000); jumiks.Client(sys.argv[1]).close()"
+    )
+
+    def connect() -> str:
+        command = [sys.executable, "-c", script, address, str(count)]
+        return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False).stderr
+
+    with Server(address, allow=Group(70000 + count - 1)):
+        assert ("may not connect" in connect()) is (count > 256)
+    with Server(address, allow=Group(70000 + count)):
+        assert "may not connect" in connect()
+    with Server(address, allow=Group(60000)):
+        assert connect() == ""
+
+
+def test_a_group_that_is_not_there_is_an_error_at_once() -> None:
+    with pytest.raises(ValueError, match="there is no group named 'no such group'"):
+        Group("no such group")
+    with pytest.raises(ValueError, match="is no group id"):
+        Group(-1)
+    with pytest.raises(TypeError, match="group is a name or a number"):
+        Group(1.5)  # type: ignore[arg-type]
+    assert access.parse(Group("root")) == access.Some(frozenset(), frozenset({0}))

@@ -346,6 +346,20 @@ def test_fileno_is_readable_when_a_message_is_there(server: Server) -> None:
         assert select.select([client.fileno()], [], [], 0)[0] == []
 
 
+def test_an_ack_takes_views_of_the_log_back_and_is_not_held_up_by_them(server: Server) -> None:
+    with Client(server.address, share_log=True) as client:
+        server.publish_many([b"one", b"two", b"three"])
+        batch = client.receive_many(DEADLINE)
+        views = batch.views()
+        client.ack(batch.first_id)
+        assert [bytes(view) for view in views] == [b"one", b"two", b"three"]
+        client.ack()
+        assert client.lag == 0
+        if client.mode == "shared":
+            with pytest.raises(ValueError, match="released"):
+                bytes(views[0])
+
+
 # ---- start
 
 

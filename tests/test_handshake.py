@@ -338,7 +338,11 @@ def test_only_what_is_wanted_and_offered_is_granted(
 def test_a_capability_that_nobody_knows_is_never_granted() -> None:
     server = after_hello(ServerHello(capabilities=Capability(0xFFFF)))
     server.receive(ClientHello(capabilities=Capability(0xFFFF)).encode())
-    assert server.granted == FRAMES | Capability.LOG | Capability.MONITOR
+    assert server.granted == Capability.MONITOR
+
+    server = after_hello(ServerHello(capabilities=Capability(0xFFFF - Capability.MONITOR)))
+    server.receive(ClientHello(capabilities=Capability(0xFFFF)).encode())
+    assert server.granted == FRAMES | Capability.LOG
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def test_the_framed_examples_make_one_connection() -> None:
 
 
 def test_the_fields_of_each_layout_follow_each_other_without_holes() -> None:
-    assert len(layouts()) == 9
+    assert len(layouts()) == 11
     for rows in layouts():
         for row, after in pairwise(rows):
             assert row.at + SIZES[row.type] == after.at, row

@@ -340,7 +340,9 @@ def test_every_ledger_agrees_with_what_was_published(address: str, on_lag: OnLag
     for publisher in publishers:
         assert publisher.ids == sorted(publisher.ids)
     last_id = max(
-        [*ledger, *(entry[0] for reader in storm.readers for entry in reader.entries[-1:])]
+        *ledger,
+        *(entry[0] for reader in storm.readers for entry in reader.entries[-1:]),
+        *(reader.first_due - 1 for reader in storm.readers),
     )
     assert min(ledger) == FIRST_ID
     # Nothing is missing among the ids but what the close cut off.

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from bench.work import Work, cycle_length
 
@@ -58,13 +58,24 @@ class Subscriber(Protocol):
         """Close."""
 
 
+@runtime_checkable
+class LoopSubscriber(Protocol):
+    """A receiving end in an event loop, which no caller from outside may hold up."""
+
+    def drive(self, work: Work, take: Callable[[Sequence[bytes]], bool]) -> None:
+        """Give `take` what comes, until it returns True or nothing comes any more."""
+
+    def close(self) -> None:
+        """Close."""
+
+
 class Adapter(Protocol):
     """What each module here has."""
 
     def publisher(self, path: str, work: Work, **options: object) -> Publisher:
         """Make the publishing end."""
 
-    def subscriber(self, path: str, work: Work, **options: object) -> Subscriber:
+    def subscriber(self, path: str, work: Work, **options: object) -> Subscriber | LoopSubscriber:
         """Make a receiving end."""
 
 
@@ -137,6 +148,8 @@ CONTESTANTS = {
     "jumiks-reserve-views": Contestant(
         "jumiks", publisher={"reserve": True}, subscriber={"views": True}
     ),
+    "jumiks-asyncio": Contestant("jumiks", subscriber={"loop": "asyncio"}),
+    "jumiks-uvloop": Contestant("jumiks", ("uvloop", "uvloop"), subscriber={"loop": "uvloop"}),
     "pyzmq": Contestant("pyzmq", ("zmq", "pyzmq"), keeps=(3e6, 2e9)),
     "pynng": Contestant("pynng", ("pynng", "pynng")),
     "zenoh": Contestant("zenoh", ("zenoh", "eclipse-zenoh")),

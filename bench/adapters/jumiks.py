@@ -2,14 +2,16 @@
 """jumiks, with `on_lag="block"`: the setting under which nobody loses anything.
 
 Options beyond the package's own: `reserve` has each message written in place, `views` has batches
-received without a copy.
+received without a copy, `loop` names the module of the event loop that `AsyncClient` receives in.
 """
 
-from collections.abc import Iterator, Sequence
+import asyncio
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jumiks
-from bench.work import Work
+from bench.work import Work, cycle_length
 
 from . import CONNECT, SILENCE, OneByOne
 
@@ -55,9 +57,44 @@ class Subscriber:
         self._client.close()
 
 
+class LoopSubscriber:
+    def __init__(self, path: str, loop: str, **options: Any) -> None:
+        self._loop = asyncio.Runner(loop_factory=importlib.import_module(loop).new_event_loop)
+        self._loop.run(self._connect(path, options))
+
+    async def _connect(self, path: str, options: dict[str, Any]) -> None:
+        self._client = await jumiks.AsyncClient(path, **options)
+
+    def drive(self, work: Work, take: Callable[[Sequence[bytes]], bool]) -> None:
+        coroutine = self._batches(take) if work.batched else self._messages(work, take)
+        self._loop.run(coroutine)
+
+    async def _batches(self, take: Callable[[Sequence[bytes]], bool]) -> None:
+        try:
+            while not take(await self._client.receive_many(SILENCE)):
+                continue
+        except (jumiks.Timeout, jumiks.ConnectionEnded):
+            return
+
+    async def _messages(self, work: Work, take: Callable[[Sequence[bytes]], bool]) -> None:
+        most, taken = cycle_length(work.size), list[bytes]()
+        async for message in self._client:
+            taken.append(message)
+            if len(taken) == most:
+                if take(taken):
+                    return
+                taken = []
+
+    def close(self) -> None:
+        self._loop.run(self._client.close())
+        self._loop.close()
+
+
 def publisher(path: str, work: Work, **options: Any) -> Publisher:  # noqa: ARG001
     return Publisher(path, **options)
 
 
-def subscriber(path: str, work: Work, **options: Any) -> Subscriber:  # noqa: ARG001
+def subscriber(path: str, work: Work, **options: Any) -> Subscriber | LoopSubscriber:  # noqa: ARG001
+    if "loop" in options:
+        return LoopSubscriber(path, **options)
     return Subscriber(path, **options)

@@ -8,7 +8,8 @@ exactly what they missed.
 import logging as _logging
 from importlib.metadata import version as _version
 
-from .access import Allow, Peer
+from .access import Allow, Group, Peer
+from .aio import AsyncClient, AsyncServer
 from .batch import Batch
 from .client import Client
 from .errors import (
@@ -31,6 +32,7 @@ from .errors import (
     VersionMismatch,
 )
 from .lag import OnLag
+from .monitor import Monitor, ServerStatus
 from .server import Server
 from .stats import ClientInfo, EndReason, Gap, ServerStats
 
@@ -38,6 +40,8 @@ __all__ = [
     "AckError",
     "AddressInUse",
     "Allow",
+    "AsyncClient",
+    "AsyncServer",
     "Batch",
     "Busy",
     "Client",
@@ -49,9 +53,11 @@ __all__ = [
     "EndReason",
     "Forked",
     "Gap",
+    "Group",
     "JumiksError",
     "Lagged",
     "MessageTooLarge",
+    "Monitor",
     "OnLag",
     "Overwritten",
     "Peer",
@@ -60,6 +66,7 @@ __all__ = [
     "Server",
     "ServerClosed",
     "ServerStats",
+    "ServerStatus",
     "Timeout",
     "VersionMismatch",
 ]

@@ -5,21 +5,26 @@ The credentials are those the peer had when it called `connect` (SO_PEERCRED, un
 vouches for them, so no peer can claim to be another.
 """
 
+import grp
 import inspect
 import logging
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, cast
 
-__all__ = ["Allow", "Peer"]
+__all__ = ["Allow", "Group", "Peer"]
 
 log = logging.getLogger("jumiks")
 
 # struct ucred: pid_t, uid_t, gid_t.
 _UCRED: Final = struct.Struct("iII")
+
+# The peer's supplementary groups; the socket module has no name for it (Linux 4.13).
+_SO_PEERGROUPS: Final = 59
+_GROUPS_SIZE: Final = 1024  # 256 groups, the most that the socket module takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,13 @@ class Peer:
         pid: its process id; 0 if it lives in a process namespace that cannot be seen from here.
         uid: its effective user id.
         gid: its effective group id.
+        groups: its supplementary groups; none are known if there are more than 256.
     """
 
     pid: int
     uid: int
     gid: int
+    groups: frozenset[int] = field(default=frozenset(), compare=False, repr=False)
 
     @classmethod
     def of(cls, sock: socket.socket) -> "Peer":
@@ -43,12 +50,54 @@ class Peer:
         Raises:
             OSError: as getsockopt(2) does.
         """
-        return cls(
-            *_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        )
+        found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid, uid, gid = _UCRED.unpack(found)
+        return cls(pid, uid, gid, _groups(sock))
 
 
-Allow: TypeAlias = Literal["anyone"] | int | Iterable[int] | Callable[[Peer], bool] | None
+def _groups(sock: socket.socket) -> frozenset[int]:
+    try:
+        found = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
+    except OSError:
+        return frozenset()  # there are more, or the kernel is an old one
+    return frozenset(number for (number,) in struct.iter_unpack("I", found))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """In `allow`: whoever is in this group, by its effective group or a supplementary one.
+
+    Args:
+        group: a name or a number.
+
+    Raises:
+        ValueError: there is no group of that name, or that is no group id.
+        TypeError: it is neither.
+    """
+
+    group: str | int
+
+    def __post_init__(self) -> None:
+        group_id(self.group)
+
+
+def group_id(group: object) -> int:
+    """The id of a group that is given by name or number; raises as `Group` does."""
+    if isinstance(group, str):
+        try:
+            return grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise ValueError(f"there is no group named {group!r}") from None
+    if isinstance(group, bool) or not isinstance(group, int):
+        raise TypeError(f"group is a name or a number, not {group!r}")
+    if not 0 <= group < 2**32 - 1:
+        raise ValueError(f"group {group} is no group id")
+    return group
+
+
+Allow: TypeAlias = (
+    Literal["anyone"] | int | Group | Iterable[int | Group] | Callable[[Peer], bool] | None
+)
 """What a user may say about who may connect.
 
 None
@@ -56,30 +105,43 @@ None
     connect to it; for a path, the file's permissions have decided already.
 "anyone"
     everybody who gets as far as connecting.
-a user id, or several
-    these users and nobody else, not even root.
+a user id, a `Group`, or several of them
+    these users, the members of these groups, and nobody else, not even root.
 a function
     gets the `Peer` and returns True or False. It runs in the server's control thread, so it must
     not take long. One that raises, or returns anything else, refuses.
 """
 
-Rule: TypeAlias = Literal["anyone"] | frozenset[int] | Callable[[Peer], bool] | None
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """Users and groups by their ids."""
+
+    users: frozenset[int]
+    groups: frozenset[int]
+
+    def __contains__(self, peer: Peer) -> bool:
+        return peer.uid in self.users or bool(self.groups & (peer.groups | {peer.gid}))
+
+
+Rule: TypeAlias = Literal["anyone"] | Some | Callable[[Peer], bool] | None
 """The same after `parse`."""
 
 
-def _user(uid: object) -> int:
+def _user(uid: object, name: str) -> int:
     if isinstance(uid, bool) or not isinstance(uid, int):
-        raise TypeError(f"allow takes user ids as numbers, not {uid!r}: see pwd.getpwnam")
+        raise TypeError(f"{name} takes user ids as numbers, not {uid!r}: see pwd.getpwnam")
     if not 0 <= uid < 2**32 - 1:
-        raise ValueError(f"allow: {uid} is no user id")
+        raise ValueError(f"{name}: {uid} is no user id")
     return uid
 
 
-def parse(allow: object) -> Rule:
+def parse(allow: object, name: str = "allow") -> Rule:
     """Check a rule once, so that a wrong one is found when the server starts.
 
     Args:
         allow: as described at `Allow`.
+        name: the argument's name, for messages.
 
     Raises:
         TypeError: it is none of these.
@@ -89,25 +151,35 @@ def parse(allow: object) -> Rule:
         return None
     if isinstance(allow, str):
         if allow != "anyone":
-            raise ValueError(f"allow={allow!r}: the only text it takes is 'anyone'")
+            raise ValueError(f"{name}={allow!r}: the only text it takes is 'anyone'")
         return "anyone"
-    if isinstance(allow, int):
-        return frozenset({_user(allow)})
+    if isinstance(allow, int | Group):
+        return _some((allow,), name)
     if callable(allow):
         if inspect.iscoroutinefunction(allow):
             raise TypeError(
-                "allow takes a plain function: a coroutine's answer would come too late"
+                f"{name} takes a plain function: a coroutine's answer would come too late"
             )
         return cast(Callable[[Peer], bool], allow)
     if isinstance(allow, Iterable) and not isinstance(allow, bytes | bytearray):
-        users = frozenset(_user(uid) for uid in allow)
-        if not users:
-            raise ValueError("allow is empty: nobody could connect")
-        return users
+        found = _some(allow, name)
+        if not found.users and not found.groups:
+            raise ValueError(f"{name} is empty: nobody could connect")
+        return found
     raise TypeError(
-        "allow takes None, 'anyone', a user id, several user ids or a function, "
+        f"{name} takes None, 'anyone', a user id, a Group, several of them or a function, "
         f"not {type(allow).__name__}"
     )
+
+
+def _some(allowed: Iterable[object], name: str) -> Some:
+    users, groups = set(), set()
+    for each in allowed:
+        if isinstance(each, Group):
+            groups.add(group_id(each.group))
+        else:
+            users.add(_user(each, name))
+    return Some(frozenset(users), frozenset(groups))
 
 
 def check(rule: Rule, peer: Peer, abstract: bool) -> str | None:
@@ -127,8 +199,8 @@ def check(rule: Rule, peer: Peer, abstract: bool) -> str | None:
         if not abstract or peer.uid in (0, os.geteuid()):
             return None
         return f"user {peer.uid} may not connect: only the server's own user and root may"
-    if isinstance(rule, frozenset):
-        return None if peer.uid in rule else f"user {peer.uid} may not connect"
+    if isinstance(rule, Some):
+        return None if peer in rule else f"user {peer.uid} may not connect"
     return _ask(rule, peer)
 
 

@@ -20,20 +20,19 @@ and stop apart from every other:
 
 import errno
 import fcntl
-import grp
 import logging
 import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
 from typing import Final, Self
 
-from .access import Peer
+from .access import Peer, group_id
 from .errors import AddressInUse, Timeout
 
 __all__: list[str] = []
@@ -251,7 +250,7 @@ def listen(
                 f"mode and group are for a path, and {where.text!r} is not one we make"
             )
         return _listen_ready(where, backlog) if where.ready else _listen_abstract(where, backlog)
-    gid = None if group is None else _group_id(group)
+    gid = None if group is None else group_id(group)
     if mode is None and gid is not None:
         mode = GROUP_MODE
     return _listen_path(where, _check_mode(mode), gid, backlog)
@@ -265,19 +264,6 @@ def _check_mode(mode: int | None) -> int | None:
     if not 0 <= mode <= 0o777:
         raise ValueError(f"mode {mode:#o} is out of range: it takes 0 to 0o777")
     return mode
-
-
-def _group_id(group: str | int) -> int:
-    if isinstance(group, str):
-        try:
-            return grp.getgrnam(group).gr_gid
-        except KeyError:
-            raise ValueError(f"there is no group named {group!r}") from None
-    if isinstance(group, bool) or not isinstance(group, int):
-        raise TypeError(f"group is a name or a number, not {group!r}")
-    if not 0 <= group < 2**32 - 1:
-        raise ValueError(f"group {group} is no group id")
-    return group
 
 
 def _new_socket() -> socket.socket:
@@ -532,37 +518,59 @@ def connect(address: object, timeout: float | None = None) -> socket.socket:
         TypeError, ValueError: a wrong argument.
     """
     where = parse(address)
+    for sock, wait in connecting(where, timeout):
+        if sock is not None:
+            return sock
+        time.sleep(wait)
+    raise AssertionError
+
+
+def connecting(
+    where: Address, timeout: float | None
+) -> Generator[tuple[socket.socket | None, float], None, None]:
+    """Connect as `connect` does, and leave the waiting to the caller.
+
+    Yields:
+        The connected socket; or None, and how many seconds to wait before going on.
+    """
     if where.ready is not None:
         raise TypeError("a client takes '@name' or a path; a ready-made socket is for a server")
-    deadline = None if timeout is None else time.monotonic() + timeout
     sock = _new_socket()
     try:
-        for _ in _waits(deadline):
+        for wait in _pauses(None if timeout is None else time.monotonic() + timeout):
             try:
                 sock.connect(where.sockaddr)
-                return sock
+                break
             except BlockingIOError:
-                continue
+                yield None, wait
             except OSError as error:
                 raise _explain_connect(error, where) from error
-        raise Timeout(
-            f"no place in the backlog of the server at {where.text!r} within {timeout:g} s: "
-            "it is stuck, or flooded with connections"
-        )
+        else:
+            raise Timeout(
+                f"no place in the backlog of the server at {where.text!r} within {timeout:g} s: "
+                "it is stuck, or flooded with connections"
+            )
     except BaseException:
         sock.close()
         raise
+    yield sock, 0.0
 
 
 def _waits(deadline: float | None) -> Iterator[None]:
     """Yield for one try after another, with growing waits between them, until the deadline."""
+    for wait in _pauses(deadline):
+        yield
+        time.sleep(wait)
+
+
+def _pauses(deadline: float | None) -> Iterator[float]:
+    """Yield how long to wait after each try; the last try is at the deadline."""
     wait = _FIRST_WAIT
     while True:
-        yield
         left = wait if deadline is None else deadline - time.monotonic()
+        yield max(0.0, min(wait, left))
         if left <= 0:
             return
-        time.sleep(min(wait, left))
         wait = min(wait * 2, _LONGEST_WAIT)
 
 

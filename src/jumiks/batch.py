@@ -113,9 +113,9 @@ class Batch(Sequence[bytes]):
         """The messages as read-only memoryviews, not copied if asked for before anything else.
 
         They stay valid as long as they live, and keep the memory of all they were received with.
-        Where the client reads the server's log itself they are released by the next receive. What
-        was made of them and lives on (a slice, an array) keeps everything from this batch on from
-        being acked, so the client's lag grows; see `valid`.
+        Where the client reads the server's log itself they are released by the next receive, or by
+        an `ack` of the batch. What was made of them and lives on (a slice, an array) keeps all from
+        this batch on from being acked, so the client's lag grows; see `valid`.
 
         Raises:
             Overwritten: they are gone already.

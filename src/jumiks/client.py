@@ -12,8 +12,9 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeVar
 
 from . import address
 from ._native import (
@@ -82,7 +83,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class _CannotShareError(Exception):
+class CannotShareError(Exception):
     """This system does not let us map what the server shares."""
 
 
@@ -96,7 +97,90 @@ def _parse_start(start: object) -> int:
     return start
 
 
-class Client:
+@contextmanager
+def descriptors_received() -> Iterator[list[int]]:
+    """A list for the descriptors that come with a welcome; they are closed at the end."""
+    found: list[int] = []
+    try:
+        yield found
+    finally:
+        for descriptor in found:
+            os.close(descriptor)
+
+
+class Connecting:
+    """The part of a client that connects and shakes hands."""
+
+    _address: str
+
+    def _connect(
+        self,
+        where: address.Address,
+        handshake: ClientHandshake,
+        timeout: float | None,
+        descriptors: list[int],
+    ) -> socket.socket:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        sock = address.connect(where, timeout)
+        with self._shaking_hands(sock, handshake, timeout):
+            while not handshake.done:
+                sock.settimeout(
+                    None
+                    if deadline is None
+                    else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+                )
+                self._shake(sock, handshake, descriptors)
+        return sock
+
+    def _shake(
+        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
+    ) -> None:
+        # Take one packet of the handshake, and answer it.
+        packet = self._receive_packet(sock, handshake, descriptors)
+        if not packet:
+            raise ConnectionLost(f"{self._address!r} closed the connection during the handshake")
+        answer = handshake.receive(packet)
+        if answer:
+            sock.send(answer, socket.MSG_NOSIGNAL)
+
+    def _receive_packet(
+        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
+    ) -> bytes:
+        # Descriptors come with the welcome to who asked for them, and at no other time; the kernel
+        # drops those that nobody makes room for.
+        if handshake.hello is None or Capability.LOG not in handshake.wishes:
+            return sock.recv(_LONG_PACKET)
+        packet, found, flags, _ = socket.recv_fds(sock, _LONG_PACKET, 2, socket.MSG_CMSG_CLOEXEC)
+        descriptors += found
+        if flags & socket.MSG_CTRUNC and len(found) < 2:
+            raise CannotShareError("no room for two more descriptors")
+        return packet
+
+    @contextmanager
+    def _shaking_hands(
+        self, sock: socket.socket, handshake: ClientHandshake, timeout: float | None
+    ) -> Iterator[None]:
+        # Close the socket if it fails, and say how.
+        try:
+            yield
+        except (TimeoutError, BlockingIOError):
+            sock.close()
+            said = "no welcome" if handshake.hello else "no hello"
+            raise Timeout(
+                f"{self._address!r} sent {said} within {timeout:g} s: "
+                "its server is stuck, or it is no jumiks server"
+            ) from None
+        except (ConnectionResetError, BrokenPipeError) as error:
+            sock.close()
+            raise ConnectionLost(
+                f"{self._address!r} closed the connection during the handshake"
+            ) from error
+        except BaseException:
+            sock.close()
+            raise
+
+
+class Client(Connecting):
     """Receive every message of a server, in order.
 
     Everything that is published after this returned is delivered, or its loss is told.
@@ -138,6 +222,25 @@ class Client:
         spin: float = 0.0,
         on_gap: Callable[[Gap], object] | None = None,
     ) -> None:
+        parsed = self._set_up(where, start, timeout, arena_size, framed, share_log, spin, on_gap)
+        try:
+            self._enter(parsed, timeout)
+        except CannotShareError as error:
+            self._do_without_log(error)
+            self._enter(parsed, timeout)
+
+    def _set_up(
+        self,
+        where: str | os.PathLike[str],
+        start: Literal["now", "oldest"] | int,
+        timeout: float | None,
+        arena_size: int,
+        framed: bool,
+        share_log: bool,
+        spin: float,
+        on_gap: Callable[[Gap], object] | None,
+    ) -> address.Address:
+        # All that comes before any I/O.
         self._handle: Handle | None = None
         self._receiver: Receiver | None = None
         self._pid = os.getpid()
@@ -153,122 +256,58 @@ class Client:
         self._left = 0
         self._last_batch: weakref.ref[Batch] | None = None
         self._loans: list[Batch] = []  # those whose views are of the log itself
-        wanted = _parse_start(start)
+        self._wanted = _parse_start(start)
         check_callback(on_gap, "on_gap")
         nanoseconds(timeout)
         if isinstance(arena_size, bool) or not isinstance(arena_size, int):
             raise TypeError(f"arena_size is a number of bytes, not {arena_size!r}")
         if not _LONG_PACKET <= arena_size <= 1 << 40:
             raise ValueError(f"arena_size={arena_size}: it must be {_LONG_PACKET} bytes or more")
+        self._arena_size = arena_size
         for name, value in (("framed", framed), ("share_log", share_log)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} is True or False, not {value!r}")
         if spin is None:
             raise TypeError("spin is a number of seconds, not None")
         self._spin = nanoseconds(spin)
-        packet = min(arena_size, (1 << 32) - 1 if framed else CLASSIC_PACKET)
-        wishes = Capability.FRAMES if framed else Capability(0)
+        self._wishes = Capability.FRAMES if framed else Capability(0)
         if framed and share_log:
-            try:
-                handshake = self._enter(
-                    parsed, wishes | Capability.LOG, wanted, packet, timeout, arena_size
-                )
-            except _CannotShareError as error:
-                log.warning("%s: cannot read its log, so it has to send: %s", parsed, error)
-                handshake = self._enter(parsed, wishes, wanted, packet, timeout, arena_size)
-        else:
-            handshake = self._enter(parsed, wishes, wanted, packet, timeout, arena_size)
+            self._wishes |= Capability.LOG
+        return parsed
+
+    def _handshake(self) -> ClientHandshake:
+        framed = Capability.FRAMES in self._wishes
+        packet = min(self._arena_size, (1 << 32) - 1 if framed else CLASSIC_PACKET)
+        return ClientHandshake(self._wishes, self._wanted, packet)
+
+    def _do_without_log(self, error: CannotShareError) -> None:
+        log.warning("%s: cannot read its log, so it has to send: %s", self._address, error)
+        self._wishes &= ~Capability.LOG
+
+    def _enter(self, where: address.Address, timeout: float | None) -> None:
+        handshake = self._handshake()
+        with descriptors_received() as descriptors:
+            sock = self._connect(where, handshake, timeout, descriptors)
+            self._join(sock, handshake, descriptors)
+
+    def _join(
+        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
+    ) -> None:
+        try:
+            self._make_core(sock, handshake, descriptors)
+        except BaseException:
+            sock.close()
+            raise
         first = handshake.welcome.first_id if handshake.welcome else 0
-        if wanted >= FIRST_ID and first > wanted:
+        if self._wanted >= FIRST_ID and first > self._wanted:
             try:
-                self._tell_gap(wanted, first - 1)
+                self._tell_gap(self._wanted, first - 1)
             except BaseException:
                 self.close()
                 raise
 
-    def _enter(
-        self,
-        where: address.Address,
-        wishes: Capability,
-        start: int,
-        packet: int,
-        timeout: float | None,
-        arena_size: int,
-    ) -> ClientHandshake:
-        handshake = ClientHandshake(wishes, start, packet)
-        descriptors: list[int] = []
-        try:
-            sock = self._connect(where, handshake, timeout, descriptors)
-            try:
-                self._make_core(sock, handshake, arena_size, descriptors)
-            except BaseException:
-                sock.close()
-                raise
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        return handshake
-
-    def _connect(
-        self,
-        where: address.Address,
-        handshake: ClientHandshake,
-        timeout: float | None,
-        descriptors: list[int],
-    ) -> socket.socket:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        sock = address.connect(where, timeout)
-        try:
-            while not handshake.done:
-                sock.settimeout(
-                    None
-                    if deadline is None
-                    else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-                )
-                packet = self._receive_packet(sock, handshake, descriptors)
-                if not packet:
-                    raise ConnectionLost(
-                        f"{self._address!r} closed the connection during the handshake"
-                    )
-                answer = handshake.receive(packet)
-                if answer:
-                    sock.send(answer, socket.MSG_NOSIGNAL)
-        except (TimeoutError, BlockingIOError):
-            sock.close()
-            said = "no welcome" if handshake.hello else "no hello"
-            raise Timeout(
-                f"{self._address!r} sent {said} within {timeout:g} s: "
-                "its server is stuck, or it is no jumiks server"
-            ) from None
-        except (ConnectionResetError, BrokenPipeError) as error:
-            sock.close()
-            raise ConnectionLost(
-                f"{self._address!r} closed the connection during the handshake"
-            ) from error
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def _receive_packet(
-        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
-    ) -> bytes:
-        # Descriptors come with the welcome to who asked for them, and at no other time; the kernel
-        # drops those that nobody makes room for.
-        if handshake.hello is None or Capability.LOG not in handshake.wishes:
-            return sock.recv(_LONG_PACKET)
-        packet, found, flags, _ = socket.recv_fds(sock, _LONG_PACKET, 2, socket.MSG_CMSG_CLOEXEC)
-        descriptors += found
-        if flags & socket.MSG_CTRUNC and len(found) < 2:
-            raise _CannotShareError("no room for two more descriptors")
-        return packet
-
     def _make_core(
-        self,
-        sock: socket.socket,
-        handshake: ClientHandshake,
-        arena_size: int,
-        descriptors: list[int],
+        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
     ) -> None:
         hello, welcome = handshake.hello, handshake.welcome
         assert hello is not None
@@ -278,11 +317,11 @@ class Client:
         config.first_id = welcome.first_id if welcome else 0
         config.max_lag = hello.max_lag
         config.max_message = hello.max_message or (1 << 32) - 1
-        config.arena_size = arena_size
-        config.max_packet = min(CLASSIC_PACKET, arena_size)
+        config.arena_size = self._arena_size
+        config.max_packet = min(CLASSIC_PACKET, self._arena_size)
         config.mode = lib.JMK_CLASSIC
         if handshake.framed:
-            config.max_packet = min(hello.max_packet or CLASSIC_PACKET, arena_size)
+            config.max_packet = min(hello.max_packet or CLASSIC_PACKET, self._arena_size)
             config.mode = lib.JMK_FRAMED
         if handshake.shared:
             assert welcome is not None
@@ -302,7 +341,7 @@ class Client:
         if code == lib.JMK_E_LOG:
             raise ProtocolError("the server shares a log that it could change or cut at will")
         if code < 0 and handshake.shared:
-            raise _CannotShareError(os.strerror(-code))
+            raise CannotShareError(os.strerror(-code))
         check(code, "client")
         self._descriptor = sock.detach()
         self._handle = ffi.gc(out[0], lib.jmk_client_free)
@@ -532,9 +571,7 @@ class Client:
     # ---- acks ----
 
     def ack(self, packet_id: int | None = None) -> None:
-        """Ack a message now, and all before it.
-
-        Views of a batch that it covers are released, where they show the server's log itself.
+        """Ack a message now, and all before it. Views of a shared log that it covers are released.
 
         Args:
             packet_id: by default the last one that was handed out.
@@ -543,6 +580,12 @@ class Client:
             AckError: it was not handed out (yet).
             Busy, Closed: as for `receive`.
         """
+        handled = self._prepare_ack(packet_id)
+        self._open()
+        if handled:
+            self._ack(handled)
+
+    def _prepare_ack(self, packet_id: int | None) -> int:
         handled = self._out if packet_id is None else packet_id
         if isinstance(handled, bool) or not isinstance(handled, int):
             raise TypeError(f"packet_id is a number, not {packet_id!r}")
@@ -550,12 +593,10 @@ class Client:
             raise AckError(
                 f"packet id {handled} was not handed out; the last one was {self._out or 'none'}"
             )
-        self._open()
-        for batch in [each for each in self._loans if each.last_id <= handled]:
-            self._loans.remove(batch)
-            batch._take_back()
-        if handled:
-            self._ack(handled)
+        for batch in tuple(self._loans):
+            if batch.last_id <= handled:
+                batch._take_back()  # else its views would hold the ack back
+        return handled
 
     def _ack(self, handled: int) -> None:
         check(lib.jmk_client_ack(self._open(), handled, _ACK_PATIENCE), "client")
@@ -615,6 +656,9 @@ class Client:
         self._settle_batch()
         lib.jmk_client_ack(handle, max(0, self._out - self._held), 0)
         lib.jmk_client_close(handle)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Client stays in its process: others make their own of the address")
 
     def __enter__(self) -> Self:
         return self

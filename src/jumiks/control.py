@@ -15,7 +15,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -26,7 +26,9 @@ from .access import check as may_connect
 from .address import Listener
 from .errors import JumiksError
 from .handshake import Capability, ServerHandshake, ServerHello, Status
-from .stats import ClientInfo, EndReason, client_info
+from .monitor import MonitorRule, Monitors, as_json
+from .stats import ClientInfo, EndReason, client_info, server_stats
+from .watch import LOOK_EVERY, Journal, LagWatch
 
 if TYPE_CHECKING:
     from ._core import Attached
@@ -80,6 +82,10 @@ class Control:
         handshake_timeout: seconds a client has for its reply.
         on_connect: called with each client that was let in.
         on_disconnect: called with each that is gone, and why (`ClientInfo.reason`).
+        monitor: who may look at the status.
+        about: what else the status tells.
+        on_lag_warning: called with each that comes near its limit.
+        lag_watch: which those are.
     """
 
     def __init__(
@@ -92,6 +98,10 @@ class Control:
         handshake_timeout: float,
         on_connect: Watcher | None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None,
+        monitor: MonitorRule,
+        about: Mapping[str, object],
+        on_lag_warning: Watcher | None,
+        lag_watch: LagWatch,
     ) -> None:
         self._handle = handle
         self._listener = listener
@@ -100,6 +110,10 @@ class Control:
         self._timeout = handshake_timeout
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
+        self._on_lag_warning = on_lag_warning
+        self._lag_watch = lag_watch
+        self._next_look = time.monotonic()
+        self._journal = Journal(log)
         self._joining: dict[int, _Joining] = {}
         self._event = ffi.new("struct jmk_event *")
         self._stats = ffi.new("struct jmk_stats *")
@@ -111,11 +125,15 @@ class Control:
         self.present: set[int] = set()
         """Keys of the clients that were let in and are not gone, guarded by `changed`."""
         self.changed = threading.Condition()
+        self.endings = dict.fromkeys(EndReason, 0)
+        """How many clients are gone, by reason; written by the thread alone."""
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             self._epoll = select.epoll()
             for descriptor in (self._wake_fd, self._event_fd, listener.fileno()):
                 self._epoll.register(descriptor, select.EPOLLIN)
+            self._about = about
+            self._monitors = Monitors(monitor, self._epoll, self._status)
         except BaseException:
             os.close(self._wake_fd)
             raise
@@ -140,9 +158,9 @@ class Control:
     def _run(self) -> None:
         try:
             while not self._finished():
-                for descriptor, _ in self._epoll.poll(self._until_next_deadline()):
+                for descriptor, events in self._epoll.poll(self._until_next_deadline()):
                     try:
-                        self._dispatch(descriptor)
+                        self._dispatch(descriptor, events)
                     except Exception:  # one connection's trouble must not become everybody's
                         log.exception("a connection failed")
                         if descriptor in self._joining:
@@ -158,6 +176,7 @@ class Control:
         self._take_events()
         for joining in list(self._joining.values()):
             self._drop(joining)
+        self._monitors.close()
         self._stop_listening()
         self._epoll.close()
         os.close(self._wake_fd)
@@ -169,9 +188,14 @@ class Control:
         deadlines = [joining.deadline for joining in self._joining.values()]
         if self._deaf_until is not None:
             deadlines.append(self._deaf_until)
+        deadlines += [
+            due for due in (self._monitors.deadline, self._journal.deadline) if due is not None
+        ]
+        if self._on_lag_warning is not None and self.present:
+            deadlines.append(self._next_look)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
-    def _dispatch(self, descriptor: int) -> None:
+    def _dispatch(self, descriptor: int, events: int) -> None:
         if descriptor == self._event_fd:
             self._take_events()
         elif descriptor == self._wake_fd:
@@ -181,6 +205,8 @@ class Control:
             self._stop_listening()
         elif descriptor in self._joining:
             self._read_reply(self._joining[descriptor])
+        elif descriptor in self._monitors:
+            self._monitors.handle(descriptor, events)
         elif descriptor == self._listener.fileno():
             self._accept()
 
@@ -196,8 +222,23 @@ class Control:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         for joining in list(self._joining.values()):
             if now >= joining.deadline:
-                log.info("%s sent no reply within %g s", joining.peer, self._timeout)
+                self._journal.log(
+                    logging.INFO, "%s sent no reply within %g s", joining.peer, self._timeout
+                )
                 self._drop(joining)
+        self._monitors.expire(now)
+        self._journal.expire()
+        if self._on_lag_warning is not None and self.present and now >= self._next_look:
+            self._next_look = now + LOOK_EVERY
+            self._warn(self._on_lag_warning)
+
+    def _warn(self, on_lag_warning: Watcher) -> None:
+        try:
+            infos = client_infos(self._handle, self.peers)
+        except JumiksError:
+            return  # it is closing
+        for info in self._lag_watch.look(infos):
+            self._call(on_lag_warning, info)
 
     # ---- coming in ----
 
@@ -215,7 +256,9 @@ class Control:
             try:
                 self._greet(sock)
             except OSError as error:
-                log.info("a connection failed before the handshake: %s", error)
+                self._journal.log(
+                    logging.INFO, "a connection failed before the handshake: %s", error
+                )
                 sock.close()
 
     def _go_deaf(self, error: OSError) -> None:
@@ -253,7 +296,7 @@ class Control:
         joining.sock.close()
 
     def _refuse(self, joining: _Joining, status: Status, text: str = "") -> None:
-        log.info("%s refused: %s %s", joining.peer, status.name, text)
+        self._journal.log(logging.INFO, "%s refused: %s %s", joining.peer, status.name, text)
         words = joining.handshake.refuse(status, text)
         with suppress(OSError):  # it may be gone, and then needs no reason
             if words:
@@ -271,6 +314,9 @@ class Control:
             self._drop(joining)
             return
         status = joining.handshake.receive(reply, next_id=(1 << 64) - 1)
+        if Capability.MONITOR in joining.handshake.granted:
+            self._let_monitor_in(joining)
+            return
         reason = may_connect(self._rule, joining.peer, self._listener.address.abstract)
         if status is not Status.ACCEPTED:
             self._refuse(joining, status)
@@ -278,6 +324,24 @@ class Control:
             self._refuse(joining, Status.NOT_ALLOWED, reason)
         else:
             self._let_in(joining)
+
+    def _let_monitor_in(self, joining: _Joining) -> None:
+        refusal = self._monitors.refusal(joining.peer)
+        if refusal is not None:
+            self._refuse(joining, *refusal)
+            return
+        try:
+            joining.sock.send(joining.handshake.accept(0), socket.MSG_NOSIGNAL)
+        except OSError:
+            self._drop(joining)  # it is gone
+            return
+        del self._joining[joining.sock.fileno()]
+        self._monitors.add(joining.sock, joining.peer, joining.max_packet)
+
+    def _status(self) -> Iterator[str]:
+        check(lib.jmk_server_stats(self._handle, self._stats), "server")
+        clients = client_infos(self._handle, self.peers)
+        return as_json(self._about, server_stats(self._stats), clients, len(self._monitors))
 
     def _let_in(self, joining: _Joining) -> None:
         wish = joining.handshake.peer
@@ -301,7 +365,12 @@ class Control:
         start = wish.start if joining.handshake.extended else 0
         code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
         if code < 0 and mode == lib.JMK_SHARED:
-            log.info("%s reads packets, not the log: %s", joining.peer, os.strerror(-code))
+            self._journal.log(
+                logging.INFO,
+                "%s reads packets, not the log: %s",
+                joining.peer,
+                os.strerror(-code),
+            )
             mode = lib.JMK_FRAMED
             code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
         if code:
@@ -317,7 +386,7 @@ class Control:
         try:
             self._send_welcome(joining, attached)
         except OSError as error:
-            log.info("%s left before its welcome: %s", joining.peer, error)
+            self._journal.log(logging.INFO, "%s left before its welcome: %s", joining.peer, error)
             info = None
         finally:
             if cursor >= 0:
@@ -330,7 +399,7 @@ class Control:
         with self.changed:
             self.present.add(key)
             self.changed.notify_all()
-        log.info("%s connected, client %d", joining.peer, key)
+        self._journal.log(logging.INFO, "%s connected, client %d", joining.peer, key)
         if self._on_connect is not None:
             self._call(self._on_connect, info)
 
@@ -351,7 +420,9 @@ class Control:
             account = self._event.account
             info = client_info(account, self.peers[account.key])
             if self._event.kind == lib.JMK_EVENT_SKIPPED:
-                log.warning("client %d (%s) skipped %s", info.key, info.peer, info.lost)
+                self._journal.log(
+                    logging.WARNING, "client %d (%s) skipped %s", info.key, info.peer, info.lost
+                )
             else:
                 self._gone(info)
 
@@ -359,9 +430,10 @@ class Control:
         del self.peers[info.key]
         assert info.reason is not None
         level = logging.WARNING if info.reason is EndReason.LAGGED else logging.INFO
-        log.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)
+        self._journal.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)
         if info.key not in self.present:
             return  # nobody was told that it came
+        self.endings[info.reason] += 1
         with self.changed:
             self.present.remove(info.key)
             self.changed.notify_all()

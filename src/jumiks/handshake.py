@@ -68,7 +68,7 @@ class Capability(enum.IntFlag):
     LOG = 2
     """The server's log itself is shared; only together with FRAMES."""
     MONITOR = 4
-    """The connection asks for status and receives no messages."""
+    """The connection asks for status and receives no messages; granted alone."""
 
 
 class Status(enum.IntEnum):
@@ -408,10 +408,15 @@ class ServerHandshake:
 
     @property
     def granted(self) -> Capability:
-        """What is wanted, offered and known; nothing before a good reply, nor after a bad one."""
+        """What is wanted, offered and known; nothing before a good reply, nor after a bad one.
+
+        LOG comes only together with FRAMES, and MONITOR alone: it is about no messages.
+        """
         if self._peer is None or not self.extended or self._verdict is not Status.ACCEPTED:
             return _NONE
         granted = _known(self._peer.capabilities & self._hello.capabilities)
+        if Capability.MONITOR in granted:
+            return Capability.MONITOR
         return granted if Capability.FRAMES in granted else granted & ~Capability.LOG
 
     def hello(self) -> bytes:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias
 
 from . import access, address, lag
 from ._native import (
@@ -27,7 +27,9 @@ from ._native import (
 from .control import Control, client_infos, log
 from .errors import JumiksError, MessageTooLarge, Timeout
 from .handshake import FIRST_ID, VERSION, Capability, ServerHello
+from .monitor import parse_rule
 from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
+from .watch import LAG_WARNING, LagWatch, parse_part
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -118,8 +120,13 @@ class Server:
             several of them, or a function that takes a `Peer` and returns True or False.
         share_log: whether clients that can may read the log itself, which is the fastest way.
             Whoever may connect may read all that the log keeps; nobody else can write it.
+        monitor: who may look at the status (`jumiks status`), in the words of `allow`: None for the
+            server's own user and root, False for nobody.
         on_connect: called with a `ClientInfo` when a client was let in, from the control thread.
         on_disconnect: called with a `ClientInfo` and an `EndReason` when one is gone, likewise.
+        on_lag_warning: called with a `ClientInfo` when one has come near its limit, likewise; once,
+            until it is well away from it again. Clients are looked at four times a second.
+        lag_warning: the part of `max_lag`, or of the log's bytes, that is near: above 0, up to 1.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the text says what would be right.
@@ -144,8 +151,11 @@ class Server:
         group: str | int | None = None,
         allow: access.Allow = None,
         share_log: bool = True,
+        monitor: access.Allow | Literal[False] = None,
         on_connect: Callable[[ClientInfo], object] | None = None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None = None,
+        on_lag_warning: Callable[[ClientInfo], object] | None = None,
+        lag_warning: float = LAG_WARNING,
     ) -> None:
         self._handle: Handle | None = None
         self._append: _Append = _closed
@@ -155,8 +165,11 @@ class Server:
         rule = access.parse(allow)
         if not isinstance(share_log, bool):
             raise TypeError(f"share_log is True or False, not {share_log!r}")
+        monitor_rule = parse_rule(monitor)
         check_callback(on_connect, "on_connect")
         check_callback(on_disconnect, "on_disconnect")
+        check_callback(on_lag_warning, "on_lag_warning")
+        part = parse_part(lag_warning)
         nanoseconds(handshake_timeout)
         self._log_size = _parse_log_size(log_size)
         most = min(self._log_size // 4, MOST_MESSAGE)
@@ -170,15 +183,29 @@ class Server:
         handle = self._make_core(policy, slots)
         listener = address.listen(where, mode=mode, group=group)
         self._address = str(listener.address)
+        offered = _offered(handle) if share_log else Capability.FRAMES
+        if monitor_rule is not False:
+            offered |= Capability.MONITOR
         try:
             self._control = Control(
                 handle,
                 listener,
-                hello=self._hello(_offered(handle) if share_log else Capability.FRAMES),
+                hello=self._hello(offered),
                 rule=rule,
                 handshake_timeout=handshake_timeout,
                 on_connect=on_connect,
                 on_disconnect=on_disconnect,
+                monitor=monitor_rule,
+                about={
+                    "address": self._address,
+                    "pid": self._pid,
+                    "server_id": self._id,
+                    "max_lag": self._max_lag,
+                    "on_lag": policy.on_lag,
+                    "started": time.monotonic(),
+                },
+                on_lag_warning=on_lag_warning,
+                lag_watch=LagWatch(part, self._max_lag, self._log_size),
             )
         except BaseException:
             listener.close()
@@ -403,6 +430,11 @@ class Server:
         return server_stats(out)
 
     @property
+    def endings(self) -> dict[EndReason, int]:
+        """How many clients are gone by now, by reason."""
+        return dict(self._control.endings)
+
+    @property
     def address(self) -> str:
         """Where clients connect, as a user writes it."""
         return self._address
@@ -454,6 +486,9 @@ class Server:
                 lib.jmk_server_close(handle, 0)
             thread.join()
             raise
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Server stays in its process: give others its address")
 
     def __enter__(self) -> Self:
         return self

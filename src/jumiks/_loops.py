@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `aio` asks of an event loop, for asyncio (and its like, such as uvloop) and for trio."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    import trio
+
+__all__: list[str] = []
+
+T = TypeVar("T")
+
+THREADS: Final = 4
+"""Threads at most that one server's waiters share, while somebody waits."""
+
+
+class Loop(Protocol):
+    """An event loop as one server or client uses it."""
+
+    async def pause(self, seconds: float) -> None:
+        """Let others run, for this long at least."""
+
+    async def readable(self, descriptor: int, look: Callable[[], bool], timeout: float) -> None:
+        """Wait until a descriptor is readable and `look` returns True, or for `timeout` seconds.
+
+        `look` takes what made it readable away, so that the loop is not woken for that again.
+        """
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Run what blocks for a short time; a cancelled caller does not wait for its end."""
+
+    def soon(self, function: Callable[[], object]) -> None:
+        """Call a function in the loop, from any thread; nothing happens if the loop is closed."""
+
+    def close(self, descriptor: int) -> None:
+        """Wake who waits for a descriptor, which is about to be closed; -1 is none."""
+
+
+def current() -> Loop:
+    """The loop that runs now.
+
+    Raises:
+        RuntimeError: none does.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        return _Trio()
+    return _Asyncio()
+
+
+class _Asyncio:
+    # Whoever has no event loop does not wait for asyncio to be imported.
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._asyncio = asyncio
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._look: Callable[[], bool] = bool
+        self._watched = False
+        self._threads: ThreadPoolExecutor | None = None
+
+    async def pause(self, seconds: float) -> None:
+        await self._asyncio.sleep(seconds)
+
+    async def readable(self, descriptor: int, look: Callable[[], bool], timeout: float) -> None:
+        waiter = self._waiter = self._loop.create_future()
+        self._look = look
+        timer = None
+        if timeout != inf:
+            timer = self._loop.call_later(timeout, _wake, waiter)
+        try:
+            if not self._watched:
+                self._loop.add_reader(descriptor, self._ready, descriptor)
+                self._watched = True
+            await waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def _ready(self, descriptor: int) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            # Nobody takes it now, and level-triggered, the loop would call this again at once.
+            self._watched = False
+            self._loop.remove_reader(descriptor)
+        elif self._look():
+            _wake(waiter)
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        from concurrent.futures import ThreadPoolExecutor
+
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="jumiks waits")
+        return await self._loop.run_in_executor(self._threads, function)
+
+    def soon(self, function: Callable[[], object]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function)
+
+    def close(self, descriptor: int) -> None:
+        if self._watched:
+            self._watched = False
+            self._loop.remove_reader(descriptor)
+        if self._waiter is not None:
+            _wake(self._waiter)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+            self._threads = None
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class _Trio:
+    def __init__(self) -> None:
+        import trio
+
+        self._trio = trio
+        self._token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
+
+    async def pause(self, seconds: float) -> None:
+        await self._trio.sleep(seconds)
+
+    async def readable(self, descriptor: int, look: Callable[[], bool], timeout: float) -> None:
+        try:
+            with self._trio.move_on_after(timeout):
+                while True:
+                    await self._trio.lowlevel.wait_readable(descriptor)
+                    if look():
+                        return
+        except self._trio.ClosedResourceError:
+            return
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        return await self._trio.to_thread.run_sync(function, abandon_on_cancel=True)
+
+    def soon(self, function: Callable[[], object]) -> None:
+        try:
+            self._token.run_sync_soon(function)
+        except self._trio.RunFinishedError:
+            return
+
+    def close(self, descriptor: int) -> None:
+        if descriptor >= 0:
+            self._trio.lowlevel.notify_closing(descriptor)

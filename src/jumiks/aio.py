@@ -1,0 +1,708 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Server` and `Client` for asyncio (uvloop, anyio) and trio: the same core, with awaited waits.
+
+Nothing here runs once a message: a client takes batches as the sync one does, and goes to the event
+loop only where it has to wait, or has kept the loop from others for long enough. It is used from
+the loop's own thread; only `Server` and `Client` may be shared between threads.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from functools import partial
+from math import inf
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeVar
+
+from . import access, address, lag
+from ._loops import Loop, current
+from ._native import check, check_callback, ffi, gather, lib, nanoseconds
+from .batch import Batch
+from .client import (
+    ARENA_SIZE,
+    CONNECT_TIMEOUT,
+    CannotShareError,
+    Client,
+    descriptors_received,
+)
+from .errors import Busy, Closed, MessageTooLarge, ServerClosed, Timeout
+from .handshake import FIRST_ID
+from .server import (
+    HANDSHAKE_TIMEOUT,
+    LINGER,
+    LOG_SIZE,
+    MAX_CLIENTS,
+    Reservation,
+    Server,
+    _Wait,
+)
+from .stats import ClientInfo, EndReason, Gap, ServerStats
+from .watch import LAG_WARNING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from ._core import Client as Handle
+
+__all__ = ["AsyncClient", "AsyncServer"]
+
+TURN_TIME: Final = 0.005
+"""Seconds that a client hands out messages that are there before the event loop has a turn."""
+
+TURN_MESSAGES: Final = 1 << 16
+"""Messages after which it has one in any case."""
+
+SLICE: Final = 50_000_000
+"""Nanoseconds at most that a thread waits in the core, so that it ends soon after its caller."""
+
+_BATCH_PAUSE: Final = 0.001
+_ACK_TRIES: Final = 100
+_ACK_PAUSE: Final = 0.01
+
+_T = TypeVar("_T", "Client", "Server")
+_R = TypeVar("_R")
+
+
+class _Twin(Generic[_T]):
+    """What both classes share: they are there once awaited, or entered by `async with`."""
+
+    def __init__(self) -> None:
+        self._sync: _T | None = None
+        self._began = False
+        self._loop: Loop | None = None
+
+    async def _begin(self, loop: Loop) -> _T:
+        raise NotImplementedError
+
+    async def _opened(self) -> Self:
+        if self._sync is None:
+            if self._began:
+                raise Closed("this one's start is under way, or has failed: make a new one")
+            self._began = True
+            self._loop = current()
+            self._sync = await self._begin(self._loop)
+        return self
+
+    def __await__(self) -> Generator[object, None, Self]:
+        return self._opened().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._opened()
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _open(self) -> _T:
+        if self._sync is None:
+            name = type(self).__name__
+            raise Closed(f"this {name} is not there yet: await it, or enter it by 'async with'")
+        return self._sync
+
+    def _the_loop(self) -> Loop:
+        assert self._loop is not None
+        return self._loop
+
+    def __repr__(self) -> str:
+        inside = "not there yet" if self._sync is None else repr(self._sync)[1:-1]
+        return f"<jumiks.{type(self).__name__}: {inside}>"
+
+
+class AsyncClient(_Twin[Client]):
+    """Receive every message of a server, in order: `Client` for an event loop.
+
+    ::
+
+        async with AsyncClient("@ticks") as client:
+            async for message in client:
+                ...
+
+    Args, Raises: those of `Client`, but for `spin`, which would hold up the event loop; nothing
+        happens before it is awaited or entered.
+
+    A cancelled `receive` loses nothing: the next one returns what it would have. One task receives
+    at a time.
+    """
+
+    def __init__(
+        self,
+        where: str | os.PathLike[str],
+        *,
+        start: Literal["now", "oldest"] | int = "now",
+        timeout: float | None = CONNECT_TIMEOUT,
+        arena_size: int = ARENA_SIZE,
+        framed: bool = True,
+        share_log: bool = True,
+        on_gap: Callable[[Gap], object] | None = None,
+    ) -> None:
+        super().__init__()
+        self._client = Client.__new__(Client)
+        self._where = self._client._set_up(
+            where, start, timeout, arena_size, framed, share_log, 0.0, on_gap
+        )
+        self._timeout = timeout
+        self._receiving = False
+        self._turn_ends = 0.0
+        self._turn_first = 0  # the last message before this turn, once there was one
+
+    async def _begin(self, loop: Loop) -> Client:
+        try:
+            await self._enter(loop)
+        except CannotShareError as error:
+            self._client._do_without_log(error)
+            await self._enter(loop)
+        return self._client
+
+    async def _enter(self, loop: Loop) -> None:
+        client, handshake, timeout = self._client, self._client._handshake(), self._timeout
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        sock = await self._reach(loop)
+        with descriptors_received() as descriptors:
+            with client._shaking_hands(sock, handshake, timeout):
+                descriptor = sock.fileno()
+                try:
+                    while not handshake.done:
+                        try:
+                            client._shake(sock, handshake, descriptors)
+                        except BlockingIOError:
+                            left = deadline - time.monotonic()
+                            if left <= 0:
+                                raise
+                            await loop.readable(descriptor, _yes, left)
+                finally:
+                    loop.close(descriptor)
+            client._join(sock, handshake, descriptors)
+
+    async def _reach(self, loop: Loop) -> socket.socket:
+        tries = address.connecting(self._where, self._timeout)
+        try:
+            for sock, wait in tries:
+                if sock is not None:
+                    return sock
+                await loop.pause(wait)
+        finally:
+            tries.close()
+        raise AssertionError("it ends with a socket or raises")
+
+    # ---- receiving ----
+
+    async def receive(self, timeout: float | None = None) -> bytes:
+        """Receive one message, waiting for it if need be; see `Client.receive`."""
+        client = self._client
+        if not client._left or self._receiving or time.monotonic() >= self._turn_ends:
+            return await self._surely(client.receive, timeout)
+        return client.receive(0)
+
+    async def receive_many(self, timeout: float | None = None) -> Batch:
+        """Receive what is there, at least one message; see `Client.receive_many`."""
+        return await self._surely(self._client.receive_many, timeout)
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        """Receive message after message, until the server closes in good order, or this client.
+
+        A message is acked once the loop comes back for the next; the one at a `break` is not. With
+        trio, which wants it so, leave it early only within `contextlib.aclosing(aiter(client))`.
+        """
+        client, monotonic = self._open(), time.monotonic
+        pause = self._the_loop().pause
+        quarter = max(1, client._max_lag // 4) if client._max_lag else 1 << 63
+        try:
+            while client._receiver is not None:
+                if not client._left:
+                    await self._surely(client._take, None)
+                if client._left == 1:
+                    client._left = 0
+                    client._out += 1
+                    yield next(client._messages)
+                    continue
+                ack_at = client._out + quarter
+                for message in client._messages:
+                    client._left -= 1
+                    client._out += 1
+                    yield message
+                    if client._handle is None:
+                        return
+                    if client._out >= ack_at or monotonic() >= self._turn_ends:
+                        self._ack(client._out)
+                        ack_at = client._out + quarter
+                        if monotonic() >= self._turn_ends:
+                            await pause(0)
+                            self._new_turn()
+        except (ServerClosed, Closed):
+            return
+
+    async def run(self, handler: Callable[[bytes], object]) -> None:
+        """Call `handler` with message after message, until the server closes in good order.
+
+        A message is acked after `handler` returned, and after what it returned was awaited, if that
+        can be; one for which it raised is not, and the exception comes out of here.
+
+        Raises:
+            Lagged, Disconnected, ConnectionLost, ProtocolError, Busy: as `receive` does.
+        """
+        async for message in self:
+            result = handler(message)
+            if hasattr(result, "__await__"):
+                await result
+
+    def _turn_is_over(self) -> bool:
+        last = self._client._out
+        if not self._turn_first:
+            self._turn_first = last
+        return time.monotonic() >= self._turn_ends or last - self._turn_first >= TURN_MESSAGES
+
+    def _new_turn(self) -> None:
+        self._turn_ends = time.monotonic() + TURN_TIME
+        self._turn_first = self._client._out
+
+    async def _surely(self, take: Callable[[float | None], _R], timeout: float | None) -> _R:
+        began, left = time.monotonic(), timeout
+        while True:
+            await self._come(left)
+            try:
+                return take(0)
+            except Timeout:
+                # A signal came, or the lag policy gave up what was there: look for what follows it.
+                if timeout is not None:
+                    left = max(0.0, began + timeout - time.monotonic())
+
+    async def _come(self, timeout: float | None) -> None:
+        # Return once the sync client has something to say without waiting.
+        client = self._open()
+        if timeout is not None:
+            nanoseconds(timeout)
+        if self._receiving:
+            raise Busy(
+                "another task is receiving on this client: one client is for one consumer, "
+                "so give each task a client of its own"
+            )
+        self._receiving = True
+        try:
+            if client._left or self._look():
+                if self._turn_is_over():
+                    await self._the_loop().pause(0)
+                    self._new_turn()
+                return
+            await self._wait(client, timeout)
+            self._new_turn()
+        finally:
+            self._receiving = False
+
+    def _look(self) -> bool:
+        # What it finds stays in the core until it is asked for again; an end or an error as well.
+        client = self._client
+        if client._receiver is None:
+            return True
+        receiver = client._prepare()
+        return receiver.look(client._out, 0) != lib.JMK_E_TIMEOUT
+
+    async def _wait(self, client: Client, timeout: float | None) -> None:
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        loop = self._the_loop()
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Timeout(f"no message within {timeout:g} s")
+            # The socket may have been full of acks: then this one is sent again soon.
+            late = client._handle is not None and not self._is_acked(client._handle, client._out)
+            wait = min(left, _ACK_PAUSE) if late else left
+            await loop.readable(client.fileno(), self._look, wait)
+            if self._look():
+                return
+
+    # ---- acks ----
+
+    async def ack(self, packet_id: int | None = None) -> None:
+        """Ack a message now, and all before it; see `Client.ack`."""
+        client = self._open()
+        handled = client._prepare_ack(packet_id)
+        for _ in range(_ACK_TRIES):
+            self._ack(handled)
+            if self._is_acked(client._open(), handled):
+                return
+            await self._the_loop().pause(_ACK_PAUSE)
+
+    def _is_acked(self, handle: Handle, handled: int) -> bool:
+        # In a shared log it always is, but for what the user's views hold back.
+        return self._client._mode == "shared" or lib.jmk_client_acked_id(handle) >= handled
+
+    def _ack(self, handled: int) -> None:
+        if handled:
+            check(lib.jmk_client_ack(self._client._open(), handled, 0), "client")
+
+    # ---- asking ----
+
+    @property
+    def server_id(self) -> int:
+        """The server's random number; see `Client.server_id`."""
+        return self._open().server_id
+
+    @property
+    def mode(self) -> str:
+        """`"shared"` where the log is read, `"framed"`, or `"classic"`; see `Client.mode`."""
+        return self._open().mode
+
+    @property
+    def last_id(self) -> int:
+        """The packet id of the last message that was handed out; 0 if there was none."""
+        return self._client.last_id
+
+    @property
+    def lag(self) -> int:
+        """Messages received by this end and not acked."""
+        return self._open().lag
+
+    @property
+    def missed(self) -> int:
+        """Messages lost in gaps, all together; `on_gap` tells which."""
+        return self._client.missed
+
+    def fileno(self) -> int:
+        """The connection's descriptor."""
+        return self._open().fileno()
+
+    # ---- closing ----
+
+    async def close(self) -> None:
+        """Close the connection; a task that waits in `receive` gets `Closed`. May be repeated."""
+        client = self._sync
+        if client is None or client._handle is None:
+            return
+        if client._pid == os.getpid():
+            self._the_loop().close(client._descriptor)
+        client.close()
+
+
+def _yes() -> bool:
+    return True
+
+
+class AsyncServer(_Twin[Server]):
+    """Publish messages to any number of clients: `Server` for an event loop.
+
+    ::
+
+        async with AsyncServer("@ticks") as server:
+            server.publish(b"now")
+            await server.publish_wait(b"as soon as the lag policy lets it")
+
+    `publish` and `publish_many` never wait. Where the lag policy would have the sync ones wait they
+    raise `Timeout`; `publish_wait` and `publish_many_wait` await their turn instead, and meanwhile
+    the event loop runs on.
+
+    Args, Raises: those of `Server`; nothing happens before it is awaited or entered. The callbacks
+        are called in the event loop, but for `allow`, whose answer is waited for.
+    """
+
+    def __init__(
+        self,
+        where: str | os.PathLike[str] | object,
+        *,
+        max_lag: int | None = None,
+        on_lag: lag.OnLag = "disconnect",
+        patience: float | Literal["default"] | None = "default",
+        log_size: int = LOG_SIZE,
+        max_message: int | None = None,
+        max_clients: int = MAX_CLIENTS,
+        handshake_timeout: float = HANDSHAKE_TIMEOUT,
+        mode: int | None = None,
+        group: str | int | None = None,
+        allow: access.Allow = None,
+        share_log: bool = True,
+        monitor: access.Allow | Literal[False] = None,
+        on_connect: Callable[[ClientInfo], object] | None = None,
+        on_disconnect: Callable[[ClientInfo, EndReason], object] | None = None,
+        on_lag_warning: Callable[[ClientInfo], object] | None = None,
+        lag_warning: float = LAG_WARNING,
+    ) -> None:
+        super().__init__()
+        check_callback(on_connect, "on_connect")
+        check_callback(on_disconnect, "on_disconnect")
+        check_callback(on_lag_warning, "on_lag_warning")
+        self._in_batch = False
+        self._make = partial(
+            Server,
+            where,
+            max_lag=max_lag,
+            on_lag=on_lag,
+            patience=patience,
+            log_size=log_size,
+            max_message=max_message,
+            max_clients=max_clients,
+            handshake_timeout=handshake_timeout,
+            mode=mode,
+            group=group,
+            allow=allow,
+            share_log=share_log,
+            monitor=monitor,
+            on_connect=on_connect and self._in_loop(on_connect),
+            on_disconnect=on_disconnect and self._in_loop(on_disconnect),
+            on_lag_warning=on_lag_warning and self._in_loop(on_lag_warning),
+            lag_warning=lag_warning,
+        )
+
+    def _in_loop(self, function: Callable[..., object]) -> Callable[..., object]:
+        return lambda *args: self._the_loop().soon(partial(function, *args))
+
+    async def _begin(self, loop: Loop) -> Server:
+        # In a thread, as a large log takes its time, and so may others who start on this path.
+        wanted = threading.Lock()
+        made: list[Server] = []
+
+        def make() -> None:
+            server = self._make()
+            with wanted:
+                if not given_up:
+                    made.append(server)
+                    return
+            server.close(0)
+
+        given_up = False
+        try:
+            await loop.in_thread(make)
+        except BaseException:
+            with wanted:
+                given_up = True
+            for server in made:
+                server.close(0)
+            loop.close(-1)
+            raise
+        return made[0]
+
+    # ---- publishing ----
+
+    def publish(self, data: Buffer) -> int:
+        """Publish one message at once; returns its packet id.
+
+        Args:
+            data: any contiguous buffer; copied before this returns.
+
+        Raises:
+            Timeout: the lag policy, or another publisher, would have this wait (`publish_wait`);
+                nothing was published, and `holder` is the client in the way.
+            TypeError, BufferError, MessageTooLarge, Busy, Closed: as for `Server.publish`.
+        """
+        server = self._open()
+        if self._in_batch:
+            raise Timeout("a publish_many_wait is under way: await publish_wait instead")
+        return server.publish(data, 0)
+
+    def publish_many(self, messages: Iterable[Buffer]) -> range:
+        """Publish messages at once; returns their packet ids, without holes.
+
+        Args:
+            messages: buffers; looked at once, before the first of them is published.
+
+        Raises:
+            Timeout: as for `publish`; `published` says how many went in, the first ones.
+            TypeError, BufferError, MessageTooLarge, Busy, Closed: as for `Server.publish_many`.
+        """
+        server = self._open()
+        if self._in_batch:
+            raise Timeout("a publish_many_wait is under way: await this one instead")
+        return server.publish_many(messages, 0)
+
+    async def publish_wait(self, data: Buffer, timeout: float | None = None) -> int:
+        """Publish one message as soon as the lag policy lets it; returns its packet id.
+
+        Args:
+            data: any contiguous buffer, which must not change before this is through.
+            timeout: seconds; None is no limit, 0 never waits.
+
+        Raises:
+            Those of `Server.publish`. If this is cancelled, nothing was published.
+        """
+        server = self._open()
+        wait = _Wait(server, timeout)
+        while True:
+            if not self._in_batch:
+                packet_id = server._append(data)
+                if packet_id >= FIRST_ID:
+                    return packet_id
+                await self._for_room(server, wait, packet_id, memoryview(data).nbytes)
+            else:
+                await self._for_batch(server, wait)
+
+    async def publish_many_wait(
+        self, messages: Iterable[Buffer], timeout: float | None = None
+    ) -> range:
+        """Publish messages as the lag policy lets them; returns their packet ids, without holes.
+
+        Args:
+            messages: buffers, which must not change before this is through.
+            timeout: seconds for all; None is no limit.
+
+        Raises:
+            Those of `Server.publish_many`. If this is cancelled, the first ones were published.
+        """
+        server = self._open()
+        wait = _Wait(server, timeout)
+        found = gather(messages)
+        handle = server._open()
+        while self._in_batch:
+            await self._for_batch(server, wait)
+        if not found.count:
+            return server.publish_many(())
+        slices = ffi.cast("struct jmk_slice *", found.address)
+        done, first = ffi.new("size_t *", 0), ffi.new("uint64_t *", 0)
+        self._in_batch = True
+        try:
+            while code := lib.jmk_server_append_many(handle, slices, found.count, done, first):
+                # The turn belongs to a thread, and other tasks of this one would be held up by it.
+                lib.jmk_server_yield(handle)
+                if code == lib.JMK_E_TOO_LARGE:
+                    size = max(slices[index].size for index in range(found.count))
+                else:
+                    size = slices[done[0]].size
+                await self._for_room(server, wait, code, size, done[0])
+        finally:
+            self._in_batch = False
+        return range(first[0], first[0] + found.count)
+
+    async def _for_batch(self, server: Server, wait: _Wait) -> None:
+        if wait.left() == 0:
+            raise Timeout("another task's publish_many_wait was under way all the time")
+        await self._the_loop().pause(_BATCH_PAUSE)
+        server._open()
+
+    async def _for_room(
+        self, server: Server, wait: _Wait, code: int, size: int, published: int = 0
+    ) -> None:
+        if code == lib.JMK_E_TOO_LARGE:
+            raise MessageTooLarge(size, server.max_message)
+        if code not in (lib.JMK_E_FULL, lib.JMK_E_TURN):
+            check(code, "server")
+        handle, holder = server._open(), wait._holder
+        await self._patiently(
+            lambda limit: lib.jmk_server_wait_room(handle, size, limit, holder),
+            wait,
+            "publish",
+            published,
+        )
+
+    async def _patiently(
+        self, call: Callable[[int], int], wait: _Wait, what: str, published: int = 0
+    ) -> None:
+        # Ask the core in the loop first, as the answer may be there; then wait in a thread.
+        code = call(0)
+        while code:
+            left = wait.left()
+            if code != lib.JMK_E_TIMEOUT or left == 0:
+                wait.again(code, what, wait._holder, published)
+            slice_ = SLICE if left < 0 else min(SLICE, left)
+            code = await self._the_loop().in_thread(partial(call, slice_))
+
+    def reserve(self, size: int) -> Reservation:
+        """Write a message in place; see `Server.reserve`. It never waits: `Timeout` as `publish`.
+
+        Other publishers wait until the block is left, so do not await anything in it.
+        """
+        return self._open().reserve(size, 0)
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Wait until every client has acked all that is published by now; see `Server.drain`."""
+        server = self._open()
+        wait = _Wait(server, timeout)
+        last = server.stats().next_id - 1
+        if last < FIRST_ID:
+            return
+        handle, holder = server._open(), wait._holder
+        await self._patiently(
+            lambda limit: lib.jmk_server_wait_acked(handle, last, limit, holder), wait, "drain"
+        )
+
+    # ---- clients ----
+
+    async def wait_for_clients(self, count: int, timeout: float | None = None) -> None:
+        """Wait until at least `count` clients are connected; see `Server.wait_for_clients`."""
+        server = self._open()
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        nanoseconds(timeout)
+
+        def enough(seconds: float) -> bool:
+            try:
+                server.wait_for_clients(count, seconds)
+            except Timeout:
+                return False
+            return True
+
+        there = enough(0)
+        while not there:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                server.wait_for_clients(count, 0)
+                return
+            there = await self._the_loop().in_thread(partial(enough, min(left, SLICE / 1e9)))
+
+    @property
+    def clients(self) -> tuple[ClientInfo, ...]:
+        """The clients connected now, each with its figures."""
+        return self._open().clients
+
+    def disconnect(self, client: ClientInfo) -> None:
+        """End one connection; see `Server.disconnect`."""
+        self._open().disconnect(client)
+
+    # ---- figures ----
+
+    def stats(self) -> ServerStats:
+        """All figures, of one moment."""
+        return self._open().stats()
+
+    @property
+    def endings(self) -> dict[EndReason, int]:
+        """How many clients are gone by now, by reason."""
+        return self._open().endings
+
+    @property
+    def address(self) -> str:
+        """Where clients connect, as a user writes it."""
+        return self._open().address
+
+    @property
+    def server_id(self) -> int:
+        """A random number, new with each server, by which clients can tell a restart."""
+        return self._open().server_id
+
+    @property
+    def max_message(self) -> int:
+        """The largest message, bytes."""
+        return self._open().max_message
+
+    # ---- closing ----
+
+    async def close(self, linger: float = LINGER) -> None:
+        """Close: what is published still goes out, then clients are told goodbye.
+
+        Tasks that wait to publish get `Closed` at once. Cancelled, it gives clients no more time.
+
+        Args:
+            linger: seconds that clients have, all together, to take what was published.
+        """
+        nanoseconds(linger)
+        server = self._sync
+        if server is None:
+            return
+        handle, loop = server._handle, self._the_loop()
+        if handle is None or server._pid != os.getpid():
+            server.close(linger)
+            return
+        try:
+            await loop.in_thread(partial(server.close, linger))
+        except BaseException:
+            lib.jmk_server_close(handle, 0)
+            server.close(0)
+            raise
+        finally:
+            loop.close(-1)

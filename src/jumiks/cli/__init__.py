@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `jumiks` command.
+
+Exit status: 0 all was done, or the stream ended in good order; 1 something failed; 2 wrong usage;
+3 nobody serves there, somebody does already, or the server refused; 4 the connection ended before
+its time; 5 the command of --exec failed; 130 Ctrl-C; 141 nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Final, NoReturn
+
+from jumiks.errors import AddressInUse, ConnectionEnded, JumiksError, Refused, Timeout
+
+from .parser import make_parser
+
+__all__ = ["main"]
+
+FAILED: Final = 1
+NOT_THERE: Final = 3
+ENDED: Final = 4
+INTERRUPTED: Final = 128 + signal.SIGINT
+BROKEN_PIPE: Final = 128 + signal.SIGPIPE
+
+
+class _Terminated(SystemExit):
+    pass
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    # As Ctrl-C does, so that servers and clients are closed; a service manager expects 0.
+    raise _Terminated(0)
+
+
+def _say(error: BaseException) -> None:
+    words = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        # Without Python's "[Errno 2]", and with the file's name first.
+        words = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    print(f"jumiks: {words}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status.
+
+    Args:
+        arguments: what stands behind the command's name; by default what the process was given.
+    """
+    options = make_parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # What is still buffered would raise once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (Refused, ConnectionRefusedError, FileNotFoundError, AddressInUse) as error:
+        _say(error)
+        return NOT_THERE
+    except ConnectionEnded as error:
+        _say(error)
+        return ENDED
+    except (JumiksError, OSError, ValueError, TypeError, Timeout) as error:
+        _say(error)
+        return FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jumiks listen`: write what comes to the standard output, or to a command."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from jumiks.client import Client
+from jumiks.errors import ServerClosed
+from jumiks.stats import Gap
+
+from .framing import write_all, write_messages
+
+__all__ = ["run"]
+
+COMMAND_FAILED: Final = 5
+_PAUSE: Final = 0.05
+
+
+def run(options: argparse.Namespace) -> int:
+    """Listen until the server closes, or there were enough messages."""
+    with _connect(options) as client:
+        try:
+            return _run_commands(client, options) if options.command else _write(client, options)
+        except ServerClosed:
+            return 0
+
+
+def _connect(options: argparse.Namespace) -> Client:
+    deadline = time.monotonic() + options.wait
+    while True:
+        try:
+            return Client(options.address, start=options.start, on_gap=_tell)
+        except (ConnectionRefusedError, FileNotFoundError):
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_PAUSE)
+
+
+def _tell(gap: Gap) -> None:
+    print(f"jumiks: {gap} are lost, {gap.count} in all", file=sys.stderr)
+
+
+def _write(client: Client, options: argparse.Namespace) -> int:
+    left = sys.maxsize if options.count is None else options.count
+    descriptor = sys.stdout.fileno()
+    while left:
+        batch = client.receive_many()
+        messages: Sequence[bytes] = batch if len(batch) <= left else batch[:left]
+        if options.json:
+            write_all(descriptor, _as_json(batch.first_id, messages))
+        else:
+            write_messages(descriptor, options.framing, messages)
+        left -= len(messages)
+    client.ack(batch.first_id + len(messages) - 1)
+    return 0
+
+
+def _as_json(first_id: int, messages: Sequence[bytes]) -> bytes:
+    lines = []
+    for packet_id, message in enumerate(messages, first_id):
+        try:
+            name, text = "payload", message.decode()
+        except UnicodeDecodeError:
+            name, text = "base64", base64.b64encode(message).decode()
+        lines.append(json.dumps({"id": packet_id, "length": len(message), name: text}) + "\n")
+    return "".join(lines).encode()
+
+
+def _run_commands(client: Client, options: argparse.Namespace) -> int:
+    left = sys.maxsize if options.count is None else options.count
+    while left:
+        message = client.receive()
+        environment = {**os.environ, "JUMIKS_ID": str(client.last_id)}
+        done = subprocess.run(
+            options.command, shell=True, input=message, env=environment, check=False
+        )
+        if done.returncode:
+            print(
+                f"jumiks: the command failed with status {done.returncode} for message "
+                f"{client.last_id}, which is not acked",
+                file=sys.stderr,
+            )
+            return COMMAND_FAILED
+        client.ack()
+        left -= 1
+    return 0

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jumiks man` and `jumiks completion`: made of what the parser knows."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Final
+
+from .parser import EXAMPLES, make_parser
+
+__all__ = ["run"]
+
+EXIT_STATUS: Final = (
+    ("0", "All was done, or the stream ended in good order."),
+    ("1", "Something failed; the standard error says what."),
+    ("2", "Wrong usage."),
+    ("3", "Nobody serves at the address, somebody does already, or the server refused."),
+    ("4", "The connection ended before its time: this client lagged, or the server is gone."),
+    ("5", "The command of --exec failed; its message is not acked."),
+    ("130", "Ctrl-C."),
+    ("141", "Nobody reads the output any more."),
+)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one of them."""
+    print(man_page() if options.command_name == "man" else SHELLS[options.shell](), end="")
+    return 0
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each of the command's words."""
+    (action,) = (
+        each for each in make_parser()._actions if isinstance(each, argparse._SubParsersAction)
+    )
+    return dict(action.choices)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [each for each in parser._actions if each.dest != "help"]
+
+
+# ---- the manual page ----
+
+
+def _roff(text: str) -> str:
+    # A dot or a quote at the start of a line would be taken for a request.
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("%%", "%")
+    return "\\&" + text if text.startswith((".", "'")) else text
+
+
+def _signature(action: argparse.Action) -> str:
+    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else "")
+    names = ", ".join(action.option_strings)
+    return f"{names} {value if action.nargs != 0 else ''}".strip() if names else str(value)
+
+
+def _command_lines(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    usage = parser.format_usage().removeprefix("usage: ").split()
+    yield f".SS {_roff(' '.join(usage))}"
+    yield _roff(parser.description or "")
+    for action in _arguments(parser):
+        yield ".TP"
+        yield f".B {_roff(_signature(action))}"
+        yield _roff(action.help or "")
+    yield ".PP"
+    yield "Example:"
+    yield ".RS"
+    yield _roff(EXAMPLES[name])
+    yield ".RE"
+
+
+def man_page() -> str:
+    """The manual page."""
+    lines = [
+        f'.TH JUMIKS 1 "" "jumiks {version("jumiks")}"',
+        ".SH NAME",
+        "jumiks \\- one\\-to\\-many messaging for processes on one Linux machine",
+        ".SH SYNOPSIS",
+        ".B jumiks",
+        "COMMAND [ARGUMENT ...]",
+        ".SH COMMANDS",
+    ]
+    for name, parser in commands().items():
+        lines.extend(_command_lines(name, parser))
+    lines.append(".SH EXIT STATUS")
+    for status, words in EXIT_STATUS:
+        lines += [".TP", f".B {status}", _roff(words)]
+    return "\n".join(lines) + "\n"
+
+
+# ---- completion ----
+
+
+def _words(parser: argparse.ArgumentParser) -> list[str]:
+    return [name for each in parser._actions for name in each.option_strings]
+
+
+def _values() -> Iterator[tuple[str, str, Sequence[str]]]:
+    for name, parser in commands().items():
+        for action in _arguments(parser):
+            for option in action.option_strings:
+                if action.choices:
+                    yield name, option, [str(each) for each in action.choices]
+
+
+def _positional(parser: argparse.ArgumentParser) -> list[str]:
+    """The words that may stand for a command's argument, if they are known."""
+    return [
+        str(word)
+        for each in _arguments(parser)
+        if not each.option_strings and each.choices
+        for word in each.choices
+    ]
+
+
+def _bash() -> str:
+    found = commands()
+    cases = "\n".join(
+        f'        {name}) words="{" ".join([*_words(parser), *_positional(parser)])}" ;;'
+        for name, parser in found.items()
+    )
+    values = "\n".join(
+        f'        {name}:{option}) words="{" ".join(choices)}" ;;'
+        for name, option, choices in _values()
+    )
+    return f"""# bash completion for jumiks
+_jumiks() {{
+    local current="${{COMP_WORDS[COMP_CWORD]}}" words=""
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        COMPREPLY=($(compgen -W "{" ".join(found)} --help --version" -- "$current"))
+        return
+    fi
+    case "${{COMP_WORDS[1]}}" in
+{cases}
+    esac
+    case "${{COMP_WORDS[1]}}:${{COMP_WORDS[COMP_CWORD - 1]}}" in
+{values}
+    esac
+    # An abstract address, as the kernel lists them, or a path.
+    if [[ $current == @* ]]; then
+        words="$(awk '$8 ~ /^@/ && $4 == "00010000" {{ print $8 }}' /proc/net/unix)"
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "$current") $(compgen -f -- "$current"))
+}}
+complete -F _jumiks jumiks
+"""
+
+
+def _zsh() -> str:
+    # zsh runs bash's own completion functions.
+    return "#compdef jumiks\nautoload -U +X bashcompinit && bashcompinit\n" + _bash()
+
+
+def _fish() -> str:
+    lines = ["# fish completion for jumiks", "complete -c jumiks -f"]
+    lines += [f"complete -c jumiks -n __fish_use_subcommand -a {name}" for name in commands()]
+    for name, parser in commands().items():
+        inside = f"complete -c jumiks -n '__fish_seen_subcommand_from {name}'"
+        for action in parser._actions:
+            flags = " ".join(
+                f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
+                for option in action.option_strings
+            )
+            if flags:
+                more = f" -x -a '{' '.join(map(str, action.choices))}'" if action.choices else ""
+                lines.append(f"{inside} {flags}{more}")
+        if words := _positional(parser):
+            lines.append(f"{inside} -a '{' '.join(words)}'")
+    return "\n".join(lines) + "\n"
+
+
+SHELLS: Final = {"bash": _bash, "fish": _fish, "zsh": _zsh}

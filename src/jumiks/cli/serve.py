@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jumiks serve`: publish the standard input."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from jumiks.server import Server
+from jumiks.systemd import listen_socket, notify
+
+from .framing import read_messages
+
+__all__ = ["run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Publish standard input to its end."""
+    server = Server(
+        listen_socket() if options.address == "systemd" else options.address,
+        max_lag=options.max_lag,
+        on_lag=options.on_lag,
+        mode=options.mode,
+        group=_group(options.group),
+        allow="anyone" if options.anyone else None,
+    )
+    try:
+        notify("READY=1")
+        if options.wait:
+            server.wait_for_clients(options.wait)
+        descriptor = sys.stdin.fileno()
+        for messages in read_messages(descriptor, options.framing, server.max_message):
+            server.publish_many(messages)
+    except BaseException:
+        notify("STOPPING=1")
+        server.close()
+        raise
+    notify("STOPPING=1")
+    server.close(options.linger)
+    return 0
+
+
+def _group(text: str | None) -> str | int | None:
+    return int(text) if text is not None and text.isdecimal() else text

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jumiks status`: one look at a running server."""
+
+from __future__ import annotations
+
+import argparse
+import pwd
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from jumiks.monitor import Monitor, ServerStatus
+from jumiks.stats import ClientInfo
+
+__all__ = ["run"]
+
+HEAD: Final = (
+    *("PID", "COMMAND", "USER", "MODE", "LAG", "SENT", "ACKED", "MSG/S", "BYTES/S", "AGE"),
+)
+_LEFT: Final = {"COMMAND", "USER", "MODE"}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one look, as a table or as JSON."""
+    with Monitor(options.address) as monitor:
+        status = monitor.status()
+        if options.json:
+            print(status.raw)
+            return 0
+        time.sleep(options.interval)
+        for line in report(Look(monitor.status(), status)):
+            print(line)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A status, and the one before it, for rates."""
+
+    status: ServerStatus
+    before: ServerStatus
+
+    @property
+    def seconds(self) -> float:
+        """Between the two."""
+        return max(self.status.now - self.before.now, 1e-9)
+
+    def rates(self, info: ClientInfo) -> tuple[float, float]:
+        """A client's messages/s and bytes/s."""
+        past = next((each for each in self.before.clients if each.key == info.key), None)
+        messages, size = (past.messages, past.bytes) if past else (0, 0)
+        seconds = self.seconds if past else max(self.status.now - info.since, 1e-9)
+        return (info.messages - messages) / seconds, (info.bytes - size) / seconds
+
+    @property
+    def published(self) -> tuple[float, float]:
+        """The server's messages/s and bytes/s."""
+        now, past = self.status.stats, self.before.stats
+        return (
+            (now.published - past.published) / self.seconds,
+            (now.published_bytes - past.published_bytes) / self.seconds,
+        )
+
+
+def short(value: float) -> str:
+    """A number in four digits or so."""
+    for unit in ("", "k", "M", "G", "T"):
+        if value < 9999.5 or unit == "T":
+            return f"{value:.0f}{unit}" if value >= 100 or unit == "" else f"{value:.1f}{unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def age(seconds: float) -> str:
+    """A time span in its two largest units."""
+    whole = int(seconds)
+    for size, unit, part, small in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // part}{small}"
+    return f"{seconds:.1f}s"
+
+
+def command_of(pid: int) -> str:
+    """The name of a process; "-" if it cannot be seen from here."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip() or "-"
+    except OSError:
+        return "-"
+
+
+def user_of(uid: int) -> str:
+    """A user's name, or the number if there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def limit(status: ServerStatus) -> str:
+    """The lag policy in words."""
+    least = f"{status.max_lag} messages" if status.max_lag else "the log's bytes"
+    return f"{status.on_lag} at {least}"
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def server_lines(look: Look) -> list[str]:
+    """The server and its log."""
+    status, stats = look.status, look.status.stats
+    messages, size = look.published
+    count = stats.next_id - stats.oldest_id
+    who = f"process {status.pid} ({command_of(status.pid)}), up {age(status.now - status.started)}"
+    crowd = f"{_several(stats.clients, 'client')}, {_several(status.monitors, 'monitor')}"
+    used = f"{short(stats.log_used)}B of {short(stats.log_size)}B used"
+    held = f"{short(stats.log_held)}B not acked by all"
+    kept = _several(count, "message")
+    kept += f", {stats.oldest_id} to {stats.next_id - 1}" if count else ""
+    return [
+        f"{status.address}  {who}, {crowd}",
+        f"log     {kept}; {used}, {held}",
+        f"rate    {short(messages)} msg/s, {short(size)}B/s; next id {stats.next_id}",
+        f"policy  {limit(status)}",
+    ]
+
+
+def cells(look: Look, info: ClientInfo) -> tuple[str, ...]:
+    """A client's line of the table."""
+    messages, size = look.rates(info)
+    return (
+        str(info.pid),
+        command_of(info.pid),
+        user_of(info.uid),
+        info.mode,
+        str(info.lag),
+        str(info.sent_id or "-"),
+        str(info.acked_id or "-"),
+        short(messages),
+        short(size),
+        age(look.status.now - info.since),
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text in columns; the first one is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            text.ljust(width) if name in _LEFT else text.rjust(width)
+            for name, text, width in zip(rows[0], row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def report(look: Look) -> list[str]:
+    """All of it as lines."""
+    clients = sorted(look.status.clients, key=lambda info: info.lag, reverse=True)
+    lines = server_lines(look)
+    if clients:
+        lines += ["", *table([HEAD, *(cells(look, info) for info in clients)])]
+    return lines

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at a running server: both ends of a MONITOR connection (docs/protocol.md, "Status").
+
+At the server's end all runs in the control thread. No socket is waited for, at most one answer
+a monitor is kept, and what answers cost is bounded: after one that took t seconds there is none for
+19 t, so monitors never get more than a twentieth of the thread, or of the GIL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+
+from . import access, address
+from .access import Allow, Peer, Rule
+from .client import Connecting
+from .errors import Closed, ConnectionLost, ProtocolError, Refused, Timeout
+from .handshake import Capability, ClientHandshake, Status
+from .stats import ClientInfo, Gap, ServerStats
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Monitor", "ServerStatus"]
+
+MOST: Final = 8
+"""Monitors at a time."""
+
+LEAST_PAUSE: Final = 0.02
+"""Seconds between two answers at least."""
+
+_SHARE: Final = 19
+_PACKET: Final = 32768
+_MOST_ANSWER: Final = 64 << 20
+_HEADER: Final = struct.Struct("<HHI")
+_STATUS: Final = 1
+_MORE: Final = 1
+_UNKNOWN: Final = 2
+
+MonitorRule: TypeAlias = Rule | Literal[False]
+
+
+def parse_rule(rule: Allow | Literal[False]) -> MonitorRule:
+    """Check a server's `monitor` argument; raises as `access.parse` does."""
+    return False if rule is False else access.parse(rule, "monitor")
+
+
+# ---- packets ----
+
+
+def request(number: int) -> bytes:
+    """A request for the status."""
+    return _HEADER.pack(_STATUS, 0, number)
+
+
+def answers(number: int, body: bytes, size: int) -> Iterator[bytes]:
+    """The packets of an answer, each of at most `size` bytes."""
+    step = size - _HEADER.size
+    for begin in range(0, len(body), step):
+        flags = _MORE if begin + step < len(body) else 0
+        yield _HEADER.pack(_STATUS, flags, number) + body[begin : begin + step]
+
+
+# ---- the server's end ----
+
+
+class _Watcher:
+    """One monitor: it asks, or waits for its answer, or takes that."""
+
+    def __init__(self, sock: socket.socket, peer: Peer, max_packet: int) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.max_packet = max_packet
+        self.asked: int | None = None
+        self.packets: deque[bytes] = deque()
+
+
+class Monitors:
+    """All monitors of one server.
+
+    Args:
+        rule: who may be one.
+        epoll: where their descriptors are registered.
+        look: gives the status as JSON, in parts.
+    """
+
+    def __init__(
+        self, rule: MonitorRule, epoll: select.epoll, look: Callable[[], Iterable[str]]
+    ) -> None:
+        self._rule = rule
+        self._epoll = epoll
+        self._look = look
+        self._watchers: dict[int, _Watcher] = {}
+        self._due = 0.0
+
+    def __contains__(self, descriptor: object) -> bool:
+        return descriptor in self._watchers
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    def refusal(self, peer: Peer) -> tuple[Status, str] | None:
+        """Why this peer may not be a monitor now; None if it may."""
+        if self._rule is False:
+            return Status.NOT_ALLOWED, "it lets nobody look at its status"
+        # As strict by default as for an abstract address: others' pids are nobody's business.
+        reason = access.check(self._rule, peer, abstract=True)
+        if reason is not None:
+            return Status.NOT_ALLOWED, reason.replace("connect", "look at its status")
+        if len(self._watchers) >= MOST:
+            return Status.TOO_MANY_CLIENTS, f"it has {MOST} monitors already"
+        return None
+
+    def add(self, sock: socket.socket, peer: Peer, max_packet: int) -> None:
+        """Take over a socket that is registered for EPOLLIN and has its welcome."""
+        self._watchers[sock.fileno()] = _Watcher(sock, peer, min(max_packet, _PACKET))
+
+    def handle(self, descriptor: int, events: int) -> None:
+        """Do what a monitor's descriptor is ready for."""
+        watcher = self._watchers[descriptor]
+        try:
+            if watcher.packets:
+                self._send(watcher)
+            elif watcher.asked is None:
+                self._read(watcher)
+            elif events & (select.EPOLLHUP | select.EPOLLERR):
+                self._drop(watcher)
+        except OSError:
+            self._drop(watcher)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `expire` wants to be called, on the clock of `time.monotonic`."""
+        return self._due if any(self._waiting()) else None
+
+    def expire(self, now: float) -> None:
+        """Answer who has waited for long enough, one at a time."""
+        watcher = next(self._waiting(), None)
+        if watcher is not None and now >= self._due:
+            self._answer(watcher)
+
+    def close(self) -> None:
+        """Drop all."""
+        for watcher in list(self._watchers.values()):
+            self._drop(watcher)
+
+    def _waiting(self) -> Iterator[_Watcher]:
+        return (each for each in self._watchers.values() if each.asked is not None)
+
+    def _drop(self, watcher: _Watcher) -> None:
+        descriptor = watcher.sock.fileno()
+        del self._watchers[descriptor]
+        self._epoll.unregister(descriptor)
+        watcher.sock.close()
+
+    def _read(self, watcher: _Watcher) -> None:
+        try:
+            packet = watcher.sock.recv(_PACKET)
+        except BlockingIOError:
+            return
+        if len(packet) < _HEADER.size:
+            self._drop(watcher)
+            return
+        kind, _, number = _HEADER.unpack_from(packet)
+        if kind == _STATUS:
+            watcher.asked = number
+            self._epoll.modify(watcher.sock.fileno(), 0)
+            self.expire(time.monotonic())
+        else:
+            watcher.packets.append(_HEADER.pack(kind, _UNKNOWN, number))
+            self._send(watcher)
+
+    def _answer(self, watcher: _Watcher) -> None:
+        begin, number = time.monotonic(), watcher.asked
+        assert number is not None
+        watcher.asked = None
+        body = "".join(self._look()).encode()
+        watcher.packets.extend(answers(number, body, watcher.max_packet))
+        with suppress(OSError):  # epoll tells of it as well
+            self._send(watcher)
+        now = time.monotonic()
+        self._due = now + max(LEAST_PAUSE, _SHARE * (now - begin))
+
+    def _send(self, watcher: _Watcher) -> None:
+        while watcher.packets:
+            try:
+                watcher.sock.send(watcher.packets[0], socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                self._epoll.modify(watcher.sock.fileno(), select.EPOLLOUT)
+                return
+            watcher.packets.popleft()
+        self._epoll.modify(watcher.sock.fileno(), select.EPOLLIN)
+
+
+_PLAIN: Final = tuple(
+    each.name
+    for each in fields(ClientInfo)
+    if each.name not in ("peer", "reason", "limit", "limit_kind", "lost", "error")
+)
+
+
+def as_json(
+    about: Mapping[str, object], stats: ServerStats, clients: Sequence[ClientInfo], monitors: int
+) -> Iterator[str]:
+    """A status as JSON, in parts, so that no step takes long."""
+    figures = {each.name: getattr(stats, each.name) for each in fields(ServerStats)}
+    head = {**about, "now": time.monotonic(), "monitors": monitors, "stats": figures}
+    yield json.dumps(head)[:-1] + ', "clients": ['
+    for index, info in enumerate(clients):
+        one: dict[str, object] = {name: getattr(info, name) for name in _PLAIN}
+        one |= {"pid": info.peer.pid, "uid": info.peer.uid, "gid": info.peer.gid}
+        one["lost"] = [info.lost.first, info.lost.last] if info.lost else None
+        yield (", " if index else "") + json.dumps(one)
+    yield "]}"
+
+
+# ---- the other end ----
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """What a server told of itself; its figures and its clients' are taken one after the other."""
+
+    address: str
+    """As its user wrote it."""
+    pid: int
+    """Its process id, by its own word."""
+    server_id: int
+    """Its random number."""
+    max_lag: int
+    """Messages; 0 is no limit."""
+    on_lag: str
+    """`"disconnect"`, `"block"` or `"skip"`."""
+    now: float
+    """When, on the clock of `time.monotonic`, s."""
+    started: float
+    """When it started, on that clock."""
+    monitors: int
+    """Monitors connected, this one included."""
+    stats: ServerStats
+    """Its figures."""
+    clients: tuple[ClientInfo, ...]
+    """Its clients, each with its figures."""
+    raw: str
+    """The JSON as it came, which a later version may say more in."""
+
+
+def parse_status(text: str) -> ServerStatus:
+    """Read an answer. What is not known is ignored, and a figure that is not there is 0.
+
+    Raises:
+        ProtocolError: it is no status.
+    """
+    try:
+        found = json.loads(text)
+        figures = found["stats"]
+        return ServerStatus(
+            address=str(found["address"]),
+            pid=int(found["pid"]),
+            server_id=int(found["server_id"]),
+            max_lag=int(found["max_lag"]),
+            on_lag=str(found["on_lag"]),
+            now=float(found["now"]),
+            started=float(found["started"]),
+            monitors=int(found["monitors"]),
+            stats=ServerStats(
+                **{each.name: int(figures.get(each.name, 0)) for each in fields(ServerStats)}
+            ),
+            clients=tuple(_client(each) for each in found["clients"]),
+            raw=text,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"the server's status cannot be read: {error!r}") from error
+
+
+def _client(found: Mapping[str, object]) -> ClientInfo:
+    def number(name: str) -> int:
+        value = found.get(name, 0)
+        if not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}")
+        return value
+
+    def moment(name: str) -> float | None:
+        value = found.get(name)
+        return float(value) if isinstance(value, int | float) else None
+
+    lost = found.get("lost")
+    names = [name for name in _PLAIN if name not in ("mode", "since", "last_ack")]
+    figures = {name: number(name) for name in names}
+    return ClientInfo(
+        peer=Peer(number("pid"), number("uid"), number("gid")),
+        mode=str(found["mode"]),
+        since=moment("since") or 0.0,
+        last_ack=moment("last_ack"),
+        reason=None,
+        limit=0,
+        limit_kind="",
+        lost=Gap(*lost) if isinstance(lost, list) else None,
+        error="",
+        **figures,
+    )
+
+
+class Monitor(Connecting):
+    """Ask a running server how it is; it receives no messages, and slows nobody down.
+
+    Args:
+        where: the server's address: `"@name"` or a path.
+        timeout: seconds to connect, and for each answer; None is no limit.
+
+    Raises:
+        Refused: the server does not let this user look, has no status to give, or has too many
+            monitors already.
+        ConnectionRefusedError, FileNotFoundError, Timeout, VersionMismatch, ProtocolError: as for
+            `Client`.
+    """
+
+    def __init__(self, where: str | os.PathLike[str], *, timeout: float | None = 5.0) -> None:
+        parsed = address.parse(where)
+        self._address = str(parsed)
+        self._timeout = timeout
+        self._asked = 0
+        handshake = ClientHandshake(Capability.MONITOR)
+        sock = self._connect(parsed, handshake, timeout, [])  # none come: it asks for no log
+        if Capability.MONITOR not in handshake.granted:
+            sock.close()
+            raise Refused("it gives no status", status=Status.NOT_ALLOWED)
+        sock.settimeout(timeout)
+        self._sock: socket.socket | None = sock
+
+    def status(self) -> ServerStatus:
+        """Ask once.
+
+        Raises:
+            Timeout: there was no answer in time.
+            ConnectionLost: the server is gone.
+            ProtocolError: it broke the protocol.
+            Closed: this monitor is closed.
+        """
+        sock = self._sock
+        if sock is None:
+            raise Closed("this monitor is closed")
+        self._asked = (self._asked + 1) % (1 << 32)
+        try:
+            sock.send(request(self._asked), socket.MSG_NOSIGNAL)
+            body = self._answer(sock)
+        except TimeoutError as error:
+            raise Timeout(f"{self._address!r} gave no status within {self._timeout:g} s") from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ConnectionLost(f"end of stream from {self._address!r}") from error
+        return parse_status(body.decode("utf-8", "replace"))
+
+    def _answer(self, sock: socket.socket) -> bytearray:
+        body = bytearray()
+        while len(body) <= _MOST_ANSWER:
+            packet = sock.recv(1 << 18)
+            if not packet:
+                raise ConnectionLost(f"end of stream from {self._address!r}: the server is gone")
+            if len(packet) < _HEADER.size:
+                raise ProtocolError("the server sent a packet too short for an answer")
+            kind, flags, number = _HEADER.unpack_from(packet)
+            if number != self._asked:
+                continue  # to a question whose time was over
+            if kind != _STATUS or flags & _UNKNOWN:
+                raise ProtocolError("the server does not know what a status is")
+            body += packet[_HEADER.size :]
+            if not flags & _MORE:
+                return body
+        raise ProtocolError(f"the server's status is longer than {_MOST_ANSWER} bytes")
+
+    def close(self) -> None:
+        """Close the connection; may be repeated."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONITOR connections: what they tell, who may have one, and that they slow nobody."""
+
+import json
+import os
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import reference
+from conftest import MODE, wait_until
+from support_api import DEADLINE, SMALL_LOG, Task, sockaddr, stranger
+
+from jumiks import (
+    Client,
+    ClientInfo,
+    Closed,
+    ConnectionLost,
+    Monitor,
+    Peer,
+    ProtocolError,
+    Refused,
+    Server,
+    Timeout,
+)
+from jumiks.handshake import FIRST_ID, Capability, Status
+from jumiks.monitor import MOST, parse_status
+
+HEADER = struct.Struct("<HHI")
+ASK = HEADER.pack(1, 0, 7)
+DOC = (Path(__file__).parent.parent / "docs/protocol.md").read_text("utf-8")
+
+
+@contextmanager
+def raw_monitor(address: str, wanted: int = reference.MONITOR) -> Iterator[socket.socket]:
+    """A monitor by hand, behind its welcome."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(DEADLINE)
+        sock.connect(sockaddr(address))
+        sock.recv(4096)
+        sock.send(reference.encode_reply(reference.Reply(capabilities=wanted)))
+        packet, descriptors, _, _ = socket.recv_fds(sock, 4096, 2)
+        assert descriptors == []
+        welcome = reference.decode_welcome(packet)
+        assert (welcome.status, welcome.capabilities) == (0, reference.MONITOR)
+        yield sock
+
+
+def read_answer(sock: socket.socket) -> tuple[list[int], int, str]:
+    """Flags of all packets, the number, and the body."""
+    flags, parts = [], []
+    while True:
+        packet = sock.recv(1 << 18)
+        kind, flag, number = HEADER.unpack_from(packet)
+        assert kind == 1
+        flags.append(flag)
+        parts.append(packet[8:])
+        if not flag & 1:
+            return flags, number, b"".join(parts).decode()
+
+
+def test_a_monitor_sees_the_server_and_its_clients(address: str) -> None:
+    with Server(address, max_lag=50, on_lag="skip") as server, Monitor(address) as monitor:
+        assert monitor.status().clients == ()
+        with Client(address) as client:
+            server.wait_for_clients(1, DEADLINE)
+            server.publish_many([b"message"] * 10)
+            for _ in range(4):
+                client.receive(DEADLINE)
+            client.ack()
+            wait_until(lambda: server.clients[0].acked_id == FIRST_ID + 3)
+            status = monitor.status()
+            assert (status.address, status.pid) == (address, os.getpid())
+            assert (status.max_lag, status.on_lag) == (50, "skip")
+            assert status.server_id == server.server_id
+            assert status.monitors == 1
+            assert status.started <= status.now
+            (info,) = status.clients
+            assert info.peer == Peer(os.getpid(), os.geteuid(), os.getegid())
+            assert (info.mode, info.lag, info.acked_id) == (MODE, 6, FIRST_ID + 3)
+            assert (status.stats.published, status.stats.clients) == (10, 1)
+            assert status.stats.log_used == server.stats().log_used
+            assert info == server.clients[0]
+
+
+def test_a_monitor_gets_neither_messages_nor_the_log_whatever_it_wants(address: str) -> None:
+    everything = reference.FRAMES | reference.LOG | reference.MONITOR
+    with Server(address) as server, raw_monitor(address, everything) as sock:
+        server.publish(b"not for monitors")
+        sock.send(ASK)
+        _, number, body = read_answer(sock)
+        assert (number, json.loads(body)["clients"]) == (7, [])
+
+
+def test_the_page_names_all_that_a_status_has(address: str) -> None:
+    with Server(address), Client(address), Monitor(address) as monitor:
+        found = json.loads(monitor.status().raw)
+    section = DOC.partition("## Status")[2].partition("\n## ")[0]
+    lines = section.partition("`CLOCK_MONOTONIC`.")[2].split("\n* ")[1:]
+    own, stats, clients = (set(re.findall(r"`(\w+)`", line.split("\n\n")[0])) for line in lines)
+    assert own | {"stats", "clients"} == set(found)
+    assert stats - {"stats"} == set(found["stats"])
+    assert clients == set(found["clients"][0]) | {"clients"}
+
+
+def test_a_status_of_many_clients_takes_many_packets(address: str) -> None:
+    with Server(address) as server, ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(Client(address))
+        server.wait_for_clients(300, DEADLINE)
+        with raw_monitor(address) as sock, Monitor(address) as monitor:
+            sock.send(ASK)
+            flags, number, body = read_answer(sock)
+            assert flags[-1] == 0
+            assert set(flags[:-1]) == {1}
+            assert number == 7
+            assert len(json.loads(body)["clients"]) == 300
+            assert len(monitor.status().clients) == 300
+
+
+def test_monitors_are_no_clients(address: str) -> None:
+    came: list[ClientInfo] = []
+    with Server(address, max_clients=1, max_lag=1, on_connect=came.append) as server:
+        with raw_monitor(address) as sock, Monitor(address) as monitor:
+            for _ in range(100):
+                server.publish(b"nothing for a monitor", timeout=0)
+            assert (server.clients, server.stats().clients, came) == ((), 0, [])
+            assert monitor.status().monitors == 2
+            with Client(address):
+                server.wait_for_clients(1, DEADLINE)
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sock.recv(1)
+
+
+def test_there_are_only_so_many_monitors(address: str) -> None:
+    with Server(address), ExitStack() as stack:
+        monitors = [stack.enter_context(Monitor(address)) for _ in range(MOST)]
+        with pytest.raises(Refused, match=f"{MOST} monitors already") as caught:
+            Monitor(address)
+        assert caught.value.status == Status.TOO_MANY_CLIENTS
+        monitors[0].close()
+        wait_until(lambda: monitors[1].status().monitors == MOST - 1)
+        Monitor(address).close()
+
+
+def test_a_monitor_that_does_not_read_costs_one_answer(address: str) -> None:
+    with Server(address) as server, ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(Client(address))
+        server.wait_for_clients(300, DEADLINE)
+        with raw_monitor(address) as greedy, Monitor(address) as monitor:
+            greedy.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                while True:  # until the server reads no more of it
+                    greedy.send(ASK)
+            assert len(monitor.status().clients) == 300
+            server.publish(b"still", timeout=0)
+            greedy.settimeout(DEADLINE)
+            for _ in range(3):
+                assert len(json.loads(read_answer(greedy)[2])["clients"]) == 300
+
+
+def test_answers_are_paced(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jumiks.monitor.LEAST_PAUSE", 3600)
+    with Server(address), Monitor(address) as first, Monitor(address, timeout=0.05) as second:
+        first.status()
+        with pytest.raises(Timeout, match=r"no status within 0\.05 s"):
+            second.status()
+    with pytest.raises(Closed, match="this monitor is closed"):
+        second.status()
+
+
+def test_an_answer_that_comes_late_is_not_taken_for_another(address: str) -> None:
+    with Server(address), Monitor(address) as monitor:
+        assert monitor._sock is not None
+        monitor._sock.send(ASK)  # number 7, which is none of its own
+        assert monitor.status().address == address
+
+
+def test_a_kind_that_is_not_known_is_answered_so(address: str) -> None:
+    with Server(address), raw_monitor(address) as sock:
+        sock.send(HEADER.pack(99, 0, 5))
+        assert HEADER.unpack(sock.recv(100)) == (99, 2, 5)
+        sock.send(ASK)
+        assert json.loads(read_answer(sock)[2])["monitors"] == 1
+
+
+@pytest.mark.parametrize("packet", [b"", b"\1\0\0\0\0\0\0"])
+def test_a_packet_that_is_no_request_ends_that_monitor_alone(address: str, packet: bytes) -> None:
+    with Server(address), raw_monitor(address) as sock, Monitor(address) as monitor:
+        if packet:
+            sock.send(packet)
+        else:
+            sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(100) == b""
+        assert monitor.status().monitors == 1
+
+
+def test_a_monitor_that_hangs_up_while_it_waits_is_let_go(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jumiks.monitor.LEAST_PAUSE", 0.2)
+    with Server(address), Monitor(address) as monitor:
+        with raw_monitor(address) as sock:
+            monitor.status()
+            sock.send(ASK)
+        wait_until(lambda: monitor.status().monitors == 1)
+
+
+def test_the_server_s_end_is_told(address: str) -> None:
+    with Server(address), Monitor(address) as monitor:
+        pass
+    with Server(address) as server, Monitor(address) as monitor:
+        server.close()
+        with pytest.raises(ConnectionLost, match="end of stream"):
+            monitor.status()
+
+
+# ---- who may
+
+
+def test_a_server_may_give_no_status_at_all(address: str) -> None:
+    with Server(address, monitor=False) as server:
+        with pytest.raises(Refused, match="it gives no status"):
+            Monitor(address)
+        wait_until(lambda: not server.clients)
+
+
+def test_a_rule_of_its_own_says_who_may_look(address: str) -> None:
+    asked: list[tuple[Peer, int]] = []
+
+    def nobody(peer: Peer) -> bool:
+        asked.append((peer, threading.get_ident()))
+        return False
+
+    with Server(address, monitor=nobody, allow=os.geteuid()):
+        with pytest.raises(Refused, match="may not look at its status") as caught:
+            Monitor(address)
+        assert caught.value.status == Status.NOT_ALLOWED
+        Client(address).close()
+    assert [peer for peer, _ in asked] == [Peer(os.getpid(), os.geteuid(), os.getegid())]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_by_default_others_may_not_look_even_where_they_may_connect(address: str) -> None:
+    def other() -> str:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgid(65534)
+                os.setuid(65534)
+                Client(address).close()
+                Monitor(address)
+            except Refused as error:
+                os.write(write, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with open(read, "rb") as stream:
+            said = stream.read().decode()
+        os.waitpid(child, 0)
+        return said
+
+    with Server(address, allow="anyone"):
+        assert other() == (
+            "the server refused this client: user 65534 may not look at its status: only the "
+            "server's own user and root may"
+        )
+    with Server(address, allow="anyone", monitor="anyone"):
+        assert other() == ""
+
+
+def test_a_wrong_rule_is_found_at_once(address: str) -> None:
+    with pytest.raises(ValueError, match="monitor='all': the only text it takes is 'anyone'"):
+        Server(address, monitor="all")  # type: ignore[arg-type]
+
+
+# ---- a server that misbehaves
+
+
+HELLO = reference.encode_server_hello(
+    reference.ServerHello(
+        (1, 0, 0), reference.FRAMES | reference.MONITOR, 1, FIRST_ID, FIRST_ID, 0, 65536, 65536
+    )
+)
+WELCOME = reference.encode_welcome(reference.Welcome(0, reference.MONITOR, 0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (HEADER.pack(1, 0, 1) + b"{}", "cannot be read: KeyError"),
+        (HEADER.pack(1, 0, 1) + b"\xff", "cannot be read: JSONDecodeError"),
+        (HEADER.pack(1, 0, 1) + b"[]", "cannot be read: TypeError"),
+        (HEADER.pack(1, 2, 1), "does not know what a status is"),
+        (b"short", "too short for an answer"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_a_protocol_error(
+    address: str, answer: bytes, words: str
+) -> None:
+    with stranger(address, HELLO, WELCOME, answer), Monitor(address) as monitor:
+        with pytest.raises(ProtocolError, match=words):
+            monitor.status()
+
+
+def test_a_plain_server_has_no_status(address: str) -> None:
+    with stranger(address, struct.pack("<HHH", 1, 0, 0)):
+        with pytest.raises(Refused, match="it gives no status"):
+            Monitor(address)
+
+
+def test_a_later_version_may_say_more_and_an_older_one_less(address: str) -> None:
+    with Server(address), Client(address), Monitor(address) as monitor:
+        found = json.loads(monitor.status().raw)
+    found["news"] = found["stats"]["news"] = found["clients"][0]["news"] = 1
+    del found["stats"]["waits"], found["clients"][0]["packets"]
+    status = parse_status(json.dumps(found))
+    assert (status.stats.waits, status.clients[0].packets) == (0, 0)
+
+
+# ---- it slows nobody
+
+
+def test_publishing_goes_on_while_a_monitor_asks_without_end(address: str) -> None:
+    with Server(address, log_size=SMALL_LOG) as server, Monitor(address) as monitor:
+        over = threading.Event()
+
+        def ask() -> int:
+            asked = 0
+            while not over.is_set():
+                monitor.status()
+                asked += 1
+            return asked
+
+        task = Task(ask)
+        while monitor._asked < 5:
+            server.publish(b"none of these waits", timeout=0)
+        over.set()
+        assert task.result() >= 4
+        assert server.stats().waits == 0
+
+
+def test_the_capability_is_offered_only_if_somebody_may_look(address: str) -> None:
+    for rule, offered in ((None, True), (False, False)):
+        with Server(address, monitor=rule):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+                sock.connect(sockaddr(address))
+                hello = reference.decode_server_hello(sock.recv(4096))
+        assert bool(hello.capabilities & Capability.MONITOR) is offered

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of docs/tour.md, run as they stand there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOUR = (Path(__file__).parent.parent / "docs/tour.md").read_text("utf-8")
+STEPS = re.findall(r"```sh\n(.*?)```\n\n```(text\w*(?: varying)?)\n(.*?)```", TOUR, re.DOTALL)
+
+
+def test_every_command_block_has_its_output() -> None:
+    assert len(STEPS) == TOUR.count("```sh\n") > 4
+
+
+def shape(text: str) -> list[str]:
+    """Lines without their figures, names of users, and the blanks that depend on them."""
+    return [" ".join(re.sub(r"[\d.]+[kMG]?", "N", line).split()) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(("commands", "kind", "output"), STEPS)
+def test_the_tour_s_commands_print_what_it_says(
+    address: str, tmp_path: Path, commands: str, kind: str, output: str
+) -> None:
+    for name, target in (("python", ""), ("jumiks", "-m jumiks.cli")):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {target} "$@"\n')
+        program.chmod(0o755)
+    work = tmp_path / "work"
+    work.mkdir()
+    done = subprocess.run(
+        ["bash", "-c", commands.replace("@tour", address)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=work,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        timeout=60,
+        check=True,
+    )
+    found = done.stdout.replace(address, "@tour")
+    if kind == "text":
+        assert found == output
+        return
+    found = re.sub(r"(python|jumiks)\d?\S*", "jumiks", found)
+    assert [len(line.split()) for line in shape(found)] == [
+        len(line.split()) for line in shape(output)
+    ]
+    assert shape(found)[3:5] == shape(output)[3:5]
