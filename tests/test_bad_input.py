@@ -502,7 +502,6 @@ def test_a_directory_without_permission_is_named(
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="it says that there is a socket")
 def test_a_directory_that_may_not_be_searched_is_named(
     path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -466,6 +466,12 @@ def _owner(where: Address) -> Peer | None:
         except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
             return None
         except PermissionError as error:
+            try:
+                os.lstat(where.text)
+            except PermissionError:
+                folder = os.path.dirname(where.text) or "."
+                text = f"this user may not search {folder!r}: have its permissions changed"
+                raise PermissionError(error.errno, text, where.text) from error
             raise PermissionError(
                 error.errno,
                 "there is a socket that this user may not connect to, so whether it is in use "
