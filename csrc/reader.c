@@ -220,7 +220,7 @@ static void take_resume(struct jmk_client *client, const struct jmk_header *head
     memcpy(&offset, payload, sizeof offset);
     offset = le64toh(offset);
     if (!reader->answered || header->size < sizeof offset || header->id < reader->id ||
-        offset < reader->offset || offset % 8 || head - offset > reader->size) {
+        offset < reader->offset || offset % 8 || offset > head || head - offset > reader->size) {
         jmk_client_break(client, "it lets us go on at a place that cannot be");
         return;
     }
@@ -429,15 +429,18 @@ static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
     uint64_t head = atomic_load_explicit(&reader->page->head, memory_order_acquire);
     struct batch_start start = {reader->offset, reader->id, client->next_id,
                                 atomic_load(&client->last_id)};
-    bool fine;
+    const char *fault = NULL;
 
     if (head == reader->offset || reader->id > reader->last)
         return;
-    fine = head - reader->offset <= reader->size && index_frames(reader, head, batch);
+    if (head < reader->offset || head - reader->offset > reader->size)
+        fault = "its log ends where it cannot";
+    else if (!index_frames(reader, head, batch))
+        fault = "what stands in its log is no frame, or has another id";
     if (!still_there(reader, start.offset)) {
         reader->overtaken = true;
-    } else if (!fine) {
-        jmk_client_break(client, "what stands in its log is no frame, or has another id");
+    } else if (fault) {
+        jmk_client_break(client, fault);
     } else {
         reader->batch = start;
         batch->items = reader->items;
