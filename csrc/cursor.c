@@ -79,6 +79,17 @@ static int say(const struct jmk_session *session, enum jmk_wire kind, uint64_t i
     return 0;
 }
 
+/* What must get through, also behind rings that the client did not need and has not read yet. */
+static int insist(const struct jmk_session *session, enum jmk_wire kind, uint64_t id, uint64_t word,
+                  uint32_t size) {
+    int error = say(session, kind, id, word, size);
+
+    if (error != -EAGAIN)
+        return error;
+    jmk_session_raise_buffer(session);
+    return say(session, kind, id, word, size);
+}
+
 static int ring(struct jmk_session *session, uint64_t sleep, uint64_t next_id) {
     int error = say(session, JMK_KIND_RING, next_id, 0, 0);
 
@@ -158,7 +169,7 @@ static int cursor_ack(struct jmk_session *session, const struct jmk_log *log, co
 }
 
 static int cursor_skip(struct jmk_session *session, const struct jmk_log *log) {
-    int error = say(session, JMK_KIND_SKIP, session->sent_id, 0, 0);
+    int error = insist(session, JMK_KIND_SKIP, session->sent_id, 0, 0);
 
     session->answer_due = true;
     atomic_fetch_add(&log->page->control, 1);
@@ -166,7 +177,7 @@ static int cursor_skip(struct jmk_session *session, const struct jmk_log *log) {
 }
 
 static int cursor_resume(struct jmk_session *session, const struct jmk_log *log) {
-    int error = say(session, JMK_KIND_RESUME, session->sent_id + 1, session->offset, 8);
+    int error = insist(session, JMK_KIND_RESUME, session->sent_id + 1, session->offset, 8);
 
     atomic_fetch_add(&log->page->control, 1);
     return error;
