@@ -18,8 +18,8 @@
  * A pin is a batch in use through views: acks stop in front of it until it is dropped, by whatever
  * thread. The reader lives as long as its client, or a pin.
  *
- * Nothing from the server is believed. The map cannot shrink (its seals are looked at first), so
- * reading it cannot fault; each word is loaded once, and checked against the end before it is used.
+ * Nothing from the server is believed. The maps cannot shrink (their seals are looked at first), so
+ * using them cannot fault; each word is loaded once, and checked against the end before it is used.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -88,27 +88,43 @@ static uint64_t header_size(void) {
     return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-/* The ring's size, or 0 if what fd stands for could change under us, or is no log. */
-static uint64_t trusted_size(int fd) {
-    int needed = F_SEAL_SHRINK | F_SEAL_GROW, seals = fcntl(fd, F_GET_SEALS);
-    struct stat stat;
-    uint64_t size;
+static bool is_sealed(int fd, int needed) {
+    int seals = fcntl(fd, F_GET_SEALS);
 
-    if (seals < 0 || (seals & needed) != needed ||
-        !(seals & (F_SEAL_FUTURE_WRITE | F_SEAL_WRITE)) || fstat(fd, &stat) < 0)
-        return 0;
-    size = (uint64_t)stat.st_size - header_size();
-    if ((uint64_t)stat.st_size < 2 * header_size() || size & (size - 1))
-        return 0;
-    return size;
+    return seals >= 0 && (seals & needed) == needed;
+}
+
+/* The ring's size, if it is one that a ring can have, and nobody can change what fd stands for. */
+static int trusted_size(int fd, uint64_t *size) {
+    struct stat stat;
+
+    if (!is_sealed(fd, F_SEAL_SHRINK | F_SEAL_GROW) ||
+        !(is_sealed(fd, F_SEAL_FUTURE_WRITE) || is_sealed(fd, F_SEAL_WRITE)))
+        return JMK_E_LOG;
+    if (fstat(fd, &stat) < 0)
+        return -errno;
+    *size = (uint64_t)stat.st_size - header_size();
+    if ((uint64_t)stat.st_size < 2 * header_size() || *size & (*size - 1))
+        return JMK_E_SHAPE;
+    return 0;
+}
+
+/* A later layout may have the other words elsewhere, so this comes before them. */
+static int check_page(const struct jmk_log_page *page, uint64_t size) {
+    if (page->magic != JMK_PAGE_MAGIC)
+        return JMK_E_SHAPE;
+    if (page->layout != JMK_PAGE_LAYOUT)
+        return -EPROTONOSUPPORT;
+    return page->size == size ? 0 : JMK_E_SHAPE;
 }
 
 static int map_log(struct jmk_log_reader *reader, int fd) {
-    uint64_t header = header_size(), size = trusted_size(fd);
+    uint64_t header = header_size(), size = 0;
+    int error = trusted_size(fd, &size);
     uint8_t *area;
 
-    if (!size)
-        return JMK_E_LOG;
+    if (error)
+        return error;
     area = mmap(NULL, header + 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (area == MAP_FAILED)
         return -errno;
@@ -120,19 +136,19 @@ static int map_log(struct jmk_log_reader *reader, int fd) {
         mmap(area + header + size, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)header) ==
             MAP_FAILED)
         return -errno;
-    if (reader->page->magic != JMK_PAGE_MAGIC || reader->page->size != size)
-        return JMK_E_LOG;
-    return reader->page->layout == JMK_PAGE_LAYOUT ? 0 : -EPROTONOSUPPORT;
+    return check_page(reader->page, size);
 }
 
 static int map_cursor(struct jmk_log_reader *reader, int fd) {
     struct stat stat;
     void *at;
 
+    if (!is_sealed(fd, F_SEAL_SHRINK))
+        return JMK_E_LOG;
     if (fstat(fd, &stat) < 0)
         return -errno;
     if ((uint64_t)stat.st_size < sizeof *reader->cursor)
-        return JMK_E_LOG;
+        return JMK_E_SHAPE;
     at = mmap(NULL, sizeof *reader->cursor, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (at == MAP_FAILED)
         return -errno;
@@ -178,7 +194,7 @@ int jmk_reader_init(struct jmk_client *client) {
     if (error)
         return error;
     if (reader->offset % 8 || config->first_id < JMK_FIRST_ID)
-        return JMK_E_LOG;
+        return JMK_E_SHAPE;
     atomic_store(&reader->cursor->sleeping, reader->sleep);
     return 0;
 }
