@@ -236,7 +236,7 @@ static void take_resume(struct jmk_client *client, const struct jmk_header *head
     memcpy(&offset, payload, sizeof offset);
     offset = le64toh(offset);
     if (!reader->answered || header->size < sizeof offset || header->id < reader->id ||
-        offset < reader->offset || offset % 8 || offset > head || head - offset > reader->size) {
+        offset < reader->offset || offset % 8 || offset > head) {
         jmk_client_break(client, "it lets us go on at a place that cannot be");
         return;
     }

@@ -464,6 +464,28 @@ def test_a_resume_that_is_right_goes_on_behind_the_gap(address: str) -> None:
             assert (client.last_id, client.missed) == (END + 11, 10)
 
 
+def test_a_resume_that_is_read_too_late_is_followed_by_another(address: str) -> None:
+    """A slow client may be told to skip again before it has read where it could go on."""
+
+    def say(connection: socket.socket) -> None:
+        connection.send(reference.encode_frame(Frame(END, b"", SKIP)))
+        assert connection.recv(LARGE) == reference.encode_ack(END) + bytes(8)
+        place = 80 + 3 * RING
+        log.write(frame_of(packet_id=END + 9000), place)
+        log.words[128] = place
+        log.head = place + 24
+        connection.send(resume(END + 11, 80))
+        connection.send(reference.encode_frame(Frame(END + 30, b"", SKIP)))
+        log.words[144] += 2
+        assert connection.recv(LARGE) == reference.encode_ack(END + 10) + bytes(8)
+        connection.send(resume(END + 9000, place))
+
+    with HandMadeLog() as log, served_by(address, after_three(log, say), log) as client:
+        assert [client.receive(DEADLINE) for _ in GOOD] == GOOD
+        assert client.receive(DEADLINE) == b"x" * 8
+        assert client.missed == 8999
+
+
 @pytest.mark.parametrize("asleep", [False, True])
 def test_the_end_without_a_word_is_a_loss_after_all_that_was_published(
     address: str, asleep: bool
