@@ -15,7 +15,7 @@ BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 CORE := $(filter-out csrc/objects.c,$(wildcard csrc/*.c))
 C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/peers/*.[ch] bench/*.[ch] examples/*.c)
 C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
-C_FLAGS := -std=c11 -D_GNU_SOURCE -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
+C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-c lint lint-c format sanitize dist bench bench-quick bench-check bench-baseline \

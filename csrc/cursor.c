@@ -34,6 +34,7 @@
 #include <unistd.h>
 
 #include "os.h"
+#include "point.h"
 #include "session.h"
 
 static int make_page(void) {
@@ -93,6 +94,7 @@ static int insist(const struct jmk_session *session, enum jmk_wire kind, uint64_
 static int ring(struct jmk_session *session, uint64_t sleep, uint64_t next_id) {
     int error = say(session, JMK_KIND_RING, next_id, 0, 0);
 
+    JMK_POINT(JMK_AT_RUNG);
     session->rung = sleep;
     session->account.packets++;
     return error == -EAGAIN ? 0 : error;
@@ -171,14 +173,17 @@ static int cursor_ack(struct jmk_session *session, const struct jmk_log *log, co
 static int cursor_skip(struct jmk_session *session, const struct jmk_log *log) {
     int error = insist(session, JMK_KIND_SKIP, session->sent_id, 0, 0);
 
+    JMK_POINT(JMK_AT_SKIP);
     session->answer_due = true;
     atomic_fetch_add(&log->page->control, 1);
+    JMK_POINT(JMK_AT_SKIPPED);
     return error;
 }
 
 static int cursor_resume(struct jmk_session *session, const struct jmk_log *log) {
     int error = insist(session, JMK_KIND_RESUME, session->sent_id + 1, session->offset, 8);
 
+    JMK_POINT(JMK_AT_RESUME);
     atomic_fetch_add(&log->page->control, 1);
     return error;
 }

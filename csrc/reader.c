@@ -32,6 +32,7 @@
 #include "client.h"
 #include "os.h"
 #include "page.h"
+#include "point.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -297,7 +298,9 @@ static void store_ack(struct jmk_log_reader *reader) {
     }
     if (acked > reader->acked) {
         reader->acked = acked;
+        JMK_POINT(JMK_AT_ACK);
         atomic_store(&reader->cursor->acked_id, acked);
+        JMK_POINT(JMK_AT_ACKED);
     }
 }
 
@@ -314,6 +317,7 @@ static int answer_if_due(struct jmk_client *client, uint64_t handled) {
         return 0;
     if (send(client->fd, words, sizeof words, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == EAGAIN)
         return -EAGAIN;
+    JMK_POINT(JMK_AT_ANSWERED);
     reader->answered = true; /* a connection that broke is noticed by reading on */
     return 0;
 }
@@ -328,6 +332,7 @@ static void tell(struct jmk_client *client, uint64_t acked) {
     /* If the socket is full the server has much to read there, and the cursor tells it the rest. */
     reader->told = wanted;
     send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL);
+    JMK_POINT(JMK_AT_TOLD);
 }
 
 static int reader_ack(struct jmk_client *client, uint64_t handled) {
@@ -487,8 +492,10 @@ static void give_up_rest(struct jmk_client *client) {
 static void wake_up(struct jmk_client *client) {
     struct jmk_log_reader *reader = client->reader;
 
-    if (reader->sleep % 2)
+    if (reader->sleep % 2) {
         atomic_store_explicit(&reader->cursor->sleeping, ++reader->sleep, memory_order_release);
+        JMK_POINT(JMK_AT_AWAKE);
+    }
     if (reader->polled)
         read_socket(client);
     reader->polled = false;
@@ -552,6 +559,7 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
     if (client->config.spin > 0 && spin(client, deadline))
         return 0;
     atomic_store(&reader->cursor->sleeping, ++reader->sleep);
+    JMK_POINT(JMK_AT_SLEEP);
     if (news(client))
         return 0;
     if (deadline == INT64_MAX && !full) {

@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 
 #include "os.h"
+#include "point.h"
 
 #define READS 4 /* recvmmsg calls before somebody else gets his turn */
 #define ACKS 64 /* acks a recvmmsg takes */
@@ -104,8 +105,10 @@ void jmk_session_bye(const struct jmk_session *session, const struct jmk_log *lo
     jmk_bye_encode(frame, session->sent_id, &words);
     jmk_session_raise_buffer(session);
     send(session->fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
+    JMK_POINT(JMK_AT_BYE);
     /* Who reads the log looks at the socket when this moves, which is before anything is given up. */
     atomic_fetch_add(&log->page->control, 1);
+    JMK_POINT(JMK_AT_GONE);
 }
 
 void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,
