@@ -72,7 +72,8 @@ from jumiks import (
 )
 from jumiks.lag import OnLag
 
-pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
+if not SHARE_LOG:
+    pytest.skip("it is about shared logs alone", allow_module_level=True)
 
 SMALL = 1 << 16
 """Bytes of the smallest log."""

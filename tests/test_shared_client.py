@@ -15,7 +15,8 @@ from support_wire import DEADLINE, FIRST_ID
 
 from jumiks import Server
 
-pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
+if not SHARE_LOG:
+    pytest.skip("it is about shared logs alone", allow_module_level=True)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = 1 << 16
