@@ -1144,6 +1144,7 @@ def test_the_descriptor_is_readable_for_a_message_and_quiet_once_it_was_taken(
             server.publish(b"%d" % number)
             assert select.select([client], [], [], DEADLINE)[0]
             assert list(client.receive_many(0)) == [b"%d" % number]
+            assert not is_readable(client)
 
 
 def test_the_descriptor_of_a_new_client_is_readable_once_there_is_a_message(address: str) -> None:
