@@ -27,7 +27,7 @@ enum { NEEDED_SEALS = F_SEAL_SHRINK | F_SEAL_GROW | 0x10 /* F_SEAL_FUTURE_WRITE 
 
 /* Where the words stand that both sides look at, in words of 8 bytes: in the log, in our page. */
 enum { MAGIC = 0, LAYOUT = 1, SIZE = 2, HEAD = 8, VERSION = 10 };
-enum { TAIL = 16, CONTROL = 18, WANTED = 19, ACKED = 0, SLEEPING = 8 };
+enum { TAIL = 16, CONTROL = 18, ACKED = 0, SLEEPING = 8, WANTED = 16 };
 
 struct header {
     uint32_t size;
@@ -39,7 +39,7 @@ static int sock;
 static _Atomic uint64_t *page, *cursor;
 static const uint8_t *ring; /* mapped twice back to back */
 static uint8_t *copy;
-static uint64_t size, offset, id, last = UINT64_MAX, control, told = UINT64_MAX, sleeps;
+static uint64_t size, offset, id, last = UINT64_MAX, control, told, sleeps;
 static int skipping, bye;
 
 static void dial(const char *address) {
@@ -86,7 +86,7 @@ static void map(const int fds[2]) {
         errx(1, "what it shares could change");
     size = (uint64_t)stat.st_size - first;
     area = mmap(NULL, first + 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    cursor = mmap(NULL, 128, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
+    cursor = mmap(NULL, 192, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
     copy = malloc(size);
     if (!copy || area == MAP_FAILED || cursor == MAP_FAILED ||
         mmap(area, first + size, PROT_READ, MAP_SHARED | MAP_FIXED, fds[0], 0) == MAP_FAILED ||
@@ -140,7 +140,7 @@ static int is_news(void) {
 
 static void ack(uint64_t handled) {
     atomic_store(&cursor[ACKED], handled);
-    uint64_t wanted = atomic_load(&page[WANTED]);
+    uint64_t wanted = atomic_load(&cursor[WANTED]);
     if (handled < wanted || wanted == told)
         return;
     told = wanted;

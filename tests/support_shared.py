@@ -21,6 +21,9 @@ PAGE = mmap.PAGESIZE
 RING = 1 << 16
 """Bytes of a ring by default."""
 
+CURSOR = 192
+"""Bytes of a cursor page, at least."""
+
 MAGIC = 0x0A676F6C736D756A
 RING_KIND, SKIP, RESUME = 3, 4, 5
 
@@ -79,7 +82,11 @@ class HandMadeLog:
         os.ftruncate(self.fd, whole)
         os.ftruncate(self.cursor_fd, cursor_size)
         self.words = Words(self.fd, whole, writable=True)
-        right = {0: MAGIC, 8: 1, 16: size, 72: FIRST_ID, 136: FIRST_ID, 152: (1 << 64) - 1}
+        # A page of a size that no client may take is not mapped.
+        self.cursor = (
+            Words(self.cursor_fd, CURSOR, writable=True) if cursor_size >= CURSOR else None
+        )
+        right = {0: MAGIC, 8: 1, 16: size, 72: FIRST_ID, 136: FIRST_ID}
         for at, value in (right | (words or {})).items():
             self.words[at] = value
         if seals:
@@ -105,6 +112,11 @@ class HandMadeLog:
             self.words.map[PAGE + (start + at) % self.size] = byte
         return start + len(frame)
 
+    def want(self, packet_id: int) -> None:
+        """Ask the client to say so by a packet when it has acked this."""
+        assert self.cursor is not None
+        self.cursor[128] = packet_id
+
     def publish(self, *payloads: bytes) -> None:
         for payload in payloads:
             self.head = self.write(reference.encode_frame(Frame(self.next_id, payload)))
@@ -112,6 +124,8 @@ class HandMadeLog:
 
     def close(self) -> None:
         self.words.close()
+        if self.cursor is not None:
+            self.cursor.close()
         os.close(self.fd)
         os.close(self.cursor_fd)
 
@@ -195,7 +209,7 @@ class HandMadeClient:
             self.log_fd, self.cursor_fd = self.descriptors
             self.size = os.fstat(self.log_fd).st_size - PAGE
             self.log = Words(self.log_fd, PAGE + self.size, writable=False)
-            self.cursor = Words(self.cursor_fd, 128, writable=True)
+            self.cursor = Words(self.cursor_fd, CURSOR, writable=True)
         except BaseException:
             self._give_back()
             raise

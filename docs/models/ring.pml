@@ -17,9 +17,8 @@
 
 #define MESSAGES 4
 #define ROOM 2 /* messages that may be unacked */
-#define NOTHING 100 /* wanted by nobody */
 
-byte head, acked, sleeping, wanted = NOTHING;
+byte head, acked, sleeping, wanted;
 bool parked;
 
 chan socket = [2] of { byte };  /* to the client: rings */
@@ -36,18 +35,21 @@ active proctype publisher() {
         do
         :: head - seen < ROOM -> break
         :: else ->
-            wanted = seen + 1;
-#ifndef NO_LOOK_AT_ACKS
             if
-            :: acked != seen
-            :: else -> answers?_
-            fi;
+            :: wanted == seen + 1 -> answers?_ /* asked already */
+            :: else ->
+                wanted = seen + 1;
+#ifndef NO_LOOK_AT_ACKS
+                if
+                :: acked != seen
+                :: else -> answers?_
+                fi
 #else
-            answers?_;
+                answers?_
 #endif
+            fi;
             seen = acked
         od;
-        wanted = NOTHING;
         head++;
         if
         :: atomic { parked -> parked = false }
@@ -95,7 +97,7 @@ end_parked: wakes?_;
 }
 
 active proctype client() {
-    byte place, asked, told = NOTHING;
+    byte place, asked, told;
 
     do
     :: head != place ->
