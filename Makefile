@@ -15,10 +15,10 @@ BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 CORE := $(filter-out csrc/objects.c,$(wildcard csrc/*.c))
 C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/peers/*.[ch] bench/*.[ch] examples/*.c)
 C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
-C_FLAGS := -std=c11 -D_GNU_SOURCE -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
+C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-c lint lint-c format sanitize dist bench bench-quick bench-check bench-baseline \
+.PHONY: help venv demo test test-c model lint lint-c format sanitize dist bench bench-quick bench-check bench-baseline \
     clean
 
 help: ## Show what there is
@@ -50,6 +50,24 @@ test-c: ## Run the C core's own tests, without Python
 	    $(CC) $(C_FLAGS) -fsanitize=$(SANITIZE) -fno-sanitize-recover=all \
 	        -o build/test-c/$$name tests/c/$$name.c $(CORE); \
 	    build/test-c/$$name; \
+	done
+
+# The model as it is must be right, and without any of its second looks it must not.
+FLAWS := NO_LOOK_BEFORE_SLEEPING NO_LOOK_BEFORE_PARKING NO_LOOK_AT_ACKS
+MODEL := $(CURDIR)/docs/models/ring.pml
+
+model: ## Check the model of sleeping, ringing and acks (needs spin)
+	@command -v spin >/dev/null || { echo "spin is not here: apt-get install spin"; exit 0; }; \
+	set -e; mkdir -p build/model; cd build/model; \
+	for flaw in NONE $(FLAWS); do \
+	    spin -D$$flaw -a $(MODEL); \
+	    $(CC) -O2 -w -DSAFETY -o pan pan.c; \
+	    ./pan -m100000 >$$flaw.txt 2>&1 || true; \
+	    case $$flaw in NONE) wanted="errors: 0" ;; *) wanted="invalid end state" ;; esac; \
+	    if ! grep -q "$$wanted" $$flaw.txt || grep -q "search depth too small" $$flaw.txt; then \
+	        cat $$flaw.txt; echo "$$flaw: not '$$wanted'"; exit 1; \
+	    fi; \
+	    echo "$$flaw: $$wanted, as it should be"; \
 	done
 
 lint: $(BUILT) lint-c ## Check formats, style and types

@@ -34,6 +34,7 @@
 #include <unistd.h>
 
 #include "os.h"
+#include "point.h"
 #include "session.h"
 
 static int make_page(void) {
@@ -79,9 +80,21 @@ static int say(const struct jmk_session *session, enum jmk_wire kind, uint64_t i
     return 0;
 }
 
+/* What must get through, also behind rings that the client did not need and has not read yet. */
+static int insist(const struct jmk_session *session, enum jmk_wire kind, uint64_t id, uint64_t word,
+                  uint32_t size) {
+    int error = say(session, kind, id, word, size);
+
+    if (error != -EAGAIN)
+        return error;
+    jmk_session_raise_buffer(session);
+    return say(session, kind, id, word, size);
+}
+
 static int ring(struct jmk_session *session, uint64_t sleep, uint64_t next_id) {
     int error = say(session, JMK_KIND_RING, next_id, 0, 0);
 
+    JMK_POINT(JMK_AT_RUNG);
     session->rung = sleep;
     session->account.packets++;
     return error == -EAGAIN ? 0 : error;
@@ -158,16 +171,19 @@ static int cursor_ack(struct jmk_session *session, const struct jmk_log *log, co
 }
 
 static int cursor_skip(struct jmk_session *session, const struct jmk_log *log) {
-    int error = say(session, JMK_KIND_SKIP, session->sent_id, 0, 0);
+    int error = insist(session, JMK_KIND_SKIP, session->sent_id, 0, 0);
 
+    JMK_POINT(JMK_AT_SKIP);
     session->answer_due = true;
     atomic_fetch_add(&log->page->control, 1);
+    JMK_POINT(JMK_AT_SKIPPED);
     return error;
 }
 
 static int cursor_resume(struct jmk_session *session, const struct jmk_log *log) {
-    int error = say(session, JMK_KIND_RESUME, session->sent_id + 1, session->offset, 8);
+    int error = insist(session, JMK_KIND_RESUME, session->sent_id + 1, session->offset, 8);
 
+    JMK_POINT(JMK_AT_RESUME);
     atomic_fetch_add(&log->page->control, 1);
     return error;
 }

@@ -28,7 +28,8 @@ static const char *const texts[] = {
     [JMK_E_LOST] = "the connection ended without a goodbye",
     [JMK_E_PROTOCOL] = "the peer broke the protocol",
     [JMK_E_ACK] = "an ack for a message that was not received",
-    [JMK_E_LOG] = "what the server shares is no log to be trusted",
+    [JMK_E_LOG] = "the server shares a log that it could change or cut at will",
+    [JMK_E_SHAPE] = "what the server shares is no log, or another than it says",
 };
 
 const char *jmk_error_text(int code) {

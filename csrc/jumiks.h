@@ -39,7 +39,8 @@ enum jmk_error {
     JMK_E_LOST,          /* client: the connection ended without a goodbye */
     JMK_E_PROTOCOL,      /* client: the server broke the protocol; jmk_client_fault says how */
     JMK_E_ACK,           /* client: an ack for a message that was not received */
-    JMK_E_LOG,           /* client: what the server shares is not what it should be */
+    JMK_E_LOG,           /* client: what the server shares could change under its readers */
+    JMK_E_SHAPE,         /* client: what the server shares is no log, or another than it says */
     JMK_E_LAST
 };
 
@@ -290,7 +291,10 @@ struct jmk_client_config {
     int64_t spin;          /* shared: how long to look before it sleeps, ns */
 };
 
-/* On success fd belongs to the client. JMK_E_LOG: what log_fd stands for is no log to be trusted. */
+/*
+ * On success fd belongs to the client. JMK_E_LOG, JMK_E_SHAPE: the server shares no log to be trusted.
+ * -EPROTONOSUPPORT: it has a layout of later days.
+ */
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config);
 
 /* Returns NULL. Arenas that are still held stay valid. */

@@ -32,6 +32,7 @@
 #include <unistd.h>
 
 #include "os.h"
+#include "point.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -194,13 +195,16 @@ static void evict(struct jmk_log *log, uint64_t goal, uint64_t floor) {
     }
     atomic_store_explicit(&log->mark_tail, number, memory_order_relaxed);
     atomic_store_explicit(&log->page->oldest_id, id, memory_order_relaxed);
+    JMK_POINT(JMK_AT_OLDEST);
     atomic_store_explicit(&log->page->tail, tail, memory_order_release);
+    JMK_POINT(JMK_AT_TAIL);
     jmk_fence();
 }
 
 void *jmk_log_open(struct jmk_log *log, uint32_t size, uint64_t floor) {
     uint64_t head = log->write.offset, end = head + jmk_frame_length(size);
 
+    JMK_POINT(JMK_AT_OPEN);
     if (end - relaxed(&log->page->tail) > log->size)
         evict(log, end - log->size, floor);
     return jmk_log_at(log, head) + JMK_FRAME_HEADER;
@@ -223,11 +227,13 @@ uint64_t jmk_log_seal(struct jmk_log *log, uint32_t size) {
     uint8_t *at = jmk_log_at(log, place.offset);
 
     __builtin_prefetch(at + PREFETCH, 1); /* readers may have had these lines last */
+    JMK_POINT(JMK_AT_SEAL);
     jmk_frame_encode(at, &header);
     if (size % 8)
         memset(at + JMK_FRAME_HEADER + size, 0, length - JMK_FRAME_HEADER - size);
     mark(log, place, length);
     log->write = (struct jmk_mark){place.id + 1, place.offset + length};
+    JMK_POINT(JMK_AT_SEALED);
     return place.id;
 }
 
@@ -235,9 +241,13 @@ void jmk_log_publish(struct jmk_log *log) {
     uint64_t version = relaxed(&log->page->version);
 
     atomic_store_explicit(&log->page->version, version + 1, memory_order_relaxed);
+    JMK_POINT(JMK_AT_ODD);
     atomic_store_explicit(&log->page->next_id, log->write.id, memory_order_release);
+    JMK_POINT(JMK_AT_NEXT_ID);
     atomic_store_explicit(&log->page->head, log->write.offset, memory_order_release);
+    JMK_POINT(JMK_AT_HEAD);
     atomic_store_explicit(&log->page->version, version + 2, memory_order_seq_cst);
+    JMK_POINT(JMK_AT_PUBLISHED);
 }
 
 struct jmk_mark jmk_log_end(const struct jmk_log *log) {

@@ -7,6 +7,7 @@
  * that the fork itself raises in the child makes every entry point refuse instead.
  */
 #include "os.h"
+#include "point.h"
 
 #include <errno.h>
 #include <linux/futex.h>
@@ -15,6 +16,10 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifdef JMK_POINTS
+void (*jmk_at_point)(enum jmk_point point);
+#endif
 
 static atomic_uint process = 1;
 static pthread_once_t process_once = PTHREAD_ONCE_INIT;

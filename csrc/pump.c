@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "os.h"
+#include "point.h"
 #include "server.h"
 
 #define GOODBYE_TIME JMK_SECOND
@@ -468,6 +469,7 @@ bool jmk_pump_want(struct jmk_server *server, struct jmk_session *session, uint6
     if (!session->cursor || atomic_load(&session->cursor->wanted) == id)
         return false;
     atomic_store(&session->cursor->wanted, id);
+    JMK_POINT(JMK_AT_WANTED);
     return look_at_cursors(server);
 }
 

@@ -18,8 +18,8 @@
  * A pin is a batch in use through views: acks stop in front of it until it is dropped, by whatever
  * thread. The reader lives as long as its client, or a pin.
  *
- * Nothing from the server is believed. The map cannot shrink (its seals are looked at first), so
- * reading it cannot fault; each word is loaded once, and checked against the end before it is used.
+ * Nothing from the server is believed. The maps cannot shrink (their seals are looked at first), so
+ * using them cannot fault; each word is loaded once, and checked against the end before it is used.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,6 +32,7 @@
 #include "client.h"
 #include "os.h"
 #include "page.h"
+#include "point.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -88,27 +89,43 @@ static uint64_t header_size(void) {
     return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-/* The ring's size, or 0 if what fd stands for could change under us, or is no log. */
-static uint64_t trusted_size(int fd) {
-    int needed = F_SEAL_SHRINK | F_SEAL_GROW, seals = fcntl(fd, F_GET_SEALS);
-    struct stat stat;
-    uint64_t size;
+static bool is_sealed(int fd, int needed) {
+    int seals = fcntl(fd, F_GET_SEALS);
 
-    if (seals < 0 || (seals & needed) != needed ||
-        !(seals & (F_SEAL_FUTURE_WRITE | F_SEAL_WRITE)) || fstat(fd, &stat) < 0)
-        return 0;
-    size = (uint64_t)stat.st_size - header_size();
-    if ((uint64_t)stat.st_size < 2 * header_size() || size & (size - 1))
-        return 0;
-    return size;
+    return seals >= 0 && (seals & needed) == needed;
+}
+
+/* The ring's size, if it is one that a ring can have, and nobody can change what fd stands for. */
+static int trusted_size(int fd, uint64_t *size) {
+    struct stat stat;
+
+    if (!is_sealed(fd, F_SEAL_SHRINK | F_SEAL_GROW) ||
+        !(is_sealed(fd, F_SEAL_FUTURE_WRITE) || is_sealed(fd, F_SEAL_WRITE)))
+        return JMK_E_LOG;
+    if (fstat(fd, &stat) < 0)
+        return -errno;
+    *size = (uint64_t)stat.st_size - header_size();
+    if ((uint64_t)stat.st_size < 2 * header_size() || *size & (*size - 1))
+        return JMK_E_SHAPE;
+    return 0;
+}
+
+/* A later layout may have the other words elsewhere, so this comes before them. */
+static int check_page(const struct jmk_log_page *page, uint64_t size) {
+    if (page->magic != JMK_PAGE_MAGIC)
+        return JMK_E_SHAPE;
+    if (page->layout != JMK_PAGE_LAYOUT)
+        return -EPROTONOSUPPORT;
+    return page->size == size ? 0 : JMK_E_SHAPE;
 }
 
 static int map_log(struct jmk_log_reader *reader, int fd) {
-    uint64_t header = header_size(), size = trusted_size(fd);
+    uint64_t header = header_size(), size = 0;
+    int error = trusted_size(fd, &size);
     uint8_t *area;
 
-    if (!size)
-        return JMK_E_LOG;
+    if (error)
+        return error;
     area = mmap(NULL, header + 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (area == MAP_FAILED)
         return -errno;
@@ -120,19 +137,19 @@ static int map_log(struct jmk_log_reader *reader, int fd) {
         mmap(area + header + size, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)header) ==
             MAP_FAILED)
         return -errno;
-    if (reader->page->magic != JMK_PAGE_MAGIC || reader->page->size != size)
-        return JMK_E_LOG;
-    return reader->page->layout == JMK_PAGE_LAYOUT ? 0 : -EPROTONOSUPPORT;
+    return check_page(reader->page, size);
 }
 
 static int map_cursor(struct jmk_log_reader *reader, int fd) {
     struct stat stat;
     void *at;
 
+    if (!is_sealed(fd, F_SEAL_SHRINK))
+        return JMK_E_LOG;
     if (fstat(fd, &stat) < 0)
         return -errno;
     if ((uint64_t)stat.st_size < sizeof *reader->cursor)
-        return JMK_E_LOG;
+        return JMK_E_SHAPE;
     at = mmap(NULL, sizeof *reader->cursor, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (at == MAP_FAILED)
         return -errno;
@@ -178,7 +195,7 @@ int jmk_reader_init(struct jmk_client *client) {
     if (error)
         return error;
     if (reader->offset % 8 || config->first_id < JMK_FIRST_ID)
-        return JMK_E_LOG;
+        return JMK_E_SHAPE;
     atomic_store(&reader->cursor->sleeping, reader->sleep);
     return 0;
 }
@@ -220,7 +237,7 @@ static void take_resume(struct jmk_client *client, const struct jmk_header *head
     memcpy(&offset, payload, sizeof offset);
     offset = le64toh(offset);
     if (!reader->answered || header->size < sizeof offset || header->id < reader->id ||
-        offset < reader->offset || offset % 8 || head - offset > reader->size) {
+        offset < reader->offset || offset % 8 || offset > head) {
         jmk_client_break(client, "it lets us go on at a place that cannot be");
         return;
     }
@@ -281,7 +298,9 @@ static void store_ack(struct jmk_log_reader *reader) {
     }
     if (acked > reader->acked) {
         reader->acked = acked;
+        JMK_POINT(JMK_AT_ACK);
         atomic_store(&reader->cursor->acked_id, acked);
+        JMK_POINT(JMK_AT_ACKED);
     }
 }
 
@@ -298,6 +317,7 @@ static int answer_if_due(struct jmk_client *client, uint64_t handled) {
         return 0;
     if (send(client->fd, words, sizeof words, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == EAGAIN)
         return -EAGAIN;
+    JMK_POINT(JMK_AT_ANSWERED);
     reader->answered = true; /* a connection that broke is noticed by reading on */
     return 0;
 }
@@ -312,6 +332,7 @@ static void tell(struct jmk_client *client, uint64_t acked) {
     /* If the socket is full the server has much to read there, and the cursor tells it the rest. */
     reader->told = wanted;
     send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL);
+    JMK_POINT(JMK_AT_TOLD);
 }
 
 static int reader_ack(struct jmk_client *client, uint64_t handled) {
@@ -429,15 +450,18 @@ static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
     uint64_t head = atomic_load_explicit(&reader->page->head, memory_order_acquire);
     struct batch_start start = {reader->offset, reader->id, client->next_id,
                                 atomic_load(&client->last_id)};
-    bool fine;
+    const char *fault = NULL;
 
     if (head == reader->offset || reader->id > reader->last)
         return;
-    fine = head - reader->offset <= reader->size && index_frames(reader, head, batch);
+    if (head < reader->offset || head - reader->offset > reader->size)
+        fault = "its log ends where it cannot";
+    else if (!index_frames(reader, head, batch))
+        fault = "what stands in its log is no frame, or has another id";
     if (!still_there(reader, start.offset)) {
         reader->overtaken = true;
-    } else if (!fine) {
-        jmk_client_break(client, "what stands in its log is no frame, or has another id");
+    } else if (fault) {
+        jmk_client_break(client, fault);
     } else {
         reader->batch = start;
         batch->items = reader->items;
@@ -468,8 +492,10 @@ static void give_up_rest(struct jmk_client *client) {
 static void wake_up(struct jmk_client *client) {
     struct jmk_log_reader *reader = client->reader;
 
-    if (reader->sleep % 2)
+    if (reader->sleep % 2) {
         atomic_store_explicit(&reader->cursor->sleeping, ++reader->sleep, memory_order_release);
+        JMK_POINT(JMK_AT_AWAKE);
+    }
     if (reader->polled)
         read_socket(client);
     reader->polled = false;
@@ -533,6 +559,7 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
     if (client->config.spin > 0 && spin(client, deadline))
         return 0;
     atomic_store(&reader->cursor->sleeping, ++reader->sleep);
+    JMK_POINT(JMK_AT_SLEEP);
     if (news(client))
         return 0;
     if (deadline == INT64_MAX && !full) {

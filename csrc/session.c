@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 
 #include "os.h"
+#include "point.h"
 
 #define READS 4 /* recvmmsg calls before somebody else gets his turn */
 #define ACKS 64 /* acks a recvmmsg takes */
@@ -75,13 +76,13 @@ int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, boo
     return 0;
 }
 
-static void raise_send_buffer(int fd) {
+void jmk_session_raise_buffer(const struct jmk_session *session) {
     int now = 0;
     socklen_t size = sizeof now;
 
     /* The kernel reports, and counts, twice what was asked for: asking for that doubles it. */
-    if (getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &now, &size) == 0)
-        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &now, sizeof now);
+    if (getsockopt(session->fd, SOL_SOCKET, SO_SNDBUF, &now, &size) == 0)
+        setsockopt(session->fd, SOL_SOCKET, SO_SNDBUF, &now, sizeof now);
 }
 
 void jmk_session_bye(const struct jmk_session *session, const struct jmk_log *log) {
@@ -102,10 +103,12 @@ void jmk_session_bye(const struct jmk_session *session, const struct jmk_log *lo
     if (session->mode == JMK_CLASSIC)
         return;
     jmk_bye_encode(frame, session->sent_id, &words);
-    raise_send_buffer(session->fd);
+    jmk_session_raise_buffer(session);
     send(session->fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
+    JMK_POINT(JMK_AT_BYE);
     /* Who reads the log looks at the socket when this moves, which is before anything is given up. */
     atomic_fetch_add(&log->page->control, 1);
+    JMK_POINT(JMK_AT_GONE);
 }
 
 void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,

@@ -117,6 +117,9 @@ int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, boo
 /* Take an ack that is no more than it was sent; *moved is set if it is news. */
 void jmk_session_ack(struct jmk_session *session, uint64_t id, bool *moved);
 
+/* Make room in a full socket for a word that has to get through. */
+void jmk_session_raise_buffer(const struct jmk_session *session);
+
 /* Say goodbye in a frame, if the client knows frames and its socket can be made to take it. */
 void jmk_session_bye(const struct jmk_session *session, const struct jmk_log *log);
 

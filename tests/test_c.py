@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 CORE = sorted(path for path in (ROOT / "csrc").glob("*.c") if path.name != "objects.c")
 TESTS = sorted((ROOT / "tests" / "c").glob("test_*.c"))
 FLAGS = [
-    *("-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-pthread"),
+    *("-std=c11", "-D_GNU_SOURCE", "-DJMK_POINTS", "-g", "-O1", "-pthread"),
     *("-Wall", "-Wextra", "-Werror", "-Wconversion"),
     f"-I{ROOT / 'csrc'}",
 ]

@@ -164,6 +164,7 @@ class _Lib:
     JMK_E_PROTOCOL: int
     JMK_E_ACK: int
     JMK_E_LOG: int
+    JMK_E_SHAPE: int
     JMK_E_LAST: int
     JMK_FIRST_ID: int
     JMK_FRAME_HEADER: int

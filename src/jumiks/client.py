@@ -146,11 +146,11 @@ class Connecting:
     def _receive_packet(
         self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
     ) -> bytes:
-        # Descriptors come with the welcome to who asked for them, and at no other time; the kernel
-        # drops those that nobody makes room for.
+        # Descriptors come with the welcome to who asked for them, and at no other time. There is
+        # room for one too many, so that it is noticed; the kernel drops the rest.
         if handshake.hello is None or Capability.LOG not in handshake.wishes:
             return sock.recv(_LONG_PACKET)
-        packet, found, flags, _ = socket.recv_fds(sock, _LONG_PACKET, 2, socket.MSG_CMSG_CLOEXEC)
+        packet, found, flags, _ = socket.recv_fds(sock, _LONG_PACKET, 3, socket.MSG_CMSG_CLOEXEC)
         descriptors += found
         if flags & socket.MSG_CTRUNC and len(found) < 2:
             raise CannotShareError("no room for two more descriptors")
@@ -338,8 +338,9 @@ class Client(Connecting):
         sock.setblocking(True)
         out = ffi.new("jmk_client **")
         code = lib.jmk_client_new(out, sock.fileno(), config)
-        if code == lib.JMK_E_LOG:
-            raise ProtocolError("the server shares a log that it could change or cut at will")
+        if code in (lib.JMK_E_LOG, lib.JMK_E_SHAPE):
+            text = ffi.string(lib.jmk_error_text(code)).decode()
+            raise ProtocolError(f"the server broke the handshake: {text}")
         if code < 0 and handshake.shared:
             raise CannotShareError(os.strerror(-code))
         check(code, "client")

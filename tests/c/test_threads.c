@@ -3,8 +3,8 @@
  * Publishers x clients x cuts x close on the core alone
  *
  * Meant to be built with -fsanitize=thread, which the Python tests cannot be. Three publishers (one
- * by one, in batches, by reservations) against eight clients, framed and classic, some of which are
- * slow or leave in the middle, under the policy given as argument. Every client checks that the ids
+ * by one, in batches, by reservations) against nine clients, classic, framed and shared, some of which
+ * are slow or leave in the middle, under the policy given as argument. Every client checks that the ids
  * it gets never go back, and that nothing is missing but what is told.
  */
 #include <poll.h>
@@ -19,7 +19,7 @@
 #include "check.h"
 #include "jumiks.h"
 
-#define CLIENTS 8
+#define CLIENTS 9
 #define PUBLISHERS 3
 #define ROUNDS 6000
 #define LARGE 100000
@@ -95,7 +95,7 @@ static jmk_client *connect_client(uint32_t mode, uint64_t start, uint64_t *first
 
     CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
     CHECK(jmk_socket_prepare(server, ends[0], &max_packet) == 0);
-    if (jmk_server_attach(server, ends[0], mode, mode == JMK_FRAMED ? max_packet : 0, start,
+    if (jmk_server_attach(server, ends[0], mode, mode == JMK_CLASSIC ? 0 : max_packet, start,
                           &attached)) {
         close(ends[0]);
         close(ends[1]);
@@ -103,7 +103,12 @@ static jmk_client *connect_client(uint32_t mode, uint64_t start, uint64_t *first
     }
     config.first_id = *first_id = attached.first_id;
     config.max_packet = mode == JMK_FRAMED ? max_packet : 262144;
+    config.log_fd = jmk_server_log_fd(server);
+    config.cursor_fd = attached.cursor_fd;
+    config.first_offset = attached.first_offset;
     CHECK(jmk_client_new(&client, ends[1], &config) == 0);
+    if (attached.cursor_fd >= 0)
+        close(attached.cursor_fd);
     jmk_server_release(server, attached.key);
     return client;
 }
@@ -116,9 +121,15 @@ static void follow(jmk_client *client, unsigned number, uint64_t next, unsigned 
 
     while (jmk_client_receive(client, last, 1000000000, &batch) == 0) {
         CHECK(batch.count > 0 && batch.first_id - batch.lost == next);
+        if (rand_r(seed) % 10 == 0)
+            jmk_arena_free(jmk_client_hold(client));
+        if (!jmk_client_whole(client)) {
+            jmk_client_unread(client);
+            continue;
+        }
         last = batch.first_id + batch.count - 1;
         next = last + 1;
-        if (number % 4 == 3 && rand_r(seed) % 50 == 0)
+        if (number % 3 == number / 3 && rand_r(seed) % 50 == 0)
             break;
         if (number == 5)
             poll(NULL, 0, 5);
@@ -132,7 +143,7 @@ static void *consumer(void *argument) {
 
     while (!atomic_load(&over)) {
         uint64_t first_id;
-        jmk_client *client = connect_client(number % 2, number % 3 ? 0 : 1, &first_id);
+        jmk_client *client = connect_client(number % 3, number % 4 ? 0 : 1, &first_id);
 
         if (!client)
             break;

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Points between two stores that another process may see; nothing unless built with JMK_POINTS. */
+#ifndef JMK_POINT_H
+#define JMK_POINT_H
+
+enum jmk_point {
+    JMK_AT_OPEN,      /* a frame is to be written, nothing was given up yet */
+    JMK_AT_OLDEST,    /* oldest_id is stored, tail is not */
+    JMK_AT_TAIL,      /* tail is */
+    JMK_AT_SEAL,      /* a frame is written in part */
+    JMK_AT_SEALED,    /* and wholly */
+    JMK_AT_ODD,       /* the end is about to change */
+    JMK_AT_NEXT_ID,   /* its id has */
+    JMK_AT_HEAD,      /* its offset too */
+    JMK_AT_PUBLISHED, /* and it is said */
+    JMK_AT_RUNG,      /* a client was rung */
+    JMK_AT_SKIP,      /* a client was told to skip, control is not raised */
+    JMK_AT_SKIPPED,   /* it is */
+    JMK_AT_RESUME,    /* a client was told where to go on, control is not raised */
+    JMK_AT_BYE,       /* a goodbye was said, control is not raised */
+    JMK_AT_GONE,      /* it is */
+    JMK_AT_WANTED,    /* a publisher said what it waits for, and has not looked since */
+    JMK_AT_ACK,       /* client: a message was handled, its ack is not stored */
+    JMK_AT_ACKED,     /* client: it is */
+    JMK_AT_TOLD,      /* client: an ack that was asked for was sent */
+    JMK_AT_ANSWERED,  /* client: the answer to being told to skip was sent */
+    JMK_AT_SLEEP,     /* client: it says that it sleeps, and has not looked since */
+    JMK_AT_AWAKE,     /* client: it says that it does not */
+    JMK_POINT_COUNT
+};
+
+#ifdef JMK_POINTS
+/* Called at each point, if set; it need not return. */
+extern void (*jmk_at_point)(enum jmk_point point);
+#define JMK_POINT(point)                                                                           \
+    do {                                                                                           \
+        if (jmk_at_point)                                                                          \
+            jmk_at_point(point);                                                                   \
+    } while (0)
+#else
+#define JMK_POINT(point) ((void)0)
+#endif
+
+#endif

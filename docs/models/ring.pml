@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sleeping, ringing and acks of a client that reads the log itself (csrc/cursor.c, csrc/reader.c)
+ *
+ * A publisher stores the log's end and waits for room; the pump rings who sleeps, and parks; a client
+ * reads, acks, and sleeps. All loads and stores that matter are sequentially consistent, so each is a
+ * step of its own here, in any order of the three. Sockets hold little, and what they cannot take is
+ * dropped.
+ *
+ * Not here: that a waiter also looks again after a moment by itself, which covers acks below what it
+ * asked for. This one always asks for the next.
+ *
+ * A run is good if everything was read at its end: a ring or an ack that is lost leaves somebody
+ * asleep, which spin calls an invalid end state. `make model` runs it, and also without each of the
+ * second looks, where it has to find that.
+ */
+
+#define MESSAGES 4
+#define ROOM 2 /* messages that may be unacked */
+
+byte head, acked, sleeping, wanted;
+bool parked;
+
+chan socket = [2] of { byte };  /* to the client: rings */
+chan answers = [1] of { byte }; /* from it: acks that were asked for */
+chan wakes = [1] of { bit };    /* to the pump */
+
+active proctype publisher() {
+    byte seen;
+
+    do
+    :: head == MESSAGES -> break
+    :: head < MESSAGES ->
+        seen = acked;
+        do
+        :: head - seen < ROOM -> break
+        :: else ->
+            if
+            :: wanted == seen + 1 -> answers?_ /* asked already */
+            :: else ->
+                wanted = seen + 1;
+#ifndef NO_LOOK_AT_ACKS
+                if
+                :: acked != seen
+                :: else -> answers?_
+                fi
+#else
+                answers?_
+#endif
+            fi;
+            seen = acked
+        od;
+        head++;
+        if
+        :: atomic { parked -> parked = false }
+            if
+            :: wakes!1
+            :: full(wakes)
+            fi
+        :: else
+        fi
+    od
+}
+
+active proctype pump() {
+    byte offered, rung, sleep, end;
+
+    do
+    :: end = head;
+        if
+        :: end != offered ->
+            offered = end;
+            sleep = sleeping;
+            if
+            :: sleep % 2 == 1 && sleep != rung ->
+                rung = sleep;
+                if
+                :: socket!end
+                :: full(socket) /* it is readable, which is all that a ring is for */
+                fi
+            :: else
+            fi
+        :: else ->
+            parked = true;
+#ifndef NO_LOOK_BEFORE_PARKING
+            if
+            :: head != offered
+            :: head == offered ->
+end_parked:     wakes?_
+            fi;
+#else
+end_parked: wakes?_;
+#endif
+            parked = false
+        fi
+    od
+}
+
+active proctype client() {
+    byte place, asked, told;
+
+    do
+    :: head != place ->
+        place = head;
+        acked = place;
+        asked = wanted;
+        if
+        :: place >= asked && asked != told ->
+            told = asked;
+            if
+            :: answers!place
+            :: full(answers)
+            fi
+        :: else
+        fi
+    :: else ->
+        if
+        :: place == MESSAGES -> break
+        :: else
+        fi;
+        sleeping++; /* odd */
+#ifndef NO_LOOK_BEFORE_SLEEPING
+        if
+        :: head != place
+        :: else -> socket?_
+        fi;
+#else
+        socket?_;
+#endif
+        sleeping++
+    od
+}
