@@ -211,7 +211,7 @@ def test_a_busy_feed_leaves_the_loop_its_turns(
             async with AsyncClient(address, arena_size=4096) as client, ticking() as ticker:
                 server.publish(b"first")
                 await client.receive()
-                server.publish_many([bytes(150_000)] * 20)
+                server.publish_many([bytes(300_000)] * 20)
                 before = ticker.count
                 if way == "for":
                     async with aclosing(aiter(client)) as messages:
