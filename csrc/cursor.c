@@ -18,9 +18,9 @@
  * ack as a packet if that asks for it. Again all four are sequentially consistent. As a client that
  * handles messages slowly may ack below what is wanted, waiters look again after a moment anyway.
  *
- * The page is the client's to write, all of it, so nothing in it is believed: an ack is taken if it is within
- * what was published and not behind the last one, else the connection ends. The page cannot be made
- * smaller (its memfd is sealed), so reading it cannot fault.
+ * The page is the client's to write, all of it, so nothing in it is believed: an ack is taken if it
+ * is within what was published and not behind the last one, else the connection ends. The page cannot
+ * be made smaller (its memfd is sealed), so reading it cannot fault.
  *
  * Skipping takes a word from each side, as only the client knows how far it has read: SKIP from the
  * server, which names the last message that was offered, and keeps none of them any more; the

@@ -246,8 +246,8 @@ void jmk_server_yield(jmk_server *server);
 
 /*
  * Wait until a message of size bytes may be worth another try; applies the lag policy while it
- * waits. -EINTR after a signal, and now and then without one. On JMK_E_TIMEOUT *holder is the client that was in the way (key 0
- * if it was another publisher).
+ * waits. -EINTR after a signal, and now and then without one. On JMK_E_TIMEOUT *holder is the client
+ * that was in the way (key 0 if it was another publisher).
  */
 int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
                          struct jmk_account *holder);
