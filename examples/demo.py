@@ -3,7 +3,7 @@
 
 Each client is a process of its own:
 
-* two framed ones, which read as fast as they can;
+* two which read as fast as they can, one the server's log itself and one packets of frames;
 * one that speaks plain 1.0 by the standard `socket` module alone (see `plain`);
 * one that is slow, for which the publisher waits, as `on_lag="block"` has it;
 * one that stops altogether: it is cut after a second without an ack, and finds out why when it
@@ -12,6 +12,8 @@ Each client is a process of its own:
 The exit status is 0 if those who stayed received, byte for byte, what was published, and the one
 that was cut was told what it lost.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -27,6 +29,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -93,12 +96,12 @@ class Tally:
 # ---- the clients ----
 
 
-def framed(address: str) -> Report:
+def fast(address: str, share_log: bool = True) -> Report:
     import jumiks
 
     tally = Tally()
     try:
-        with jumiks.Client(address) as client:
+        with jumiks.Client(address, share_log=share_log) as client:
             for message in client:
                 tally.add(message)
     except jumiks.ConnectionEnded as error:
@@ -169,7 +172,6 @@ class Client:
 
     def __init__(self, name: str, role: str, *arguments: object) -> None:
         self.name = name
-        self.mode = "classic" if role == "plain" else "framed"
         # In a process group of its own Ctrl-C does not reach it, so only this process answers that.
         # And should this one be killed, the kernel ends even a client that is stopped: it has
         # SIGHUP and SIGCONT for groups that nobody is left to look after.
@@ -220,7 +222,7 @@ class Progress:
         self._begin = self._told = time.monotonic()
         self._live = sys.stdout.isatty()
 
-    def show(self, server: "jumiks.Server", done: int) -> None:
+    def show(self, server: jumiks.Server, done: int) -> None:
         now = time.monotonic()
         if now - self._told < (0.1 if self._live else 2.5):
             return
@@ -243,7 +245,7 @@ class Progress:
             print(CLEAR, end="", flush=True)
 
 
-def publish(server: "jumiks.Server", paths: list[Path], progress: Progress) -> Report:
+def publish(server: jumiks.Server, paths: list[Path], progress: Progress) -> Report:
     """Publish it all, and wait until those who are still there have handled it."""
     digest, done, begin = hashlib.sha256(), 0, time.monotonic()
     try:
@@ -263,13 +265,15 @@ def figures(report: Report, lag: str) -> tuple[str, str, str, str]:
     return f"{report.messages:,}", lag, f"{report.seconds:.1f} s", report.sha256[:16] + "..."
 
 
-def table(published: Report, reports: dict[Client, Report], worst: dict[int, int]) -> str:
+def table(
+    published: Report, reports: dict[Client, Report], seen: dict[int, jumiks.ClientInfo]
+) -> str:
     rows = [("", "mode", "messages", "lag at worst", "time", "SHA-256", "end")]
     rows.append(("publisher", "", *figures(published, ""), ""))
     for client, report in reports.items():
-        lag = worst.get(client.process.pid)
-        shown = figures(report, "?" if lag is None else f"{lag:,}")
-        rows.append((client.name, client.mode, *shown, report.end))
+        info = seen.get(client.process.pid)
+        mode, lag = (info.mode, f"{info.worst_lag:,}") if info is not None else ("?", "?")
+        rows.append((client.name, mode, *figures(report, lag), report.end))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = (False, False, True, True, True, False, False)
     return "\n".join(
@@ -308,13 +312,13 @@ def demo() -> int:
         f"{total:,} lines of {len(paths):,} files in {sysconfig.get_path('stdlib')}, each a message"
     )
     address = f"@jumiks-demo-{os.getpid()}"
-    worst: dict[int, int] = {}
+    seen: dict[int, jumiks.ClientInfo] = {}  # each client as it was in the end, by process id
     # What the server logs of a cut is told by `gone` here, so that it does not break into the line.
     logging.getLogger("jumiks").addHandler(logging.NullHandler())
     progress = Progress(total)
 
     def gone(client: jumiks.ClientInfo, reason: jumiks.EndReason) -> None:
-        worst[client.pid] = client.worst_lag
+        seen[client.pid] = client
         if reason is jumiks.EndReason.LAGGED:
             progress.note(f"cut: {client}")
 
@@ -326,7 +330,7 @@ def demo() -> int:
         clients = [
             stack.enter_context(client)
             for client in (
-                Client("fast 1", "framed", address),
+                Client("fast 1", "fast", address),
                 Client("fast 2", "framed", address),
                 Client("plain 1.0", "plain", address),
                 Client("slow", "slow", address, SLEEP * NAP_EVERY / total),
@@ -340,7 +344,7 @@ def demo() -> int:
             client.process.send_signal(signal.SIGCONT)
         reports = {client: client.report() for client in clients}
 
-    print(table(published, reports, worst))
+    print(table(published, reports, seen))
     for client, report in reports.items():
         if "text" in report.facts:
             print(f"\n{client.name} says: {report.facts['text']}.")
@@ -362,7 +366,13 @@ def main() -> int:
     if role == "slow":
         report = slow(address, float(rest[0]))
     else:
-        report = {"framed": framed, "plain": plain, "stopped": stopped}[role](address)
+        roles = {
+            "fast": fast,
+            "framed": partial(fast, share_log=False),
+            "plain": plain,
+            "stopped": stopped,
+        }
+        report = roles[role](address)
     with suppress(BrokenPipeError):  # the demo was killed, so nobody asks
         os.write(sys.stdout.fileno(), json.dumps(asdict(report)).encode())
     return 0
