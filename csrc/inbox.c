@@ -220,8 +220,16 @@ static enum outcome take_fragment(struct jmk_client *client, struct jmk_batch *b
 
 static enum outcome take_bye(struct jmk_client *client, const struct jmk_header *header,
                              const uint8_t *payload) {
+    struct jmk_goodbye *words = &client->goodbye;
+
     if (!jmk_client_end(client, header, payload))
         return fault(client, "its BYE is too short");
+    /* Messages that were skipped, with none behind them to show it. */
+    if (header->id >= client->next_id) {
+        words->first_lost = client->next_id;
+        if (words->last_lost < header->id)
+            words->last_lost = header->id;
+    }
     client->inbox.filled = client->inbox.taken = 0;
     return BEHIND;
 }

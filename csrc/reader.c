@@ -219,7 +219,12 @@ static void take_bye(struct jmk_client *client, const struct jmk_header *header,
     reader->last = header->id;
     reader->skipping = false;
     /* The server knows what we acked; we know what we read, and still will. */
-    words->first_lost = reader->last < reader->id ? reader->id : reader->last + 1;
+    words->first_lost = reader->last + 1;
+    if (reader->last < reader->id) {
+        words->first_lost = client->next_id;
+        if (words->last_lost < reader->id - 1) /* skipped, with none behind them to show it */
+            words->last_lost = reader->id - 1;
+    }
     if (words->last_lost < words->first_lost)
         words->first_lost = words->last_lost = 0;
 }
@@ -482,7 +487,7 @@ static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
 static void give_up_rest(struct jmk_client *client) {
     struct jmk_log_reader *reader = client->reader;
 
-    client->goodbye.first_lost = reader->id;
+    client->goodbye.first_lost = client->next_id;
     if (client->goodbye.last_lost < reader->last)
         client->goodbye.last_lost = reader->last;
     reader->last = reader->id - 1;

@@ -1024,6 +1024,29 @@ def test_skip_tells_the_same_gap_at_both_ends(
     assert f"skipped {lost}" in caplog.text
 
 
+@pytest.mark.parametrize("share_log", [True, False])
+def test_a_gap_with_nothing_behind_it_is_told_at_the_end(address: str, share_log: bool) -> None:
+    with Server(address, max_lag=10, on_lag="skip", patience=0) as server:
+        with Witness(address) as witness, Client(address, share_log=share_log) as client:
+            server.wait_for_clients(2, DEADLINE)
+            for number in range(25):
+                server.publish(b"%d" % number)
+                witness.wait_for(number + 1)
+            got = []
+
+            def has_been_skipped() -> bool:
+                with suppress(Timeout):
+                    got.append(client.receive(0))
+                return info_of(server).skipped > 0
+
+            wait_until(has_been_skipped)
+            server.close()
+            with pytest.raises(ConnectionLost, match="before this client had taken") as caught:
+                client.receive(DEADLINE)
+            lost = (caught.value.first_lost, caught.value.last_lost)
+            assert lost == (FIRST_ID + len(got), FIRST_ID + 24)
+
+
 def test_a_client_that_was_cut_reads_what_is_kept_and_is_told_the_rest(address: str) -> None:
     with Harassed(address, max_lag=10, patience=0) as harassed, Client(address) as client:
         for _ in range(15):
