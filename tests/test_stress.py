@@ -204,8 +204,13 @@ with jumiks.Client(address, framed=framed, on_gap=lambda gap: gaps.append(gap.co
             batch = client.receive_many()
             first = first or batch.first_id
             last = batch.last_id
-            count += len(batch)
-            for message in batch:
+            try:
+                messages = list(batch)
+            except jumiks.Overwritten:
+                gaps.append(len(batch))
+                continue
+            count += len(messages)
+            for message in messages:
                 crc = zlib.crc32(message, crc)
     except jumiks.ConnectionEnded as error:
         end = type(error).__name__
