@@ -71,8 +71,7 @@ from jumiks import (
 )
 from jumiks.lag import OnLag
 
-if not SHARE_LOG:
-    pytest.skip("it is about shared logs alone", allow_module_level=True)
+pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
 
 SMALL = 1 << 16
 """Bytes of the smallest log."""

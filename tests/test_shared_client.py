@@ -15,8 +15,7 @@ from support_wire import DEADLINE, FIRST_ID
 
 from jumiks import Server
 
-if not SHARE_LOG:
-    pytest.skip("it is about shared logs alone", allow_module_level=True)
+pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = 1 << 16
