@@ -38,13 +38,10 @@
 #include "session.h"
 
 static int make_page(void) {
-    JMK_CLEANUP(jmk_close_fd)
-    int fd = memfd_create("jumiks-cursor", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    JMK_CLEANUP(jmk_close_fd) int fd = jmk_memfd("jumiks-cursor", sizeof(struct jmk_cursor_page));
 
     if (fd < 0)
-        return -errno;
-    if (fallocate(fd, 0, 0, (off_t)sizeof(struct jmk_cursor_page)) < 0)
-        return -errno;
+        return fd;
     if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
         return -errno;
     return jmk_take_fd(&fd);

@@ -48,17 +48,6 @@ static uint64_t whole_size(const struct jmk_log *log) {
     return header_size() + 2 * log->size;
 }
 
-/* A memfd with its pages allocated, or -errno. */
-static int make_file(uint64_t size) {
-    JMK_CLEANUP(jmk_close_fd) int fd = memfd_create("jumiks", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-
-    if (fd < 0)
-        return -errno;
-    if (fallocate(fd, 0, 0, (off_t)size) < 0)
-        return -errno;
-    return jmk_take_fd(&fd);
-}
-
 /* The header and the ring at the start of area, from the file or, without one, of memory alone. */
 static int map_first(uint8_t *area, uint64_t size, int fd) {
     int flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE | (fd < 0 ? MAP_ANONYMOUS : 0);
@@ -135,8 +124,8 @@ int jmk_log_init(struct jmk_log *log, uint64_t size) {
     memset(log, 0, sizeof *log);
     log->size = size;
     log->write.id = JMK_FIRST_ID;
-    log->fd = make_file(header_size() + size);
-    if (log->fd < 0 && log->fd != -ENOSYS && log->fd != -EPERM)
+    log->fd = jmk_memfd("jumiks", header_size() + size);
+    if (log->fd < 0 && log->fd != -ENOSYS && log->fd != -EPERM && log->fd != -EACCES)
         return log->fd;
     error = map(log);
     if (!error)

@@ -10,9 +10,11 @@
 #include "point.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -79,6 +81,24 @@ int jmk_epoll_wait(int epoll_fd, struct epoll_event *events, int most, int64_t t
     if (count < 0 && errno == ENOSYS)
         return epoll_wait(epoll_fd, events, most, (int)((timeout + 999999) / 1000000));
     return (int)count;
+}
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+
+int jmk_memfd(const char *name, uint64_t size) {
+    JMK_CLEANUP(jmk_close_fd) int fd = -1;
+
+    /* Some systems allow none that could be executed (memfd_noexec); older ones know no such flag. */
+    fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL)
+        fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -errno;
+    if (fallocate(fd, 0, 0, (off_t)size) < 0)
+        return -errno;
+    return jmk_take_fd(&fd);
 }
 
 void jmk_close_fd(int *fd) {

@@ -22,6 +22,9 @@ unsigned jmk_process(void);
 int jmk_futex_wait(atomic_uint *word, unsigned seen, int64_t deadline);
 void jmk_futex_wake_all(atomic_uint *word);
 
+/* A memfd of size bytes, its pages allocated, that can be sealed; or -errno. */
+int jmk_memfd(const char *name, uint64_t size);
+
 struct epoll_event;
 
 /* epoll_wait with a timeout in ns; in whole ms, rounded up, where the kernel has no finer one. */
