@@ -23,6 +23,7 @@ from .work import QUANTILES, Work, size_name
 # Told apart by marker and line as well as by colour (which are Okabe and Ito's).
 STYLES: Mapping[str, Mapping[str, Any]] = {
     "jumiks": {"color": "#000000", "marker": "o", "linestyle": "-", "linewidth": 2.5},
+    "jumiks-framed": {"color": "#000000", "marker": "s", "linestyle": "--", "linewidth": 2},
     "jumiks-classic": {"color": "#000000", "marker": "o", "linestyle": ":", "fillstyle": "none"},
     "jumiks-views": {"color": "#000000", "marker": "^", "linestyle": "--", "fillstyle": "none"},
     "pyzmq": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
@@ -37,6 +38,7 @@ STYLES: Mapping[str, Mapping[str, Any]] = {
 }
 SIZES = (64, 1 << 10, 64 << 10, 1 << 20)
 WHERE = (1, 8, 64)
+GROWN = ("jumiks", "jumiks-framed", "pyzmq", "socket")
 
 Found = Mapping[str, Comparison]
 
@@ -92,7 +94,7 @@ def by_clients(found: Found, key: str, title: str, unit: str) -> None:
     figure, axes = plt.subplots(figsize=(8.5, 4.5))
     growth = "64 B, batched, by clients"
     for name in STYLES:
-        steps = plan.CLIENTS if name in ("jumiks", "pyzmq", "socket") else WHERE
+        steps = plan.CLIENTS if name in GROWN else WHERE
         values = [
             whole(found, growth, f"{name}, {count} client{'s' * (count > 1)}", key)
             or whole(found, Work(64, count).name, name, key)
