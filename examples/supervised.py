@@ -6,19 +6,21 @@ systemd-socket-activate --seqpacket -l @time python examples/supervised.py
 
 import signal
 import sys
-import threading
 import time
 
 import jumiks
 from jumiks import systemd
 
 
+STOP = {signal.SIGTERM}
+
+
 def main(pause: float) -> None:
-    over = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    # Taken where the loop waits, so there is no handler that could come in between anything.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     with jumiks.Server(systemd.listen_socket(), max_lag=60, on_lag="skip") as server:
         systemd.notify("READY=1")
-        while not over.wait(pause):
+        while signal.sigtimedwait(STOP, pause) is None:
             server.publish(time.ctime().encode())
             systemd.notify(f"STATUS={len(server.clients)} clients")
         systemd.notify("STOPPING=1")
