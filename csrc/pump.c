@@ -33,6 +33,7 @@
 #define GOODBYE_TIME JMK_SECOND
 #define HUSH_AFTER 8 /* inline rounds in a row */
 #define NAP_TIME 100000 /* ns */
+#define NAP_MESSAGES 8  /* fewer in that time are a slow stream */
 #define MANY_ACKS 32 /* unacked messages a client; its socket takes a few hundred acks */
 
 void jmk_progress(struct jmk_server *server) {
@@ -544,10 +545,10 @@ static int nap(struct jmk_server *server, struct epoll_event *events) {
     return jmk_epoll_wait(server->epoll_fd, events, JMK_EVENTS, NAP_TIME);
 }
 
-/* May the thread nap, if the log's end moved from `before` since it last looked? */
-static bool may_nap(const struct jmk_server *server, uint64_t before) {
+/* May the thread nap, if it last looked when `seen` was the next id? Only in a fast stream. */
+static bool may_nap(const struct jmk_server *server, uint64_t seen) {
     return server->live_count && server->cursors == server->live_count && !server->ending_count &&
-           atomic_load(&server->pumped) != before && !atomic_load(&server->closing);
+           jmk_log_end(&server->log).id - seen >= NAP_MESSAGES && !atomic_load(&server->closing);
 }
 
 /* Somebody woke us: the stream is not slow any more, or something else is up. */
@@ -564,7 +565,7 @@ static void take_wake(struct jmk_server *server, const struct epoll_event *event
 void *jmk_pump_thread(void *argument) {
     struct jmk_server *server = argument;
     bool finished = false, fast = false;
-    uint64_t before;
+    uint64_t seen = JMK_FIRST_ID;
     int timeout = -1;
 
     while (!finished) {
@@ -572,7 +573,6 @@ void *jmk_pump_thread(void *argument) {
         int count = fast ? nap(server, events) : park(server, events, timeout);
 
         jmk_pump_lock(server);
-        before = atomic_load(&server->pumped);
         take_wake(server, events, count);
         handle(server, events, count);
         look_at_cursors(server);
@@ -580,7 +580,8 @@ void *jmk_pump_thread(void *argument) {
         jmk_pump_admit(server);
         finished = goodbyes(server);
         timeout = next_timeout(server);
-        fast = may_nap(server, before);
+        fast = may_nap(server, seen);
+        seen = jmk_log_end(&server->log).id;
         atomic_fetch_add_explicit(&server->rounds, 1, memory_order_relaxed);
         jmk_pump_unlock(server);
     }
