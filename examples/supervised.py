@@ -11,7 +11,6 @@ import time
 import jumiks
 from jumiks import systemd
 
-
 STOP = {signal.SIGTERM}
 
 
