@@ -121,9 +121,11 @@ struct jmk_event {
 
 struct jmk_config {
     uint64_t log_size;    /* bytes; a power of two, a multiple of the page size */
-    uint64_t max_lag;     /* messages; 0 = no limit of its own */
-    int64_t patience;     /* ns; negative = never cut */
-    uint32_t policy;      /* enum jmk_policy */
+    uint64_t keep; /* messages of history that stay before what is unacked, as far as ... */
+    uint64_t keep_bytes; /* ... they fit in this; at most half of the log; 0 = none */
+    uint64_t max_lag; /* messages; 0 = no limit of its own */
+    int64_t patience; /* ns; negative = never cut */
+    uint32_t policy; /* enum jmk_policy */
     uint32_t max_message; /* bytes; at most a quarter of the log */
     uint32_t max_clients; /* slots */
     uint32_t send_buffer; /* SO_SNDBUF to ask for on each connection, bytes */
@@ -131,28 +133,28 @@ struct jmk_config {
 
 struct jmk_attached {
     uint64_t key;
-    uint64_t first_id;     /* the first message it will get */
+    uint64_t first_id; /* the first message it will get */
     uint64_t first_offset; /* where that stands, or will stand, in the log */
-    uint32_t max_packet;   /* the largest packet it will be sent, bytes */
-    int32_t cursor_fd;     /* shared: the memfd of its page, which is the caller's now; else -1 */
+    uint32_t max_packet; /* the largest packet it will be sent, bytes */
+    int32_t cursor_fd; /* shared: the memfd of its page, which is the caller's now; else -1 */
 };
 
 struct jmk_stats {
-    uint64_t oldest_id;   /* oldest message kept */
-    uint64_t next_id;     /* the id the next message gets */
-    uint64_t log_size;    /* bytes */
-    uint64_t log_used;    /* bytes kept */
-    uint64_t log_held;    /* bytes kept because somebody has not acked them */
-    uint64_t published;   /* messages */
+    uint64_t oldest_id; /* oldest message kept */
+    uint64_t next_id; /* the id the next message gets */
+    uint64_t log_size; /* bytes */
+    uint64_t log_used; /* bytes kept */
+    uint64_t log_held; /* bytes kept because somebody has not acked them */
+    uint64_t published; /* messages */
     uint64_t published_bytes;
-    uint64_t delivered;   /* messages sent, all clients together, also those gone */
+    uint64_t delivered; /* messages sent, all clients together, also those gone */
     uint64_t delivered_bytes;
-    uint64_t packets;     /* packets sent */
-    uint64_t skipped;     /* messages skipped, all clients together */
-    uint64_t clients;     /* attached now */
-    uint64_t rounds;      /* of the pump */
+    uint64_t packets; /* packets sent */
+    uint64_t skipped; /* messages skipped, all clients together */
+    uint64_t clients; /* attached now */
+    uint64_t rounds; /* of the pump */
     uint64_t inline_rounds; /* of those, by a publisher's own thread */
-    uint64_t waits;       /* times a publisher had to wait */
+    uint64_t waits; /* times a publisher had to wait */
 };
 
 /* One message to publish, or one received. */
@@ -164,14 +166,14 @@ struct jmk_slice {
 struct jmk_batch {
     const struct jmk_slice *items; /* valid until the next receive, or while the arena is held */
     size_t count;
-    size_t bytes;      /* payload */
+    size_t bytes; /* payload */
     uint64_t first_id; /* ids in a batch have no holes */
-    uint64_t lost;     /* messages missing right before first_id (the server skipped them) */
+    uint64_t lost; /* messages missing right before first_id (the server skipped them) */
 };
 
 /* The words of a BYE. */
 struct jmk_goodbye {
-    uint32_t reason;     /* enum jmk_reason as sent; numbers unknown to us are possible */
+    uint32_t reason; /* enum jmk_reason as sent; numbers unknown to us are possible */
     uint32_t limit_kind; /* enum jmk_limit */
     uint64_t limit;
     uint64_t lag;
@@ -279,16 +281,16 @@ int jmk_server_join(jmk_server *server, int64_t timeout);
 /* ---- client ---- */
 
 struct jmk_client_config {
-    uint64_t first_id;    /* the welcome's; 0 = whatever comes first (a plain 1.0 server) */
-    uint64_t max_lag;     /* the server's, messages; 0 = none or unknown */
-    uint64_t arena_size;  /* bytes of address space of one arena */
-    uint32_t mode;        /* enum jmk_mode */
-    uint32_t max_packet;  /* largest packet that may come, bytes */
+    uint64_t first_id; /* the welcome's; 0 = whatever comes first (a plain 1.0 server) */
+    uint64_t max_lag; /* the server's, messages; 0 = none or unknown */
+    uint64_t arena_size; /* bytes of address space of one arena */
+    uint32_t mode; /* enum jmk_mode */
+    uint32_t max_packet; /* largest packet that may come, bytes */
     uint32_t max_message; /* largest message that may come, bytes */
-    int32_t log_fd;       /* shared: the log's memfd, and ... */
-    int32_t cursor_fd;    /* ... that of its own page; both stay the caller's */
+    int32_t log_fd; /* shared: the log's memfd, and ... */
+    int32_t cursor_fd; /* ... that of its own page; both stay the caller's */
     uint64_t first_offset; /* shared: where the first message stands, or will, in the log */
-    int64_t spin;          /* shared: how long to look before it sleeps, ns */
+    int64_t spin; /* shared: how long to look before it sleeps, ns */
 };
 
 /*
@@ -338,7 +340,7 @@ void jmk_client_goodbye(const jmk_client *client, struct jmk_goodbye *out);
 /* What the server did wrong, after JMK_E_PROTOCOL. Static memory. */
 const char *jmk_client_fault(const jmk_client *client);
 
-uint64_t jmk_client_last_id(const jmk_client *client);  /* last received; 0 = none yet */
+uint64_t jmk_client_last_id(const jmk_client *client); /* last received; 0 = none yet */
 uint64_t jmk_client_acked_id(const jmk_client *client); /* last acked; 0 = none yet */
 
 /* Shut the connection down, which wakes a receive; the descriptor lives on until free. */

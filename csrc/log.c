@@ -239,6 +239,10 @@ void jmk_log_publish(struct jmk_log *log) {
     JMK_POINT(JMK_AT_PUBLISHED);
 }
 
+struct jmk_mark jmk_log_oldest(const struct jmk_log *log) {
+    return (struct jmk_mark){relaxed(&log->page->oldest_id), relaxed(&log->page->tail)};
+}
+
 struct jmk_mark jmk_log_end(const struct jmk_log *log) {
     for (unsigned turn = 1;; turn++) {
         uint64_t version = atomic_load_explicit(&log->page->version, memory_order_seq_cst);

@@ -55,6 +55,9 @@ void jmk_log_publish(struct jmk_log *log);
 
 /* ---- readers, for what lies at or behind a floor that writers keep ---- */
 
+/* The oldest frame kept. Only while writers are excluded. */
+struct jmk_mark jmk_log_oldest(const struct jmk_log *log);
+
 /* The end that was published last. Sequentially consistent with jmk_log_publish. */
 struct jmk_mark jmk_log_end(const struct jmk_log *log);
 

@@ -227,22 +227,31 @@ int jmk_server_discard(jmk_server *server) {
 /* What the next message would ask of every client. */
 struct demand {
     uint64_t id;      /* it gets this one */
-    uint64_t must_id; /* clients must need no frame before this one ... */
-    uint64_t half_id; /* ... and are past half of the log if they need one before this */
-    uint64_t goal;    /* log bytes before this offset must go */
+    uint64_t must_id; /* clients must need no frame before this one; but those who replay ... */
+    uint64_t goal_id; /* ... before this one; log bytes before it must go */
+    uint64_t half_id; /* they are past half of the log if they need one before this */
 };
 
+/* Bytes of the log that one client may hold. */
+static uint64_t room(const struct jmk_server *server) {
+    return server->log.size - (server->floor.offset - server->kept.offset);
+}
+
 static struct demand demand_for(const struct jmk_server *server, size_t size) {
-    struct jmk_mark end = jmk_log_end(&server->log);
-    uint64_t top = end.offset + jmk_frame_length(size), log_size = server->log.size;
+    const struct jmk_log *log = &server->log;
+    struct jmk_mark end = jmk_log_end(log), kept = server->kept;
+    uint64_t top = end.offset + jmk_frame_length(size), half = room(server) / 2;
     struct demand demand = {.id = end.id};
 
-    if (server->holders && top > log_size) {
-        demand.goal = top - log_size;
-        demand.must_id = jmk_log_find(&server->log, server->floor, demand.goal).id;
+    if (server->holders && top > log->size) {
+        uint64_t goal = top - log->size;
+        demand.goal_id = jmk_log_find(log, kept, goal).id;
+        demand.must_id = jmk_log_find(log, kept, goal + server->config.keep_bytes).id;
+        if (demand.must_id - demand.goal_id > server->config.keep)
+            demand.must_id = demand.goal_id + server->config.keep;
     }
-    if (server->holders && top > log_size / 2)
-        demand.half_id = jmk_log_find(&server->log, server->floor, top - log_size / 2).id;
+    if (server->holders && top > half)
+        demand.half_id = jmk_log_find(log, kept, top - half).id;
     return demand;
 }
 
@@ -259,7 +268,8 @@ static enum jmk_limit at_limit(const struct jmk_server *server, const struct jmk
                                const struct demand *demand) {
     if (counts_messages(server, session) && demand->id - session->acked_id > server->config.max_lag)
         return JMK_LIMIT_MESSAGES;
-    if (needs(session, session->acked_id) < demand->must_id)
+    if (needs(session, session->acked_id) <
+        (session->replaying ? demand->goal_id : demand->must_id))
         return JMK_LIMIT_BYTES;
     return JMK_LIMIT_NONE;
 }
@@ -286,8 +296,7 @@ static void act_on(struct jmk_server *server, struct jmk_session *session, enum 
         return;
     }
     session->account.limit_kind = limit;
-    session->account.limit =
-        limit == JMK_LIMIT_MESSAGES ? server->config.max_lag : server->log.size;
+    session->account.limit = limit == JMK_LIMIT_MESSAGES ? server->config.max_lag : room(server);
     jmk_pump_end(server, session, JMK_R_LAGGED, 0);
 }
 

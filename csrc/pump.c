@@ -183,17 +183,37 @@ void jmk_pump_end(struct jmk_server *server, struct jmk_session *session, enum j
     server->ending[server->ending_count++] = session;
 }
 
+/*
+ * Where the history begins that stays before place, the oldest frame that a session has not acked.
+ * Before kept there may be nothing any more, so what lies there counts by bytes alone. Under log_lock.
+ */
+static uint64_t history_from(const struct jmk_server *server, struct jmk_mark place) {
+    uint64_t keep = server->config.keep, bytes = server->config.keep_bytes;
+    uint64_t from = place.offset > bytes ? place.offset - bytes : 0, counted = 0;
+
+    if (bytes && place.id >= server->kept.id && place.id - server->kept.id >= keep)
+        counted = jmk_log_seek(&server->log, server->kept, place.id - keep);
+    return counted > from ? counted : from;
+}
+
 void jmk_pump_enter(struct jmk_server *server, struct jmk_session *session, struct jmk_mark place) {
-    uint64_t max_lag = server->config.max_lag;
+    uint64_t max_lag = server->config.max_lag, stays;
 
     jmk_session_place(session, &server->log, place);
     session->first_id = place.id;
     session->replaying = place.id != server->log.write.id;
+    if (!server->holders)
+        server->kept = jmk_log_oldest(&server->log);
+    stays = session->replaying ? place.offset : history_from(server, place);
+    if (!server->holders)
+        server->kept = jmk_log_find(&server->log, server->kept, stays);
+    else if (place.id < server->kept.id)
+        server->kept = place;
     if (!server->holders || place.id < server->floor.id)
         server->floor = place;
     server->holders = true;
-    if (server->floor.offset + server->log.size < atomic_load(&server->admit_offset))
-        atomic_store(&server->admit_offset, server->floor.offset + server->log.size);
+    if (stays + server->log.size < atomic_load(&server->admit_offset))
+        atomic_store(&server->admit_offset, stays + server->log.size);
     if (max_lag && !session->replaying && place.id - 1 + max_lag < atomic_load(&server->admit_id))
         atomic_store(&server->admit_id, place.id - 1 + max_lag);
 }
@@ -365,18 +385,52 @@ static void handle(struct jmk_server *server, const struct epoll_event *events, 
     }
 }
 
-/* A session that started in the past counts like any other once it is within its limit. */
+/* Does it need no frame of those that must go, or be history, before one who is live meets them? */
+static bool leaves_history(const struct jmk_server *server, const struct jmk_session *session) {
+    uint64_t room = server->log.size - server->config.keep_bytes, end = server->log.write.offset;
+
+    return !server->config.keep_bytes || end <= room ||
+           session->acked_id + 1 >= jmk_log_find(&server->log, server->kept, end - room).id;
+}
+
+/* A session that started in the past counts like any other once it is within its limits. */
 static void catch_up(const struct jmk_server *server, struct jmk_session *session) {
     uint64_t max_lag = server->config.max_lag;
 
-    if (session->replaying && (!max_lag || server->log.write.id - 1 - session->acked_id <= max_lag))
+    if (session->replaying &&
+        (!max_lag || server->log.write.id - 1 - session->acked_id <= max_lag) &&
+        leaves_history(server, session))
         session->replaying = false;
 }
 
+static struct jmk_mark mark_of(const struct jmk_server *server, uint64_t id) {
+    return (struct jmk_mark){id, jmk_log_seek(&server->log, server->floor, id)};
+}
+
+/*
+ * What must stay, given the lowest ids not acked by anybody, and by those who are not replaying.
+ * History is for who comes later, so one who is reading it needs none before himself. Under log_lock.
+ */
+static uint64_t hold(struct jmk_server *server, uint64_t lowest, uint64_t lowest_live) {
+    uint64_t stays, history;
+
+    server->holders = lowest != UINT64_MAX;
+    if (!server->holders)
+        return UINT64_MAX;
+    server->floor = mark_of(server, lowest);
+    stays = server->floor.offset;
+    if (lowest_live != UINT64_MAX) {
+        history = history_from(server, mark_of(server, lowest_live));
+        if (history < stays)
+            stays = history;
+    }
+    server->kept = jmk_log_find(&server->log, server->kept, stays);
+    return stays;
+}
+
 void jmk_pump_admit(struct jmk_server *server) {
-    uint64_t max_lag = server->config.max_lag, lowest = UINT64_MAX, admit_id = UINT64_MAX;
-    uint64_t before_id, before_offset;
-    struct jmk_mark floor = server->floor;
+    uint64_t max_lag = server->config.max_lag, admit_id = UINT64_MAX, admit_offset;
+    uint64_t lowest = UINT64_MAX, lowest_live = UINT64_MAX, before_id, before_offset;
 
     if (!server->stale)
         return;
@@ -387,25 +441,23 @@ void jmk_pump_admit(struct jmk_server *server) {
 
         if (session->state == JMK_SKIPPING)
             continue;
+        catch_up(server, session);
         if (session->acked_id + 1 < lowest)
             lowest = session->acked_id + 1;
-        catch_up(server, session);
-        if (max_lag && !session->replaying && session->acked_id + max_lag < admit_id)
-            admit_id = session->acked_id + max_lag;
+        if (!session->replaying && session->acked_id + 1 < lowest_live)
+            lowest_live = session->acked_id + 1;
     }
-    if (lowest == UINT64_MAX)
-        floor = server->log.write;
-    else
-        floor = (struct jmk_mark){lowest, jmk_log_seek(&server->log, floor, lowest)};
-    server->floor = floor;
-    server->holders = lowest != UINT64_MAX;
+    if (max_lag && lowest_live != UINT64_MAX)
+        admit_id = lowest_live - 1 + max_lag;
+    admit_offset = hold(server, lowest, lowest_live);
+    if (server->holders)
+        admit_offset += server->log.size;
     before_id = atomic_exchange(&server->admit_id, admit_id);
-    before_offset = atomic_exchange(&server->admit_offset,
-                                    server->holders ? floor.offset + server->log.size : UINT64_MAX);
+    before_offset = atomic_exchange(&server->admit_offset, admit_offset);
     pthread_mutex_unlock(&server->log_lock);
     /* Under block only the slowest matters; otherwise also how far the fastest has come. */
     if (server->config.policy != JMK_BLOCK || before_id != admit_id ||
-        before_offset != atomic_load(&server->admit_offset))
+        before_offset != admit_offset)
         jmk_progress(server);
 }
 

@@ -226,15 +226,28 @@ static int take_slot(struct jmk_server *server, uint32_t *slot) {
     return grow(server);
 }
 
+/*
+ * The oldest frame for a client that asks for it: all that is promised, and of what is there beyond
+ * that no more than leaves it room before the publisher needs what it reads first.
+ */
+static struct jmk_mark start_of_history(const struct jmk_server *server, struct jmk_mark oldest) {
+    uint64_t most = (server->log.size + server->config.keep_bytes) / 2;
+    uint64_t end = server->log.write.offset;
+
+    return end > most ? jmk_log_find(&server->log, oldest, end - most) : oldest;
+}
+
 /* Where a client that asks for start begins. Under log_lock. */
 static int find_start(const struct jmk_server *server, uint64_t start, struct jmk_mark *place) {
     const struct jmk_log *log = &server->log;
-    struct jmk_mark oldest = {atomic_load(&log->page->oldest_id), atomic_load(&log->page->tail)};
+    struct jmk_mark oldest = jmk_log_oldest(log);
 
     if (start > log->write.id)
         return JMK_E_START;
     if (start == 0)
         *place = log->write;
+    else if (start < JMK_FIRST_ID && server->config.keep_bytes)
+        *place = start_of_history(server, oldest);
     else if (start <= oldest.id)
         *place = oldest;
     else

@@ -66,16 +66,16 @@ struct jmk_server {
     atomic_uint cursors; /* those of them who read the log themselves */
     struct jmk_session **ending;
     uint32_t ending_count;
-    bool holders;          /* some session needs frames of the log ... */
-    struct jmk_mark
-        floor; /* ... and this is the oldest of them; without holders it means nothing */
-    bool stale;            /* the admission must be computed anew */
-    bool hushed;           /* acks wake nobody: see pump.c */
-    uint32_t streak;       /* inline rounds since the thread's last */
+    bool holders; /* some session needs frames of the log; without, these mean nothing: */
+    struct jmk_mark floor; /* the oldest of them */
+    struct jmk_mark kept; /* the oldest that must stay: the floor, or history before it */
+    bool stale; /* the admission must be computed anew */
+    bool hushed; /* acks wake nobody: see pump.c */
+    uint32_t streak; /* inline rounds since the thread's last */
     bool saying_goodbye;
-    int64_t last_ack;     /* of anybody */
+    int64_t last_ack; /* of anybody */
     int64_t outrun_since; /* when all were first found at their limit; 0 = they are not */
-    int64_t judged;       /* when the policy was last asked */
+    int64_t judged; /* when the policy was last asked */
     struct jmk_session *first_event, *last_event;
     struct jmk_stats gone; /* counters of sessions that are no more */
     struct jmk_outbox outbox;

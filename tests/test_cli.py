@@ -22,7 +22,7 @@ from jumiks import Client, Monitor, Server, ServerClosed
 from jumiks.cli import main
 from jumiks.cli.framing import LENGTH, read_messages, write_messages
 from jumiks.cli.pages import commands
-from jumiks.cli.parser import EXAMPLES
+from jumiks.cli.parser import EXAMPLES, make_parser
 from jumiks.cli.status import Look, age, report, short
 from jumiks.handshake import FIRST_ID
 
@@ -289,6 +289,36 @@ def test_sigterm_ends_a_server_in_good_order(address: str) -> None:
             with pytest.raises(ServerClosed):
                 client.receive(DEADLINE)
         assert serve.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize(
+    ("keep", "messages", "size"), [("100", 100, 0), ("64K", 0, 65536), ("20m", 0, 20 << 20)]
+)
+def test_serve_takes_messages_or_bytes_to_keep(keep: str, messages: int, size: int) -> None:
+    assert make_parser().parse_args(["serve", "@x", "--keep", keep]).keep == (messages, size)
+
+
+@pytest.mark.parametrize("keep", ["", "0", "-1", "K", "1.5M", "1T", "x"])
+def test_serve_refuses_what_is_no_amount(keep: str) -> None:
+    status, _, errors = run("serve", "@x", f"--keep={keep}")
+    assert status == 2
+    assert "number, or number of bytes with a unit" in errors
+
+
+def test_what_serve_keeps_is_there_for_who_comes_later(address: str) -> None:
+    """Also where that is more than the log has by default."""
+    with command("serve", address, "--keep", "20M") as serve:
+        assert serve.stdin is not None
+        line = b"x" * 60_000 + b"\n"
+        for _ in range(400):
+            serve.stdin.write(line)
+        serve.stdin.flush()
+        wait_until(lambda: listens_at(address))
+        with Monitor(address) as monitor:
+            wait_until(lambda: monitor.status().stats.published == 400)
+        with Client(address, start="oldest") as client:
+            assert client.receive_many(DEADLINE).first_id <= FIRST_ID + 400 - (20 << 20) // 60_016
+        assert finish(serve)[0] == 0
 
 
 def test_a_broken_pipe_is_quiet(address: str) -> None:

@@ -45,6 +45,8 @@ class Event:
 
 class Config:
     log_size: int
+    keep: int
+    keep_bytes: int
     max_lag: int
     patience: int
     policy: int

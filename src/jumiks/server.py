@@ -61,6 +61,8 @@ LINGER: Final = 1.0
 MOST_MESSAGE: Final = (1 << 32) - 65
 """Bytes a frame's size field can tell, less what goes around them."""
 
+_MOST_KEEP: Final = 1 << 62
+
 _Append: TypeAlias = "Callable[[Buffer], int]"
 
 
@@ -96,6 +98,20 @@ def _parse_count(value: object, name: str, most: int, least: int = 1) -> int:
     return value
 
 
+def _parse_keep(keep: object, keep_bytes: object, log_size: int) -> tuple[int, int]:
+    """Check how much history stays; messages and bytes, both limits of it."""
+    messages = _parse_count(keep, "keep", _MOST_KEEP, least=0)
+    size = _parse_count(keep_bytes, "keep_bytes", 1 << 63, least=0)
+    if size > log_size // 2:
+        raise ValueError(
+            f"keep_bytes={size}: at most half of log_size, {log_size // 2}, is kept, as clients "
+            "need room too: raise log_size"
+        )
+    if not messages:
+        return _MOST_KEEP if size else 0, size
+    return messages, size or log_size // 2
+
+
 class Server:
     """Publish messages to any number of clients on this machine.
 
@@ -110,6 +126,11 @@ class Server:
             `"block"`: how long one client may hold `publish` up without an ack before it is cut
             (never by default).
         log_size: bytes of the log, rounded up to a power of two; allocated at once.
+        keep: messages of history, before those that some client has not acked, that stay for who
+            comes later (`Client(start=...)`), as far as they fit in `keep_bytes`.
+        keep_bytes: the same in bytes, headers included; at most half of `log_size`, and half of it
+            by default where `keep` is given. Without either, history stays until its room is
+            needed.
         max_message: largest message in bytes; a quarter of the log at most, and by default.
         max_clients: how many may be connected at a time.
         handshake_timeout: seconds a client has for its reply to the hello.
@@ -144,6 +165,8 @@ class Server:
         on_lag: lag.OnLag = "disconnect",
         patience: float | Literal["default"] | None = "default",
         log_size: int = LOG_SIZE,
+        keep: int = 0,
+        keep_bytes: int = 0,
         max_message: int | None = None,
         max_clients: int = MAX_CLIENTS,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
@@ -172,6 +195,7 @@ class Server:
         part = parse_part(lag_warning)
         nanoseconds(handshake_timeout)
         self._log_size = _parse_log_size(log_size)
+        self._keep, self._keep_bytes = _parse_keep(keep, keep_bytes, self._log_size)
         most = min(self._log_size // 4, MOST_MESSAGE)
         self._max_message = (
             most if max_message is None else _parse_count(max_message, "max_message", most)
@@ -205,7 +229,7 @@ class Server:
                     "started": time.monotonic(),
                 },
                 on_lag_warning=on_lag_warning,
-                lag_watch=LagWatch(part, self._max_lag, self._log_size),
+                lag_watch=LagWatch(part, self._max_lag, self._log_size - self._keep_bytes),
             )
         except BaseException:
             listener.close()
@@ -223,6 +247,8 @@ class Server:
         config = ffi.new("struct jmk_config *")
         config.log_size = self._log_size
         config.max_lag = self._max_lag
+        config.keep = self._keep
+        config.keep_bytes = self._keep_bytes
         config.patience = policy.patience_ns
         config.policy = policy.code
         config.max_message = self._max_message

@@ -66,6 +66,21 @@ def _start(text: str) -> str | int:
     return text if text in ("now", "oldest") else int(text)
 
 
+class Keep(NamedTuple):
+    """History that stays, in one of two units; 0 is not told."""
+
+    messages: int = 0
+    bytes: int = 0
+
+
+def _keep(text: str) -> Keep:
+    unit = "KMG".find(text[-1:].upper())
+    if not text or unit < 0:
+        return Keep(messages=_count(text))
+    return Keep(bytes=_count(text[:-1]) << 10 * (unit + 1))
+
+
+_keep.__name__ = "number, or number of bytes with a unit"
 _positive.__name__ = "number of seconds"
 _seconds.__name__ = "number of seconds"
 _count.__name__ = "number"
@@ -116,6 +131,13 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mode", type=_mode, metavar="MODE", help="permissions of the path, such as 0660"
+    )
+    parser.add_argument(
+        "--keep",
+        type=_keep,
+        default=Keep(),
+        metavar="N[K|M|G]",
+        help="messages of history that stay for who comes later (--from), or bytes, with a unit",
     )
     parser.add_argument("--group", metavar="GROUP", help="group of the path, a name or a number")
     parser.add_argument(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jumiks.server import Server
+from jumiks.server import LOG_SIZE, Server
 from jumiks.systemd import listen_socket, notify
 
 from .framing import read_messages
@@ -20,6 +20,9 @@ def run(options: argparse.Namespace) -> int:
         listen_socket() if options.address == "systemd" else options.address,
         max_lag=options.max_lag,
         on_lag=options.on_lag,
+        log_size=max(LOG_SIZE, 2 * options.keep.bytes),
+        keep=options.keep.messages,
+        keep_bytes=options.keep.bytes,
         mode=options.mode,
         group=_group(options.group),
         allow="anyone" if options.anyone else None,
