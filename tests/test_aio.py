@@ -797,12 +797,14 @@ def test_waiting_for_clients_and_callbacks_in_the_loop(run: Run, address: str) -
         async with AsyncServer(address, on_connect=came, on_disconnect=went) as server:
             with pytest.raises(Timeout, match="0 of 1 clients"):
                 await server.wait_for_clients(1, 0.02)
+            client = AsyncClient(address)
             async with anyio.create_task_group() as group:
                 group.start_soon(server.wait_for_clients, 1, DEADLINE)
-                async with AsyncClient(address) as client:
-                    await until(lambda: len(seen) == 1)
-                    assert client.server_id == server.server_id
-                    assert server.address == address
+                await client
+            await until(lambda: len(seen) == 1)
+            assert client.server_id == server.server_id
+            assert server.address == address
+            await client.close()
             await until(lambda: len(seen) == 2)
 
     run(main)
