@@ -7,6 +7,10 @@
  * before it waits, or by hand.
  *
  * One thread receives; `busy` makes sure of it. Any thread may close: shutdown wakes a wait.
+ *
+ * A server that is dead while another process holds its sockets ends no stream, so we end it from
+ * here: what is queued stays readable, and then comes the end. A wait in the read itself looks for
+ * that each second; waits with a deadline poll the server's process along with the socket.
  */
 #include "client.h"
 
@@ -27,9 +31,13 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     if (!client)
         return -ENOMEM;
     client->process = jmk_process();
-    client->fd = -1;
+    client->fd = client->server_fd = -1;
     client->config = *config;
     client->next_id = config->first_id;
+    if (config->first_id) {
+        atomic_init(&client->last_id, config->first_id - 1);
+        atomic_init(&client->acked_id, config->first_id - 1);
+    }
     client->source = shared ? &jmk_reader : &jmk_inbox;
     error = shared ? jmk_reader_init(client) : jmk_inbox_init(client);
     if (error) {
@@ -38,6 +46,17 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     }
     client->fd = fd;
     *out = client;
+    return 0;
+}
+
+#define LOOK_EVERY 1 /* s */
+
+int jmk_client_watch(jmk_client *client, int pidfd) {
+    struct timeval limit = {.tv_sec = LOOK_EVERY};
+
+    if (setsockopt(client->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0)
+        return -errno;
+    client->server_fd = pidfd;
     return 0;
 }
 
@@ -60,6 +79,7 @@ jmk_client *jmk_client_free(jmk_client *client) {
         return NULL;
     jmk_client_close(client);
     jmk_close_fd(&client->fd);
+    jmk_close_fd(&client->server_fd);
     client->source->free(client);
     free(client);
     return NULL;
@@ -125,17 +145,43 @@ int jmk_client_ack(jmk_client *client, uint64_t handled, int64_t timeout) {
 
 /* ---- receiving ---- */
 
-int jmk_client_wait(const struct jmk_client *client, int64_t deadline, bool writable_too) {
-    struct pollfd poll_fd = {.fd = client->fd, .events = POLLIN};
+/* The server is dead. */
+static void end_stream(struct jmk_client *client) {
+    jmk_close_fd(&client->server_fd);
+    shutdown(client->fd, SHUT_RD);
+}
+
+/* True if the server was found dead. */
+static bool look_after(struct jmk_client *client) {
+    struct pollfd server = {.fd = client->server_fd, .events = POLLIN};
+
+    if (client->server_fd < 0 || poll(&server, 1, 0) <= 0)
+        return false;
+    end_stream(client);
+    return true;
+}
+
+int jmk_client_waited(struct jmk_client *client, int error) {
+    if (error == -EAGAIN)
+        look_after(client);
+    /* After a reset, what it sent before is still readable. */
+    return error == -EAGAIN || error == -ECONNRESET ? 0 : error;
+}
+
+int jmk_client_wait(struct jmk_client *client, int64_t deadline, bool writable_too) {
+    struct pollfd polled[2] = {{.fd = client->fd, .events = POLLIN},
+                               {.fd = client->server_fd, .events = POLLIN}};
     int64_t left = deadline == INT64_MAX ? 0 : deadline - jmk_now();
     struct timespec limit = {left / JMK_SECOND, left % JMK_SECOND};
 
     if (left < 0)
-        return JMK_E_TIMEOUT;
+        return look_after(client) ? 0 : JMK_E_TIMEOUT;
     if (writable_too)
-        poll_fd.events |= POLLOUT;
-    if (ppoll(&poll_fd, 1, deadline == INT64_MAX ? NULL : &limit, NULL) < 0)
+        polled[0].events |= POLLOUT;
+    if (ppoll(polled, 2, deadline == INT64_MAX ? NULL : &limit, NULL) < 0)
         return -errno;
+    if (polled[1].revents)
+        end_stream(client);
     return 0;
 }
 
@@ -202,6 +248,10 @@ const char *jmk_client_fault(const jmk_client *client) {
 
 uint64_t jmk_client_last_id(const jmk_client *client) {
     return atomic_load(&client->last_id);
+}
+
+uint64_t jmk_client_published_id(const jmk_client *client) {
+    return client->reader ? jmk_reader_published_id(client) : 0;
 }
 
 uint64_t jmk_client_acked_id(const jmk_client *client) {

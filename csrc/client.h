@@ -74,6 +74,7 @@ struct jmk_inbox {
 struct jmk_client {
     unsigned process;
     int fd;
+    int server_fd; /* its process; -1: not known, or seen dead */
     struct jmk_client_config config;
     const struct jmk_source *source;
     enum jmk_client_state state;
@@ -95,6 +96,9 @@ int jmk_inbox_init(struct jmk_client *client);
 /* Map the log and the cursor page, which the configuration names, and look at them. */
 int jmk_reader_init(struct jmk_client *client);
 
+/* The last message that the server published, by its header page. */
+uint64_t jmk_reader_published_id(const struct jmk_client *client);
+
 /* The server broke the protocol: nothing is received any more. */
 void jmk_client_break(struct jmk_client *client, const char *text);
 
@@ -105,7 +109,10 @@ bool jmk_client_end(struct jmk_client *client, const struct jmk_header *header,
 /* recv gave 0: the end of the stream, or an empty packet, which no server may send. */
 void jmk_client_end_or_empty(struct jmk_client *client);
 
-/* Wait until the socket is readable: 0, JMK_E_TIMEOUT, or -errno. */
-int jmk_client_wait(const struct jmk_client *client, int64_t deadline, bool writable_too);
+/* Wait until the socket is readable, or the server dead: 0, JMK_E_TIMEOUT, or -errno. */
+int jmk_client_wait(struct jmk_client *client, int64_t deadline, bool writable_too);
+
+/* What a read that waited gave: 0 to look again, or -errno. */
+int jmk_client_waited(struct jmk_client *client, int error);
 
 #endif

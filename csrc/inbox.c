@@ -461,11 +461,11 @@ static int wait_and_read(struct jmk_client *client, uint64_t handled, int64_t de
     if (deadline != INT64_MAX || acks_wait)
         return jmk_client_wait(client, deadline, acks_wait);
     if (client->inbox.whole_id)
-        return read_now(client, 0, batch);
+        return jmk_client_waited(client, read_now(client, 0, batch));
     before = jmk_now();
     error = fill_one(client);
     client->inbox.slow = jmk_now() - before >= SLOW;
-    return error == -ECONNRESET ? 0 : error;
+    return jmk_client_waited(client, error);
 }
 
 /* In a slow stream, where the last read had to wait, there is nothing now: it saves a call. */

@@ -299,6 +299,13 @@ struct jmk_client_config {
  */
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config);
 
+/*
+ * Watch the server's process too, by its pidfd, which belongs to the client if this gives 0: a child
+ * that the server forked may hold its sockets, and then no end of the stream tells of its death. A
+ * wait without a limit notices that within a second.
+ */
+int jmk_client_watch(jmk_client *client, int pidfd);
+
 /* Returns NULL. Arenas that are still held stay valid. */
 jmk_client *jmk_client_free(jmk_client *client);
 
@@ -340,8 +347,15 @@ void jmk_client_goodbye(const jmk_client *client, struct jmk_goodbye *out);
 /* What the server did wrong, after JMK_E_PROTOCOL. Static memory. */
 const char *jmk_client_fault(const jmk_client *client);
 
-uint64_t jmk_client_last_id(const jmk_client *client); /* last received; 0 = none yet */
-uint64_t jmk_client_acked_id(const jmk_client *client); /* last acked; 0 = none yet */
+/*
+ * The last message received, and acked; before any, the one in front of the first to come, or 0 if
+ * that is not known.
+ */
+uint64_t jmk_client_last_id(const jmk_client *client);
+uint64_t jmk_client_acked_id(const jmk_client *client);
+
+/* The last message in the log that is shared, by the server's word; 0: none is shared. */
+uint64_t jmk_client_published_id(const jmk_client *client);
 
 /* Shut the connection down, which wakes a receive; the descriptor lives on until free. */
 int jmk_client_close(jmk_client *client);

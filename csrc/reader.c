@@ -567,10 +567,8 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
     JMK_POINT(JMK_AT_SLEEP);
     if (news(client))
         return 0;
-    if (deadline == INT64_MAX && !full) {
-        error = read_packet(client, 0);
-        return error == -EAGAIN ? 0 : error;
-    }
+    if (deadline == INT64_MAX && !full)
+        return jmk_client_waited(client, read_packet(client, 0));
     error = jmk_client_wait(client, deadline, full);
     before = reader->skipping;
     read_socket(client);
@@ -581,6 +579,10 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
 }
 
 /* ---- asking ---- */
+
+uint64_t jmk_reader_published_id(const struct jmk_client *client) {
+    return atomic_load(&client->reader->page->next_id) - 1;
+}
 
 static bool reader_whole(const struct jmk_client *client) {
     return still_there(client->reader, client->reader->batch.offset);

@@ -388,7 +388,7 @@ def test_a_client_refuses_a_wrong_setting_and_leaves_nothing(
 
 def test_a_client_refuses_a_callback_that_cannot_be_called(server: Server) -> None:
     with pytest.raises(TypeError, match=r"on_gap.*'function'"):
-        Client(server.address, on_gap="function").close()  # type: ignore[arg-type]
+        Client(server.address, on_gap="function").close()  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("wrong", ["100000", 1.5, True, [100000]])
@@ -545,7 +545,7 @@ def test_a_socket_is_an_address_for_a_server_only(address: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bound:
         bound.bind(sockaddr(address))
         with pytest.raises(TypeError, match="a ready-made socket is for a server"):
-            Client(bound)  # type: ignore[arg-type]
+            Client(bound)  # type: ignore[call-overload]
         with Server(bound) as server:
             assert server.address == address
             assert_serves(server)

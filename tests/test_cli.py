@@ -321,6 +321,17 @@ def test_what_serve_keeps_is_there_for_who_comes_later(address: str) -> None:
         assert finish(serve)[0] == 0
 
 
+def test_listen_comes_back_to_a_server_if_told_so(address: str) -> None:
+    with command("listen", address, "--wait", "20", "--reconnect", "--count", "2") as listen:
+        for word in (b"first", b"second"):
+            wait_until(lambda: not listens_at(address))
+            with Server(address, on_lag="block") as server:
+                server.wait_for_clients(1, 3 * DEADLINE)
+                server.publish(word)
+                server.drain(DEADLINE)
+        assert finish(listen) == (0, b"first\nsecond\n", "")
+
+
 def test_a_broken_pipe_is_quiet(address: str) -> None:
     with Server(address, on_lag="block") as server, command("listen", address) as listen:
         server.wait_for_clients(1, DEADLINE)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from jumiks import errors
+from jumiks import Gap, GapReason, errors
 from jumiks.errors import (
     AckError,
     AddressInUse,
@@ -17,6 +17,7 @@ from jumiks.errors import (
     Forked,
     JumiksError,
     Lagged,
+    MessagesLost,
     MessageTooLarge,
     Overwritten,
     ProtocolError,
@@ -49,6 +50,7 @@ SAMPLES: tuple[JumiksError, ...] = (
     JumiksError("base"),
     LAGGED,
     MessageTooLarge(5000, 4096),
+    MessagesLost(Gap(100_000, None, GapReason.RESTARTED)),
     Overwritten(100_000, 100_041),
     ProtocolError("an odd frame"),
     Refused("too many clients", status=3),

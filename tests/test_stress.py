@@ -162,7 +162,8 @@ class Reader:
 
     def check(self, ledger: dict[int, bytes], last_id: int) -> None:
         """Hold what was received, and what was reported, against what was published."""
-        gaps = {gap.first: gap.last for gap in self.gaps}
+        gaps = {gap.first: gap.last for gap in self.gaps if gap.last is not None}
+        assert len(gaps) == len(self.gaps)
         next_id = min([*(entry[0] for entry in self.entries[:1]), *gaps], default=self.first_due)
         assert next_id <= self.first_due
         sequence = [-1] * PUBLISHERS

@@ -23,6 +23,7 @@ from .errors import (
     Forked,
     JumiksError,
     Lagged,
+    MessagesLost,
     MessageTooLarge,
     Overwritten,
     ProtocolError,
@@ -33,8 +34,9 @@ from .errors import (
 )
 from .lag import OnLag
 from .monitor import Monitor, ServerStatus
+from .reconnect import Backoff
 from .server import Server
-from .stats import ClientInfo, EndReason, Gap, ServerStats
+from .stats import ClientInfo, EndReason, Gap, GapReason, ServerStats
 
 __all__ = [
     "AckError",
@@ -42,6 +44,7 @@ __all__ = [
     "Allow",
     "AsyncClient",
     "AsyncServer",
+    "Backoff",
     "Batch",
     "Busy",
     "Client",
@@ -53,10 +56,12 @@ __all__ = [
     "EndReason",
     "Forked",
     "Gap",
+    "GapReason",
     "Group",
     "JumiksError",
     "Lagged",
     "MessageTooLarge",
+    "MessagesLost",
     "Monitor",
     "OnLag",
     "Overwritten",

@@ -66,7 +66,7 @@ class _Asyncio:
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._look: Callable[[], bool] = bool
-        self._watched = False
+        self._watched = -1
         self._threads: ThreadPoolExecutor | None = None
 
     async def pause(self, seconds: float) -> None:
@@ -79,21 +79,26 @@ class _Asyncio:
         if timeout != inf:
             timer = self._loop.call_later(timeout, _wake, waiter)
         try:
-            if not self._watched:
-                self._loop.add_reader(descriptor, self._ready, descriptor)
-                self._watched = True
+            if self._watched != descriptor:
+                self._unwatch()
+                self._loop.add_reader(descriptor, self._ready)
+                self._watched = descriptor
             await waiter
         finally:
             self._waiter = None
             if timer is not None:
                 timer.cancel()
 
-    def _ready(self, descriptor: int) -> None:
+    def _unwatch(self) -> None:
+        if self._watched >= 0:
+            self._loop.remove_reader(self._watched)
+            self._watched = -1
+
+    def _ready(self) -> None:
         waiter = self._waiter
         if waiter is None or waiter.done():
             # Nobody takes it now, and level-triggered, the loop would call this again at once.
-            self._watched = False
-            self._loop.remove_reader(descriptor)
+            self._unwatch()
         elif self._look():
             _wake(waiter)
 
@@ -109,9 +114,8 @@ class _Asyncio:
             self._loop.call_soon_threadsafe(function)
 
     def close(self, descriptor: int) -> None:
-        if self._watched:
-            self._watched = False
-            self._loop.remove_reader(descriptor)
+        if self._watched == descriptor:
+            self._unwatch()
         if self._waiter is not None:
             _wake(self._waiter)
         if self._threads is not None:

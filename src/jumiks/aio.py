@@ -9,28 +9,29 @@ the loop's own thread; only `Server` and `Client` may be shared between threads.
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from functools import partial
 from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeVar, Unpack, overload
 
-from . import access, address, lag
+from . import access, lag
 from ._loops import Loop, current
 from ._native import check, check_callback, ffi, gather, lib, nanoseconds
 from .batch import Batch
 from .client import (
     ARENA_SIZE,
     CONNECT_TIMEOUT,
-    CannotShareError,
     Client,
-    descriptors_received,
+    ClientOptions,
+    Item,
+    OnGap,
 )
 from .errors import Busy, Closed, MessageTooLarge, ServerClosed, Timeout
 from .handshake import FIRST_ID
+from .reconnect import Backoff, Return
 from .server import (
     HANDSHAKE_TIMEOUT,
     LINGER,
@@ -59,11 +60,14 @@ TURN_MESSAGES: Final = 1 << 16
 SLICE: Final = 50_000_000
 """Nanoseconds at most that a thread waits in the core, so that it ends soon after its caller."""
 
+LOOK_EVERY: Final = 1.0
+"""Seconds between looks whether the server's process is there still."""
+
 _BATCH_PAUSE: Final = 0.001
 _ACK_TRIES: Final = 100
 _ACK_PAUSE: Final = 0.01
 
-_T = TypeVar("_T", "Client", "Server")
+_T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
@@ -119,7 +123,7 @@ class _Twin(Generic[_T]):
         return f"<jumiks.{type(self).__name__}: {inside}>"
 
 
-class AsyncClient(_Twin[Client]):
+class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
     """Receive every message of a server, in order: `Client` for an event loop.
 
     ::
@@ -135,6 +139,22 @@ class AsyncClient(_Twin[Client]):
     at a time.
     """
 
+    @overload
+    def __init__(
+        self: AsyncClient[bytes],
+        where: str | os.PathLike[str],
+        *,
+        on_gap: Callable[[Gap], object] | Literal["raise"] | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: AsyncClient[bytes | Gap],
+        where: str | os.PathLike[str],
+        *,
+        on_gap: Literal["yield"],
+        **options: Unpack[ClientOptions],
+    ) -> None: ...
     def __init__(
         self,
         where: str | os.PathLike[str],
@@ -144,71 +164,61 @@ class AsyncClient(_Twin[Client]):
         arena_size: int = ARENA_SIZE,
         framed: bool = True,
         share_log: bool = True,
-        on_gap: Callable[[Gap], object] | None = None,
+        on_gap: OnGap = None,
+        ack: Literal["after", "before"] = "after",
+        reconnect: bool | Backoff = False,
     ) -> None:
         super().__init__()
-        self._client = Client.__new__(Client)
-        self._where = self._client._set_up(
-            where, start, timeout, arena_size, framed, share_log, 0.0, on_gap
+        self._client: Client[Item] = Client.__new__(Client)
+        self._client._set_up(
+            where,
+            start=start,
+            timeout=timeout,
+            arena_size=arena_size,
+            framed=framed,
+            share_log=share_log,
+            on_gap=on_gap,
+            ack=ack,
+            reconnect=reconnect,
         )
-        self._timeout = timeout
+        self._client._ack_patience = 0  # nothing here may hold up the loop
         self._receiving = False
         self._turn_ends = 0.0
         self._turn_first = 0  # the last message before this turn, once there was one
 
-    async def _begin(self, loop: Loop) -> Client:
+    async def _begin(self, loop: Loop) -> Client[Item]:
+        steps = self._client._enter()
         try:
-            await self._enter(loop)
-        except CannotShareError as error:
-            self._client._do_without_log(error)
-            await self._enter(loop)
-        return self._client
-
-    async def _enter(self, loop: Loop) -> None:
-        client, handshake, timeout = self._client, self._client._handshake(), self._timeout
-        deadline = inf if timeout is None else time.monotonic() + timeout
-        sock = await self._reach(loop)
-        with descriptors_received() as descriptors:
-            with client._shaking_hands(sock, handshake, timeout):
-                descriptor = sock.fileno()
-                try:
-                    while not handshake.done:
-                        try:
-                            client._shake(sock, handshake, descriptors)
-                        except BlockingIOError:
-                            left = deadline - time.monotonic()
-                            if left <= 0:
-                                raise
-                            await loop.readable(descriptor, _yes, left)
-                finally:
-                    loop.close(descriptor)
-            client._join(sock, handshake, descriptors)
-
-    async def _reach(self, loop: Loop) -> socket.socket:
-        tries = address.connecting(self._where, self._timeout)
-        try:
-            for sock, wait in tries:
-                if sock is not None:
-                    return sock
-                await loop.pause(wait)
+            for descriptor, seconds in steps:
+                if descriptor < 0:
+                    await loop.pause(seconds)
+                else:
+                    await _until_readable(loop, descriptor, seconds)
         finally:
-            tries.close()
-        raise AssertionError("it ends with a socket or raises")
+            steps.close()
+        self._client._begin()
+        return self._client
 
     # ---- receiving ----
 
-    async def receive(self, timeout: float | None = None) -> bytes:
+    async def receive(self, timeout: float | None = None) -> Item:
         """Receive one message, waiting for it if need be; see `Client.receive`."""
         client = self._client
         if not client._left or self._receiving or time.monotonic() >= self._turn_ends:
             return await self._surely(client.receive, timeout)
         return client.receive(0)
 
-    async def receive_many(self, timeout: float | None = None) -> Batch:
+    @overload
+    async def receive_many(self: AsyncClient[bytes], timeout: float | None = None) -> Batch: ...
+    @overload
+    async def receive_many(
+        self: AsyncClient[bytes | Gap], timeout: float | None = None
+    ) -> Batch | Gap: ...
+    async def receive_many(self, timeout: float | None = None) -> Batch | Gap:
         """Receive what is there, at least one message; see `Client.receive_many`."""
         return await self._surely(self._client.receive_many, timeout)
 
-    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+    async def __aiter__(self) -> AsyncGenerator[Item, None]:
         """Receive message after message, until the server closes in good order, or this client.
 
         A message is acked once the loop comes back for the next; the one at a `break` is not. With
@@ -216,16 +226,21 @@ class AsyncClient(_Twin[Client]):
         """
         client, monotonic = self._open(), time.monotonic
         pause = self._the_loop().pause
-        quarter = max(1, client._max_lag // 4) if client._max_lag else 1 << 63
         try:
+            while client._before:
+                yield await self.receive()
             while client._receiver is not None:
                 if not client._left:
-                    await self._surely(client._take, None)
+                    gap = await self._surely(client._take, None)
+                    if gap is not None:
+                        yield gap  # type: ignore[misc]
+                        continue
                 if client._left == 1:
                     client._left = 0
                     client._out += 1
                     yield next(client._messages)
                     continue
+                quarter = client._quarter()
                 ack_at = client._out + quarter
                 for message in client._messages:
                     client._left -= 1
@@ -242,11 +257,12 @@ class AsyncClient(_Twin[Client]):
         except (ServerClosed, Closed):
             return
 
-    async def run(self, handler: Callable[[bytes], object]) -> None:
+    async def run(self, handler: Callable[[Item], object]) -> None:
         """Call `handler` with message after message, until the server closes in good order.
 
         A message is acked after `handler` returned, and after what it returned was awaited, if that
-        can be; one for which it raised is not, and the exception comes out of here.
+        can be, or before, as `ack` says; one for which it raised is not, or is, and the exception
+        comes out of here.
 
         Raises:
             Lagged, Disconnected, ConnectionLost, ProtocolError, Busy: as `receive` does.
@@ -273,7 +289,8 @@ class AsyncClient(_Twin[Client]):
             try:
                 return take(0)
             except Timeout:
-                # A signal came, or the lag policy gave up what was there: look for what follows it.
+                # A signal came, the lag policy gave up what was there, or the server is gone: look
+                # for what follows it.
                 if timeout is not None:
                     left = max(0.0, began + timeout - time.monotonic())
 
@@ -289,6 +306,8 @@ class AsyncClient(_Twin[Client]):
             )
         self._receiving = True
         try:
+            if client._return is not None:
+                await self._come_back(client, client._return, timeout)
             if client._left or self._look():
                 if self._turn_is_over():
                     await self._the_loop().pause(0)
@@ -299,15 +318,26 @@ class AsyncClient(_Twin[Client]):
         finally:
             self._receiving = False
 
+    async def _come_back(self, client: Client[Item], way: Return, timeout: float | None) -> None:
+        deadline, loop = inf if timeout is None else time.monotonic() + timeout, self._the_loop()
+        loop.close(client._descriptor)  # before another connection gets that number
+        while not way.step():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise way.out_of_time()
+            descriptor, seconds = way.due()
+            wait = descriptor if descriptor >= 0 else way.fileno()
+            await _until_readable(loop, wait, min(seconds, left))
+
     def _look(self) -> bool:
         # What it finds stays in the core until it is asked for again; an end or an error as well.
         client = self._client
-        if client._receiver is None:
+        if client._receiver is None or client._gaps:
             return True
         receiver = client._prepare()
         return receiver.look(client._out, 0) != lib.JMK_E_TIMEOUT
 
-    async def _wait(self, client: Client, timeout: float | None) -> None:
+    async def _wait(self, client: Client[Item], timeout: float | None) -> None:
         deadline = inf if timeout is None else time.monotonic() + timeout
         loop = self._the_loop()
         while True:
@@ -316,7 +346,7 @@ class AsyncClient(_Twin[Client]):
                 raise Timeout(f"no message within {timeout:g} s")
             # The socket may have been full of acks: then this one is sent again soon.
             late = client._handle is not None and not self._is_acked(client._handle, client._out)
-            wait = min(left, _ACK_PAUSE) if late else left
+            wait = min(left, _ACK_PAUSE if late else LOOK_EVERY if client._watched else inf)
             await loop.readable(client.fileno(), self._look, wait)
             if self._look():
                 return
@@ -359,6 +389,11 @@ class AsyncClient(_Twin[Client]):
         return self._client.last_id
 
     @property
+    def resume_at(self) -> int:
+        """Where to go on in another process, as `start`; see `Client.resume_at`."""
+        return self._client.resume_at
+
+    @property
     def lag(self) -> int:
         """Messages received by this end and not acked."""
         return self._open().lag
@@ -381,11 +416,21 @@ class AsyncClient(_Twin[Client]):
             return
         if client._pid == os.getpid():
             self._the_loop().close(client._descriptor)
+            if client._return is not None and client._return.due()[0] >= 0:
+                self._the_loop().close(client._return.due()[0])
         client.close()
 
 
 def _yes() -> bool:
     return True
+
+
+async def _until_readable(loop: Loop, descriptor: int, timeout: float) -> None:
+    # For a descriptor that is somebody else's soon.
+    try:
+        await loop.readable(descriptor, _yes, timeout)
+    finally:
+        loop.close(descriptor)
 
 
 class AsyncServer(_Twin[Server]):

@@ -11,10 +11,22 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Final,
+    Generic,
+    Literal,
+    NoReturn,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from . import address
 from ._native import (
@@ -27,6 +39,14 @@ from ._native import (
     nanoseconds,
 )
 from .batch import Batch
+from .connecting import (
+    LONG_PACKET,
+    CannotShareError,
+    Connecting,
+    Wait,
+    descriptors_received,
+    in_thread,
+)
 from .errors import (
     AckError,
     Closed,
@@ -34,12 +54,21 @@ from .errors import (
     ConnectionLost,
     Disconnected,
     Lagged,
+    MessagesLost,
     ProtocolError,
     ServerClosed,
     Timeout,
 )
-from .handshake import FIRST_ID, START_NOW, START_OLDEST, Capability, ClientHandshake
-from .stats import Gap
+from .handshake import (
+    FIRST_ID,
+    START_NOW,
+    START_OLDEST,
+    Capability,
+    ClientHandshake,
+    ServerHello,
+)
+from .reconnect import Backoff, Return
+from .stats import Gap, GapReason
 
 if TYPE_CHECKING:
     from ._core import Client as Handle
@@ -53,6 +82,17 @@ ARENA_SIZE: Final = 4 << 20
 
 _T = TypeVar("_T")
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as _TypeVar
+
+    Item = _TypeVar("Item", bytes, bytes | Gap, default=bytes)
+    """What a client's stream has: messages, or gaps too."""
+else:
+    Item = TypeVar("Item")
+
+OnGap: TypeAlias = Callable[[Gap], object] | Literal["raise", "yield"] | None
+"""What happens at a gap in the stream."""
+
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds by default to connect and shake hands; a live server needs well under one."""
 
@@ -62,7 +102,6 @@ at the system's default cannot send more than 212960 bytes."""
 
 _ACK_TIME: Final = 0.01
 _ACK_PATIENCE: Final = 1_000_000_000  # ns; a live server reads acks well within
-_LONG_PACKET: Final = 4096
 _MODES: Final = {
     lib.JMK_CLASSIC: "classic",
     lib.JMK_FRAMED: "framed",
@@ -71,7 +110,7 @@ _MODES: Final = {
 _START_NAMES: Final = {"now": START_NOW, "oldest": START_OLDEST}
 
 
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_clients: weakref.WeakSet[Client[bytes] | Client[bytes | Gap]] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
@@ -81,10 +120,6 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-class CannotShareError(Exception):
-    """This system does not let us map what the server shares."""
 
 
 def _parse_start(start: object) -> int:
@@ -97,90 +132,23 @@ def _parse_start(start: object) -> int:
     return start
 
 
-@contextmanager
-def descriptors_received() -> Iterator[list[int]]:
-    """A list for the descriptors that come with a welcome; they are closed at the end."""
-    found: list[int] = []
-    try:
-        yield found
-    finally:
-        for descriptor in found:
-            os.close(descriptor)
+class ClientOptions(TypedDict, total=False):
+    """What a client takes beside its address and `on_gap`; see `Client`."""
+
+    start: Literal["now", "oldest"] | int
+    timeout: float | None
+    arena_size: int
+    framed: bool
+    share_log: bool
+    ack: Literal["after", "before"]
+    reconnect: bool | Backoff
 
 
-class Connecting:
-    """The part of a client that connects and shakes hands."""
-
-    _address: str
-
-    def _connect(
-        self,
-        where: address.Address,
-        handshake: ClientHandshake,
-        timeout: float | None,
-        descriptors: list[int],
-    ) -> socket.socket:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        sock = address.connect(where, timeout)
-        with self._shaking_hands(sock, handshake, timeout):
-            while not handshake.done:
-                sock.settimeout(
-                    None
-                    if deadline is None
-                    else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-                )
-                self._shake(sock, handshake, descriptors)
-        return sock
-
-    def _shake(
-        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
-    ) -> None:
-        # Take one packet of the handshake, and answer it.
-        packet = self._receive_packet(sock, handshake, descriptors)
-        if not packet:
-            raise ConnectionLost(f"{self._address!r} closed the connection during the handshake")
-        answer = handshake.receive(packet)
-        if answer:
-            sock.send(answer, socket.MSG_NOSIGNAL)
-
-    def _receive_packet(
-        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
-    ) -> bytes:
-        # Descriptors come with the welcome to who asked for them, and at no other time. There is
-        # room for one too many, so that it is noticed; the kernel drops the rest.
-        if handshake.hello is None or Capability.LOG not in handshake.wishes:
-            return sock.recv(_LONG_PACKET)
-        packet, found, flags, _ = socket.recv_fds(sock, _LONG_PACKET, 3, socket.MSG_CMSG_CLOEXEC)
-        descriptors += found
-        if flags & socket.MSG_CTRUNC and len(found) < 2:
-            raise CannotShareError("no room for two more descriptors")
-        return packet
-
-    @contextmanager
-    def _shaking_hands(
-        self, sock: socket.socket, handshake: ClientHandshake, timeout: float | None
-    ) -> Iterator[None]:
-        # Close the socket if it fails, and say how.
-        try:
-            yield
-        except (TimeoutError, BlockingIOError):
-            sock.close()
-            said = "no welcome" if handshake.hello else "no hello"
-            raise Timeout(
-                f"{self._address!r} sent {said} within {timeout:g} s: "
-                "its server is stuck, or it is no jumiks server"
-            ) from None
-        except (ConnectionResetError, BrokenPipeError) as error:
-            sock.close()
-            raise ConnectionLost(
-                f"{self._address!r} closed the connection during the handshake"
-            ) from error
-        except BaseException:
-            sock.close()
-            raise
+class _SyncOptions(ClientOptions, total=False):
+    spin: float
 
 
-class Client(Connecting):
+class Client(Connecting, Generic[Item]):
     """Receive every message of a server, in order.
 
     Everything that is published after this returned is delivered, or its loss is told.
@@ -196,8 +164,17 @@ class Client(Connecting):
             messages sent.
         spin: seconds to look for a message before sleeping, where the log is shared: a lower
             latency, for a core's time.
-        on_gap: called with each `Gap`, in the stream's order: messages that the server skipped for
-            this client (its policy says so), or no longer had at the start.
+        on_gap: what happens at a `Gap`, in its place in the stream: messages that the server
+            skipped for this client (its policy says so), no longer had, or took with it. A
+            function is called with it; "raise" raises `MessagesLost`; "yield" has it received like
+            a message; by default `missed` alone counts it.
+        ack: when a message counts as handled. "after", by default: once the user comes back for
+            more, so one who dies in the middle of a message can have it again, at `resume_at`.
+            "before": as it is handed out, so nobody gets it twice, and one who dies loses it.
+        reconnect: whether to come back to the address when the server has closed, died or was
+            started again, and when; True is `Backoff()`. The stream goes on behind the last message
+            handed out, if the server is the same and has it still; otherwise with the oldest that
+            the new one has, behind a gap.
 
     Raises:
         ConnectionRefusedError, FileNotFoundError: nobody serves that address.
@@ -206,10 +183,27 @@ class Client(Connecting):
         VersionMismatch: the server speaks another version.
         ProtocolError: that is no jumiks server.
 
+    Being cut for its lag, refused, or disconnected by the server's user ends a client for good.
     One thread receives at a time; any thread may `close`. What was handed out counts as handled,
     and is acked, once the user comes back for more; `ack` says so earlier.
     """
 
+    @overload
+    def __init__(
+        self: Client[bytes],
+        where: str | os.PathLike[str],
+        *,
+        on_gap: Callable[[Gap], object] | Literal["raise"] | None = None,
+        **options: Unpack[_SyncOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Client[bytes | Gap],
+        where: str | os.PathLike[str],
+        *,
+        on_gap: Literal["yield"],
+        **options: Unpack[_SyncOptions],
+    ) -> None: ...
     def __init__(
         self,
         where: str | os.PathLike[str],
@@ -220,49 +214,76 @@ class Client(Connecting):
         framed: bool = True,
         share_log: bool = True,
         spin: float = 0.0,
-        on_gap: Callable[[Gap], object] | None = None,
+        on_gap: OnGap = None,
+        ack: Literal["after", "before"] = "after",
+        reconnect: bool | Backoff = False,
     ) -> None:
-        parsed = self._set_up(where, start, timeout, arena_size, framed, share_log, spin, on_gap)
-        try:
-            self._enter(parsed, timeout)
-        except CannotShareError as error:
-            self._do_without_log(error)
-            self._enter(parsed, timeout)
+        self._set_up(
+            where,
+            start=start,
+            timeout=timeout,
+            arena_size=arena_size,
+            framed=framed,
+            share_log=share_log,
+            spin=spin,
+            on_gap=on_gap,
+            ack=ack,
+            reconnect=reconnect,
+        )
+        in_thread(self._enter())
+        self._begin()
 
     def _set_up(
         self,
         where: str | os.PathLike[str],
-        start: Literal["now", "oldest"] | int,
-        timeout: float | None,
-        arena_size: int,
-        framed: bool,
-        share_log: bool,
-        spin: float,
-        on_gap: Callable[[Gap], object] | None,
-    ) -> address.Address:
+        *,
+        start: Literal["now", "oldest"] | int = "now",
+        timeout: float | None = CONNECT_TIMEOUT,
+        arena_size: int = ARENA_SIZE,
+        framed: bool = True,
+        share_log: bool = True,
+        spin: float = 0.0,
+        on_gap: OnGap = None,
+        ack: Literal["after", "before"] = "after",
+        reconnect: bool | Backoff = False,
+    ) -> None:
         # All that comes before any I/O.
         self._handle: Handle | None = None
         self._receiver: Receiver | None = None
         self._pid = os.getpid()
-        parsed = address.parse(where)
+        self._where = address.parse(where)
         _clients.add(self)
-        self._address = str(parsed)
+        self._address = str(self._where)
         self._on_gap = on_gap
+        self._gaps: list[Gap] = []  # not told yet
         self._missed = 0
         self._told = 0  # the last message of the last gap that was counted
+        self._server_id = 0
+        self._first = 0  # the first message of this connection; 0 if the server did not say
         self._out = 0  # the last message handed out ...
         self._held = 0  # ... and how many of the last are not handled yet, for all we know
-        self._messages: Iterator[bytes] = iter(())
+        self._messages: Iterator[Item] = iter(())
         self._left = 0
         self._last_batch: weakref.ref[Batch] | None = None
         self._loans: list[Batch] = []  # those whose views are of the log itself
+        self._lock = threading.Lock()  # over who has the handle, and the way back
+        self._return: Return | None = None
         self._wanted = _parse_start(start)
-        check_callback(on_gap, "on_gap")
+        if on_gap not in ("raise", "yield"):
+            check_callback(on_gap, "on_gap")
+        if ack not in ("after", "before"):
+            raise ValueError(f"ack={ack!r}: it must be 'after' or 'before'")
+        self._before = ack == "before"
+        self._ack_patience = _ACK_PATIENCE
         nanoseconds(timeout)
+        self._timeout = timeout
+        if not isinstance(reconnect, bool | Backoff):
+            raise TypeError(f"reconnect is True, False or a Backoff, not {reconnect!r}")
+        self._backoff = Backoff() if reconnect is True else reconnect or None
         if isinstance(arena_size, bool) or not isinstance(arena_size, int):
             raise TypeError(f"arena_size is a number of bytes, not {arena_size!r}")
-        if not _LONG_PACKET <= arena_size <= 1 << 40:
-            raise ValueError(f"arena_size={arena_size}: it must be {_LONG_PACKET} bytes or more")
+        if not LONG_PACKET <= arena_size <= 1 << 40:
+            raise ValueError(f"arena_size={arena_size}: it must be {LONG_PACKET} bytes or more")
         self._arena_size = arena_size
         for name, value in (("framed", framed), ("share_log", share_log)):
             if not isinstance(value, bool):
@@ -273,46 +294,98 @@ class Client(Connecting):
         self._wishes = Capability.FRAMES if framed else Capability(0)
         if framed and share_log:
             self._wishes |= Capability.LOG
-        return parsed
 
-    def _handshake(self) -> ClientHandshake:
-        framed = Capability.FRAMES in self._wishes
-        packet = min(self._arena_size, (1 << 32) - 1 if framed else CLASSIC_PACKET)
-        return ClientHandshake(self._wishes, self._wanted, packet)
+    def _begin(self) -> None:
+        # A function is told of a gap at the start while the client is made.
+        if not callable(self._on_gap):
+            return
+        try:
+            self._tell()
+        except BaseException:
+            self.close()
+            raise
 
-    def _do_without_log(self, error: CannotShareError) -> None:
-        log.warning("%s: cannot read its log, so it has to send: %s", self._address, error)
-        self._wishes &= ~Capability.LOG
+    # ---- connecting ----
 
-    def _enter(self, where: address.Address, timeout: float | None) -> None:
-        handshake = self._handshake()
-        with descriptors_received() as descriptors:
-            sock = self._connect(where, handshake, timeout, descriptors)
-            self._join(sock, handshake, descriptors)
+    def _enter(self, ending: ConnectionEnded | None = None) -> Generator[Wait, None, None]:
+        """Connect and shake hands: for the first time, or after an ending."""
+        while True:
+            framed = Capability.FRAMES in self._wishes
+            handshake = ClientHandshake(
+                self._wishes,
+                self._wanted,
+                min(self._arena_size, (1 << 32) - 1 if framed else CLASSIC_PACKET),
+                start_for=self._start_again if ending else None,
+            )
+            try:
+                with descriptors_received() as descriptors:
+                    sock = yield from self._connect(
+                        self._where, handshake, self._timeout, descriptors
+                    )
+                    self._join(sock, handshake, descriptors, ending)
+                return
+            except CannotShareError as error:
+                log.warning("%s: cannot read its log, so it has to send: %s", self._address, error)
+                self._wishes &= ~Capability.LOG
+
+    def _next(self) -> int:
+        # The next message due; 0 if that is unknown.
+        return self._out + 1 if self._out else self._first
+
+    def _start_again(self, hello: ServerHello) -> int:
+        if not hello.extended:
+            return START_NOW
+        return (self._next() if hello.server_id == self._server_id else 0) or START_OLDEST
 
     def _join(
-        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
+        self,
+        sock: socket.socket,
+        handshake: ClientHandshake,
+        descriptors: list[int],
+        ending: ConnectionEnded | None,
     ) -> None:
+        hello, welcome = handshake.hello, handshake.welcome
+        assert hello is not None
+        first = welcome.first_id if welcome else 0
+        gaps = list(self._gaps_on_return(hello.server_id, first, ending))
+        if ending is None and FIRST_ID <= self._wanted < first:
+            gaps = [Gap(self._wanted, first - 1, GapReason.EVICTED)]
         try:
             self._make_core(sock, handshake, descriptors)
         except BaseException:
             sock.close()
             raise
-        first = handshake.welcome.first_id if handshake.welcome else 0
-        if self._wanted >= FIRST_ID and first > self._wanted:
-            try:
-                self._tell_gap(self._wanted, first - 1)
-            except BaseException:
-                self.close()
-                raise
+        if hello.server_id != self._server_id or not hello.server_id:
+            self._told = 0
+            if ending is not None:
+                self._out = self._held = 0  # its ids begin anew
+        self._server_id, self._first = hello.server_id, first
+        for gap in gaps:
+            self._missed += gap.count or 0
+        self._gaps += gaps
+
+    def _gaps_on_return(
+        self, server_id: int, first: int, ending: ConnectionEnded | None
+    ) -> Iterator[Gap]:
+        if ending is None:
+            return
+        due = self._next()
+        if server_id == self._server_id != 0:
+            if first > due:
+                yield Gap(due, first - 1, GapReason.EVICTED)
+            return
+        if isinstance(ending, ConnectionLost) and ending.first_lost:
+            yield Gap(ending.first_lost, ending.last_lost, GapReason.ENDED)
+        elif isinstance(ending, ConnectionLost) and self._mode != "shared":
+            yield Gap(due, None, GapReason.RESTARTED)
+        if first > FIRST_ID:
+            yield Gap(FIRST_ID, first - 1, GapReason.EVICTED)
 
     def _make_core(
         self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
     ) -> None:
         hello, welcome = handshake.hello, handshake.welcome
         assert hello is not None
-        self._server_id = hello.server_id
-        self._max_lag = hello.max_lag
         config = ffi.new("struct jmk_client_config *")
         config.first_id = welcome.first_id if welcome else 0
         config.max_lag = hello.max_lag
@@ -334,7 +407,6 @@ class Client(Connecting):
             config.log_fd, config.cursor_fd = descriptors
             config.first_offset = welcome.first_offset
             config.spin = self._spin
-        self._mode = _MODES[config.mode]
         sock.setblocking(True)
         out = ffi.new("jmk_client **")
         code = lib.jmk_client_new(out, sock.fileno(), config)
@@ -344,16 +416,38 @@ class Client(Connecting):
         if code < 0 and handshake.shared:
             raise CannotShareError(os.strerror(-code))
         check(code, "client")
-        self._descriptor = sock.detach()
-        self._handle = ffi.gc(out[0], lib.jmk_client_free)
-        self._receiver = Receiver(
-            self._handle,
+        descriptor = sock.detach()
+        handle = ffi.gc(out[0], lib.jmk_client_free)
+        self._watch_server(handle)
+        receiver = Receiver(
+            handle,
             address_of(out[0]),
             *(
                 address_of(ffi.addressof(lib, f"jmk_client_{name}"))
                 for name in ("receive", "whole", "unread")
             ),
         )
+        self._handle, self._receiver = handle, receiver
+        self._descriptor = descriptor
+        self._mode = _MODES[config.mode]
+        self._max_lag = hello.max_lag
+
+    def _watch_server(self, handle: Handle) -> None:
+        # In our own process we would not see its end.
+        self._watched = False
+        if self._server_pid in (0, os.getpid()):
+            return
+        try:
+            pidfd = os.pidfd_open(self._server_pid)
+        except ProcessLookupError:
+            raise ConnectionLost(f"the server of {self._address!r} died") from None
+        except OSError:
+            return  # this system has none, or has no descriptor to spare
+        code = lib.jmk_client_watch(handle, pidfd)
+        if code:
+            os.close(pidfd)
+        check(code, "client")
+        self._watched = True
 
     def _open(self) -> Handle:
         handle = self._handle
@@ -365,7 +459,7 @@ class Client(Connecting):
 
     # ---- receiving ----
 
-    def receive(self, timeout: float | None = None) -> bytes:
+    def receive(self, timeout: float | None = None) -> Item:
         """Receive one message, waiting for it if need be.
 
         Args:
@@ -373,6 +467,7 @@ class Client(Connecting):
 
         Raises:
             Timeout: there was none in time.
+            MessagesLost: there is a gap, and `on_gap` is "raise".
             ServerClosed: the server closed in good order, and all was received.
             Lagged: the server cut this client; the exception has the figures.
             Disconnected: the server's user ended the connection.
@@ -384,24 +479,37 @@ class Client(Connecting):
         if timeout is not None:
             nanoseconds(timeout)
         if not self._left:
-            self._take(timeout)
+            gap = self._take(timeout)
+            if gap is not None:
+                return gap  # type: ignore[return-value]
         elif self._handle is None:
             raise Closed("this client is closed")
         self._left -= 1
         self._out += 1
+        if self._before:
+            self._ack(self._out)
         return next(self._messages)
 
-    def receive_many(self, timeout: float | None = None) -> Batch:
+    @overload
+    def receive_many(self: Client[bytes], timeout: float | None = None) -> Batch: ...
+    @overload
+    def receive_many(self: Client[bytes | Gap], timeout: float | None = None) -> Batch | Gap: ...
+    def receive_many(self, timeout: float | None = None) -> Batch | Gap:
         """Receive what is there, at least one message, waiting for that if need be.
 
-        Args, Raises: as for `receive`.
+        Args, Raises: as for `receive`. With `ack="before"` all of them count as handled.
         """
         if self._left and self._handle is not None:
-            messages = list(self._messages)
+            messages: list[bytes] = list(self._messages)  # type: ignore[arg-type]
             batch = Batch(self._out + 1, len(messages), messages=messages)
         else:
+            found = self._look(timeout)
+            if isinstance(found, Gap):
+                return found
+            first_id, count, items = found
             handle = self._handle
-            first_id, count, items = self._look(timeout)
+            if handle is None:
+                raise Closed("this client is closed")
             loans = self._loans if self._mode == "shared" else None
             batch = Batch(first_id, count, client=handle, items=items, loans=loans)
             self._last_batch = weakref.ref(batch)
@@ -409,25 +517,42 @@ class Client(Connecting):
         self._left = 0
         self._out = last_id
         self._held = count
+        if self._before:
+            self._settle_batch()
+            self._held = 0
+            self._ack(last_id)
         return batch
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[Item]:
         """Receive message after message, until the server closes in good order, or this client.
 
         A message is acked once the loop comes back for the next; the one at a `break` is not.
         """
+        return self._one_by_one() if self._before else self._many()
+
+    def _one_by_one(self) -> Iterator[Item]:
+        try:
+            while True:
+                yield self.receive()
+        except (ServerClosed, Closed):
+            return
+
+    def _many(self) -> Iterator[Item]:
         monotonic = time.monotonic
-        quarter = max(1, self._max_lag // 4) if self._max_lag else 1 << 63
         try:
             while self._receiver is not None:
                 if not self._left:
-                    self._take(None)
+                    gap = self._take(None)
+                    if gap is not None:
+                        yield gap  # type: ignore[misc]
+                        continue
                 if self._left == 1:
                     # The next receive acks it: no clock needed, and a slow stream has no other.
                     self._left = 0
                     self._out += 1
                     yield next(self._messages)
                     continue
+                quarter = self._quarter()
                 due, ack_at = monotonic() + _ACK_TIME, self._out + quarter
                 for message in self._messages:
                     self._left -= 1
@@ -442,11 +567,15 @@ class Client(Connecting):
         except (ServerClosed, Closed):
             return
 
-    def run(self, handler: Callable[[bytes], object]) -> None:
+    def _quarter(self) -> int:
+        # Messages after which an ack is due.
+        return max(1, self._max_lag // 4) if self._max_lag else 1 << 63
+
+    def run(self, handler: Callable[[Item], object]) -> None:
         """Call `handler` with message after message, until the server closes in good order.
 
-        A message is acked after `handler` returned (docs/protocol.md, "Acks"); one for which it
-        raised is not, and the exception comes out of here.
+        A message is acked after `handler` returned (docs/protocol.md, "Acks"), or before, as `ack`
+        says; one for which it raised is not, or is, and the exception comes out of here.
 
         Raises:
             Lagged, Disconnected, ConnectionLost, ProtocolError, Busy: as `receive` does.
@@ -457,30 +586,43 @@ class Client(Connecting):
     # A signal's exception may come at any call below. Until `_out` has moved, the same messages are
     # received again; and it moves in one step with what belongs to it, as no call stands between.
 
-    def _take(self, timeout: float | None) -> None:
-        # Into a list of bytes, in one call.
+    def _take(self, timeout: float | None) -> Gap | None:
+        # Into a list of bytes, in one call; or a gap that comes first.
+        if self._gaps and (gap := self._tell()) is not None:
+            return gap
         receiver = self._prepare()
-        found = receiver.take(self._out, -1 if timeout is None else nanoseconds(timeout))
+        found: tuple[int, int, list[bytes]] | int | Gap = receiver.take(
+            self._out, -1 if timeout is None else nanoseconds(timeout)
+        )
         if isinstance(found, int):
-            found = self._again(found, timeout, lambda left: receiver.take(self._out, left))
+            found = self._again(found, timeout, lambda now, left: now.take(self._out, left))
+        if isinstance(found, Gap):
+            return found
         first_id, lost, messages = found
-        if lost:
-            self._tell_gap(first_id - lost, first_id - 1)
+        if lost and (gap := self._skipped(first_id - lost, first_id - 1)) is not None:
+            return gap
         iterator, count = iter(messages), len(messages)
         self._messages = iterator
         self._out = first_id - 1
-        self._held = 1
+        self._held = 0 if self._before else 1
         self._left = count
+        return None
 
-    def _look(self, timeout: float | None) -> tuple[int, int, int]:
-        # For a batch, which stays in the arena: first id, count, address.
+    def _look(self, timeout: float | None) -> tuple[int, int, int] | Gap:
+        # For a batch, which stays in the arena: first id, count, address; or a gap before it.
+        if self._gaps and (gap := self._tell()) is not None:
+            return gap
         receiver = self._prepare()
-        found = receiver.look(self._out, nanoseconds(timeout))
+        found: tuple[int, int, int, int] | int | Gap = receiver.look(
+            self._out, nanoseconds(timeout)
+        )
         if isinstance(found, int):
-            found = self._again(found, timeout, lambda left: receiver.look(self._out, left))
+            found = self._again(found, timeout, lambda now, left: now.look(self._out, left))
+        if isinstance(found, Gap):
+            return found
         first_id, lost, count, items = found
-        if lost:
-            self._tell_gap(first_id - lost, first_id - 1)
+        if lost and (gap := self._skipped(first_id - lost, first_id - 1)) is not None:
+            return gap
         return first_id, count, items
 
     def _prepare(self) -> Receiver:
@@ -493,18 +635,21 @@ class Client(Connecting):
             self._loans.pop()._take_back()
         return receiver
 
-    def _again(self, code: int, timeout: float | None, take: Callable[[int], _T | int]) -> _T:
-        # After a signal the wait goes on; all other codes raise.
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def _again(
+        self, code: int, timeout: float | None, take: Callable[[Receiver, int], _T | int]
+    ) -> _T | Gap:
+        # After a signal the wait goes on, and on a new connection; all other codes raise.
+        deadline = inf if timeout is None else time.monotonic() + timeout
         found: _T | int = code
         while isinstance(found, int):
-            if found == -errno.EINTR:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                found = take(nanoseconds(left))
-                continue
             if found == lib.JMK_E_TIMEOUT:
                 raise Timeout(f"no message within {timeout:g} s")
-            raise self._ending(found)
+            if found != -errno.EINTR:
+                self._come_back(self._ending(found), deadline)
+                if (gap := self._tell()) is not None:
+                    return gap
+            left = None if deadline == inf else max(0.0, deadline - time.monotonic())
+            found = take(self._prepare(), nanoseconds(left))
         return found
 
     def _settle_batch(self) -> None:
@@ -522,9 +667,7 @@ class Client(Connecting):
             fault = ffi.string(lib.jmk_client_fault(handle)).decode()
             return ProtocolError(f"the server broke the protocol: {fault}")
         if code == lib.JMK_E_LOST:
-            plain = self._mode == "classic"
-            words = "a plain 1.0 server gives no reason" if plain else "the server died"
-            return ConnectionLost(f"end of stream from {self._address!r}: {words}")
+            return self._lost(handle)
         if code == lib.JMK_E_END:
             return self._goodbye(handle)
         try:
@@ -532,6 +675,16 @@ class Client(Connecting):
         except Exception as error:
             return error
         raise AssertionError(code)
+
+    def _lost(self, handle: Handle) -> ConnectionLost:
+        plain = self._mode == "classic"
+        words = "a plain 1.0 server gives no reason" if plain else "the server died"
+        reason = f"end of stream from {self._address!r}: {words}"
+        # The log is there still, and read to its end, unless the server was just cutting us.
+        first, last = self._next(), lib.jmk_client_published_id(handle)
+        if last < first:
+            return ConnectionLost(reason)
+        return ConnectionLost(reason, first_lost=first, last_lost=last)
 
     def _goodbye(self, handle: Handle) -> ConnectionEnded:
         words = ffi.new("struct jmk_goodbye *")
@@ -561,13 +714,44 @@ class Client(Connecting):
         )
         return ConnectionLost(reason, first_lost=words.first_lost, last_lost=words.last_lost)
 
-    def _tell_gap(self, first: int, last: int) -> None:
-        gap = Gap(first, last)
-        if last > self._told:  # else it is told again, as `on_gap` raised
-            self._missed += gap.count
+    # ---- gaps ----
+
+    def _skipped(self, first: int, last: int) -> Gap | None:
+        if last != self._told:  # else these messages are received again, and that was told
+            gap = Gap(first, last)
+            self._missed += last - first + 1
+            self._gaps.append(gap)
             self._told = last
-        if self._on_gap is not None:
-            self._on_gap(gap)
+        return self._tell()
+
+    def _tell(self) -> Gap | None:
+        # What is due is told, or returned to be handed out.
+        while self._gaps:
+            gap = self._gaps[0]
+            if callable(self._on_gap):
+                self._on_gap(gap)  # if it raises, it is told again
+            self._gaps.pop(0)
+            if self._on_gap == "raise":
+                raise MessagesLost(gap)
+            if self._on_gap == "yield":
+                return gap
+        return None
+
+    # ---- coming back ----
+
+    def _come_back(self, ending: Exception, deadline: float) -> None:
+        # Be connected again by the deadline, or raise.
+        if self._backoff is None or not isinstance(ending, ServerClosed | ConnectionLost):
+            raise ending
+        with self._lock:
+            if self._return is None:
+                log.info("%s: %s; coming back to it", self._address, ending)
+                self._return = Return(self, ending, self._backoff)
+            way = self._return
+        while not way.step():
+            if time.monotonic() >= deadline:
+                raise way.out_of_time()
+            way.wait(deadline)
 
     # ---- acks ----
 
@@ -600,7 +784,7 @@ class Client(Connecting):
         return handled
 
     def _ack(self, handled: int) -> None:
-        check(lib.jmk_client_ack(self._open(), handled, _ACK_PATIENCE), "client")
+        check(lib.jmk_client_ack(self._open(), handled, self._ack_patience), "client")
 
     # ---- asking ----
 
@@ -618,6 +802,15 @@ class Client(Connecting):
     def last_id(self) -> int:
         """The packet id of the last message that was handed out; 0 if there was none."""
         return self._out
+
+    @property
+    def resume_at(self) -> int:
+        """Where to go on in another process, as `start`; 0 if nothing was received.
+
+        That is behind the last message that counts as handled, as `ack` says: "after" has the one
+        in work received again, "before" does not.
+        """
+        return max(0, self._out - self._held) + 1 if self._out else self._first
 
     @property
     def lag(self) -> int:
@@ -650,9 +843,16 @@ class Client(Connecting):
         What was handled is acked, if no other thread is receiving. May be called twice and from any
         thread.
         """
-        handle, self._handle = self._handle, None
-        self._receiver = None
-        if handle is None or self._pid != os.getpid():
+        if self._pid != os.getpid():
+            self._handle = self._receiver = None
+            return
+        with self._lock:
+            handle, self._handle = self._handle, None
+            self._receiver = None
+            way, self._return = self._return, None
+            if way is not None:
+                way.end()
+        if handle is None:
             return
         self._settle_batch()
         lib.jmk_client_ack(handle, max(0, self._out - self._held), 0)

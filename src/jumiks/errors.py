@@ -12,6 +12,7 @@
         ├── MessageTooLarge (ValueError)        the message is larger than the server allows
         ├── AckError (ValueError)               an ack for a message that was not received
         ├── Overwritten                         a batch was given up by the server while in use
+        ├── MessagesLost                        there is a gap in the stream, and it goes on behind
         ├── AddressInUse (OSError)              somebody serves that address
         └── ConnectionEnded (ConnectionError)   the connection is over, and why:
             ├── Refused                         the server did not let this client in
@@ -28,7 +29,10 @@ wrong argument stays a `TypeError` or `ValueError`.
 
 import errno
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .stats import Gap
 
 __all__ = [
     "AckError",
@@ -42,6 +46,7 @@ __all__ = [
     "JumiksError",
     "Lagged",
     "MessageTooLarge",
+    "MessagesLost",
     "Overwritten",
     "ProtocolError",
     "Refused",
@@ -147,6 +152,20 @@ class Overwritten(JumiksError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return Overwritten, (self.first, self.last)
+
+
+class MessagesLost(JumiksError):
+    """There is a gap in the stream; the next receive goes on behind it.
+
+    Raised by clients that were made with `on_gap="raise"`.
+
+    Args:
+        gap: which messages, and why.
+    """
+
+    def __init__(self, gap: "Gap") -> None:
+        super().__init__(f"{gap} are lost: {gap.reason.value}; the next receive goes on behind")
+        self.gap = gap
 
 
 class AddressInUse(JumiksError, OSError):

@@ -8,8 +8,8 @@ docs/protocol.md has the layouts and the rules.
 
 import enum
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Self, TypeVar
 
@@ -517,6 +517,7 @@ class ClientHandshake:
         capabilities: what the client wants.
         start: `START_NOW`, `START_OLDEST`, or the packet id to resume at.
         max_packet: the largest packet it takes, bytes; 0 is no wish.
+        start_for: chooses the start for the server that says this hello, in the place of `start`.
 
     Raises:
         ValueError: no server could understand that start or that size.
@@ -527,12 +528,15 @@ class ClientHandshake:
         capabilities: Capability = Capability.FRAMES,
         start: int = START_NOW,
         max_packet: int = 0,
+        *,
+        start_for: Callable[[ServerHello], int] | None = None,
     ) -> None:
         if not _is_start(start):
             raise ValueError(f"start is {start}; {_START_RULE}")
         if not 0 <= max_packet < 1 << 32:
             raise ValueError(f"max_packet is {max_packet}; it must fit in 32 bits")
         self._reply = ClientHello(VERSION, capabilities, start, max_packet)
+        self._start_for = start_for
         self._state = ClientState.AWAIT_HELLO
         self._hello: ServerHello | None = None
         self._welcome: Welcome | None = None
@@ -613,6 +617,8 @@ class ClientHandshake:
         self._hello = hello
         if not _agree(VERSION, hello.version):
             raise VersionMismatch(ours=VERSION, theirs=hello.version)
+        if self._start_for is not None:
+            self._reply = replace(self._reply, start=self._start_for(hello))
         if hello.extended:
             return _ClientEvent.EXTENDED_HELLO, self._reply.encode()
         if self._reply.start != START_NOW:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
 from . import access, address
 from .access import Allow, Peer, Rule
-from .client import Connecting
+from .connecting import Connecting, in_thread
 from .errors import Closed, ConnectionLost, ProtocolError, Refused, Timeout
 from .handshake import Capability, ClientHandshake, Status
 from .stats import ClientInfo, Gap, ServerStats
@@ -331,7 +331,8 @@ class Monitor(Connecting):
         self._timeout = timeout
         self._asked = 0
         handshake = ClientHandshake(Capability.MONITOR)
-        sock = self._connect(parsed, handshake, timeout, [])  # none come: it asks for no log
+        # No descriptors come: it asks for no log.
+        sock = in_thread(self._connect(parsed, handshake, timeout, []))
         if Capability.MONITOR not in handshake.granted:
             sock.close()
             raise Refused("it gives no status", status=Status.NOT_ALLOWED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from ._native import lib
@@ -14,7 +14,7 @@ from .access import Peer
 if TYPE_CHECKING:
     from ._core import Account, Stats
 
-__all__ = ["ClientInfo", "EndReason", "Gap", "ServerStats"]
+__all__ = ["ClientInfo", "EndReason", "Gap", "GapReason", "ServerStats"]
 
 
 class EndReason(enum.Enum):
@@ -36,20 +36,38 @@ class EndReason(enum.Enum):
     """The operating system failed; `ClientInfo.error` says how."""
 
 
+class GapReason(enum.Enum):
+    """Why messages are missing."""
+
+    SKIPPED = "the server skipped them, as its lag policy says"
+    EVICTED = "the server no longer had them"
+    ENDED = "the server ended first"
+    RESTARTED = "another server took its place"
+
+
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Messages that a client will not get, `first` to `last` inclusive."""
+    """Messages that a client will not get.
+
+    Args:
+        first: the first of them; 0 if that is unknown.
+        last: the last one, inclusive; None if that is unknown, as the server that knew it is gone.
+        reason: why; gaps that differ in that alone are equal.
+    """
 
     first: int
-    last: int
+    last: int | None
+    reason: GapReason = field(default=GapReason.SKIPPED, compare=False)
 
     def __str__(self) -> str:
+        if self.last is None:
+            return f"messages from {self.first} on, nobody knows how many"
         return f"messages {self.first} to {self.last}"
 
     @property
-    def count(self) -> int:
-        """How many."""
-        return self.last - self.first + 1
+    def count(self) -> int | None:
+        """How many; None if that is unknown."""
+        return None if self.last is None else self.last - self.first + 1
 
 
 @dataclass(frozen=True, slots=True)

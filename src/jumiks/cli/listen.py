@@ -38,7 +38,12 @@ def _connect(options: argparse.Namespace) -> Client:
     deadline = time.monotonic() + options.wait
     while True:
         try:
-            return Client(options.address, start=options.start, on_gap=_tell)
+            return Client(
+                options.address,
+                start=options.start,
+                on_gap=_tell,
+                reconnect=options.reconnect,
+            )
         except (ConnectionRefusedError, FileNotFoundError):
             if time.monotonic() >= deadline:
                 raise
@@ -46,7 +51,8 @@ def _connect(options: argparse.Namespace) -> Client:
 
 
 def _tell(gap: Gap) -> None:
-    print(f"jumiks: {gap} are lost, {gap.count} in all", file=sys.stderr)
+    count = "" if gap.count is None else f", {gap.count} in all"
+    print(f"jumiks: {gap} are lost{count}: {gap.reason.value}", file=sys.stderr)
 
 
 def _write(client: Client, options: argparse.Namespace) -> int:

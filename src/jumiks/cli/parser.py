@@ -180,6 +180,11 @@ def _listen(parser: argparse.ArgumentParser) -> None:
         help="give the server so much time to come up, if it is not there",
     )
     parser.add_argument(
+        "--reconnect",
+        action="store_true",
+        help="come back when the server has gone and is there again, instead of ending with it",
+    )
+    parser.add_argument(
         "--json",
         action="store_true",
         help='a JSON object a line: "id", "length", and "payload", or "base64" if it is no UTF-8',

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connecting and shaking hands, for whoever waits: a thread, an event loop.
+
+What takes time is a generator of waits. Each is a descriptor, and how many seconds to wait at most
+until it is readable; or -1, and how many seconds to wait.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from math import inf
+from typing import Final, TypeAlias, TypeVar
+
+from . import address
+from .errors import ConnectionLost, Timeout
+from .handshake import Capability, ClientHandshake
+
+__all__: list[str] = []
+
+Wait: TypeAlias = tuple[int, float]
+
+LONG_PACKET: Final = 4096
+"""Bytes that hold any packet of a handshake."""
+
+_CREDENTIALS: Final = struct.Struct("3i")
+_WITHOUT_LIMIT: Final = 60.0
+"""Seconds: a wait without a limit is as many of these as it takes."""
+
+_T = TypeVar("_T")
+
+
+class CannotShareError(Exception):
+    """This system does not let us map what the server shares."""
+
+
+@contextmanager
+def descriptors_received() -> Iterator[list[int]]:
+    """A list for the descriptors that come with a welcome; they are closed at the end."""
+    found: list[int] = []
+    try:
+        yield found
+    finally:
+        for descriptor in found:
+            os.close(descriptor)
+
+
+def wait_for(wait: Wait, wake: int = -1) -> None:
+    """Wait, in this thread, or until `wake` is readable."""
+    poll = select.poll()
+    for descriptor in (wait[0], wake):
+        if descriptor >= 0:
+            poll.register(descriptor, select.POLLIN)
+    # Rounded up: a wait that is cut short is only repeated.
+    poll.poll(int(min(wait[1], _WITHOUT_LIMIT) * 1000) + 1)
+
+
+def in_thread(steps: Generator[Wait, None, _T]) -> _T:
+    """Go through the steps, waiting in this thread."""
+    while True:
+        try:
+            wait = next(steps)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+        try:
+            wait_for(wait)
+        except BaseException:
+            steps.close()
+            raise
+
+
+class Connecting:
+    """The part of a client that connects and shakes hands."""
+
+    _address: str
+    _server_pid: int = 0
+    """The server's process, by the kernel's word on who sent the welcome; 0 is unknown."""
+
+    def _connect(
+        self,
+        where: address.Address,
+        handshake: ClientHandshake,
+        timeout: float | None,
+        descriptors: list[int],
+    ) -> Generator[Wait, None, socket.socket]:
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        sock: socket.socket | None = None
+        for sock, pause in address.connecting(where, timeout):
+            if sock is None:
+                yield -1, pause
+        assert sock is not None
+        with self._shaking_hands(sock, handshake, timeout):
+            while not handshake.done:
+                try:
+                    self._shake(sock, handshake, descriptors)
+                except BlockingIOError:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise
+                    yield sock.fileno(), left
+        return sock
+
+    def _shake(
+        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
+    ) -> None:
+        # Take one packet of the handshake, and answer it.
+        if handshake.hello is None:
+            packet = sock.recv(LONG_PACKET)
+        else:
+            packet = self._receive_welcome(sock, handshake, descriptors)
+        if not packet:
+            raise ConnectionLost(f"{self._address!r} closed the connection during the handshake")
+        answer = handshake.receive(packet)
+        if answer:
+            if not handshake.done:
+                # The kernel shall say who sends the welcome. SO_PEERCRED names who called listen,
+                # which may be another process, and gone.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            sock.send(answer, socket.MSG_NOSIGNAL)
+
+    def _receive_welcome(
+        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
+    ) -> bytes:
+        # Descriptors come with the welcome to who asked for them, and at no other time. There is
+        # room for one too many, so that it is noticed; the kernel drops the rest.
+        asked = Capability.LOG in handshake.wishes
+        room = socket.CMSG_SPACE(_CREDENTIALS.size) + (socket.CMSG_LEN(3 * 4) if asked else 0)
+        packet, notes, flags, _ = sock.recvmsg(LONG_PACKET, room, socket.MSG_CMSG_CLOEXEC)
+        found = array.array("i")
+        for level, kind, data in notes:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                found.frombytes(data[: len(data) - len(data) % found.itemsize])
+            elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                self._server_pid = _CREDENTIALS.unpack(data)[0]
+        descriptors += found
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        if asked and flags & socket.MSG_CTRUNC and len(found) < 2:
+            raise CannotShareError("no room for two more descriptors")
+        return packet
+
+    @contextmanager
+    def _shaking_hands(
+        self, sock: socket.socket, handshake: ClientHandshake, timeout: float | None
+    ) -> Iterator[None]:
+        # Close the socket if it fails, and say how.
+        try:
+            yield
+        except (TimeoutError, BlockingIOError):
+            sock.close()
+            said = "no welcome" if handshake.hello else "no hello"
+            raise Timeout(
+                f"{self._address!r} sent {said} within {timeout:g} s: "
+                "its server is stuck, or it is no jumiks server"
+            ) from None
+        except (ConnectionResetError, BrokenPipeError) as error:
+            sock.close()
+            raise ConnectionLost(
+                f"{self._address!r} closed the connection during the handshake"
+            ) from error
+        except BaseException:
+            sock.close()
+            raise

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way back to a server that is gone: when to try, and how far it has come."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ._native import nanoseconds
+from .connecting import Wait, wait_for
+from .errors import Closed, ConnectionEnded, ProtocolError, Refused, Timeout
+from .handshake import Status
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .stats import Gap
+
+__all__ = ["Backoff"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """Waits that grow from try to try, each cut short by chance, so that not all come at once.
+
+    Args:
+        first: seconds before the first try.
+        most: seconds that a wait grows to.
+        factor: what each wait is longer than the one before; 1 or more.
+        jitter: the part of each wait, 0 to 1, of which chance takes some or all away.
+        give_up: seconds without a connection after which the ending is raised; None never does.
+
+    Raises:
+        TypeError, ValueError: one of them is out of its range.
+    """
+
+    first: float = 0.05
+    most: float = 2.0
+    factor: float = 2.0
+    jitter: float = 0.5
+    give_up: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("first", "most", "factor", "jitter", "give_up"):
+            value = getattr(self, name)
+            if value is None and name != "give_up":
+                raise TypeError(f"{name} is a number, not None")
+            nanoseconds(value)
+        if self.most < self.first:
+            raise ValueError(f"most={self.most}: it must be {self.first} (first) or more")
+        if self.factor < 1:
+            raise ValueError(f"factor={self.factor}: it must be 1 or more")
+        if self.jitter > 1:
+            raise ValueError(f"jitter={self.jitter}: it must be from 0 to 1")
+
+    def waits(self) -> Iterator[float]:
+        """Seconds to wait before each try, without end."""
+        wait = self.first
+        while True:
+            yield wait * (1 - self.jitter * random.random())
+            wait = min(wait * self.factor, self.most)
+
+
+_PASSING: Final = {Status.CLOSING, Status.TOO_MANY_CLIENTS, Status.INTERNAL}
+
+
+def _will_pass(error: Exception) -> bool:
+    # Is it worth another try, at a server that is being started again?
+    if isinstance(error, Refused):
+        return error.status in _PASSING
+    if isinstance(error, PermissionError | ProtocolError):
+        return False
+    return isinstance(error, OSError)
+
+
+class Return:
+    """The way back to a server, from its ending on, whoever waits.
+
+    Args:
+        client: who wants to.
+        ending: how its last connection ended.
+        backoff: when to try.
+    """
+
+    def __init__(
+        self, client: Client[bytes] | Client[bytes | Gap], ending: ConnectionEnded, backoff: Backoff
+    ) -> None:
+        self._client = client
+        self._ending = ending
+        self._backoff = backoff
+        self._steps = self._tries()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wait: Wait = (-1, 0.0)
+        self._until = 0.0
+        self.failure: Exception | None = None
+        """Why the last try failed."""
+
+    def _tries(self) -> Generator[Wait, None, None]:
+        began = time.monotonic()
+        for wait in self._backoff.waits():
+            yield -1, wait
+            try:
+                yield from self._client._enter(self._ending)
+                return
+            except Exception as error:
+                if not _will_pass(error):
+                    raise
+                self.failure = error
+            most = self._backoff.give_up
+            if most is not None and time.monotonic() - began >= most:
+                raise self._ending from self.failure
+
+    def due(self) -> Wait:
+        """What is waited for now."""
+        return self._wait[0], self._until - time.monotonic()
+
+    def step(self) -> bool:
+        """Go on, if it is time; True once the client is connected."""
+        client = self._client
+        descriptor, left = self.due()
+        with client._lock:
+            if client._return is not self:
+                if client._handle is None:
+                    raise Closed("this client is closed")
+                return True  # another thread was here
+            if left > 0 and (descriptor < 0 or not _is_readable(descriptor)):
+                return False
+            try:
+                self._wait = next(self._steps)
+            except StopIteration:
+                client._return = None
+                self.end()
+                return True
+            except BaseException:
+                client._return = None
+                self.end()
+                raise
+            self._until = time.monotonic() + self._wait[1]
+        return False
+
+    def wait(self, deadline: float) -> None:
+        """Wait for what is due, in this thread, or until the deadline, or until it is ended."""
+        descriptor, left = self.due()
+        left = min(left, deadline - time.monotonic())
+        if left > 0:
+            wait_for((descriptor, left), self._wake_fd)
+
+    def out_of_time(self) -> Timeout:
+        """What a receive raises that has run out of time on the way."""
+        error = Timeout(f"no message in time: {self._client._address!r} is gone, and not yet back")
+        error.__cause__ = self.failure or self._ending
+        return error
+
+    def fileno(self) -> int:
+        """Readable once it is ended."""
+        return self._wake_fd
+
+    def end(self) -> None:
+        """Give up, and wake who waits; under the client's lock."""
+        self._steps.close()
+        os.eventfd_write(self._wake_fd, 1)
+
+    def __del__(self) -> None:
+        # Not earlier: somebody may be waiting for it.
+        os.close(self._wake_fd)
+
+
+def _is_readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
