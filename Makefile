@@ -9,6 +9,9 @@ BUILT := $(VENV)/.built
 SANITIZE ?= address,undefined
 # Options for pytest: make test ARGS="-k lag -x"
 ARGS ?=
+# One more than there are cores, as many a test waits; 0 is none beside pytest itself.
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
@@ -40,8 +43,8 @@ demo: $(BUILT) ## Publish a library's worth of lines to five very different clie
 	$(PY) examples/demo.py
 
 test: $(BUILT) ## Run the tests, with the log shared and with packets
-	$(PY) -m pytest $(ARGS)
-	JUMIKS_TEST_SHARE_LOG=0 $(PY) -m pytest $(ARGS)
+	$(PY) $(PYTEST)
+	JUMIKS_TEST_SHARE_LOG=0 $(PY) $(PYTEST) --not-again
 
 test-c: ## Run the C core's own tests, without Python
 	@mkdir -p build/test-c
@@ -92,8 +95,8 @@ sanitize: ## Run the tests on a build with sanitizers (SANITIZE=thread for that 
 	JUMIKS_SANITIZE=$(SANITIZE) $(SAN)/bin/python $(PIP_INSTALL) --no-build-isolation '.[test]'
 	LD_PRELOAD="$$($(CC) -print-file-name=$(if $(findstring thread,$(SANITIZE)),libtsan,libasan).so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	    sh -c '$(SAN)/bin/python -m pytest $(ARGS) && \
-	        JUMIKS_TEST_SHARE_LOG=0 $(SAN)/bin/python -m pytest $(ARGS)'
+	    sh -c '$(SAN)/bin/python $(PYTEST) -m "not no_core" && \
+	        JUMIKS_TEST_SHARE_LOG=0 $(SAN)/bin/python $(PYTEST) -m "not no_core" --not-again'
 
 dist: $(BUILT) ## Build sdist and wheel, look into them, install and try each
 	rm -rf dist

@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: fresh addresses, and a look at what each test leaves behind."""
+"""What all tests share: fresh addresses, and a look at what each test leaves behind.
 
+A test whose servers share their log by default means another thing where they do not. A run with
+the log shared notes which tests these are, however they are written; `--not-again` leaves all
+others out of the run that follows. A test that is new, or that failed, is never left out.
+"""
+
+import functools
 import gc
 import itertools
+import mmap
 import os
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,10 +29,38 @@ SHARE_LOG = os.environ.get("JUMIKS_TEST_SHARE_LOG", "1") != "0"
 MODE = "shared" if SHARE_LOG else "framed"
 """What a client of ours is then, unless a test says otherwise."""
 
-if not SHARE_LOG:
-    for initializer in (Server.__init__, AsyncServer.__init__):
-        assert initializer.__kwdefaults__ is not None
-        initializer.__kwdefaults__["share_log"] = False
+_meant = mmap.mmap(-1, 1)
+"""Not zero once the default was taken, here or in a forked child: memory that they share."""
+
+_servers: weakref.WeakSet[Server | AsyncServer] = weakref.WeakSet()
+"""All that took the default and are still there."""
+
+
+def _note(initialize: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(initialize)
+    def noted(self: Any, *args: Any, **options: Any) -> None:
+        if "share_log" not in options:
+            _meant[0] = 1
+            _servers.add(self)
+            options["share_log"] = SHARE_LOG
+        initialize(self, *args, **options)
+
+    return noted
+
+
+for kind in (Server, AsyncServer):
+    kind.__init__ = _note(kind.__init__)  # type: ignore[method-assign]
+
+
+def preamble() -> str:
+    """What a script begins with, so that its servers share their log as ours do."""
+    _meant[0] = 1
+    return (
+        "import jumiks\n"
+        "for kind in jumiks.Server, jumiks.AsyncServer:\n"
+        f"    kind.__init__.__kwdefaults__['share_log'] = {SHARE_LOG}\n"
+    )
+
 
 LEAK_DEADLINE = 5.0
 """Seconds for what is ending already: a thread that was told to, a child that is being reaped."""
@@ -68,7 +105,11 @@ def threads() -> set[str]:
 
 
 def children() -> set[str]:
-    found = set()
+    found: set[str] = set()
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return found  # none at all, which is quickly told
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
@@ -92,6 +133,63 @@ def possessions() -> set[str]:
     return descriptors() | threads() | children() | log_mappings()
 
 
+NOT_SO = "means the same with packets"
+"""What a test is noted as that no server's default had a part in."""
+
+NOTES = "jumiks/the-same-with-packets"
+"""Where pytest's cache has their names."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--not-again",
+        action="store_true",
+        help="leave out what passed with the log shared and means the same without",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--not-again"):
+        return
+    names = set(config.cache.get(NOTES, []))
+    again = [item for item in items if item.nodeid not in names]
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in names])
+    items[:] = again
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    # A few tests that were asked for may all be the same.
+    if session.config.getoption("--not-again") and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK
+
+
+def pytest_collection_finish() -> None:
+    # Each test ends with a look for garbage, and what was imported is none.
+    gc.collect()
+    gc.freeze()
+
+
+class Notes:
+    """Writes down, where all tests come together, which of them were noted."""
+
+    def __init__(self, cache: pytest.Cache) -> None:
+        self.cache = cache
+        self.names: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown" and report.passed and (NOT_SO, True) in report.user_properties:
+            self.names.append(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        self.cache.set(NOTES, self.names)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    is_worker = hasattr(config, "workerinput")
+    if SHARE_LOG and not is_worker:
+        config.pluginmanager.register(Notes(config.cache))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def first_thread() -> None:
     """Start one thread: a sanitizer's runtime adds one of its own to the first, and keeps it."""
@@ -101,10 +199,13 @@ def first_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a descriptor, thread, child process or mapping of a log behind."""
+    _meant[0] = bool(_servers)
     before = possessions()
     yield
+    if not _meant[0]:
+        request.node.user_properties.append((NOT_SO, True))
     gc.collect()
     deadline = time.monotonic() + LEAK_DEADLINE
     pause = threading.Event()

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Generic, TypeVar
 
-from conftest import SHARE_LOG, wait_until
+from conftest import preamble, wait_until
 
 from jumiks import Client, ConnectionEnded
 
@@ -136,15 +136,6 @@ def often(action: Callable[[], object], pause: float) -> Iterator[None]:
         task.result()
 
 
-PREAMBLE = (
-    ""
-    if SHARE_LOG
-    else "import jumiks\n"
-    "for kind in jumiks.Server, jumiks.AsyncServer:\n"
-    "    kind.__init__.__kwdefaults__['share_log'] = False\n"
-)
-
-
 def run_script(script: str, *arguments: object) -> str:
     """Run a script in a process of its own; what it prints. It fails the test if it fails."""
     # A fork beside threads, which later versions of Python warn of, is what some are about.
@@ -155,7 +146,7 @@ def run_script(script: str, *arguments: object) -> str:
         "-W",
         "ignore::DeprecationWarning",
         "-c",
-        PREAMBLE + script,
+        preamble() + script,
     ]
     done = subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False
@@ -167,7 +158,7 @@ def run_script(script: str, *arguments: object) -> str:
 @contextmanager
 def script_process(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """A script in a process of its own, with pipes; it is killed at the end if it still runs."""
-    command = [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)]
+    command = [sys.executable, "-c", preamble() + script, *map(str, arguments)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:

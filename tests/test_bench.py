@@ -12,6 +12,8 @@ from bench.harness import BEST, ITSELF, Comparison, Outcome, Ratio, orders
 from bench.plan import C_PLANS, GROWTH_PLANS, PLANS
 from bench.work import Checker, Work, cycle_of, last_cycle
 
+pytestmark = pytest.mark.no_core
+
 
 def rate(value: float) -> Outcome:
     return Outcome({"rate": value, "cpu": 1e6 / value}, due=10)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.no_core
+
 ROOT = Path(__file__).parent.parent
 CORE = sorted(path for path in (ROOT / "csrc").glob("*.c") if path.name != "objects.c")
 TESTS = sorted((ROOT / "tests" / "c").glob("test_*.c"))

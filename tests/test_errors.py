@@ -27,6 +27,8 @@ from jumiks.errors import (
     VersionMismatch,
 )
 
+pytestmark = pytest.mark.no_core
+
 LAGGED = Lagged(
     limit_kind="messages",
     limit=10_000,

@@ -29,6 +29,8 @@ from jumiks.handshake import (
     refusal_text,
 )
 
+pytestmark = pytest.mark.no_core
+
 FRAMES = Capability.FRAMES
 NOTHING = Capability(0)
 NEXT_ID = FIRST_ID + 500

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.no_core
+
 ROOT = Path(__file__).parent.parent
 HEADER = (ROOT / "csrc/jumiks.h").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

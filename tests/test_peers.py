@@ -12,6 +12,8 @@ import peers
 import pytest
 from peers import Peer, classic_client, classic_server
 
+pytestmark = pytest.mark.no_core
+
 FIRST_ID = 100000
 HELLO = bytes.fromhex("010000000000")
 LONG_HELLO = HELLO + bytes(range(42))

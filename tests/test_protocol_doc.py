@@ -15,6 +15,8 @@ from jumiks import handshake
 from jumiks._native import lib
 from jumiks.handshake import Capability, ClientHello, ServerHello, Status, Welcome
 
+pytestmark = pytest.mark.no_core
+
 PAGE = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text()
 
 SIZES = {"u16": 2, "u16[3]": 6, "u32": 4, "u64": 8}
