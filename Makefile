@@ -21,7 +21,7 @@ C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-c model lint lint-c format sanitize dist bench bench-quick bench-check bench-baseline \
+.PHONY: help venv demo test test-uvloop test-c model lint lint-c format sanitize dist bench bench-quick bench-check bench-baseline \
     clean
 
 help: ## Show what there is
@@ -45,6 +45,9 @@ demo: $(BUILT) ## Publish a library's worth of lines to five very different clie
 test: $(BUILT) ## Run the tests, with the log shared and with packets
 	$(PY) $(PYTEST)
 	JUMIKS_TEST_SHARE_LOG=0 $(PY) $(PYTEST) --not-again
+
+test-uvloop: $(BUILT) ## Run the tests that need an event loop with uvloop as asyncio's
+	JUMIKS_TEST_UVLOOP=1 $(PY) $(PYTEST) tests/test_aio.py tests/test_watch.py -k "not trio and not uvloop"
 
 test-c: ## Run the C core's own tests, without Python
 	@mkdir -p build/test-c

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from jumiks import AsyncServer, Server
@@ -28,6 +29,11 @@ SHARE_LOG = os.environ.get("JUMIKS_TEST_SHARE_LOG", "1") != "0"
 
 MODE = "shared" if SHARE_LOG else "framed"
 """What a client of ours is then, unless a test says otherwise."""
+
+USE_UVLOOP = os.environ.get("JUMIKS_TEST_UVLOOP", "0") != "0"
+
+ASYNCIO: dict[str, Any] = {"backend": "asyncio", "backend_options": {"use_uvloop": USE_UVLOOP}}
+"""For `anyio.run`: asyncio's own loop, or uvloop in its place as `make test-uvloop` has it."""
 
 _meant = mmap.mmap(-1, 1)
 """Not zero once the default was taken, here or in a forked child: memory that they share."""
@@ -61,6 +67,9 @@ def preamble() -> str:
         f"    kind.__init__.__kwdefaults__['share_log'] = {SHARE_LOG}\n"
     )
 
+
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 LEAK_DEADLINE = 5.0
 """Seconds for what is ending already: a thread that was told to, a child that is being reaped."""

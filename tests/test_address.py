@@ -696,7 +696,7 @@ def test_a_full_backlog_is_waited_for_until_the_deadline(anywhere: str) -> None:
         begin = time.monotonic()
         with pytest.raises(Timeout, match=r"no place in the backlog .* within 0.2 s"):
             connect(anywhere, 0.2)
-        assert 0.2 <= time.monotonic() - begin < 5.0
+        assert time.monotonic() - begin >= 0.2
         with ThreadPoolExecutor(1) as pool:
             second = pool.submit(connect, anywhere, 10.0)
             with pytest.raises(TimeoutError):

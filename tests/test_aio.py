@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import anyio
 import pytest
-from conftest import MODE, wait_until
+from conftest import ASYNCIO, MODE, wait_until
 from support_api import DEADLINE, SMALL_LOG, Task, run_script, sockaddr, stranger
 
 import jumiks.aio
@@ -38,29 +38,28 @@ from jumiks.handshake import FIRST_ID, Capability, ServerHello, Status, Welcome
 Run: TypeAlias = Callable[[Callable[[], Awaitable[None]]], None]
 
 LOOPS = {
-    "asyncio": ("asyncio", {}),
-    "uvloop": ("asyncio", {"use_uvloop": True}),
-    "trio": ("trio", {}),
+    "asyncio": ASYNCIO,
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def first_loop() -> None:
     """Run one uvloop: it keeps a pipe for the whole process."""
-    anyio.run(anyio.sleep, 0, backend="asyncio", backend_options={"use_uvloop": True})
+    anyio.run(anyio.sleep, 0, **LOOPS["uvloop"])
 
 
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest) -> Run:
     """Run a coroutine function in an event loop, for a limited time."""
-    backend, options = LOOPS[request.param]
 
     def run(main: Callable[[], Awaitable[None]]) -> None:
         async def limited() -> None:
             with anyio.fail_after(3 * DEADLINE):
                 await main()
 
-        anyio.run(limited, backend=backend, backend_options=options)
+        anyio.run(limited, **LOOPS[request.param])
 
     return run
 
@@ -192,7 +191,7 @@ def test_a_loop_left_by_break_acks_all_but_the_last(address: str) -> None:
                         break
             await until(lambda: gone)
 
-    anyio.run(main)
+    anyio.run(main, **ASYNCIO)
     assert gone[0].acked_id == FIRST_ID + 2
 
 

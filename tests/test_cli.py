@@ -43,7 +43,7 @@ def command(*arguments: object, **more: object) -> Iterator[subprocess.Popen[byt
 
 def finish(process: subprocess.Popen[bytes], given: bytes | None = None) -> tuple[int, bytes, str]:
     """Wait for its end: status, output, errors."""
-    output, errors = process.communicate(given, timeout=3 * DEADLINE)
+    output, errors = process.communicate(given, timeout=10 * DEADLINE)
     return process.returncode, output, errors.decode()
 
 

@@ -784,7 +784,7 @@ def test_a_receive_times_out_when_it_should(
         before = time.monotonic()
         with pytest.raises(Timeout, match=f"no message within {timeout:g} s"):
             call(client, timeout)
-        assert timeout <= time.monotonic() - before < 2.0
+        assert timeout <= time.monotonic() - before < DEADLINE
         server.publish(b"late")
         assert client.receive(DEADLINE) == b"late"
 
@@ -1287,7 +1287,7 @@ def test_signals_do_not_put_a_deadline_off(server: Server) -> None:
         for call in (client.receive, client.receive_many):
             with pytest.raises(Timeout):
                 call(0.1)
-        assert 0.2 <= time.monotonic() - before < 5.0
+        assert 0.2 <= time.monotonic() - before < DEADLINE
 
 
 def test_a_signal_handler_may_close_the_client_that_waits(server: Server) -> None:

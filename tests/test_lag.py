@@ -233,7 +233,7 @@ def test_all_at_their_limit_make_publish_wait_for_patience_and_then_are_cut(addr
             server.publish(b"late")
             waited = time.monotonic() - start
             wait_until(lambda: len(ends) == 2)
-    assert 0.2 <= waited < 2
+    assert 0.2 <= waited < DEADLINE
     assert {reason for _, reason in ends} == {EndReason.LAGGED}
 
 
@@ -261,8 +261,8 @@ def fill_and_ack_slowly(server: Server, client: RawClient, others: int = 0) -> N
     server.publish_many([SLOT] * SLOTS)
     with publishing(server, b"large" * 3200):
         pause = threading.Event()
-        for number in range(4):
-            pause.wait(0.2)
+        for number in range(7):
+            pause.wait(0.3)
             client.ack(FIRST_ID + number)
         assert server.stats().clients == 1 + others
         client.ack(FIRST_ID + 300)
@@ -270,7 +270,7 @@ def fill_and_ack_slowly(server: Server, client: RawClient, others: int = 0) -> N
 
 @pytest.mark.parametrize("on_lag", ["disconnect", "block"])
 def test_the_clock_starts_anew_on_an_ack(address: str, on_lag: jumiks.OnLag) -> None:
-    with serving(address, log_size=LOG, on_lag=on_lag, patience=0.5) as (server, ends):
+    with serving(address, log_size=LOG, on_lag=on_lag, patience=1.5) as (server, ends):
         with raw_client(server, address) as client:
             fill_and_ack_slowly(server, client)
             assert not ends
@@ -284,7 +284,7 @@ def test_block_gives_each_client_its_own_patience(address: str) -> None:
             acked(server, FIRST_ID + 4)
             start = time.monotonic()
             server.publish(b"late")
-            assert 0.3 <= time.monotonic() - start < 2
+            assert 0.3 <= time.monotonic() - start < DEADLINE
             assert len(stopped.rest()[0]) == 5
             assert other.read(6)[-1].payload == b"late"
             wait_until(lambda: ends)
@@ -293,16 +293,16 @@ def test_block_gives_each_client_its_own_patience(address: str) -> None:
 
 
 def test_the_clock_of_a_client_that_caught_up_starts_anew(address: str) -> None:
-    with serving(address, max_lag=5, on_lag="block", patience=0.4) as (server, ends):
+    with serving(address, max_lag=5, on_lag="block", patience=1.5) as (server, ends):
         with raw_client(server, address) as client:
             server.publish_many([b"x"] * 5)
             with publishing(server):
-                threading.Event().wait(0.25)
+                threading.Event().wait(0.75)
                 client.ack(FIRST_ID + 4)
             server.publish_many([b"x"] * 4, timeout=0)
             start = time.monotonic()
             server.publish(b"x")
-            assert time.monotonic() - start >= 0.3
+            assert time.monotonic() - start >= 1.0
             wait_until(lambda: ends)
 
 
@@ -460,7 +460,7 @@ def test_skip_waits_for_patience_while_all_are_at_their_limit(address: str) -> N
             server.publish_many([b"x"] * 3)
             start = time.monotonic()
             server.publish(b"missed")
-            assert 0.2 <= time.monotonic() - start < 2
+            assert 0.2 <= time.monotonic() - start < DEADLINE
             client.ack(FIRST_ID + 2)
             wait_until(lambda: server.clients[0].skipped == 1)
             server.publish(b"then")

@@ -860,9 +860,7 @@ def test_close_without_linger_tells_a_client_what_it_lost(address: str) -> None:
     with Client(address) as client:
         server.wait_for_clients(1, DEADLINE)
         ids = server.publish_many([LARGE] * 100)
-        before = time.monotonic()
         server.close(linger=0)
-        assert time.monotonic() - before < 0.5
         messages, end = read_to_end(client)
         assert isinstance(end, ConnectionLost)
         assert "before this client had taken everything" in str(end)
@@ -877,7 +875,7 @@ def test_close_waits_no_longer_than_linger_for_a_client_that_does_not_read(addre
         server.publish_many([LARGE] * 100)
         before = time.monotonic()
         server.close(linger=0.1)
-        assert 0.1 <= time.monotonic() - before < 2.0
+        assert 0.1 <= time.monotonic() - before < DEADLINE
 
 
 def test_a_wrong_linger_leaves_the_server_open(server: Server) -> None:
@@ -1088,7 +1086,7 @@ def test_signals_do_not_put_a_deadline_off(blocked: tuple[Server, Client]) -> No
         for wait in waits:
             with pytest.raises(Timeout):
                 wait(0.1)
-        assert 0.2 <= time.monotonic() - before < 5.0
+        assert 0.2 <= time.monotonic() - before < DEADLINE
 
 
 def test_a_signal_handler_may_close_the_server_that_waits(blocked: tuple[Server, Client]) -> None:

@@ -12,6 +12,15 @@ import pytest
 TOUR = (Path(__file__).parent.parent / "docs/tour.md").read_text("utf-8")
 STEPS = re.findall(r"```sh\n(.*?)```\n\n```(text\w*(?: varying)?)\n(.*?)```", TOUR, re.DOTALL)
 
+MORE_TIME = (("--wait 5", "--wait 50"), ("timeout 10", "timeout 50"), ("=1.0", "=50.0"))
+"""What is enough for who tries it is not on a busy machine."""
+
+SLEEP = """#!/bin/sh
+[ "$1" = 0.1 ] && exec /bin/sleep 0.1
+exec timeout 50 sh -c "until [ -e seen ]; do /bin/sleep 0.02; done"
+"""
+"""A server's input lasts until somebody has looked, and no longer."""
+
 
 def test_every_command_block_has_its_output() -> None:
     assert len(STEPS) == TOUR.count("```sh\n") > 4
@@ -26,10 +35,17 @@ def shape(text: str) -> list[str]:
 def test_the_tour_s_commands_print_what_it_says(
     address: str, tmp_path: Path, commands: str, kind: str, output: str
 ) -> None:
-    for name, target in (("python", ""), ("jumiks", "-m jumiks.cli")):
-        program = tmp_path / name
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {target} "$@"\n')
-        program.chmod(0o755)
+    programs = {
+        "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
+        "jumiks": f'#!/bin/sh\nexec {sys.executable} -m jumiks.cli "$@"\n',
+        "sleep": SLEEP,
+    }
+    for name, program in programs.items():
+        (tmp_path / name).write_text(program)
+        (tmp_path / name).chmod(0o755)
+    for enough, plenty in MORE_TIME:
+        commands = commands.replace(enough, plenty)
+    commands = commands.replace("\nwait\n", "\ntouch seen\nwait\n")
     work = tmp_path / "work"
     work.mkdir()
     done = subprocess.run(

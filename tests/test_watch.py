@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import wait_until
+from conftest import ASYNCIO, wait_until
 from support_api import DEADLINE, SMALL_LOG
 
 from jumiks import AsyncServer, Client, ClientInfo, Peer, Refused, Server
@@ -146,7 +146,7 @@ def test_an_event_loop_is_warned_too(address: str) -> None:
                     while not warned:
                         await anyio.sleep(0.002)
 
-    anyio.run(main)
+    anyio.run(main, **ASYNCIO)
 
 
 @pytest.mark.parametrize(
