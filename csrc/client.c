@@ -111,6 +111,10 @@ void jmk_client_end_or_empty(struct jmk_client *client) {
 
 /* ---- acks ---- */
 
+bool jmk_client_refused(ssize_t sent) {
+    return sent < 0 && (errno == EAGAIN || errno == EINTR || errno == ENOBUFS || errno == ENOMEM);
+}
+
 /* 0 if all up to handled is acked. */
 static int ack(struct jmk_client *client, uint64_t handled) {
     return handled <= atomic_load(&client->acked_id) ? 0 : client->source->ack(client, handled);

@@ -115,4 +115,7 @@ int jmk_client_wait(struct jmk_client *client, int64_t deadline, bool writable_t
 /* What a read that waited gave: 0 to look again, or -errno. */
 int jmk_client_waited(struct jmk_client *client, int error);
 
+/* Did a send fail for now only? A connection that broke is noticed by reading on. */
+bool jmk_client_refused(ssize_t sent);
+
 #endif

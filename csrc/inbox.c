@@ -63,16 +63,10 @@ static struct jmk_arena *inbox_hold(struct jmk_client *client) {
 
 /* ---- acks ---- */
 
-/* What became of an ack: 0 if it is out (or will never matter), else -EAGAIN. */
-static int ack_result(ssize_t sent) {
-    return sent < 0 && errno == EAGAIN ? -EAGAIN : 0;
-}
-
 static int ack_framed(struct jmk_client *client, uint64_t handled) {
     uint64_t word = htole64(handled);
 
-    /* A connection that broke is noticed by reading on: what came before is still to be read. */
-    if (ack_result(send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL)))
+    if (jmk_client_refused(send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL)))
         return -EAGAIN;
     atomic_store(&client->acked_id, handled);
     client->inbox.unacked_bytes = 0;
@@ -103,7 +97,7 @@ static int ack_classic(struct jmk_client *client, uint64_t handled) {
             packets[n].msg_hdr.msg_iovlen = 1;
         }
         sent = sendmmsg(client->fd, packets, n, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (ack_result(sent))
+        if (jmk_client_refused(sent))
             return -EAGAIN;
         acked = sent < 0 ? handled : ids[sent - 1];
         atomic_store(&client->acked_id, acked);
