@@ -320,10 +320,10 @@ static int answer_if_due(struct jmk_client *client, uint64_t handled) {
     if (!reader->skipping || reader->answered || handled != reader->id - 1 ||
         (reader->id <= reader->last && !reader->overtaken))
         return 0;
-    if (send(client->fd, words, sizeof words, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == EAGAIN)
+    if (jmk_client_refused(send(client->fd, words, sizeof words, MSG_DONTWAIT | MSG_NOSIGNAL)))
         return -EAGAIN;
     JMK_POINT(JMK_AT_ANSWERED);
-    reader->answered = true; /* a connection that broke is noticed by reading on */
+    reader->answered = true;
     return 0;
 }
 
