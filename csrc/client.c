@@ -103,10 +103,11 @@ bool jmk_client_end(struct jmk_client *client, const struct jmk_header *header,
 void jmk_client_end_or_empty(struct jmk_client *client) {
     struct pollfd poll_fd = {.fd = client->fd, .events = POLLRDHUP};
 
-    if (poll(&poll_fd, 1, 0) > 0 && poll_fd.revents & (POLLRDHUP | POLLHUP))
-        client->state = JMK_LOST;
-    else
+    /* Nothing but the end is asked for; where poll fails, that is what to believe. */
+    if (poll(&poll_fd, 1, 0) == 0)
         jmk_client_break(client, "it sends an empty packet");
+    else
+        client->state = JMK_LOST;
 }
 
 /* ---- acks ---- */
