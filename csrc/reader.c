@@ -285,10 +285,17 @@ static int read_packet(struct jmk_client *client, int flags) {
     return length == 0 || client->state != JMK_OPEN ? -EAGAIN : 0;
 }
 
-static void read_socket(struct jmk_client *client) {
-    client->reader->control = atomic_load(&client->reader->page->control);
-    while (client->state == JMK_OPEN && read_packet(client, MSG_DONTWAIT) == 0)
-        continue;
+/* Read all there is: 0, or -errno; then `control` is still news, and the next look tries again. */
+static int read_socket(struct jmk_client *client) {
+    uint64_t control = atomic_load(&client->reader->page->control);
+    int error = 0;
+
+    while (client->state == JMK_OPEN && !error)
+        error = read_packet(client, MSG_DONTWAIT);
+    if (error && error != -EAGAIN)
+        return error;
+    client->reader->control = control;
+    return 0;
 }
 
 /* ---- acks and pins ---- */
@@ -556,10 +563,12 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
                        struct jmk_batch *batch) {
     struct jmk_log_reader *reader = client->reader;
     bool full = false, before;
-    int error = 0;
+    int error = 0, failed;
 
     (void)handled;
     (void)batch;
+    if (atomic_load(&reader->page->control) != reader->control)
+        return read_socket(client); /* also if it failed before */
     full = answer_if_due(client, reader->id - 1) != 0;
     if (client->config.spin > 0 && spin(client, deadline))
         return 0;
@@ -571,7 +580,9 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
         return jmk_client_waited(client, read_packet(client, 0));
     error = jmk_client_wait(client, deadline, full);
     before = reader->skipping;
-    read_socket(client);
+    failed = read_socket(client);
+    if (failed)
+        return failed;
     if (error != JMK_E_TIMEOUT || news(client) || reader->skipping != before)
         return error == JMK_E_TIMEOUT ? 0 : error;
     reader->polled = true;
