@@ -177,10 +177,11 @@ static enum outcome start_whole(struct jmk_client *client, uint64_t id, uint32_t
         return fault(client, "it sends a message larger than the largest it told");
     if (client->next_id && id < client->next_id)
         return fault(client, "its packet ids go backwards");
+    client->inbox.whole_id = 0;
     /* Room for any packet behind what is there: the rest is received in place. */
     if (jmk_packets_own(client->inbox.pool, &client->inbox.whole,
                         (size_t)total + client->config.max_packet))
-        return fault(client, "no memory for a message in fragments");
+        return BEFORE; /* inbox_more says that there was no memory for it */
     client->inbox.whole_id = id;
     client->inbox.whole_total = total;
     client->inbox.whole_have = 0;
@@ -200,10 +201,10 @@ static enum outcome take_fragment(struct jmk_client *client, struct jmk_batch *b
     if (!jmk_fragment_decode(header, payload, &fragment))
         return fault(client, "a fragment's figures contradict each other");
     if (fragment.offset == 0 && client->inbox.whole_id != header->id) {
-        if (batch->count)
-            return BEFORE;
-        if (start_whole(client, header->id, fragment.total) == FAULT)
-            return FAULT;
+        enum outcome outcome =
+            batch->count ? BEFORE : start_whole(client, header->id, fragment.total);
+        if (outcome != ON)
+            return outcome;
     }
     if (!continues(client, header->id, &fragment))
         return fault(client, "a fragment does not continue its message");
@@ -382,13 +383,10 @@ static int fill_one(struct jmk_client *client) {
 }
 
 /* A packet that was received in place turns out to be something else: index it like any other. */
-static int move_to_arena(struct jmk_client *client, const uint8_t *header, const uint8_t *rest,
-                         size_t length, bool truncated) {
+static void move_to_arena(struct jmk_client *client, const uint8_t *header, const uint8_t *rest,
+                          size_t length, bool truncated) {
     size_t first = length < JMK_FRAGMENT_HEADER ? length : JMK_FRAGMENT_HEADER;
-    int error = own_packets(client);
 
-    if (error)
-        return error;
     memcpy(client->inbox.arena->memory, header, first);
     memcpy(client->inbox.arena->memory + first, rest, length - first);
     client->inbox.lengths[0] = length;
@@ -396,7 +394,17 @@ static int move_to_arena(struct jmk_client *client, const uint8_t *header, const
     client->inbox.filled = 1;
     client->inbox.taken = 0;
     client->inbox.place = 0;
-    return 0;
+}
+
+/* The next fragment of the message in the making, which was received to its place. */
+static bool in_place(const struct jmk_client *client, const uint8_t *start, size_t length,
+                     struct jmk_fragment *fragment) {
+    struct jmk_header header = jmk_frame_decode(start);
+
+    return length > JMK_FRAGMENT_HEADER && length == jmk_frame_length(header.size) &&
+           header.kind == JMK_KIND_DATA && header.flags & JMK_FLAG_FRAGMENT &&
+           jmk_fragment_decode(&header, start + JMK_FRAME_HEADER, fragment) &&
+           continues(client, header.id, fragment);
 }
 
 /* Read the next fragment of the message in the making to its place. 0, or -errno. */
@@ -407,22 +415,23 @@ static int fill_whole(struct jmk_client *client, int flags, struct jmk_batch *ba
                              {rest, client->config.max_packet - sizeof start}};
     struct msghdr packet = {.msg_iov = parts, .msg_iovlen = 2};
     struct jmk_fragment fragment;
-    struct jmk_header header;
-    ssize_t length = recvmsg(client->fd, &packet, flags);
+    ssize_t length;
+    int error =
+        own_packets(client); /* before there is a packet that could be lost for want of it */
 
+    if (error)
+        return error;
+    length = recvmsg(client->fd, &packet, flags);
     if (length < 0)
         return -errno;
     if (length == 0) {
         jmk_client_end_or_empty(client);
         return 0;
     }
-    header = jmk_frame_decode(start);
-    if ((size_t)length <= sizeof start || packet.msg_flags & MSG_TRUNC ||
-        (size_t)length != jmk_frame_length(header.size) || header.kind != JMK_KIND_DATA ||
-        !(header.flags & JMK_FLAG_FRAGMENT) ||
-        !jmk_fragment_decode(&header, start + JMK_FRAME_HEADER, &fragment) ||
-        !continues(client, header.id, &fragment))
-        return move_to_arena(client, start, rest, (size_t)length, packet.msg_flags & MSG_TRUNC);
+    if (packet.msg_flags & MSG_TRUNC || !in_place(client, start, (size_t)length, &fragment)) {
+        move_to_arena(client, start, rest, (size_t)length, packet.msg_flags & MSG_TRUNC);
+        return 0;
+    }
     client->inbox.whole_have += fragment.slice;
     if (client->inbox.whole_have == fragment.total) {
         finish_whole(client, batch);
@@ -471,6 +480,8 @@ static int inbox_more(struct jmk_client *client, uint64_t handled, int64_t deadl
         jmk_client_end_or_empty(client);
         return 0;
     }
+    if (client->inbox.taken < client->inbox.filled)
+        return -ENOMEM; /* what is there could not be taken; it is still there */
     if (!client->inbox.slow)
         error = read_now(client, MSG_DONTWAIT, batch);
     return error == -EAGAIN ? wait_and_read(client, handled, deadline, batch) : error;
