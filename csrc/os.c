@@ -78,7 +78,8 @@ int jmk_epoll_wait(int epoll_fd, struct epoll_event *events, int most, int64_t t
     struct timespec limit = {timeout / JMK_SECOND, timeout % JMK_SECOND};
     long count = syscall(SYS_epoll_pwait2, epoll_fd, events, most, &limit, NULL, 0);
 
-    if (count < 0 && errno == ENOSYS)
+    /* Older kernels do not have it, and sandboxes that do not know it forbid it. */
+    if (count < 0 && errno != EINTR)
         return epoll_wait(epoll_fd, events, most, (int)((timeout + 999999) / 1000000));
     return (int)count;
 }
