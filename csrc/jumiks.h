@@ -267,6 +267,15 @@ int jmk_server_discard(jmk_server *server);
 int jmk_server_accounts(jmk_server *server, struct jmk_account *out, size_t capacity,
                         size_t *count);
 
+/*
+ * The account of one client, also of one that is gone, until the event that says so was taken;
+ * JMK_E_GONE after that. Acks that have come and were not read yet do not count.
+ */
+int jmk_server_account(jmk_server *server, uint64_t key, struct jmk_account *out);
+
+/* The oldest message kept, and the id the next one gets. Takes no lock. */
+int jmk_server_ids(const jmk_server *server, uint64_t *oldest_id, uint64_t *next_id);
+
 int jmk_server_stats(jmk_server *server, struct jmk_stats *out);
 
 /*

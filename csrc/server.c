@@ -455,6 +455,32 @@ int jmk_server_accounts(jmk_server *server, struct jmk_account *out, size_t capa
     return 0;
 }
 
+int jmk_server_account(jmk_server *server, uint64_t key, struct jmk_account *out) {
+    struct jmk_session *session;
+    int error = jmk_server_usable(server);
+
+    if (error)
+        return error;
+    jmk_pump_lock(server);
+    session = jmk_server_find(server, key);
+    if (session && session->account.reason == JMK_R_NONE)
+        jmk_pump_account(server, session);
+    if (session)
+        *out = session->account;
+    jmk_pump_unlock(server);
+    return session ? 0 : JMK_E_GONE;
+}
+
+int jmk_server_ids(const jmk_server *server, uint64_t *oldest_id, uint64_t *next_id) {
+    int error = jmk_server_usable(server);
+
+    if (error)
+        return error;
+    *oldest_id = atomic_load(&server->log.page->oldest_id);
+    *next_id = jmk_log_end(&server->log).id;
+    return 0;
+}
+
 static void count_sessions(const struct jmk_server *server, struct jmk_stats *out) {
     *out = server->gone;
     out->clients = server->live_count;

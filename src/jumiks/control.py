@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ._native import check, ffi, lib
@@ -117,6 +118,8 @@ class Control:
         self._joining: dict[int, _Joining] = {}
         self._event = ffi.new("struct jmk_event *")
         self._stats = ffi.new("struct jmk_stats *")
+        self._account = ffi.new("struct jmk_account *")
+        self._oldest_id, self._next_id = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         self._event_fd = lib.jmk_server_event_fd(handle)
         self._deaf_until: float | None = None
         self._closing = False
@@ -185,7 +188,8 @@ class Control:
         del self._handle  # a closed server gives its log back, even if somebody still refers to it
 
     def _until_next_deadline(self) -> float | None:
-        deadlines = [joining.deadline for joining in self._joining.values()]
+        # All have the same time, so the first that came is the first that is due.
+        deadlines = [joining.deadline for joining in islice(self._joining.values(), 1)]
         if self._deaf_until is not None:
             deadlines.append(self._deaf_until)
         deadlines += [
@@ -220,12 +224,14 @@ class Control:
         if self._deaf_until is not None and now >= self._deaf_until:
             self._deaf_until = None
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
-        for joining in list(self._joining.values()):
-            if now >= joining.deadline:
-                self._journal.log(
-                    logging.INFO, "%s sent no reply within %g s", joining.peer, self._timeout
-                )
-                self._drop(joining)
+        while self._joining:
+            joining = next(iter(self._joining.values()))
+            if now < joining.deadline:
+                break
+            self._journal.log(
+                logging.INFO, "%s sent no reply within %g s", joining.peer, self._timeout
+            )
+            self._drop(joining)
         self._monitors.expire(now)
         self._journal.expire()
         if self._on_lag_warning is not None and self.present and now >= self._next_look:
@@ -281,11 +287,11 @@ class Control:
         self._joining[sock.fileno()] = joining
 
     def _hello_now(self, max_packet: int) -> ServerHello:
-        check(lib.jmk_server_stats(self._handle, self._stats), "server")
+        check(lib.jmk_server_ids(self._handle, self._oldest_id, self._next_id), "server")
         return replace(
             self._hello,
-            oldest_id=self._stats.oldest_id,
-            next_id=self._stats.next_id,
+            oldest_id=self._oldest_id[0],
+            next_id=self._next_id[0],
             max_packet=max_packet,
         )
 
@@ -382,26 +388,27 @@ class Control:
     def _welcome(self, joining: _Joining, attached: Attached) -> None:
         key, cursor = attached.key, attached.cursor_fd
         self.peers[key] = joining.peer
-        info = find_client(self._handle, self.peers, key)
+        welcomed = True
         try:
             self._send_welcome(joining, attached)
         except OSError as error:
             self._journal.log(logging.INFO, "%s left before its welcome: %s", joining.peer, error)
-            info = None
+            welcomed = False
         finally:
             if cursor >= 0:
                 os.close(cursor)
         self._drop(joining)
         lib.jmk_server_release(self._handle, key)
-        if info is None:
-            return  # nobody was told that it came
+        if not welcomed:
+            return  # nobody is told that it came, nor that it is gone
         # It may be gone by now; the event that says so follows.
         with self.changed:
             self.present.add(key)
             self.changed.notify_all()
         self._journal.log(logging.INFO, "%s connected, client %d", joining.peer, key)
         if self._on_connect is not None:
-            self._call(self._on_connect, info)
+            check(lib.jmk_server_account(self._handle, key, self._account), "server")
+            self._call(self._on_connect, client_info(self._account, joining.peer))
 
     def _send_welcome(self, joining: _Joining, attached: Attached) -> None:
         if attached.cursor_fd < 0:
@@ -467,12 +474,3 @@ def client_infos(handle: Handle, peers: dict[int, Peer]) -> list[ClientInfo]:
         if peer is not None:  # else its welcome is not out yet
             found.append(client_info(accounts[index], peer))
     return found
-
-
-def find_client(handle: Handle, peers: dict[int, Peer], key: int) -> ClientInfo | None:
-    """Ask the core for one client; None if it is gone."""
-    try:
-        infos = client_infos(handle, peers)
-    except JumiksError:
-        return None
-    return next((info for info in infos if info.key == key), None)

@@ -85,6 +85,7 @@ class Status(enum.IntEnum):
 
 
 _NONE = Capability(0)
+_KNOWN = Capability.FRAMES | Capability.LOG | Capability.MONITOR
 _STATUSES: Mapping[int, Status] = {status.value: status for status in Status}
 
 
@@ -286,7 +287,14 @@ def _is_start(start: int) -> bool:
 
 
 def _known(capabilities: Capability) -> Capability:
-    return capabilities & (Capability.FRAMES | Capability.LOG | Capability.MONITOR)
+    return capabilities & _KNOWN
+
+
+def _grant(agreed: Capability) -> Capability:
+    granted = _known(agreed)
+    if Capability.MONITOR in granted:
+        return Capability.MONITOR
+    return granted if Capability.FRAMES in granted else granted & ~Capability.LOG
 
 
 _REASONS: Mapping[int, str] = {
@@ -390,6 +398,7 @@ class ServerHandshake:
         self._state = ServerState.START
         self._peer: ClientHello | None = None
         self._verdict = Status.ACCEPTED
+        self._granted = _NONE
 
     @property
     def state(self) -> ServerState:
@@ -412,12 +421,7 @@ class ServerHandshake:
 
         LOG comes only together with FRAMES, and MONITOR alone: it is about no messages.
         """
-        if self._peer is None or not self.extended or self._verdict is not Status.ACCEPTED:
-            return _NONE
-        granted = _known(self._peer.capabilities & self._hello.capabilities)
-        if Capability.MONITOR in granted:
-            return Capability.MONITOR
-        return granted if Capability.FRAMES in granted else granted & ~Capability.LOG
+        return self._granted
 
     def hello(self) -> bytes:
         """The packet to send first."""
@@ -441,6 +445,8 @@ class ServerHandshake:
         self._peer = peer
         self._verdict = self._judge(peer, self._hello.next_id if next_id is None else next_id)
         good = self._verdict is Status.ACCEPTED
+        if good and self.extended:
+            self._granted = _grant(peer.capabilities & self._hello.capabilities)
         event = _ServerEvent.GOOD_REPLY if good else _ServerEvent.BAD_REPLY
         self._state = _after(_SERVER_MOVES, self._state, event)
         return self._verdict
