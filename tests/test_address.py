@@ -3,6 +3,7 @@ import errno
 import fcntl
 import gc
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from support_api import DEADLINE, Task, handler, once_it_sleeps_in, signal_main_thread
 
 from jumiks import address as addresses
 from jumiks.access import Peer
@@ -704,6 +707,32 @@ def test_a_full_backlog_is_waited_for_until_the_deadline(anywhere: str) -> None:
             listener.sock.accept()[0].close()
             second.result(10.0).close()
         assert first.fileno() >= 0
+
+
+def test_who_came_first_gets_the_next_place_in_a_full_backlog(anywhere: str) -> None:
+    with listen(anywhere, backlog=0) as listener, connect(anywhere):
+        early = Task(lambda: connect(anywhere, DEADLINE))
+        early.sleeps_in("_queue_up")
+        late = Task(lambda: connect(anywhere, DEADLINE))
+        late.sleeps_in("_queue_up")
+        for waiting in (early, late):
+            listener.sock.accept()[0].close()
+            waiting.result().close()
+            assert early.done
+
+
+def test_a_wait_for_a_place_in_the_backlog_goes_on_after_a_signal(anywhere: str) -> None:
+    handled = threading.Event()
+
+    def interrupt() -> None:
+        signal_main_thread(signal.SIGUSR1)
+        handled.wait(DEADLINE)
+        listener.sock.accept()[0].close()
+
+    with listen(anywhere, backlog=0) as listener, connect(anywhere):
+        with handler(signal.SIGUSR1, handled.set), once_it_sleeps_in("_queue_up", interrupt):
+            with connect(anywhere, DEADLINE) as second:
+                assert second.getpeername() == listener.sock.getsockname()
 
 
 def test_no_failure_leaves_a_descriptor(address: str, path: Path) -> None:

@@ -24,6 +24,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +54,7 @@ GROUP_MODE: Final = 0o660
 
 _FIRST_WAIT: Final = 0.001
 _LONGEST_WAIT: Final = 0.05
+_LONGEST_TRY: Final = 3600.0
 
 
 class Kind(Enum):
@@ -523,39 +525,96 @@ def connect(address: object, timeout: float | None = None) -> socket.socket:
             listens there.
         TypeError, ValueError: a wrong argument.
     """
-    where = parse(address)
-    for sock, wait in connecting(where, timeout):
-        if sock is not None:
-            return sock
-        time.sleep(wait)
-    raise AssertionError
+    where = _for_client(parse(address))
+    sock = _new_socket()
+    try:
+        try:
+            _try_connect(sock, where)
+        except BlockingIOError:
+            _queue_up(sock, where, timeout)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _try_connect(sock: socket.socket, where: Address) -> None:
+    try:
+        sock.connect(where.sockaddr)
+    except BlockingIOError:
+        raise  # its backlog is full
+    except OSError as error:
+        raise _explain_connect(error, where) from error
+
+
+def _queue_up(sock: socket.socket, where: Address, timeout: float | None) -> None:
+    # The kernel has those that wait stand in line for the next place. Who only comes back now and
+    # then finds none while many others come.
+    deadline = None if timeout is None else time.monotonic() + timeout
+    sock.setblocking(True)
+    while True:
+        left = _LONGEST_TRY if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            raise _no_place(where, timeout)
+        _limit_send(sock, min(left, _LONGEST_TRY))
+        with suppress(BlockingIOError):
+            _try_connect(sock, where)
+            if _is_connected(sock):
+                break
+    _limit_send(sock, 0.0)
+    sock.setblocking(False)
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    # After a signal `connect` returns as if it were one of TCP, which goes on by itself.
+    try:
+        sock.getpeername()
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            return False
+        raise
+    return True
+
+
+def _limit_send(sock: socket.socket, seconds: float) -> None:
+    # Of a blocking socket, for `connect` as well (socket(7)); 0 is no limit.
+    whole = int(seconds)
+    limit = struct.pack("ll", whole, int((seconds - whole) * 1e6) or (0 < seconds < 1))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
+def _no_place(where: Address, timeout: float | None) -> Timeout:
+    return Timeout(
+        f"no place in the backlog of the server at {where.text!r} within {timeout:g} s: "
+        "it is stuck, or flooded with connections"
+    )
+
+
+def _for_client(where: Address) -> Address:
+    if where.ready is not None:
+        raise TypeError("a client takes '@name' or a path; a ready-made socket is for a server")
+    return where
 
 
 def connecting(
     where: Address, timeout: float | None
 ) -> Generator[tuple[socket.socket | None, float], None, None]:
-    """Connect as `connect` does, and leave the waiting to the caller.
+    """Connect as `connect` does, and leave the waiting to the caller, who has no place in line.
 
     Yields:
         The connected socket; or None, and how many seconds to wait before going on.
     """
-    if where.ready is not None:
-        raise TypeError("a client takes '@name' or a path; a ready-made socket is for a server")
+    _for_client(where)
     sock = _new_socket()
     try:
         for wait in _pauses(None if timeout is None else time.monotonic() + timeout):
             try:
-                sock.connect(where.sockaddr)
+                _try_connect(sock, where)
                 break
             except BlockingIOError:
                 yield None, wait
-            except OSError as error:
-                raise _explain_connect(error, where) from error
         else:
-            raise Timeout(
-                f"no place in the backlog of the server at {where.text!r} within {timeout:g} s: "
-                "it is stuck, or flooded with connections"
-            )
+            raise _no_place(where, timeout)
     except BaseException:
         sock.close()
         raise
