@@ -84,12 +84,12 @@ static int ack_classic(struct jmk_client *client, uint64_t handled) {
     struct mmsghdr packets[ACKS];
 
     memset(packets, 0, sizeof packets);
-    while (acked < handled) {
+    while (after(client, acked) <= handled) {
         uint64_t id = acked;
         unsigned n = 0;
         int sent;
 
-        for (; n < ACKS && id < handled; n++) {
+        for (; n < ACKS && after(client, id) <= handled; n++) {
             id = ids[n] = after(client, id);
             words[n] = htole64(id);
             parts[n] = (struct iovec){&words[n], sizeof words[n]};
@@ -146,7 +146,9 @@ static enum outcome add(struct jmk_client *client, struct jmk_batch *batch,
         if (batch->count)
             return BEFORE;
         batch->lost = id - client->next_id;
-        client->inbox.hole_first = client->next_id;
+        /* One that no ack has passed yet grows: what never came is never acked. */
+        if (atomic_load(&client->acked_id) >= client->inbox.hole_last)
+            client->inbox.hole_first = client->next_id;
         client->inbox.hole_last = id - 1;
     }
     if (!batch->count) {

@@ -259,9 +259,47 @@ static void an_ack_for_what_was_not_received_is_refused(void) {
     CHECK(jmk_client_free(NULL) == NULL);
 }
 
+/* Receive one batch, of one message. */
+static void receive_one(jmk_client *client, uint64_t id) {
+    struct jmk_batch batch;
+
+    CHECK_EQUAL(jmk_client_receive(client, 0, 0, &batch), 0);
+    CHECK_EQUAL(batch.count, 1);
+    CHECK_EQUAL(batch.first_id, id);
+}
+
+static void expect_ack(int server, uint64_t id) {
+    uint64_t word = 0;
+
+    CHECK_EQUAL(recv(server, &word, sizeof word, MSG_DONTWAIT), sizeof word);
+    CHECK_EQUAL(le64toh(word), id);
+}
+
+static void a_classic_client_acks_no_gap_and_nothing_behind_one_too_early(void) {
+    struct pair pair = connected(JMK_CLASSIC, JMK_FIRST_ID);
+    const uint64_t ids[] = {JMK_FIRST_ID, JMK_FIRST_ID + 1000, JMK_FIRST_ID + 2000};
+    uint64_t word;
+
+    for (size_t i = 0; i < 3; i++) {
+        word = htole64(ids[i]);
+        CHECK_EQUAL(send(pair.server, &word, sizeof word, 0), sizeof word);
+        receive_one(pair.client, ids[i]);
+    }
+    CHECK_EQUAL(jmk_client_ack(pair.client, ids[2] - 1, 0), 0);
+    expect_ack(pair.server, ids[0]);
+    CHECK(recv(pair.server, &word, sizeof word, MSG_DONTWAIT) < 0);
+    CHECK_EQUAL(jmk_client_acked_id(pair.client), ids[0]);
+    CHECK_EQUAL(jmk_client_ack(pair.client, ids[2], 0), 0);
+    expect_ack(pair.server, ids[2]);
+    CHECK(recv(pair.server, &word, sizeof word, MSG_DONTWAIT) < 0);
+    close(pair.server);
+    jmk_client_free(pair.client);
+}
+
 int main(void) {
     a_good_stream_comes_out_as_it_is();
     a_spoiled_stream_gives_documented_codes_only();
     an_ack_for_what_was_not_received_is_refused();
+    a_classic_client_acks_no_gap_and_nothing_behind_one_too_early();
     return 0;
 }
