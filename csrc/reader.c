@@ -457,6 +457,13 @@ static bool index_frames(struct jmk_log_reader *reader, uint64_t head, struct jm
     return true;
 }
 
+/* Is an offset or an id so high that adding a ring's worth to it would wrap? None gets there. */
+static bool wraps(const struct jmk_log_reader *reader) {
+    uint64_t highest = UINT64_MAX - reader->size;
+
+    return reader->offset > highest || reader->id > highest;
+}
+
 static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
     struct jmk_log_reader *reader = client->reader;
     uint64_t head = atomic_load_explicit(&reader->page->head, memory_order_acquire);
@@ -466,7 +473,7 @@ static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
 
     if (head == reader->offset || reader->id > reader->last)
         return;
-    if (head < reader->offset || head - reader->offset > reader->size)
+    if (head < reader->offset || head - reader->offset > reader->size || wraps(reader))
         fault = "its log ends where it cannot";
     else if (!index_frames(reader, head, batch))
         fault = "what stands in its log is no frame, or has another id";

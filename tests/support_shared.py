@@ -162,14 +162,14 @@ Script = Callable[[socket.socket, HandMadeLog], object]
 
 
 @contextmanager
-def served_by(address: str, script: Script, log: HandMadeLog) -> Iterator[Client]:
+def served_by(address: str, script: Script, log: HandMadeLog, **welcome: Any) -> Iterator[Client]:
     """Our client at a server by hand, which runs the script once it has let the client in.
 
-    The connection stays until the client has closed it.
+    The connection stays until the client has closed it. `welcome` is what differs in its welcome.
     """
 
     def serve(connection: socket.socket) -> None:
-        shake_hands(connection, log)
+        shake_hands(connection, log, **welcome)
         script(connection, log)
         while connection.recv(LARGE):
             pass

@@ -346,6 +346,23 @@ def test_a_log_that_lies_is_a_protocol_error(
         assert client.last_id == 0
 
 
+@pytest.mark.parametrize(
+    ("first_id", "first_offset"), [(FIRST_ID, (1 << 64) - 256), ((1 << 64) - 1, 0)]
+)
+def test_numbers_that_are_about_to_wrap_are_a_protocol_error(
+    address: str, first_id: int, first_offset: int
+) -> None:
+    def script(connection: socket.socket, log: HandMadeLog) -> None:
+        log.words[128] = first_offset
+        log.head = log.write(frame_of(packet_id=first_id), first_offset)
+        connection.send(RING_PACKET)
+
+    welcome = {"first_id": first_id, "first_offset": first_offset}
+    with HandMadeLog() as log, served_by(address, script, log, **welcome) as client:
+        with pytest.raises(ProtocolError, match="its log ends where it cannot"):
+            client.receive(DEADLINE)
+
+
 GOOD = [b"one", b"two", b"three"]
 
 
