@@ -129,7 +129,7 @@ static void end_ending(struct jmk_server *server, struct jmk_session *session) {
 }
 
 void jmk_pump_account(const struct jmk_server *server, struct jmk_session *session) {
-    uint64_t held = session->offset;
+    uint64_t held = UINT64_MAX; /* one that skips holds nothing */
 
     if (session->state != JMK_SKIPPING)
         held = jmk_log_seek(&server->log, server->floor, session->acked_id + 1);

@@ -128,7 +128,7 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
     account->key = session->key;
     account->mode = session->mode;
     account->lag = jmk_session_lag(session, next_id);
-    account->lag_bytes = head - held;
+    account->lag_bytes = held < head ? head - held : 0;
     if (account->lag > account->worst_lag)
         account->worst_lag = account->lag;
     account->queued = session->state == JMK_SKIPPING ? 0 : next_id - 1 - session->sent_id;

@@ -127,7 +127,7 @@ void jmk_session_bye(const struct jmk_session *session, const struct jmk_log *lo
 void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,
                        struct jmk_mark place);
 
-/* Bring the account up to date. held is the offset of the oldest frame it has not acked. */
+/* Bring the account up to date. held is the offset of the oldest frame kept for it, if any is. */
 void jmk_session_account(struct jmk_session *session, const struct jmk_log *log, uint64_t held);
 
 /* The last message that it is sure to have got, or to get, if it ends for this reason. */
