@@ -164,7 +164,7 @@ struct jmk_slice {
 };
 
 struct jmk_batch {
-    const struct jmk_slice *items; /* valid until the next receive, or while the arena is held */
+    const struct jmk_slice *items; /* valid until the next receive, held or not */
     size_t count;
     size_t bytes; /* payload */
     uint64_t first_id; /* ids in a batch have no holes */
