@@ -16,13 +16,14 @@ PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 CORE := $(filter-out csrc/objects.c,$(wildcard csrc/*.c))
-C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/peers/*.[ch] bench/*.[ch] examples/*.c)
+C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/peers/*.[ch] bench/*.[ch] \
+    examples/*.c)
 C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-uvloop test-c model lint lint-c format sanitize dist bench bench-quick bench-check bench-baseline \
-    clean
+.PHONY: help venv demo test test-uvloop test-c fuzz model lint lint-c format sanitize dist bench bench-quick \
+    bench-check bench-baseline clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -57,6 +58,38 @@ test-c: ## Run the C core's own tests, without Python
 	        -o build/test-c/$$name tests/c/$$name.c $(CORE); \
 	    build/test-c/$$name; \
 	done
+
+# FUZZ_TIME is seconds in all. tests/fuzz/README.md has the rest.
+FUZZ_TIME ?= 60
+FUZZ := build/fuzz
+FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_EACH = $$(($(FUZZ_TIME) / ($(words $(FUZZ_TARGETS)) + 1)))
+# A batch of 16 messages is one that a short input can fill.
+FUZZ_FLAGS := $(C_FLAGS) -DJMK_MAX_ITEMS=16 -fno-sanitize-recover=all
+FUZZ_OPTIONS := -max_len=512 -timeout=60 -rss_limit_mb=512 -dict=tests/fuzz/wire.dict \
+    -print_final_stats=1 -verbosity=0
+
+$(FUZZ)/%.o: %.c $(wildcard csrc/*.h tests/c/*.h tests/fuzz/*.h)
+	@mkdir -p $(@D)
+	clang $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link,address,undefined -c -o $@ $<
+
+$(FUZZ)/fuzz_%: $(FUZZ)/tests/fuzz/fuzz_%.o $(CORE:%.c=$(FUZZ)/%.o)
+	clang $(FUZZ_FLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^
+
+.SECONDARY:
+
+fuzz: $(BUILT) ## Feed hostile input to core and handshake, for a minute (FUZZ_TIME=seconds)
+	@command -v clang >/dev/null || { echo "clang is not here: apt-get install clang"; exit 1; }
+	@$(MAKE) --no-print-directory --silent $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
+	@set -e; for name in $(FUZZ_TARGETS); do \
+	    mkdir -p $(FUZZ)/corpus/$$name; \
+	    ASAN_OPTIONS=quarantine_size_mb=1 $(FUZZ)/fuzz_$$name $(FUZZ_OPTIONS) \
+	        -max_total_time=$(FUZZ_EACH) -artifact_prefix=$(FUZZ)/found-$$name- \
+	        $(FUZZ)/corpus/$$name tests/fuzz/corpus/$$name >$(FUZZ)/$$name.txt 2>&1 || \
+	        { cat $(FUZZ)/$$name.txt; exit 1; }; \
+	    echo "$$name: $$(sed -n 's/.*executed_units: *//p' $(FUZZ)/$$name.txt) inputs, nothing found"; \
+	done
+	@$(PY) tests/fuzz/fuzz_handshake.py --seconds $(FUZZ_EACH)
 
 # The model as it is must be right, and without any of its second looks it must not.
 FLAWS := NO_LOOK_BEFORE_SLEEPING NO_LOOK_BEFORE_PARKING NO_LOOK_AT_ACKS

@@ -9,7 +9,9 @@
 
 #include "jumiks.h"
 
-#define JMK_MAX_ITEMS 16384 /* messages in a batch */
+#ifndef JMK_MAX_ITEMS
+#define JMK_MAX_ITEMS 16384 /* messages in a batch; the fuzz targets make do with a few */
+#endif
 
 /* What keeps a batch's memory: an arena of packets, or a pin in a log that is shared. */
 struct jmk_arena {

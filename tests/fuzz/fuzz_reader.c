@@ -1,0 +1,442 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A client of a hostile server that shares its log
+ *
+ * The header page, the ring, the cursor page and the socket are the input's to fill: in good order,
+ * or nearly so, or not at all; before the client looks, between its calls, and in the middle of one,
+ * at the points where the core lets a test in. The ring is one page, so the place of a message in
+ * memory tells its place in the ring.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "../../csrc/client.h"
+#include "../../csrc/page.h"
+#include "../../csrc/point.h"
+#include "fuzz.h"
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+#define HELD 4
+#define TEMPTS 4 /* memfds that are no log */
+
+static struct {
+    struct input input;
+    jmk_client *client;
+    int server;
+    /* What is shared is made once, and filled anew by each run. */
+    uint64_t size; /* of a page, and of the ring */
+    int log_fd, cursor_fd, tempts[TEMPTS];
+    struct jmk_log_page *page;
+    uint8_t *ring;
+    struct jmk_cursor_page *cursor;
+
+    uint64_t offset, id; /* where a server in good order would write next */
+    uint64_t sent;       /* the last word it said, and what it named */
+    uint64_t received;   /* the last id that came out and was kept */
+    uint64_t acked;      /* the ack in the cursor page */
+    int code;            /* how it ended; 0 = it goes on */
+    unsigned points;     /* how many more are passed before the server strikes */
+    struct jmk_batch batch;
+    uint64_t before; /* the last id before that batch */
+    jmk_arena *held[HELD];
+} run;
+
+/* ---- what is shared ---- */
+
+static int make_memfd(uint64_t size, int seals, void **at) {
+    int fd = memfd_create("jumiks-fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    CHECK(fd >= 0 && ftruncate(fd, (off_t)size) == 0);
+    if (at)
+        *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(!at || *at != MAP_FAILED);
+    CHECK_EQUAL(fcntl(fd, F_ADD_SEALS, seals), 0);
+    return fd;
+}
+
+static void make_shared(void) {
+    int all = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE;
+    void *page, *cursor;
+
+    run.size = (uint64_t)sysconf(_SC_PAGESIZE);
+    run.log_fd = make_memfd(2 * run.size, all, &page);
+    run.cursor_fd = make_memfd(sizeof *run.cursor, F_SEAL_SHRINK, &cursor);
+    run.page = page;
+    run.ring = (uint8_t *)page + run.size;
+    run.cursor = cursor;
+    run.tempts[0] = make_memfd(2 * run.size, F_SEAL_SHRINK | F_SEAL_GROW, NULL);
+    run.tempts[1] = make_memfd(run.size, all, NULL);
+    run.tempts[2] = make_memfd(4 * run.size, all, NULL);
+    run.tempts[3] = make_memfd(1, F_SEAL_SHRINK, NULL);
+}
+
+static void clear_shared(void) {
+    memset(run.page, 0, sizeof *run.page);
+    memset(run.ring, 0, run.size);
+    memset(run.cursor, 0, sizeof *run.cursor);
+    run.page->magic = JMK_PAGE_MAGIC;
+    run.page->layout = JMK_PAGE_LAYOUT;
+    run.page->size = run.size;
+}
+
+/* ---- what the server does ---- */
+
+static void put(const void *data, size_t size) {
+    for (size_t i = 0; i < size; i++)
+        run.ring[(run.offset + i) & (run.size - 1)] = ((const uint8_t *)data)[i];
+}
+
+static void publish(void) {
+    atomic_fetch_add(&run.page->version, 1);
+    atomic_store(&run.page->next_id, run.id);
+    atomic_store(&run.page->head, run.offset);
+    atomic_fetch_add(&run.page->version, 1);
+}
+
+/* A frame, with its payload of whatever stood there; the tail is moved if the input says so. */
+static void append(uint64_t near) {
+    uint32_t size = (uint32_t)take(&run.input, 1) * (near & 1 ? 1 : 9);
+    struct jmk_header header = {size, JMK_KIND_DATA, 0, run.id};
+    uint8_t frame[JMK_FRAME_HEADER];
+
+    if (near & 2)
+        header.size = (uint32_t)take_near(&run.input, size);
+    if (near & 4)
+        header.id = take_near(&run.input, run.id);
+    if (near & 8)
+        header.kind = (uint16_t)take(&run.input, 2);
+    jmk_frame_encode(frame, &header);
+    put(frame, sizeof frame);
+    run.offset += jmk_frame_length(size);
+    run.id++;
+    if (run.offset - atomic_load(&run.page->tail) > run.size)
+        atomic_store(&run.page->tail, run.offset - run.size);
+}
+
+static void store_word(void) {
+    uint64_t where = take(&run.input, 1);
+    _Atomic uint64_t *words[] = {&run.page->head,     &run.page->next_id,    &run.page->version,
+                                 &run.page->tail,     &run.page->oldest_id,  &run.page->control,
+                                 &run.cursor->wanted, &run.cursor->sleeping, &run.cursor->acked_id};
+    _Atomic uint64_t *word = words[where % (sizeof words / sizeof *words)];
+
+    atomic_store(word, take_near(&run.input, where & 0x80 ? run.offset : atomic_load(word)));
+    if (word == &run.cursor->acked_id)
+        run.acked = 0;
+}
+
+static void store_bytes(void) {
+    uint8_t bytes[64];
+    uint64_t at = take(&run.input, 2);
+    size_t size = take_bytes(&run.input, bytes, (size_t)take(&run.input, 1) % sizeof bytes);
+
+    for (size_t i = 0; i < size; i++)
+        run.ring[(at + i) & (run.size - 1)] = bytes[i];
+}
+
+static void send_packet(const void *packet, size_t size) {
+    send(run.server, packet, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (take(&run.input, 1) & 1)
+        atomic_fetch_add(&run.page->control, 1);
+}
+
+static void send_control(void) {
+    static const uint16_t kinds[] = {JMK_KIND_RING, JMK_KIND_SKIP, JMK_KIND_RESUME,
+                                     JMK_KIND_DATA, JMK_KIND_BYE,  0x8005};
+    uint64_t what = take(&run.input, 1), words[2];
+    struct jmk_header header = {what & 8 ? 8 : 0, kinds[(what >> 4) % 6], 0,
+                                take_near(&run.input, run.id)};
+
+    if (header.kind == JMK_KIND_RESUME) {
+        run.offset = what & 1 ? take_near(&run.input, run.offset) : run.offset;
+        run.id = header.id;
+    }
+    jmk_frame_encode(words, &header);
+    words[1] = htole64(header.id);
+    uint64_t packet[3] = {words[0], words[1], htole64(run.offset)};
+    send_packet(packet, JMK_FRAME_HEADER + (size_t)(what & 4 ? take(&run.input, 1) % 9 : 8));
+}
+
+static void send_bye(void) {
+    uint8_t frame[JMK_FRAME_HEADER + JMK_BYE_SIZE];
+    struct jmk_goodbye words = {.reason = (uint32_t)take(&run.input, 1)};
+
+    words.first_lost = take_near(&run.input, run.id);
+    words.last_lost = take_near(&run.input, run.id);
+    jmk_bye_encode(frame, take_near(&run.input, run.id - 1), &words);
+    send_packet(frame, sizeof frame);
+}
+
+static void send_any(void) {
+    uint8_t packet[300];
+    size_t size = take_bytes(&run.input, packet, (size_t)take(&run.input, 2) % sizeof packet);
+
+    send_packet(packet, size);
+}
+
+/* One thing that a server does. */
+static void serve(uint64_t step) {
+    switch (step % 8) {
+    case 0:
+        append(0);
+        publish();
+        break;
+    case 1:
+        append(take(&run.input, 1));
+        break;
+    case 2:
+        publish();
+        break;
+    case 3:
+        store_word();
+        break;
+    case 4:
+        store_bytes();
+        break;
+    case 5:
+        send_control();
+        break;
+    case 6:
+        send_bye();
+        break;
+    case 7:
+        send_any();
+        break;
+    }
+}
+
+/* In the middle of a call of the client's. */
+static void at_point(enum jmk_point point) {
+    (void)point;
+    if (run.points && --run.points == 0)
+        serve(take(&run.input, 1));
+}
+
+/* ---- what the user does ---- */
+
+/* A message is in a frame of the ring, and has the bytes that stand there. */
+static void check_item(const struct jmk_slice *item, uint64_t id, uint64_t place) {
+    const uint8_t *at = (const uint8_t *)item->data - JMK_FRAME_HEADER;
+    struct jmk_header header = jmk_frame_decode(at);
+
+    CHECK_EQUAL((uintptr_t)at % run.size, place);
+    CHECK_EQUAL(header.kind, JMK_KIND_DATA);
+    CHECK_EQUAL(header.id, id);
+    CHECK_EQUAL(header.size, item->size);
+    for (uint64_t i = 0; i < JMK_FRAME_HEADER + item->size; i++)
+        CHECK_EQUAL(at[i], run.ring[(place + i) % run.size]);
+}
+
+static void check_items(const struct jmk_batch *batch) {
+    uint64_t place = ((uintptr_t)batch->items[0].data - JMK_FRAME_HEADER) % run.size, length = 0;
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < batch->count; i++) {
+        const struct jmk_slice *item = &batch->items[i];
+
+        length += jmk_frame_length(item->size);
+        CHECK(length <= run.size);
+        check_item(item, batch->first_id + i, place);
+        place = (place + jmk_frame_length(item->size)) % run.size;
+        bytes += item->size;
+    }
+    CHECK_EQUAL(batch->bytes, bytes);
+}
+
+static void check_batch(const struct jmk_batch *batch, uint64_t last) {
+    CHECK(batch->count > 0 && batch->count <= JMK_MAX_ITEMS);
+    CHECK(batch->first_id > run.received && batch->first_id + batch->count > batch->first_id);
+    CHECK(last == 0 || batch->lost == batch->first_id - last - 1);
+    check_items(batch);
+    run.before = run.received;
+    run.received = batch->first_id + batch->count - 1;
+    CHECK_EQUAL(jmk_client_last_id(run.client), run.received);
+}
+
+static void check_end(int code) {
+    CHECK(code == JMK_E_TIMEOUT || code == JMK_E_END || code == JMK_E_LOST ||
+          code == JMK_E_PROTOCOL || code == JMK_E_CLOSED);
+    /* Of the others more may follow: the log is read to its end, and this server still writes. */
+    CHECK(run.code != JMK_E_PROTOCOL || code == run.code || code == JMK_E_CLOSED);
+    if (code != JMK_E_TIMEOUT)
+        run.code = code;
+    CHECK_EQUAL(run.batch.count, 0);
+    CHECK_EQUAL(*jmk_client_fault(run.client) != 0, run.client->state == JMK_BROKEN);
+}
+
+/* Acks in the cursor page rise, and name what came out. */
+static void check_ack(void) {
+    uint64_t acked = atomic_load(&run.cursor->acked_id);
+
+    if (run.acked && acked != run.acked)
+        CHECK(acked > run.acked && acked <= run.received);
+    if (run.acked || acked <= run.received)
+        run.acked = acked;
+}
+
+static int receive(uint64_t handled, int64_t timeout) {
+    uint64_t last = jmk_client_last_id(run.client);
+    int code = jmk_client_receive(run.client, handled, timeout, &run.batch);
+
+    CHECK_EQUAL(code == JMK_E_ACK, handled > last);
+    if (code == JMK_E_ACK)
+        return code;
+    if (code)
+        check_end(code);
+    else
+        check_batch(&run.batch, last);
+    check_ack();
+    return code;
+}
+
+/* As every user has to: ask whether it was whole, and if not take it as not received. */
+static void ask(void) {
+    if (run.batch.count == 0 || jmk_client_whole(run.client))
+        return;
+    jmk_client_unread(run.client);
+    run.received = run.before;
+    run.batch.count = 0;
+    CHECK_EQUAL(jmk_client_last_id(run.client), run.received);
+}
+
+static void ack(void) {
+    uint64_t handled = take_near(&run.input, run.received);
+    uint64_t last = jmk_client_last_id(run.client);
+    int code = jmk_client_ack(run.client, handled, 0);
+
+    CHECK(code == 0 || code == JMK_E_CLOSED || code == JMK_E_ACK);
+    CHECK(code == JMK_E_CLOSED || (code == JMK_E_ACK) == (handled > last));
+    check_ack();
+}
+
+static void hold(void) {
+    jmk_arena **held = &run.held[take(&run.input, 1) % HELD];
+
+    jmk_arena_free(*held);
+    *held = NULL;
+    check_ack();
+    if (run.batch.count)
+        *held = jmk_client_hold(run.client);
+    if (*held)
+        CHECK_EQUAL(jmk_arena_whole(*held), jmk_client_whole(run.client));
+}
+
+static void read_acks(void) {
+    uint64_t word[3];
+    ssize_t size;
+
+    while ((size = recv(run.server, word, sizeof word, MSG_DONTWAIT)) > 0)
+        CHECK(size == JMK_ACK_SIZE || size == JMK_ANSWER_SIZE);
+}
+
+/* ---- a run ---- */
+
+static void step(void) {
+    uint64_t step = take(&run.input, 1);
+
+    switch (step & 15) {
+    case 8:
+        receive(0, 0);
+        break;
+    case 9:
+        receive(run.received, 0);
+        ask();
+        break;
+    case 10:
+        receive(take_near(&run.input, run.received), 0);
+        break;
+    case 11:
+        ask();
+        break;
+    case 12:
+        ack();
+        break;
+    case 13:
+        hold();
+        break;
+    case 14:
+        run.points = 1 + (unsigned)(step >> 4) % 4;
+        break;
+    case 15:
+        if (step >> 4 == 0)
+            jmk_client_close(run.client);
+        else if (step >> 4 == 1)
+            shutdown(run.server, SHUT_WR);
+        else
+            read_acks();
+        break;
+    default:
+        serve(step);
+        break;
+    }
+}
+
+static bool start(void) {
+    uint64_t how = take(&run.input, 1);
+    uint64_t first_id = how & 1 ? take(&run.input, 8) : JMK_FIRST_ID;
+    struct jmk_client_config config = {
+        .first_id = first_id,
+        .mode = JMK_SHARED,
+        .log_fd = how & 64 ? run.tempts[how >> 1 & 3] : run.log_fd,
+        .cursor_fd = how & 128 ? run.tempts[how >> 1 & 3] : run.cursor_fd,
+        .first_offset = how & 8 ? take(&run.input, 8) : 0,
+        .spin = (how & 0x30) == 0x30,
+    };
+    int fds[2], error;
+
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+    run.server = fds[1];
+    run.offset = config.first_offset;
+    run.id = config.first_id;
+    atomic_store(&run.page->tail, run.offset);
+    publish();
+    if (how & 32) {
+        uint8_t *byte = (uint8_t *)run.page + take(&run.input, 1) % 24;
+        *byte ^= (uint8_t)take(&run.input, 1);
+    }
+    error = jmk_client_new(&run.client, fds[0], &config);
+    if (!error)
+        return true;
+    CHECK(error == JMK_E_LOG || error == JMK_E_SHAPE || error == -EPROTONOSUPPORT ||
+          (error == -EPERM && how & 128)); /* a page that nobody can write */
+    CHECK(how & (32 | 64 | 128) || config.first_id < JMK_FIRST_ID || config.first_offset % 8);
+    close(fds[0]);
+    close(fds[1]);
+    return false;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (!run.size)
+        make_shared();
+    clear_shared();
+    jmk_at_point = at_point;
+    run.received = run.before = run.acked = run.points = 0;
+    run.code = 0;
+    memset(&run.batch, 0, sizeof run.batch);
+    run.input = (struct input){data, size};
+    if (!start())
+        return 0;
+    while (run.input.left)
+        step();
+    run.points = 0;
+    shutdown(run.server, SHUT_WR);
+    do
+        ask();
+    while (receive(0, -1) == 0);
+    CHECK(run.code);
+    for (size_t i = 0; i < HELD; i++) {
+        if (i == HELD / 2) {
+            jmk_client_free(run.client);
+            close(run.server);
+        }
+        jmk_arena_free(run.held[i]); /* some before the client goes, some behind it */
+        run.held[i] = NULL;
+    }
+    return 0;
+}
