@@ -204,6 +204,30 @@ def check(rule: Rule, peer: Peer, abstract: bool) -> str | None:
     return _ask(rule, peer)
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How many connections a user may have, whose number the kernel tells.
+
+    Args:
+        limit: connections of one user.
+        spared: users that may have more: they could stop the server anyway.
+    """
+
+    limit: int
+    spared: frozenset[int] = frozenset()
+
+    @classmethod
+    def share(cls, most: int) -> "Quota":
+        """At most half of `most`, so that no user keeps all others out by itself."""
+        return cls(max(1, most // 2), frozenset((0, os.geteuid())))
+
+    def refusal(self, uid: int, held: int) -> str | None:
+        """Why a user with `held` connections may not have one more; None if it may."""
+        if uid in self.spared or held < self.limit:
+            return None
+        return f"user {uid} has {held} connections, and {self.limit} are the most for one user"
+
+
 def _ask(rule: Callable[[Peer], bool], peer: Peer) -> str | None:
     refusal = f"user {peer.uid} (process {peer.pid}) may not connect"
     try:

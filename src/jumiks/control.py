@@ -15,6 +15,7 @@ import select
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +23,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ._native import check, ffi, lib
-from .access import Peer, Rule
+from .access import Peer, Quota, Rule
 from .access import check as may_connect
 from .address import Listener
 from .errors import JumiksError
@@ -40,7 +41,7 @@ __all__: list[str] = []
 log = logging.getLogger("jumiks")
 
 MAX_JOINING: Final = 256
-"""Connections that may shake hands at a time; of more, the oldest is dropped."""
+"""Connections that may shake hands at a time; of more, one is dropped: see `_make_room`."""
 
 BACKOFF: Final = 0.1
 """Seconds without accepting after the system ran out of descriptors or memory."""
@@ -80,6 +81,7 @@ class Control:
         listener: where clients come in.
         hello: what to tell clients, but for the figures of the moment.
         rule: who may connect.
+        quota: how many connections one user may have.
         handshake_timeout: seconds a client has for its reply.
         on_connect: called with each client that was let in.
         on_disconnect: called with each that is gone, and why (`ClientInfo.reason`).
@@ -96,6 +98,7 @@ class Control:
         *,
         hello: ServerHello,
         rule: Rule,
+        quota: Quota,
         handshake_timeout: float,
         on_connect: Watcher | None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None,
@@ -108,6 +111,8 @@ class Control:
         self._listener = listener
         self._hello = hello
         self._rule = rule
+        self._quota = quota
+        self._let_in_of: Counter[int] = Counter()  # by user: how many of `peers`
         self._timeout = handshake_timeout
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
@@ -278,13 +283,25 @@ class Control:
         limit = ffi.new("uint32_t *", 0)
         check(lib.jmk_socket_prepare(self._handle, sock.fileno(), limit), "server")
         handshake = ServerHandshake(self._hello_now(limit[0]))
+        peer = Peer.of(sock)
         sock.send(handshake.hello(), socket.MSG_NOSIGNAL)
         if len(self._joining) >= MAX_JOINING:
-            self._drop(next(iter(self._joining.values())))
+            self._make_room(peer.uid)
         until = time.monotonic() + self._timeout
-        joining = _Joining(sock, Peer.of(sock), handshake, limit[0], until)
+        joining = _Joining(sock, peer, handshake, limit[0], until)
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._joining[sock.fileno()] = joining
+
+    def _joining_of(self) -> Counter[int]:
+        return Counter(joining.peer.uid for joining in self._joining.values())
+
+    def _make_room(self, uid: int) -> None:
+        # Drop the oldest connection of the user that has most, the newcomer counted, so that a user
+        # who floods pushes nobody out but itself.
+        counts = self._joining_of()
+        counts[uid] += 1
+        (crowd, _), *_ = counts.most_common(1)
+        self._drop(next(each for each in self._joining.values() if each.peer.uid == crowd))
 
     def _hello_now(self, max_packet: int) -> ServerHello:
         check(lib.jmk_server_ids(self._handle, self._oldest_id, self._next_id), "server")
@@ -328,8 +345,20 @@ class Control:
             self._refuse(joining, status)
         elif reason is not None:
             self._refuse(joining, Status.NOT_ALLOWED, reason)
+        elif (reason := self._beyond_quota(joining)) is not None:
+            self._refuse(joining, Status.TOO_MANY_CLIENTS, reason)
         else:
             self._let_in(joining)
+
+    def _beyond_quota(self, joining: _Joining) -> str | None:
+        uid = joining.peer.uid
+        others = self._joining_of()[uid] - 1
+        reason = self._quota.refusal(uid, self._let_in_of[uid] + others)
+        if reason is None:
+            return None
+        self._take_events()  # one of them may be gone
+        reason = self._quota.refusal(uid, self._let_in_of[uid] + others)
+        return reason and f"{reason} (max_clients_per_user)"
 
     def _let_monitor_in(self, joining: _Joining) -> None:
         refusal = self._monitors.refusal(joining.peer)
@@ -388,6 +417,7 @@ class Control:
     def _welcome(self, joining: _Joining, attached: Attached) -> None:
         key, cursor = attached.key, attached.cursor_fd
         self.peers[key] = joining.peer
+        self._let_in_of[joining.peer.uid] += 1
         welcomed = True
         try:
             self._send_welcome(joining, attached)
@@ -435,6 +465,7 @@ class Control:
 
     def _gone(self, info: ClientInfo) -> None:
         del self.peers[info.key]
+        self._let_in_of -= Counter((info.uid,))  # which forgets whose last one it was
         assert info.reason is not None
         level = logging.WARNING if info.reason is EndReason.LAGGED else logging.INFO
         self._journal.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)

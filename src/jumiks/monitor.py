@@ -98,6 +98,7 @@ class Monitors:
         self, rule: MonitorRule, epoll: select.epoll, look: Callable[[], Iterable[str]]
     ) -> None:
         self._rule = rule
+        self._quota = access.Quota.share(MOST)
         self._epoll = epoll
         self._look = look
         self._watchers: dict[int, _Watcher] = {}
@@ -119,6 +120,10 @@ class Monitors:
             return Status.NOT_ALLOWED, reason.replace("connect", "look at its status")
         if len(self._watchers) >= MOST:
             return Status.TOO_MANY_CLIENTS, f"it has {MOST} monitors already"
+        held = sum(watcher.peer.uid == peer.uid for watcher in self._watchers.values())
+        reason = self._quota.refusal(peer.uid, held)
+        if reason is not None:
+            return Status.TOO_MANY_CLIENTS, reason.replace("connections", "monitors")
         return None
 
     def add(self, sock: socket.socket, peer: Peer, max_packet: int) -> None:

@@ -112,6 +112,12 @@ def _parse_keep(keep: object, keep_bytes: object, log_size: int) -> tuple[int, i
     return messages, size or log_size // 2
 
 
+def _parse_quota(value: object, max_clients: int) -> access.Quota:
+    if value is None:
+        return access.Quota.share(max_clients)
+    return access.Quota(_parse_count(value, "max_clients_per_user", max_clients))
+
+
 class Server:
     """Publish messages to any number of clients on this machine.
 
@@ -133,6 +139,9 @@ class Server:
             needed.
         max_message: largest message in bytes; a quarter of the log at most, and by default.
         max_clients: how many may be connected at a time.
+        max_clients_per_user: how many of one user, whom the kernel names; those that shake hands
+            count. None has no user take more than half of `max_clients`, but for the server's own
+            and root, who could stop it anyway. A number holds for these two as well.
         handshake_timeout: seconds a client has for its reply to the hello.
         mode: permissions of the path, such as 0o660; the umask decides by default.
         group: group of the path, a name or a number; 0o660 is the mode then by default.
@@ -169,6 +178,7 @@ class Server:
         keep_bytes: int = 0,
         max_message: int | None = None,
         max_clients: int = MAX_CLIENTS,
+        max_clients_per_user: int | None = None,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
         mode: int | None = None,
         group: str | int | None = None,
@@ -203,6 +213,7 @@ class Server:
         self._max_lag = max_lag or 0
         self._id = int.from_bytes(os.urandom(8), "little")
         slots = _parse_count(max_clients, "max_clients", 1 << 20)
+        quota = _parse_quota(max_clients_per_user, slots)
         # The core first: what it lacks is an error before anybody can connect.
         handle = self._make_core(policy, slots)
         listener = address.listen(where, mode=mode, group=group)
@@ -216,6 +227,7 @@ class Server:
                 listener,
                 hello=self._hello(offered),
                 rule=rule,
+                quota=quota,
                 handshake_timeout=handshake_timeout,
                 on_connect=on_connect,
                 on_disconnect=on_disconnect,
