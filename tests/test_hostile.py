@@ -507,6 +507,17 @@ def test_newcomers_are_let_in_again_after_descriptors_ran_out(address: str, spar
             assert innocent.receive(DEADLINE) == b"then\n"
 
 
+def test_silent_connections_that_use_up_all_descriptors_make_room(address: str) -> None:
+    # Six times what the server has descriptors for, and each would have its five seconds.
+    with PoorServer(address, 32) as server, ExitStack() as stack:
+        innocent = stack.enter_context(Client(address))
+        silent = [stack.enter_context(dial(address)) for _ in range(120)]  # as the backlog takes
+        newcomer = stack.enter_context(Client(address, timeout=DEADLINE))
+        server.publish("for both")
+        assert newcomer.receive(DEADLINE) == innocent.receive(DEADLINE) == b"for both\n"
+        assert ends(silent[0])
+
+
 # ---- a client and what its server says ----
 
 

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -41,12 +41,13 @@ __all__: list[str] = []
 log = logging.getLogger("jumiks")
 
 MAX_JOINING: Final = 256
-"""Connections that may shake hands at a time; of more, one is dropped: see `_make_room`."""
+"""Connections that may shake hands at a time; of more, one is dropped: see `_dispensable`."""
 
 BACKOFF: Final = 0.1
 """Seconds without accepting after the system ran out of descriptors or memory."""
 
 _ACCEPTS: Final = 32
+_SPARE: Final = 2
 _REPLY_LIMIT: Final = 4096
 _LEAST_PACKET: Final = 512
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
@@ -64,13 +65,39 @@ class _Joining:
     """A connection that shakes hands."""
 
     def __init__(
-        self, sock: socket.socket, peer: Peer, handshake: ServerHandshake, limit: int, until: float
+        self, sock: socket.socket, peer: Peer, handshake: ServerHandshake, limit: int
     ) -> None:
         self.sock = sock
         self.peer = peer
         self.handshake = handshake
         self.max_packet = limit
-        self.deadline = until
+        self.since = time.monotonic()
+
+
+class _Spare:
+    """Descriptors kept for letting in who has replied, as silent ones may have used up the rest.
+
+    What that takes, the socket once more and the cursor page, is given back by then.
+
+    Args:
+        descriptor: of which they are copies.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._copies: list[int] = []
+        self.take()
+
+    def take(self) -> None:
+        """Take what is missing, or as much as there is."""
+        with suppress(OSError):
+            while len(self._copies) < _SPARE:
+                self._copies.append(os.dup(self._descriptor))
+
+    def give(self) -> None:
+        """Let go of them."""
+        while self._copies:
+            os.close(self._copies.pop())
 
 
 class Control:
@@ -142,6 +169,7 @@ class Control:
                 self._epoll.register(descriptor, select.EPOLLIN)
             self._about = about
             self._monitors = Monitors(monitor, self._epoll, self._status)
+            self._spare = _Spare(self._wake_fd)
         except BaseException:
             os.close(self._wake_fd)
             raise
@@ -187,6 +215,7 @@ class Control:
         self._monitors.close()
         self._stop_listening()
         self._epoll.close()
+        self._spare.give()
         os.close(self._wake_fd)
         with self.changed:
             self.changed.notify_all()
@@ -194,7 +223,7 @@ class Control:
 
     def _until_next_deadline(self) -> float | None:
         # All have the same time, so the first that came is the first that is due.
-        deadlines = [joining.deadline for joining in islice(self._joining.values(), 1)]
+        deadlines = [joining.since + self._timeout for joining in islice(self._joining.values(), 1)]
         if self._deaf_until is not None:
             deadlines.append(self._deaf_until)
         deadlines += [
@@ -231,7 +260,7 @@ class Control:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         while self._joining:
             joining = next(iter(self._joining.values()))
-            if now < joining.deadline:
+            if now < joining.since + self._timeout:
                 break
             self._journal.log(
                 logging.INFO, "%s sent no reply within %g s", joining.peer, self._timeout
@@ -260,10 +289,12 @@ class Control:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._go_deaf(error)
-                    return
-                continue  # that one is gone already
+                if error.errno not in _EXHAUSTED:
+                    continue  # that one is gone already
+                if self._drop_a_silent_one():
+                    continue
+                self._go_deaf(error)
+                return
             try:
                 self._greet(sock)
             except OSError as error:
@@ -274,7 +305,8 @@ class Control:
 
     def _go_deaf(self, error: OSError) -> None:
         # The connection stays in the backlog, so epoll would say so at once, again and again.
-        log.warning("cannot accept: %s; trying again every %g s", error.strerror, BACKOFF)
+        words = "cannot accept: %s; trying again every %g s"
+        self._journal.log(logging.WARNING, words, error.strerror, BACKOFF)
         self._epoll.unregister(self._listener.fileno())
         self._deaf_until = time.monotonic() + BACKOFF
 
@@ -286,22 +318,32 @@ class Control:
         peer = Peer.of(sock)
         sock.send(handshake.hello(), socket.MSG_NOSIGNAL)
         if len(self._joining) >= MAX_JOINING:
-            self._make_room(peer.uid)
-        until = time.monotonic() + self._timeout
-        joining = _Joining(sock, peer, handshake, limit[0], until)
+            self._drop(self._dispensable((peer.uid,)))
+        joining = _Joining(sock, peer, handshake, limit[0])
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._joining[sock.fileno()] = joining
 
     def _joining_of(self) -> Counter[int]:
         return Counter(joining.peer.uid for joining in self._joining.values())
 
-    def _make_room(self, uid: int) -> None:
-        # Drop the oldest connection of the user that has most, the newcomer counted, so that a user
-        # who floods pushes nobody out but itself.
+    def _dispensable(self, newcomers: Iterable[int] = ()) -> _Joining:
+        # The oldest connection of the user that has most, newcomers counted, so that a user who
+        # floods pushes nobody out but itself.
         counts = self._joining_of()
-        counts[uid] += 1
-        (crowd, _), *_ = counts.most_common(1)
-        self._drop(next(each for each in self._joining.values() if each.peer.uid == crowd))
+        counts.update(newcomers)
+        crowd = max(counts, key=lambda uid: counts[uid])
+        return next(each for each in self._joining.values() if each.peer.uid == crowd)
+
+    def _drop_a_silent_one(self) -> bool:
+        # Out of descriptors, half of them perhaps in connections that say nothing. Who has had
+        # more time than any process needs makes room for who waits; the others are not hurried.
+        if not self._joining:
+            return False
+        silent = self._dispensable()
+        if time.monotonic() - silent.since < BACKOFF:
+            return False
+        self._drop(silent)
+        return True
 
     def _hello_now(self, max_packet: int) -> ServerHello:
         check(lib.jmk_server_ids(self._handle, self._oldest_id, self._next_id), "server")
@@ -348,7 +390,11 @@ class Control:
         elif (reason := self._beyond_quota(joining)) is not None:
             self._refuse(joining, Status.TOO_MANY_CLIENTS, reason)
         else:
-            self._let_in(joining)
+            self._spare.give()
+            try:
+                self._let_in(joining)
+            finally:
+                self._spare.take()
 
     def _beyond_quota(self, joining: _Joining) -> str | None:
         uid = joining.peer.uid
