@@ -287,6 +287,13 @@ HUGE = (1 << 63) - 1
         ("max_clients_per_user", "half", TypeError, f"max_clients_per_user is {NUMBER} 'half'"),
         ("handshake_timeout", -1, ValueError, "a time of -1 seconds"),
         ("handshake_timeout", "soon", TypeError, "a number of seconds or None, not 'soon'"),
+        (
+            "handshake_timeout",
+            None,
+            TypeError,
+            "handshake_timeout is a number of seconds, not None",
+        ),
+        ("handshake_timeout", 0, ValueError, "handshake_timeout=0: it must be above 0"),
         ("mode", 0o660, ValueError, "mode and group are for a path"),
         ("group", "root", ValueError, "mode and group are for a path"),
         ("allow", "everyone", ValueError, "the only text it takes is 'anyone'"),
@@ -336,6 +343,16 @@ def test_the_least_and_the_largest_max_lag_work(address: str, max_lag: int) -> N
             server.publish(b"%d" % number, DEADLINE)
             assert client.receive(DEADLINE) == b"%d" % number
             client.ack()
+
+
+@pytest.mark.parametrize("seconds", [1e9, 1e300, float("inf")])
+def test_the_time_to_reply_may_be_longer_than_a_clock_can_count(
+    address: str, seconds: float
+) -> None:
+    with Server(address, handshake_timeout=seconds) as server:
+        with Client(address) as client:
+            server.publish(b"fine")
+            assert client.receive(DEADLINE) == b"fine"
 
 
 def test_patience_may_be_without_end(address: str) -> None:

@@ -46,6 +46,8 @@ MAX_JOINING: Final = 256
 BACKOFF: Final = 0.1
 """Seconds without accepting after the system ran out of descriptors or memory."""
 
+_LONGEST_SLEEP: Final = 3600.0  # epoll cannot wait for any number of seconds
+
 _ACCEPTS: Final = 32
 _SPARE: Final = 2
 _REPLY_LIMIT: Final = 4096
@@ -231,7 +233,9 @@ class Control:
         ]
         if self._on_lag_warning is not None and self.present:
             deadlines.append(self._next_look)
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        if not deadlines:
+            return None
+        return min(max(0.0, min(deadlines) - time.monotonic()), _LONGEST_SLEEP)
 
     def _dispatch(self, descriptor: int, events: int) -> None:
         if descriptor == self._event_fd:

@@ -112,6 +112,14 @@ def _parse_keep(keep: object, keep_bytes: object, log_size: int) -> tuple[int, i
     return messages, size or log_size // 2
 
 
+def _check_handshake_timeout(seconds: float | None) -> None:
+    nanoseconds(seconds)
+    if seconds is None:
+        raise TypeError("handshake_timeout is a number of seconds, not None")
+    if not seconds:
+        raise ValueError("handshake_timeout=0: it must be above 0, or nobody could reply in time")
+
+
 def _parse_quota(value: object, max_clients: int) -> access.Quota:
     if value is None:
         return access.Quota.share(max_clients)
@@ -203,7 +211,7 @@ class Server:
         check_callback(on_disconnect, "on_disconnect")
         check_callback(on_lag_warning, "on_lag_warning")
         part = parse_part(lag_warning)
-        nanoseconds(handshake_timeout)
+        _check_handshake_timeout(handshake_timeout)
         self._log_size = _parse_log_size(log_size)
         self._keep, self._keep_bytes = _parse_keep(keep, keep_bytes, self._log_size)
         most = min(self._log_size // 4, MOST_MESSAGE)
