@@ -4,12 +4,16 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import descriptors
 
 from jumiks import Server, access
-from jumiks.access import Group, Peer
+from jumiks.access import Group, Peer, command_of
 
 SOMEBODY = 4321
 PEER = Peer(pid=77, uid=SOMEBODY, gid=SOMEBODY)
@@ -187,6 +191,92 @@ def test_a_peer_may_be_in_many_groups(address: str, count: int) -> None:
         assert "may not connect" in connect()
     with Server(address, allow=Group(60000)):
         assert connect() == ""
+
+
+def can_tell_programs() -> bool:
+    ours, theirs = seqpacket_pair()
+    with ours, theirs:
+        return command_of(ours, os.getpid()) != ""
+
+
+knows_pidfd = pytest.mark.skipif(not can_tell_programs(), reason="SO_PEERPIDFD is Linux 6.5's")
+
+CONNECT = """
+import ctypes, socket, sys
+name = sys.argv[2].encode().decode("unicode_escape").encode("latin-1")
+if name:
+    ctypes.CDLL(None).prctl(15, name)
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+sock.connect("\\0" + sys.argv[1])
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def connected(
+    address: str, name: str = ""
+) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
+    """A connection from another process, which may give itself a name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind("\0" + address[1:])
+        listener.listen()
+        command = [sys.executable, "-c", CONNECT, address[1:], name]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+            connection, _ = listener.accept()
+            with connection:
+                yield connection, child
+
+
+@knows_pidfd
+def test_the_peers_program_is_told_and_no_descriptor_is_kept() -> None:
+    ours, theirs = seqpacket_pair()
+    with ours, theirs:
+        before = descriptors()
+        assert command_of(ours, os.getpid()) == Path("/proc/self/comm").read_text().strip()
+        assert descriptors() == before
+
+
+@knows_pidfd
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (r"\x1b[31mred\x07", "?[31mred?"),
+        (r"two\nlines\n", "two?lines"),
+        (r"\xff\xfe", "\ufffd\ufffd"),
+        (r"((( )", "((( )"),
+    ],
+)
+def test_a_program_that_names_itself_cannot_write_to_the_readers_terminal(
+    address: str, name: str, shown: str
+) -> None:
+    with connected(address, name) as (connection, child):
+        assert command_of(connection, child.pid) == shown
+
+
+def test_the_program_of_a_dead_peer_is_not_told(address: str) -> None:
+    with connected(address) as (connection, child):
+        child.communicate()
+        assert command_of(connection, child.pid) == ""
+
+
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+
+
+@pytest.mark.skipif(not os.access(LAST_PID, os.W_OK), reason="only root can choose a process id")
+def test_another_process_of_the_same_id_is_not_taken_for_the_peer(address: str) -> None:
+    with connected(address) as (connection, child):
+        child.communicate()
+        for _ in range(50):
+            LAST_PID.write_text(str(child.pid - 1))
+            with subprocess.Popen(["sleep", "60"]) as other:
+                try:
+                    if other.pid == child.pid:
+                        assert Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n"
+                        assert command_of(connection, child.pid) == ""
+                        return
+                finally:
+                    other.kill()
+        pytest.skip("the process id was never given out again")
 
 
 def test_a_group_that_is_not_there_is_an_error_at_once() -> None:

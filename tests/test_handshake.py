@@ -536,6 +536,14 @@ def test_a_refused_client_reads_why() -> None:
     assert client.welcome is not None
 
 
+def test_words_of_a_refusal_come_without_control_codes() -> None:
+    handshake = ClientHandshake()
+    handshake.receive(ServerHello().encode())
+    with pytest.raises(Refused) as caught:
+        handshake.receive(Welcome(Status.CLOSING, text="\x1b[2Jgo\nhome \u202eöß").encode())
+    assert caught.value.reason == "?[2Jgo?home ?öß"
+
+
 @pytest.mark.parametrize("status", [*range(1, 8), 4711])
 def test_a_refusal_without_words_is_put_into_words(status: int) -> None:
     client = ClientHandshake(start=FIRST_ID)

@@ -86,6 +86,8 @@ def test_a_monitor_sees_the_server_and_its_clients(address: str) -> None:
             assert (status.stats.published, status.stats.clients) == (10, 1)
             assert status.stats.log_used == server.stats().log_used
             assert info == server.clients[0]
+            assert info.command == server.clients[0].command
+            assert info.command in ("", Path("/proc/self/comm").read_text().strip())
 
 
 def test_a_monitor_gets_neither_messages_nor_the_log_whatever_it_wants(address: str) -> None:

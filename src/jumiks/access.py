@@ -9,11 +9,14 @@ import grp
 import inspect
 import logging
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, cast
+
+from .errors import printable
 
 __all__ = ["Allow", "Group", "Peer"]
 
@@ -21,10 +24,14 @@ log = logging.getLogger("jumiks")
 
 # struct ucred: pid_t, uid_t, gid_t.
 _UCRED: Final = struct.Struct("iII")
+_INT: Final = struct.Struct("i")
 
 # The peer's supplementary groups; the socket module has no name for it (Linux 4.13).
 _SO_PEERGROUPS: Final = 59
 _GROUPS_SIZE: Final = 1024  # 256 groups, the most that the socket module takes
+
+# A descriptor that stands for the peer's process; the socket module has no name for it (Linux 6.5).
+_SO_PEERPIDFD: Final = 77
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +43,15 @@ class Peer:
         uid: its effective user id.
         gid: its effective group id.
         groups: its supplementary groups; none are known if there are more than 256.
+        command: what its program was called when it was let in, by its own word and thus good for
+            being shown, not for rules; "" if that cannot be told for sure (before Linux 6.5).
     """
 
     pid: int
     uid: int
     gid: int
     groups: frozenset[int] = field(default=frozenset(), compare=False, repr=False)
+    command: str = field(default="", compare=False, repr=False)
 
     @classmethod
     def of(cls, sock: socket.socket) -> "Peer":
@@ -61,6 +71,32 @@ def _groups(sock: socket.socket) -> frozenset[int]:
     except OSError:
         return frozenset()  # there are more, or the kernel is an old one
     return frozenset(number for (number,) in struct.iter_unpack("I", found))
+
+
+def command_of(sock: socket.socket, pid: int) -> str:
+    """What the program at the other end is called (proc(5), comm); "" if that cannot be told.
+
+    By the time it is looked up its process id may be another's. The pidfd is that of the process
+    which connected: if that one is alive afterwards, the number was its own all along. Nothing is
+    kept open for it.
+    """
+    try:
+        found = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, _INT.size)
+    except OSError:
+        return ""  # it is gone, or the kernel is an old one
+    (pidfd,) = _INT.unpack(found)
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            name = file.read().rstrip(b"\n").decode("utf-8", "replace")
+        died = select.poll()
+        died.register(pidfd, select.POLLIN)
+        if died.poll(0):
+            return ""
+    except OSError:
+        return ""  # /proc does not show it
+    finally:
+        os.close(pidfd)
+    return printable(name)
 
 
 @dataclass(frozen=True, slots=True)

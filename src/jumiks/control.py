@@ -23,7 +23,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ._native import check, ffi, lib
-from .access import Peer, Quota, Rule
+from .access import Peer, Quota, Rule, command_of
 from .access import check as may_connect
 from .address import Listener
 from .errors import JumiksError
@@ -466,7 +466,8 @@ class Control:
 
     def _welcome(self, joining: _Joining, attached: Attached) -> None:
         key, cursor = attached.key, attached.cursor_fd
-        self.peers[key] = joining.peer
+        command = command_of(joining.sock, joining.peer.pid)
+        self.peers[key] = replace(joining.peer, command=command)
         self._let_in_of[joining.peer.uid] += 1
         welcomed = True
         try:

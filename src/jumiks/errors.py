@@ -59,6 +59,11 @@ REFUSED_VERSION = 1
 """The welcome's status for a version that the server does not speak (docs/protocol.md)."""
 
 
+def printable(text: str) -> str:
+    """A text of the other end's as it may be shown in terminals and logs, without control codes."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def _revive(
     kind: type["JumiksError"], args: tuple[object, ...], facts: dict[str, object]
 ) -> "JumiksError":

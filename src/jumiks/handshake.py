@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Self, TypeVar
 
-from .errors import ConnectionEnded, ProtocolError, Refused, VersionMismatch
+from .errors import ConnectionEnded, ProtocolError, Refused, VersionMismatch, printable
 
 __all__ = [
     "FIRST_ID",
@@ -642,7 +642,7 @@ class ClientHandshake:
             raise ProtocolError(f"the server broke the handshake: {error}") from error
         self._welcome = welcome
         if welcome.status != Status.ACCEPTED:
-            reason = welcome.text or refusal_text(
+            reason = printable(welcome.text) or refusal_text(
                 welcome.status, hello=self._hello, reply=self._reply
             )
             raise Refused(reason, status=welcome.status)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 from . import access, address
 from .access import Allow, Peer, Rule
 from .connecting import Connecting, in_thread
-from .errors import Closed, ConnectionLost, ProtocolError, Refused, Timeout
+from .errors import Closed, ConnectionLost, ProtocolError, Refused, Timeout, printable
 from .handshake import Capability, ClientHandshake, Status
 from .stats import ClientInfo, Gap, ServerStats
 
@@ -224,6 +224,7 @@ def as_json(
     for index, info in enumerate(clients):
         one: dict[str, object] = {name: getattr(info, name) for name in _PLAIN}
         one |= {"pid": info.peer.pid, "uid": info.peer.uid, "gid": info.peer.gid}
+        one["command"] = info.command
         one["lost"] = [info.lost.first, info.lost.last] if info.lost else None
         yield (", " if index else "") + json.dumps(one)
     yield "]}"
@@ -270,11 +271,11 @@ def parse_status(text: str) -> ServerStatus:
         found = json.loads(text)
         figures = found["stats"]
         return ServerStatus(
-            address=str(found["address"]),
+            address=_word(found["address"]),
             pid=int(found["pid"]),
             server_id=int(found["server_id"]),
             max_lag=int(found["max_lag"]),
-            on_lag=str(found["on_lag"]),
+            on_lag=_word(found["on_lag"]),
             now=float(found["now"]),
             started=float(found["started"]),
             monitors=int(found["monitors"]),
@@ -286,6 +287,11 @@ def parse_status(text: str) -> ServerStatus:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ProtocolError(f"the server's status cannot be read: {error!r}") from error
+
+
+def _word(value: object) -> str:
+    # It goes to terminals, and comes from a server that may be anybody's.
+    return printable(str(value or ""))
 
 
 def _client(found: Mapping[str, object]) -> ClientInfo:
@@ -303,8 +309,8 @@ def _client(found: Mapping[str, object]) -> ClientInfo:
     names = [name for name in _PLAIN if name not in ("mode", "since", "last_ack")]
     figures = {name: number(name) for name in names}
     return ClientInfo(
-        peer=Peer(number("pid"), number("uid"), number("gid")),
-        mode=str(found["mode"]),
+        peer=Peer(number("pid"), number("uid"), number("gid"), command=_word(found.get("command"))),
+        mode=_word(found["mode"]),
         since=moment("since") or 0.0,
         last_ack=moment("last_ack"),
         reason=None,

@@ -129,6 +129,11 @@ class ClientInfo:
         """Its user id."""
         return self.peer.uid
 
+    @property
+    def command(self) -> str:
+        """What its program is called, by its own word; "" if that is not known."""
+        return self.peer.command
+
     def __str__(self) -> str:
         return (
             f"client {self.key} (process {self.pid}, {self.mode}): {self.lag} messages behind: "

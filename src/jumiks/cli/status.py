@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from jumiks.errors import printable
 from jumiks.monitor import Monitor, ServerStatus
 from jumiks.stats import ClientInfo
 
@@ -89,9 +90,10 @@ def age(seconds: float) -> str:
 def command_of(pid: int) -> str:
     """The name of a process; "-" if it cannot be seen from here."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip() or "-"
+        text = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace")
     except OSError:
         return "-"
+    return printable(text.rstrip("\n")) or "-"
 
 
 def user_of(uid: int) -> str:
@@ -136,7 +138,7 @@ def cells(look: Look, info: ClientInfo) -> tuple[str, ...]:
     messages, size = look.rates(info)
     return (
         str(info.pid),
-        command_of(info.pid),
+        info.command or "-",
         user_of(info.uid),
         info.mode,
         str(info.lag),
