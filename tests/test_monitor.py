@@ -8,13 +8,14 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import reference
 from conftest import MODE, wait_until
 from support_api import DEADLINE, SMALL_LOG, Task, sockaddr, stranger
+from support_wire import listening, one_connection
 
 from jumiks import (
     Client,
@@ -178,6 +179,20 @@ def test_answers_are_paced(address: str, monkeypatch: pytest.MonkeyPatch) -> Non
         second.status()
 
 
+@pytest.mark.parametrize("kind", [1, 99])
+def test_questions_of_any_kind_are_paced(
+    address: str, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    monkeypatch.setattr("jumiks.monitor.LEAST_PAUSE", 3600)
+    with Server(address), raw_monitor(address) as sock:
+        for number in range(2):
+            sock.send(HEADER.pack(kind, 0, number))
+        assert HEADER.unpack_from(sock.recv(1 << 18))[2] == 0
+        sock.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            sock.recv(1 << 18)
+
+
 def test_an_answer_that_comes_late_is_not_taken_for_another(address: str) -> None:
     with Server(address), Monitor(address) as monitor:
         assert monitor._sock is not None
@@ -295,6 +310,10 @@ HELLO = reference.encode_server_hello(
 WELCOME = reference.encode_welcome(reference.Welcome(0, reference.MONITOR, 0))
 
 
+LYING = b'{"address": "@a", "pid": %s, "server_id": %s, "max_lag": 0, "on_lag": "block"}'
+LYING = LYING[:-1] + b', "now": 1, "started": 0, "monitors": 1, "stats": {}, "clients": []}'
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -302,6 +321,9 @@ WELCOME = reference.encode_welcome(reference.Welcome(0, reference.MONITOR, 0))
         (HEADER.pack(1, 0, 1) + b"\xff", "cannot be read: JSONDecodeError"),
         (HEADER.pack(1, 0, 1) + b"[]", "cannot be read: TypeError"),
         (HEADER.pack(1, 2, 1), "does not know what a status is"),
+        (HEADER.pack(1, 0, 1) + b"[" * 200_000, "cannot be read: RecursionError"),
+        (HEADER.pack(1, 0, 1) + LYING % (b"1e999", b"0"), "cannot be read: OverflowError"),
+        (HEADER.pack(1, 0, 1) + LYING % (b"1", b"9" * 5000), "cannot be read: ValueError"),
         (b"short", "too short for an answer"),
     ],
 )
@@ -311,6 +333,44 @@ def test_an_answer_that_makes_no_sense_is_a_protocol_error(
     with stranger(address, HELLO, WELCOME, answer), Monitor(address) as monitor:
         with pytest.raises(ProtocolError, match=words):
             monitor.status()
+
+
+def test_names_in_a_status_come_without_control_codes(address: str) -> None:
+    client = {"key": 1, "pid": 1, "mode": "\x1b[31m", "command": "\x1b]0;title\x07"}
+    told = json.loads(LYING % (b"1", b"1"))
+    told |= {"address": "@\x1b[2J", "on_lag": "\r\n", "clients": [client]}
+    answer = HEADER.pack(1, 0, 1) + json.dumps(told).encode()
+    with stranger(address, HELLO, WELCOME, answer), Monitor(address) as monitor:
+        status = monitor.status()
+    (info,) = status.clients
+    assert (status.address, status.on_lag) == ("@?[2J", "??")
+    assert (info.mode, info.command) == ("?[31m", "?]0;title?")
+
+
+@pytest.mark.parametrize("number", [1, 77], ids=["in parts", "to no question"])
+def test_an_answer_without_end_is_given_up_in_time(address: str, number: int) -> None:
+    part = HEADER.pack(1, 1, number) + b" "
+
+    def trickle(connection: socket.socket) -> None:
+        connection.send(HELLO)
+        connection.recv(100)
+        connection.send(WELCOME)
+        connection.settimeout(0.02)
+        while True:
+            connection.send(part)
+            with suppress(TimeoutError):
+                if len(connection.recv(100)) == 0:
+                    return
+
+    with listening(address) as listener, one_connection(listener, trickle):
+        with Monitor(address, timeout=0.3) as monitor:
+            with pytest.raises(Timeout, match=r"no status within 0\.3 s"):
+                monitor.status()
+
+
+def test_a_monitors_time_may_be_longer_than_a_clock_can_count(address: str) -> None:
+    with Server(address), Monitor(address, timeout=1e300) as monitor:
+        assert monitor.status().monitors == 1
 
 
 def test_a_plain_server_has_no_status(address: str) -> None:

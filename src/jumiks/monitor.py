@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -82,6 +83,7 @@ class _Watcher:
         self.peer = peer
         self.max_packet = max_packet
         self.asked: int | None = None
+        self.kind = _STATUS
         self.packets: deque[bytes] = deque()
 
 
@@ -176,21 +178,19 @@ class Monitors:
         if len(packet) < _HEADER.size:
             self._drop(watcher)
             return
-        kind, _, number = _HEADER.unpack_from(packet)
-        if kind == _STATUS:
-            watcher.asked = number
-            self._epoll.modify(watcher.sock.fileno(), 0)
-            self.expire(time.monotonic())
-        else:
-            watcher.packets.append(_HEADER.pack(kind, _UNKNOWN, number))
-            self._send(watcher)
+        watcher.kind, _, watcher.asked = _HEADER.unpack_from(packet)
+        self._epoll.modify(watcher.sock.fileno(), 0)
+        self.expire(time.monotonic())
 
     def _answer(self, watcher: _Watcher) -> None:
         begin, number = time.monotonic(), watcher.asked
         assert number is not None
         watcher.asked = None
-        body = "".join(self._look()).encode()
-        watcher.packets.extend(answers(number, body, watcher.max_packet))
+        if watcher.kind == _STATUS:
+            body = "".join(self._look()).encode()
+            watcher.packets.extend(answers(number, body, watcher.max_packet))
+        else:
+            watcher.packets.append(_HEADER.pack(watcher.kind, _UNKNOWN, number))
         with suppress(OSError):  # epoll tells of it as well
             self._send(watcher)
         now = time.monotonic()
@@ -285,7 +285,14 @@ def parse_status(text: str) -> ServerStatus:
             clients=tuple(_client(each) for each in found["clients"]),
             raw=text,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ProtocolError(f"the server's status cannot be read: {error!r}") from error
 
 
@@ -322,6 +329,17 @@ def _client(found: Mapping[str, object]) -> ClientInfo:
     )
 
 
+def _wait_until(deadline: float | None, sock: socket.socket) -> None:
+    # What is sent in small pieces, one now and then, has no more time than what comes at once.
+    if deadline is None:
+        sock.settimeout(None)
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    sock.settimeout(min(left, threading.TIMEOUT_MAX))
+
+
 class Monitor(Connecting):
     """Ask a running server how it is; it receives no messages, and slows nobody down.
 
@@ -347,7 +365,6 @@ class Monitor(Connecting):
         if Capability.MONITOR not in handshake.granted:
             sock.close()
             raise Refused("it gives no status", status=Status.NOT_ALLOWED)
-        sock.settimeout(timeout)
         self._sock: socket.socket | None = sock
 
     def status(self) -> ServerStatus:
@@ -364,17 +381,20 @@ class Monitor(Connecting):
             raise Closed("this monitor is closed")
         self._asked = (self._asked + 1) % (1 << 32)
         try:
+            deadline = None if self._timeout is None else time.monotonic() + self._timeout
+            _wait_until(deadline, sock)
             sock.send(request(self._asked), socket.MSG_NOSIGNAL)
-            body = self._answer(sock)
+            body = self._answer(sock, deadline)
         except TimeoutError as error:
             raise Timeout(f"{self._address!r} gave no status within {self._timeout:g} s") from error
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ConnectionLost(f"end of stream from {self._address!r}") from error
         return parse_status(body.decode("utf-8", "replace"))
 
-    def _answer(self, sock: socket.socket) -> bytearray:
+    def _answer(self, sock: socket.socket, deadline: float | None) -> bytearray:
         body = bytearray()
         while len(body) <= _MOST_ANSWER:
+            _wait_until(deadline, sock)
             packet = sock.recv(1 << 18)
             if not packet:
                 raise ConnectionLost(f"end of stream from {self._address!r}: the server is gone")
