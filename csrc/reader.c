@@ -42,6 +42,7 @@
     262144u /* of the log in a batch at most, unless one frame alone is larger ... */
 #define BATCH_PART 8 /* ... nor more than this part of the log: acks come between batches */
 #define CONTROL_BYTES 256 /* more than any control packet */
+#define MOST (UINT64_MAX / 2) /* no offset or id gets there, and below it sums do not overflow */
 #define SPINS 64 /* looks at the log's end for one at the clock */
 
 struct pin {
@@ -255,7 +256,7 @@ static void take_resume(struct jmk_client *client, const struct jmk_header *head
 static void take_control(struct jmk_client *client, const uint8_t *packet, size_t length) {
     struct jmk_header header;
 
-    if (!jmk_frame_check(packet, length, &header))
+    if (jmk_frame_check(packet, length, &header) != length)
         jmk_client_break(client, "a frame does not fit its packet");
     else if (header.kind == JMK_KIND_BYE)
         take_bye(client, &header, packet + JMK_FRAME_HEADER);
@@ -445,7 +446,7 @@ static bool index_frames(struct jmk_log_reader *reader, uint64_t head, struct jm
     for (; offset < head && offset < stop && item < end && id <= last; id++) {
         uint64_t length = look(reader, offset, head - offset, id, item);
 
-        if (!length)
+        if (!length || id == UINT64_MAX)
             return false;
         bytes += item++->size;
         offset += length;
@@ -457,13 +458,6 @@ static bool index_frames(struct jmk_log_reader *reader, uint64_t head, struct jm
     return true;
 }
 
-/* Is an offset or an id so high that adding a ring's worth to it would wrap? None gets there. */
-static bool wraps(const struct jmk_log_reader *reader) {
-    uint64_t highest = UINT64_MAX - reader->size;
-
-    return reader->offset > highest || reader->id > highest;
-}
-
 static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
     struct jmk_log_reader *reader = client->reader;
     uint64_t head = atomic_load_explicit(&reader->page->head, memory_order_acquire);
@@ -473,7 +467,8 @@ static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
 
     if (head == reader->offset || reader->id > reader->last)
         return;
-    if (head < reader->offset || head - reader->offset > reader->size || wraps(reader))
+    if (head < reader->offset || head - reader->offset > reader->size || head > MOST ||
+        reader->id > MOST)
         fault = "its log ends where it cannot";
     else if (!index_frames(reader, head, batch))
         fault = "what stands in its log is no frame, or has another id";

@@ -647,6 +647,11 @@ class ClientHandshake:
             )
             raise Refused(reason, status=welcome.status)
         granted = _known(welcome.capabilities)
+        if welcome.first_id < self._reply.start and Capability.MONITOR not in granted:
+            raise ProtocolError(
+                f"the server broke the handshake: it begins at {welcome.first_id}, where "
+                f"{self._reply.start} was asked for"
+            )
         if granted & ~self._reply.capabilities:
             raise ProtocolError("the server broke the handshake: it grants what was not asked for")
         if Capability.LOG in granted and Capability.FRAMES not in granted:
