@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import reference
-from conftest import wait_until
+from conftest import SHARE_LOG, wait_until
 from reference import Message
+from support_shared import hand_made_client
 from support_wire import DEADLINE, FIRST_ID, RawClient, Witness, packets_of, raw_client
 
 import jumiks
@@ -141,6 +142,75 @@ def test_a_full_log_passes_and_one_message_beyond_it_is_cut(
         wait_until(lambda: ends)
     ((info, _),) = ends
     assert (info.limit_kind, info.limit, info.lag) == ("bytes", LOG, count)
+
+
+Acks = Callable[[int], object]
+
+
+@contextmanager
+def acking_by_hand(server: Server, address: str, path: str) -> Iterator[Acks]:
+    """A client on one of the three paths, which acks what it is told to and nothing else."""
+    if path == "shared":
+        with hand_made_client(server, address) as reader:
+            yield reader.ack
+    else:
+        with raw_client(server, address, framed=path == "framed") as client:
+            yield client.ack
+
+
+all_paths = pytest.mark.parametrize(
+    "path",
+    [
+        "classic",
+        "framed",
+        pytest.param("shared", marks=pytest.mark.skipif(not SHARE_LOG, reason="it is not shared")),
+    ],
+)
+PATIENCE: dict[str, float | None] = {"disconnect": 0, "block": None, "skip": 0}
+
+
+@all_paths
+@all_policies
+@pytest.mark.parametrize("max_lag", [1, 5])
+def test_the_limit_is_exact_on_each_path_and_for_each_policy(
+    address: str, path: str, on_lag: jumiks.OnLag, max_lag: int
+) -> None:
+    options = {"max_lag": max_lag, "on_lag": on_lag, "patience": PATIENCE[on_lag]}
+    with serving(address, **options) as (server, ends):
+        with acking_by_hand(server, address, path):
+            one_by_one(server, max_lag, timeout=0)
+            wait_until(lambda: [info.lag for info in server.clients] == [max_lag])
+            assert (ends, server.stats().waits) == ([], 0)
+            if on_lag == "block":
+                with pytest.raises(Timeout):
+                    server.publish(b"beyond", timeout=0)
+            else:
+                server.publish(b"beyond", timeout=0)
+            if on_lag == "disconnect":
+                wait_until(lambda: ends)
+                ((info, reason),) = ends
+                assert (reason, info.lag) == (EndReason.LAGGED, max_lag)
+            else:
+                # It has not even been offered what lies beyond.
+                assert [info.lag for info in server.clients] == [max_lag]
+                assert ends == []
+
+
+@all_paths
+@all_policies
+def test_a_client_that_caught_up_just_before_its_limit_is_left_alone(
+    address: str, path: str, on_lag: jumiks.OnLag
+) -> None:
+    options = {"max_lag": 5, "on_lag": on_lag, "patience": PATIENCE[on_lag]}
+    with serving(address, **options) as (server, ends):
+        with acking_by_hand(server, address, path) as ack:
+            for number in range(20):
+                one_by_one(server, 5, timeout=0)
+                last = FIRST_ID + 5 * number + 4
+                wait_until(lambda: [info.lag for info in server.clients] == [5])
+                ack(last)
+                acked(server, last)
+            assert (ends, server.stats().skipped) == ([], 0)
 
 
 @all_policies
