@@ -154,6 +154,36 @@ def test_a_second_server_is_told_who_has_the_address(anywhere: str) -> None:
         assert_serves(listener, anywhere)
 
 
+def files_in(folder: Path) -> dict[str, tuple[int, int, float]]:
+    found = {}
+    for entry in folder.iterdir():
+        about = entry.lstat()
+        found[entry.name] = (about.st_ino, about.st_mode, about.st_ctime)
+    return found
+
+
+@pytest.mark.parametrize("obstacle", ["a server", "a stream server", "a full backlog", "a file"])
+def test_a_listen_that_fails_leaves_every_file_as_it_was(path: Path, obstacle: str) -> None:
+    with ExitStack() as stack:
+        if obstacle == "a file":
+            path.write_text("kept")
+        elif obstacle == "a server":
+            stack.enter_context(listen(path))
+        else:
+            kind = socket.SOCK_STREAM if obstacle == "a stream server" else socket.SOCK_SEQPACKET
+            other = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            other.bind(str(path))
+            other.listen(0)
+            if obstacle == "a full backlog":
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+                waiting.connect(str(path))
+        before = files_in(path.parent)
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"in use|left alone"):
+                listen(path)
+            assert files_in(path.parent) == before
+
+
 def test_an_address_whose_backlog_is_full_is_in_use(anywhere: str) -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(listen(anywhere, backlog=0))
