@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from support_api import DEADLINE, Task, handler, once_it_sleeps_in, signal_main_thread
 
 from jumiks import address as addresses

@@ -78,7 +78,7 @@ def met(
             script(connection)
 
         with listening(address) as listener, one_connection(listener, serve):
-            with Client(address, **options) as client:  # type: ignore[arg-type]
+            with Client(address, **options) as client:  # type: ignore[call-overload]
                 assert repr(client)
                 yield client
 

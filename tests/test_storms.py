@@ -250,7 +250,7 @@ def test_a_handler_that_does_not_return_is_one_lag_event_and_no_matter_to_anothe
         release.wait(DEADLINE)
 
     with Harassed(address, max_lag=100) as harassed:
-        slow_client = Client(address, **OPTIONS[mode])  # type: ignore[arg-type]
+        slow_client = Client(address, **OPTIONS[mode])  # type: ignore[call-overload]
         with slow_client:
             harassed.server.wait_for_clients(2, DEADLINE)
             task = Task(lambda: slow_client.run(slow))
@@ -275,7 +275,7 @@ class Crowd:
         self.release = threading.Event()
         self.count = count
         modes = [mode for mode in OPTIONS if SHARE_LOG or mode != "shared"]
-        self.clients = [Client(address, **OPTIONS[mode]) for mode in modes]  # type: ignore[arg-type]
+        self.clients = [Client(address, **OPTIONS[mode]) for mode in modes]  # type: ignore[call-overload]
         self.tasks = [Task(partial(self._take, client)) for client in self.clients]
 
     def _take(self, client: Client) -> list[bytes]:
