@@ -374,8 +374,14 @@ class Client(Connecting, Generic[Item]):
             if first > due:
                 yield Gap(due, first - 1, GapReason.EVICTED)
             return
+        # What it published to its end stands in its log, if we have that, also what came after we
+        # had lost the connection.
+        handle = self._handle
+        last = lib.jmk_client_published_id(handle) if handle is not None else 0
         if isinstance(ending, ConnectionLost) and ending.first_lost:
-            yield Gap(ending.first_lost, ending.last_lost, GapReason.ENDED)
+            yield Gap(due, max(ending.last_lost, last), GapReason.ENDED)
+        elif self._mode == "shared" and last >= due:
+            yield Gap(due, last, GapReason.ENDED)
         elif isinstance(ending, ConnectionLost) and self._mode != "shared":
             yield Gap(due, None, GapReason.RESTARTED)
         if first > FIRST_ID:
