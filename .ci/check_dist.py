@@ -14,6 +14,7 @@ IN_SDIST = (
     "LICENSE",
     "Makefile",
     "README.md",
+    "SECURITY.md",
     "csrc/build_core.py",
     "csrc/jumiks.h",
     "csrc/objects.c",
