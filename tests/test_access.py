@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import descriptors
+from conftest import descriptors, wait_until
 
 from jumiks import Server, access
 from jumiks.access import Group, Peer, command_of
@@ -271,7 +271,8 @@ def test_another_process_of_the_same_id_is_not_taken_for_the_peer(address: str) 
             with subprocess.Popen(["sleep", "60"]) as other:
                 try:
                     if other.pid == child.pid:
-                        assert Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n"
+                        comm = Path(f"/proc/{child.pid}/comm")
+                        wait_until(lambda comm=comm: comm.read_text() == "sleep\n")  # type: ignore[misc]
                         assert command_of(connection, child.pid) == ""
                         return
                 finally:
