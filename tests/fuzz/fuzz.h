@@ -38,7 +38,7 @@ static inline size_t take_bytes(struct input *input, void *to, size_t size) {
 static inline uint64_t take_near(struct input *input, uint64_t base) {
     uint64_t step = take(input, 1);
 
-    return step == 0xff ? take(input, 8) : base + (uint64_t)(int64_t)(int8_t)step;
+    return step == 0x80 ? take(input, 8) : base + (uint64_t)(int64_t)(int8_t)step;
 }
 
 /* What is run: it returns 0, or does not return. */

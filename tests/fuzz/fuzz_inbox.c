@@ -14,7 +14,7 @@
 #include "fuzz.h"
 
 #define MAX_PACKET 512u
-#define MAX_MESSAGE 3000u
+#define MAX_MESSAGE 900u
 #define NOTES 512
 #define NOTED_BYTES 32768
 #define HELD 4
@@ -107,7 +107,7 @@ static void put_fragment(void) {
     if (change & 1)
         id = take_near(&run.input, id);
     if (change & 2)
-        run.offset = (uint32_t)take_near(&run.input, run.offset);
+        run.offset += 8 * (uint32_t)take_near(&run.input, 0);
     if (change & 4)
         run.total = (uint32_t)take_near(&run.input, run.total);
     if (slice > run.total - run.offset && !(change & 8))
@@ -246,7 +246,7 @@ static void check_batch(const struct jmk_batch *batch) {
         const struct jmk_slice *item = &batch->items[i];
         const uint8_t *data = item->data;
 
-        CHECK(data >= arena->memory && item->size <= arena->size);
+        CHECK(data >= arena->memory && item->size <= MAX_MESSAGE);
         CHECK(data + item->size <= arena->memory + arena->size);
         CHECK(was_sent(batch->first_id + i, item, 0));
         bytes += item->size;
@@ -364,60 +364,42 @@ static void hold(void) {
 
 /* ---- a run ---- */
 
-static void step(void) {
-    switch (take(&run.input, 1) & 15) {
-    case 0:
-        put_message();
-        break;
-    case 1:
-        put_message();
-        send_packet();
-        break;
-    case 2:
-        put_fragment();
-        break;
-    case 3:
-        put_fragment();
-        send_packet();
-        break;
-    case 4:
-        put_frame();
-        break;
-    case 5:
-        put_bye();
-        break;
-    case 6:
-        put_any();
-        break;
-    case 7:
-        send_packet();
-        break;
-    case 8:
-        receive(run.received, 0);
-        break;
-    case 9:
-        receive(take_handled(), 0);
-        break;
-    case 10:
-        ack();
-        break;
-    case 11:
-        read_acks();
-        break;
-    case 12:
-        hold();
-        break;
-    case 13:
-        receive_to_the_end();
-        break;
-    case 14:
-        shutdown(run.server, take(&run.input, 1) & 1 ? SHUT_WR : SHUT_RDWR);
-        break;
-    case 15:
-        run.input.left % 8 ? (void)put_pattern(0, 8 * (size_t)take(&run.input, 1) % 999)
-                           : (void)jmk_client_close(run.client);
-    }
+static void send_message(void) {
+    put_message();
+    send_packet();
 }
+
+static void send_fragment(void) {
+    put_fragment();
+    send_packet();
+}
+
+static void receive_next(void) {
+    receive(run.received, 0);
+}
+
+static void receive_some(void) {
+    receive(take_handled(), 0);
+}
+
+static void shut(void) {
+    shutdown(run.server, take(&run.input, 1) & 1 ? SHUT_WR : SHUT_RDWR);
+}
+
+static void put_much_or_close(void) {
+    size_t size = 8 * (size_t)take(&run.input, 1);
+
+    if (size)
+        put_pattern(0, size % sizeof run.packet);
+    else
+        jmk_client_close(run.client);
+}
+
+static void (*const steps[])(void) = {
+    put_message, send_message,       put_fragment, send_fragment,     put_frame, put_bye,
+    put_any,     send_packet,        receive_next, receive_some,      ack,       read_acks,
+    hold,        receive_to_the_end, shut,         put_much_or_close,
+};
 
 static void start(void) {
     uint64_t how = take(&run.input, 1);
@@ -452,7 +434,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     run.input = (struct input){data, size};
     start();
     while (run.input.left)
-        step();
+        steps[take(&run.input, 1) % (sizeof steps / sizeof *steps)]();
     while (receive(run.received, 0) == 0)
         continue;
     read_acks();

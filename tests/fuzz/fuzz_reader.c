@@ -180,42 +180,27 @@ static void send_any(void) {
     send_packet(packet, size);
 }
 
-/* One thing that a server does. */
-static void serve(uint64_t step) {
-    switch (step % 8) {
-    case 0:
-        append(0);
-        publish();
-        break;
-    case 1:
-        append(take(&run.input, 1));
-        break;
-    case 2:
-        publish();
-        break;
-    case 3:
-        store_word();
-        break;
-    case 4:
-        store_bytes();
-        break;
-    case 5:
-        send_control();
-        break;
-    case 6:
-        send_bye();
-        break;
-    case 7:
-        send_any();
-        break;
-    }
+static void append_good(void) {
+    append(0);
+    publish();
 }
+
+static void append_any(void) {
+    append(take(&run.input, 1));
+}
+
+/* What a server does, by its number; some of a user's steps have the numbers behind these. */
+static void (*const serves[])(void) = {
+    append_good, append_any, publish, store_word, store_bytes, send_control, send_bye, send_any,
+};
+
+#define SERVES (sizeof serves / sizeof *serves)
 
 /* In the middle of a call of the client's. */
 static void at_point(enum jmk_point point) {
     (void)point;
     if (run.points && --run.points == 0)
-        serve(take(&run.input, 1));
+        serves[take(&run.input, 1) % SERVES]();
 }
 
 /* ---- what the user does ---- */
@@ -337,44 +322,47 @@ static void read_acks(void) {
 
 /* ---- a run ---- */
 
-static void step(void) {
-    uint64_t step = take(&run.input, 1);
+static void receive_first(void) {
+    receive(0, 0);
+}
 
-    switch (step & 15) {
-    case 8:
-        receive(0, 0);
-        break;
-    case 9:
-        receive(run.received, 0);
-        ask();
-        break;
-    case 10:
-        receive(take_near(&run.input, run.received), 0);
-        break;
-    case 11:
-        ask();
-        break;
-    case 12:
-        ack();
-        break;
-    case 13:
-        hold();
-        break;
-    case 14:
-        run.points = 1 + (unsigned)(step >> 4) % 4;
-        break;
-    case 15:
-        if (step >> 4 == 0)
-            jmk_client_close(run.client);
-        else if (step >> 4 == 1)
-            shutdown(run.server, SHUT_WR);
-        else
-            read_acks();
-        break;
-    default:
-        serve(step);
-        break;
-    }
+static void receive_next(void) {
+    receive(run.received, 0);
+    ask();
+}
+
+static void receive_some(void) {
+    receive(take_near(&run.input, run.received), 0);
+}
+
+static void end_or_read(void) {
+    uint64_t how = take(&run.input, 1);
+
+    if (how == 0)
+        jmk_client_close(run.client);
+    else if (how == 1)
+        shutdown(run.server, SHUT_WR);
+    else
+        read_acks();
+}
+
+static void strike_at_point(void) {
+    run.points = 1 + (unsigned)take(&run.input, 1) % 8;
+}
+
+static void (*const steps[])(void) = {
+    receive_first, receive_next, receive_some, ask, ack, hold, strike_at_point, end_or_read,
+};
+
+#define STEPS (sizeof steps / sizeof *steps)
+
+static void step(void) {
+    uint64_t number = take(&run.input, 1) % (SERVES + STEPS);
+
+    if (number < SERVES)
+        serves[number]();
+    else
+        steps[number - SERVES]();
 }
 
 static bool start(void) {

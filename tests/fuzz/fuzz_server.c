@@ -31,7 +31,7 @@
 #define PATIENCE 10 /* s, in which anything here has happened */
 #define LARGEST_PACKET 131072
 
-enum life { NOT_THERE, OPEN, CLOSED };
+enum life { NOT_THERE, OPEN };
 
 struct client {
     enum life life;
@@ -56,6 +56,7 @@ static struct {
     struct input input;
     struct shop kept[POLICIES], own, *shop;
     struct client clients[CLIENTS];
+    struct client *one; /* whose turn it is */
     unsigned attached, gone;
 } run;
 
@@ -237,11 +238,14 @@ static void publish(size_t size) {
 
 /* ---- what the others do ---- */
 
-static void attach(struct client *client, uint32_t mode, uint64_t start, uint32_t max_packet) {
-    int fds[2], code;
+static void attach(struct client *client, uint32_t mode, uint64_t start, uint32_t max_packet,
+                   bool narrow) {
+    int fds[2], least = 1, code;
 
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
     CHECK_EQUAL(jmk_socket_prepare(run.shop->server, fds[0], &max_packet), 0);
+    if (narrow) /* a socket that a few packets fill */
+        setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &least, sizeof least);
     *client = (struct client){.mode = mode, .fd = fds[1]};
     code = jmk_server_attach(run.shop->server, fds[0], mode, max_packet, start, &client->attached);
     if (code) {
@@ -272,53 +276,96 @@ static void leave(struct client *client) {
     client->life = NOT_THERE;
 }
 
-static void attach_one(struct client *client) {
+static void attach_one(void) {
     uint64_t how = take(&run.input, 1);
     uint64_t start = how & 4 ? take_near(&run.input, run.shop->next) : how >> 3 & 1;
 
-    leave(client);
-    attach(client, (uint32_t)(how >> 4) % 3, start, how & 1 ? 512 : 0);
-    if (client->life == OPEN && how & 2)
-        jmk_server_release(run.shop->server, client->attached.key);
+    leave(run.one);
+    attach(run.one, (uint32_t)(how >> 4) % 3, start, how & 1 ? 512 : 0, (how & 65) == 65);
+    if (run.one->life == OPEN && how & 2)
+        jmk_server_release(run.shop->server, run.one->attached.key);
 }
 
-static void say(struct client *client, const void *data, size_t size) {
-    if (client->life == OPEN)
-        send(client->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+static void release_one(void) {
+    jmk_server_release(run.shop->server, run.one->attached.key);
 }
 
-static void say_ack(struct client *client, size_t size) {
+static void publish_small(void) {
+    publish((size_t)take(&run.input, 1));
+}
+
+static void publish_any(void) {
+    publish((size_t)take(&run.input, 2) % (MAX_MESSAGE + 1));
+}
+
+static void say(const void *data, size_t size) {
+    if (run.one->life == OPEN)
+        send(run.one->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static void say_ack(void) {
+    uint64_t word = htole64(take_near(&run.input, run.shop->next));
+
+    say(&word, sizeof word);
+}
+
+static void say_answer(void) {
     uint64_t words[2] = {htole64(take_near(&run.input, run.shop->next)), 0};
 
-    say(client, words, size);
+    say(words, sizeof words);
 }
 
-static void say_many(struct client *client) {
+static void say_any(void) {
+    uint8_t bytes[32];
+
+    say(bytes, take_bytes(&run.input, bytes, (size_t)take(&run.input, 1) % sizeof bytes));
+}
+
+static void say_many(void) {
     uint64_t id = take_near(&run.input, run.shop->next), count = take(&run.input, 1) % 100, word;
 
     for (; count > 0; count--, id++) {
         word = htole64(id < run.shop->next ? id : run.shop->next - 1);
-        say(client, &word, sizeof word);
+        say(&word, sizeof word);
     }
 }
 
-static void say_any(struct client *client) {
-    uint8_t bytes[32];
-
-    say(client, bytes, take_bytes(&run.input, bytes, (size_t)take(&run.input, 1) % sizeof bytes));
-}
-
-static void write_cursor(struct client *client) {
+static void write_cursor(void) {
     uint64_t what = take(&run.input, 1), word = take_near(&run.input, run.shop->next - 1);
 
-    if (!client->cursor)
+    if (!run.one->cursor)
         return;
     if (what % 4 == 0)
-        atomic_store(&client->cursor->wanted, word);
+        atomic_store(&run.one->cursor->wanted, word);
     else if (what % 4 == 1)
-        atomic_store(&client->cursor->sleeping, word);
+        atomic_store(&run.one->cursor->sleeping, word);
     else
-        atomic_store(&client->cursor->acked_id, word);
+        atomic_store(&run.one->cursor->acked_id, word);
+}
+
+static void write_cursor_and_look(void) {
+    write_cursor();
+    check_accounts();
+}
+
+static void read_one(void) {
+    read_all(run.one);
+}
+
+static void leave_one(void) {
+    leave(run.one);
+}
+
+static void shut(void) {
+    static const int ways[] = {SHUT_RD, SHUT_WR, SHUT_RDWR};
+    int way = ways[take(&run.input, 1) % 3];
+
+    if (run.one->life == OPEN)
+        shutdown(run.one->fd, way);
+}
+
+static void kick_out(void) {
+    jmk_server_disconnect(run.shop->server, run.one->attached.key, JMK_R_KICKED);
 }
 
 static void wait_acked(void) {
@@ -329,61 +376,21 @@ static void wait_acked(void) {
     CHECK(code == 0 || code == JMK_E_TIMEOUT);
 }
 
-static void step(void) {
-    uint64_t step = take(&run.input, 1);
-    struct client *client = &run.clients[(step >> 4) % HONEST];
+static void kick_server(void) {
+    jmk_server_kick(run.shop->server);
+}
 
-    switch (step & 15) {
-    case 0:
-        attach_one(client);
-        break;
-    case 1:
-        jmk_server_release(run.shop->server, client->attached.key);
-        break;
-    case 2:
-        publish((size_t)take(&run.input, 1));
-        break;
-    case 3:
-        publish((size_t)take(&run.input, 2) % (MAX_MESSAGE + 1));
-        break;
-    case 4:
-        say_ack(client, JMK_ACK_SIZE);
-        break;
-    case 5:
-        say_ack(client, JMK_ANSWER_SIZE);
-        break;
-    case 6:
-        say_any(client);
-        break;
-    case 7:
-        say_many(client);
-        break;
-    case 8:
-        write_cursor(client);
-        break;
-    case 9:
-        write_cursor(client);
-        check_accounts();
-        break;
-    case 10:
-        read_all(client);
-        break;
-    case 11:
-        leave(client);
-        break;
-    case 12:
-        shutdown(client->life == OPEN ? client->fd : -1, (int)(step >> 4) % 3);
-        break;
-    case 13:
-        jmk_server_disconnect(run.shop->server, client->attached.key, JMK_R_KICKED);
-        break;
-    case 14:
-        wait_acked();
-        break;
-    case 15:
-        jmk_server_kick(run.shop->server);
-        break;
-    }
+static void (*const steps[])(void) = {
+    attach_one, release_one, publish_small, publish_any,           say_ack,  say_answer,
+    say_any,    say_many,    write_cursor,  write_cursor_and_look, read_one, leave_one,
+    shut,       kick_out,    wait_acked,    kick_server,
+};
+
+static void step(void) {
+    uint64_t number = take(&run.input, 1);
+
+    run.one = &run.clients[(number >> 4) % HONEST];
+    steps[number & 15]();
 }
 
 /* ---- a run ---- */
@@ -426,7 +433,7 @@ static void start(uint64_t how) {
         open_shop(run.shop, how % POLICIES);
     run.attached = run.gone = 0;
     fill_ring();
-    attach(&run.clients[HONEST], JMK_FRAMED, 0, 0);
+    attach(&run.clients[HONEST], JMK_FRAMED, 0, 0, false);
     CHECK_EQUAL(run.clients[HONEST].attached.first_offset, run.shop->offset);
     CHECK_EQUAL(jmk_server_release(run.shop->server, run.clients[HONEST].attached.key), 0);
 }
