@@ -80,7 +80,7 @@ $(FUZZ)/fuzz_%: $(FUZZ)/tests/fuzz/fuzz_%.o $(CORE:%.c=$(FUZZ)/%.o)
 
 fuzz: $(BUILT) ## Feed hostile input to core and handshake, for a minute (FUZZ_TIME=seconds)
 	@command -v clang >/dev/null || { echo "clang is not here: apt-get install clang"; exit 1; }
-	@$(MAKE) --no-print-directory --silent $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
+	@$(MAKE) --no-print-directory --silent -j $$(nproc) $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
 	@set -e; for name in $(FUZZ_TARGETS); do \
 	    mkdir -p $(FUZZ)/corpus/$$name; \
 	    ASAN_OPTIONS=quarantine_size_mb=1 $(FUZZ)/fuzz_$$name $(FUZZ_OPTIONS) \
