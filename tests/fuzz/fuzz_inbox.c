@@ -423,6 +423,7 @@ static void start(void) {
     run.mode = config.mode;
     run.first = config.first_id;
     run.next = config.first_id ? config.first_id : JMK_FIRST_ID;
+    run.received = jmk_client_last_id(run.client);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

@@ -389,8 +389,10 @@ static bool start(void) {
         *byte ^= (uint8_t)take(&run.input, 1);
     }
     error = jmk_client_new(&run.client, fds[0], &config);
-    if (!error)
+    if (!error) {
+        run.received = run.before = jmk_client_last_id(run.client);
         return true;
+    }
     CHECK(error == JMK_E_LOG || error == JMK_E_SHAPE || error == -EPROTONOSUPPORT ||
           (error == -EPERM && how & 128)); /* a page that nobody can write */
     CHECK(how & (32 | 64 | 128) || config.first_id < JMK_FIRST_ID || config.first_offset % 8);
