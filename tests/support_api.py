@@ -18,7 +18,7 @@ from conftest import preamble, wait_until
 
 from jumiks import Client, ConnectionEnded
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 """Seconds in which whatever a test waits for has happened, on a busy machine too."""
 
 SMALL_LOG = 1 << 16

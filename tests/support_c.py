@@ -16,7 +16,7 @@ FLAGS = [
     f"-I{ROOT / 'csrc'}",
 ]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-DEADLINE = 60.0
+DEADLINE = 200.0
 """Seconds for a compiler or a test that takes a few at most."""
 
 # A preloaded sanitizer is there for the interpreter, not for compilers and programs of their own.

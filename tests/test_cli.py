@@ -23,7 +23,7 @@ from jumiks.cli import main
 from jumiks.cli.framing import LENGTH, read_messages, write_messages
 from jumiks.cli.pages import commands
 from jumiks.cli.parser import EXAMPLES, make_parser
-from jumiks.cli.status import Look, age, report, short
+from jumiks.cli.status import Look, age, command_of, report, short, user_of
 from jumiks.handshake import FIRST_ID
 
 JUMIKS = (sys.executable, "-m", "jumiks.cli")
@@ -43,7 +43,7 @@ def command(*arguments: object, **more: object) -> Iterator[subprocess.Popen[byt
 
 def finish(process: subprocess.Popen[bytes], given: bytes | None = None) -> tuple[int, bytes, str]:
     """Wait for its end: status, output, errors."""
-    output, errors = process.communicate(given, timeout=10 * DEADLINE)
+    output, errors = process.communicate(given, timeout=5 * DEADLINE)
     return process.returncode, output, errors.decode()
 
 
@@ -424,6 +424,13 @@ def test_numbers_are_short(value: float, text: str) -> None:
 )
 def test_ages_have_two_units(seconds: float, text: str) -> None:
     assert age(seconds) == text
+
+
+def test_who_cannot_be_seen_from_here_has_a_dash_or_a_number() -> None:
+    process = subprocess.Popen(["true"], env=FOREIGN_ENVIRONMENT)
+    process.wait()
+    assert command_of(process.pid) == "-"
+    assert user_of(2**32 - 2) == str(2**32 - 2)
 
 
 # ---- bench, pages

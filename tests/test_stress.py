@@ -198,7 +198,13 @@ import jumiks
 
 address, framed = sys.argv[1], sys.argv[2] == "framed"
 gaps, first, last, count, crc = [], 0, 0, 0, 0
-with jumiks.Client(address, framed=framed, on_gap=lambda gap: gaps.append(gap.count)) as client:
+
+def miss(gap):
+    global first
+    first = first or gap.first  # it may come before any message
+    gaps.append(gap.count)
+
+with jumiks.Client(address, framed=framed, on_gap=miss) as client:
     print("ready", flush=True)
     try:
         while True:
