@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import anyio
 import pytest
+from anyio import to_thread
 from conftest import ASYNCIO, MODE, wait_until
 from support_api import DEADLINE, SMALL_LOG, Task, run_script, sockaddr, stranger
 
@@ -24,6 +25,7 @@ from jumiks import (
     Client,
     ClientInfo,
     Closed,
+    Disconnected,
     EndReason,
     Gap,
     Lagged,
@@ -809,6 +811,43 @@ def test_waiting_for_clients_and_callbacks_in_the_loop(run: Run, address: str) -
     run(main)
     here = threading.get_ident()
     assert seen == [("came", here, None), ("went", here, EndReason.LEFT)]
+
+
+def test_a_server_in_the_loop_shows_and_ends_its_clients(run: Run, address: str) -> None:
+    async def main() -> None:
+        async with AsyncServer(address) as server, AsyncClient(address) as client:
+            await server.wait_for_clients(1, DEADLINE)
+            server.disconnect(server.clients[0])
+            with pytest.raises(Disconnected):
+                await client.receive(DEADLINE)
+            await until(lambda: server.endings.get(EndReason.DISCONNECTED))
+
+    run(main)
+
+
+def test_a_batch_that_is_under_way_is_not_cut_in_by_another(run: Run, address: str) -> None:
+    async def main() -> None:
+        async with AsyncServer(address, max_lag=5, on_lag="block") as server:
+            with Client(address) as slow:
+                await server.wait_for_clients(1, DEADLINE)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(server.publish_many_wait, numbers(10))
+                    await until(lambda: server._in_batch)
+                    with pytest.raises(Timeout, match="await this one instead"):
+                        server.publish_many([b"another"])
+                    with pytest.raises(Timeout, match="under way all the time"):
+                        await server.publish_many_wait([b"another"], 0)
+                    got: list[bytes] = []
+
+                    def receive() -> None:
+                        while len(got) < 10:
+                            got.append(slow.receive(DEADLINE))
+                            slow.ack()
+
+                    await to_thread.run_sync(receive)
+                assert got == numbers(10)
+
+    run(main)
 
 
 def test_a_cancelled_start_leaves_nothing_behind(run: Run, address: str) -> None:

@@ -398,6 +398,7 @@ except OSError as error:
         ("arena_size", "big", TypeError, "arena_size is a number of bytes, not 'big'"),
         ("arena_size", True, TypeError, "arena_size is a number of bytes, not True"),
         ("arena_size", 1e6, TypeError, "arena_size is a number of bytes, not 1000000.0"),
+        ("spin", None, TypeError, "spin is a number of seconds, not None"),
     ],
 )
 def test_a_client_refuses_a_wrong_setting_and_leaves_nothing(

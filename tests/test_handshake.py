@@ -148,6 +148,13 @@ def test_a_field_that_is_cut_reads_as_zero() -> None:
     assert ServerHello.decode(packet[:15]) == ServerHello(capabilities=FRAMES)
 
 
+@pytest.mark.parametrize("length", [16, 23])
+def test_a_welcome_to_a_log_without_its_offset_is_malformed(length: int) -> None:
+    packet = Welcome(Status.ACCEPTED, FRAMES | Capability.LOG, FIRST_ID).encode()
+    with pytest.raises(Malformed, match=f"{length} bytes, where at least 24 are due"):
+        Welcome.decode(packet[:length])
+
+
 def test_what_follows_a_hello_is_ignored() -> None:
     reply = ClientHello(capabilities=FRAMES, start=START_OLDEST)
     assert ServerHello.decode(OFFER.encode() + b"later") == OFFER
@@ -172,6 +179,12 @@ def test_a_long_text_is_cut_between_characters() -> None:
     packet = Welcome(Status.INTERNAL, text="x" + "\N{EURO SIGN}" * 300).encode()
     assert packet[16:].decode() == "x" + "\N{EURO SIGN}" * 170
     assert len(packet) <= 16 + 512
+
+
+def test_of_a_text_512_bytes_are_sent_and_read() -> None:
+    packet = Welcome(Status.INTERNAL, text="x" * 513).encode()
+    assert packet[16:] == b"x" * 512
+    assert Welcome.decode(packet + b"x").text == "x" * 512
 
 
 def test_a_text_that_is_no_utf_8_is_still_read() -> None:
@@ -525,6 +538,18 @@ def test_what_is_no_jumiks_is_told_so(packet: bytes) -> None:
     assert client.state is ClientState.FAILED
 
 
+@pytest.mark.parametrize("version", [(1000, 0, 0), (0, 1000, 0), (2, 0, 65535)])
+def test_a_version_that_may_be_one_day_is_a_mismatch(version: tuple[int, int, int]) -> None:
+    with pytest.raises(VersionMismatch):
+        ClientHandshake().receive(ServerHello(version).encode())
+
+
+@pytest.mark.parametrize("version", [(1001, 0, 0), (1, 1001, 0)])
+def test_a_version_that_will_never_be_is_another_protocol(version: tuple[int, int, int]) -> None:
+    with pytest.raises(ProtocolError, match="has no version in it"):
+        ClientHandshake().receive(ServerHello(version).encode())
+
+
 def test_a_refused_client_reads_why() -> None:
     client = ClientHandshake()
     client.receive(OFFER.encode())
@@ -542,6 +567,13 @@ def test_words_of_a_refusal_come_without_control_codes() -> None:
     with pytest.raises(Refused) as caught:
         handshake.receive(Welcome(Status.CLOSING, text="\x1b[2Jgo\nhome \u202eöß").encode())
     assert caught.value.reason == "?[2Jgo?home ?öß"
+
+
+@pytest.mark.parametrize("status", [*range(1, 8), 4711])
+def test_a_refusal_needs_both_hellos_to_go_into_detail(status: int) -> None:
+    plain = refusal_text(status)
+    assert refusal_text(status, hello=OFFER) == plain
+    assert refusal_text(status, reply=ClientHello((2, 0, 0), start=2)) == plain
 
 
 @pytest.mark.parametrize("status", [*range(1, 8), 4711])
@@ -569,6 +601,14 @@ def test_a_grant_that_was_not_wanted_breaks_the_protocol() -> None:
     with pytest.raises(ProtocolError, match="not asked"):
         client.receive(Welcome(Status.ACCEPTED, FRAMES, NEXT_ID).encode())
     assert not client.framed
+
+
+def test_a_log_without_frames_breaks_the_protocol() -> None:
+    client = ClientHandshake(FRAMES | Capability.LOG)
+    client.receive(OFFER.encode())
+    with pytest.raises(ProtocolError, match="LOG without FRAMES"):
+        client.receive(Welcome(Status.ACCEPTED, Capability.LOG, NEXT_ID).encode())
+    assert client.state is ClientState.FAILED
 
 
 def test_a_grant_that_nobody_knows_is_ignored() -> None:

@@ -803,6 +803,14 @@ def test_a_goodbye_for_an_unknown_reason_is_a_loss_that_says_so(address: str, re
     assert f"reason {reason}" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("reason", "kind"), [(2, jumiks.ServerClosed), (3, ProtocolError), (5, jumiks.Disconnected)]
+)
+def test_a_goodbye_says_why(address: str, reason: int, kind: type[Exception]) -> None:
+    with lied_to(address, [reference.encode_bye(Bye(reason), 0)]) as client:
+        assert type(received(client)[1]) is kind
+
+
 def test_fragments_that_never_end_are_a_loss(address: str) -> None:
     with lied_to(address, [GOOD, fragment(NEXT, 100, 0, PART, True)]) as client:
         found, error = received(client)

@@ -386,6 +386,9 @@ def test_a_later_version_may_say_more_and_an_older_one_less(address: str) -> Non
     del found["stats"]["waits"], found["clients"][0]["packets"]
     status = parse_status(json.dumps(found))
     assert (status.stats.waits, status.clients[0].packets) == (0, 0)
+    found["clients"][0]["packets"] = "many"
+    with pytest.raises(ProtocolError, match="packets is 'many'"):
+        parse_status(json.dumps(found))
 
 
 # ---- it slows nobody
