@@ -22,8 +22,8 @@ C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-uvloop test-c fuzz model lint lint-c format sanitize dist bench bench-quick \
-    bench-check bench-baseline clean
+.PHONY: help venv demo test test-uvloop test-c fuzz model lint lint-c format sanitize coverage mutation dist bench \
+    bench-quick bench-check bench-baseline clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -134,6 +134,28 @@ sanitize: ## Run the tests on a build with sanitizers (SANITIZE=thread for that 
 	    sh -c '$(SAN)/bin/python $(PYTEST) -m "not no_core" && \
 	        JUMIKS_TEST_SHARE_LOG=0 $(SAN)/bin/python $(PYTEST) -m "not no_core" --not-again'
 
+# Each of the two runs has lines that the other has not. Counts are added up over all processes.
+coverage: COV := .venv-cov
+coverage: ## Count which lines of C and Python the tests run
+	rm -rf build/coverage
+	test -x $(COV)/bin/python || $(PYTHON) -m venv $(COV)
+	$(COV)/bin/python $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
+	JUMIKS_COVERAGE=1 $(COV)/bin/python $(PIP_INSTALL) --no-build-isolation '.[coverage]'
+	@mkdir -p build/coverage/c build/coverage/python
+	@set -e; for name in $(C_TESTS); do \
+	    $(CC) $(C_FLAGS) --coverage -fprofile-update=atomic -o build/coverage/c/$$name tests/c/$$name.c $(CORE); \
+	    build/coverage/c/$$name; \
+	done
+	$(COV)/bin/python -m coverage run $(PYTEST)
+	JUMIKS_TEST_SHARE_LOG=0 $(COV)/bin/python -m coverage run $(PYTEST) --not-again
+	$(COV)/bin/python -m coverage combine --quiet
+	$(COV)/bin/python -m coverage json --quiet -o build/coverage/python.json
+	$(COV)/bin/python -m gcovr --root . --filter csrc/ --json-summary build/coverage/c.json build/coverage
+	$(PYTHON) .ci/check_coverage.py build/coverage/c.json build/coverage/python.json
+
+mutation: $(BUILT) ## See whether the tests notice small changes of the policy and the handshake
+	$(PY) tests/mutation/mutate.py $(ARGS)
+
 dist: $(BUILT) ## Build sdist and wheel, look into them, install and try each
 	rm -rf dist
 	$(PY) -m build --outdir dist .
@@ -165,6 +187,6 @@ bench-baseline: $(BENCH_BUILT) ## Make that baseline anew
 	$(PY) -m bench.check $(RESULTS)/check.json --write
 
 clean: ## Remove all that the others made
-	rm -rf $(VENV) .venv-san build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) .venv-san .venv-cov build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	rm -rf src/*.egg-info src/jumiks/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

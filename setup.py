@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the two compiled modules; everything else stands in pyproject.toml.
 
-Two variables of the environment change the build:
+Three variables of the environment change the build:
 
 JUMIKS_DEV=1
     compile our own C files with warnings as errors, with assertions and debug information.
 JUMIKS_SANITIZE=address,undefined (or thread)
     compile and link everything with these sanitizers of the compiler.
+JUMIKS_COVERAGE=1
+    count how often each line of C is run; the counts are kept beside the object files.
 """
 
 import os
@@ -17,6 +19,9 @@ from setuptools.command.build_ext import build_ext
 
 DEV = os.environ.get("JUMIKS_DEV", "") not in ("", "0")
 SANITIZE = os.environ.get("JUMIKS_SANITIZE", "")
+COVERAGE = os.environ.get("JUMIKS_COVERAGE", "") not in ("", "0")
+
+KIND = SANITIZE.replace(",", "-") or ("coverage" if COVERAGE else "dev" if DEV else "plain")
 
 # Python 3.11's stable ABI: one wheel serves that version and all later ones.
 LIMITED_API = "0x030B0000"
@@ -29,6 +34,11 @@ if SANITIZE:
     sanitizers = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
     COMPILE += [*sanitizers, "-O1", "-g", "-fno-omit-frame-pointer", "-UNDEBUG"]
     LINK += sanitizers
+
+if COVERAGE:
+    # Many threads count at once.
+    COMPILE += ["--coverage", "-fprofile-update=atomic", "-O0", "-g"]
+    LINK += ["--coverage"]
 
 
 class BuildExt(build_ext):
@@ -72,9 +82,7 @@ setup(
         "bdist_wheel": {"py_limited_api": "cp311"},
         # The flags above are no part of what setuptools compares, so no object file may be reused,
         # and no kind of build may take another one's.
-        "build": {
-            "build_base": f"build/{SANITIZE.replace(',', '-') or ('dev' if DEV else 'plain')}"
-        },
+        "build": {"build_base": f"build/{KIND}"},
         "build_ext": {"force": "true"},
     },
 )

@@ -569,6 +569,31 @@ def test_words_of_a_refusal_come_without_control_codes() -> None:
     assert caught.value.reason == "?[2Jgo?home ?öß"
 
 
+@pytest.mark.parametrize(
+    ("wishes", "offset", "granted"),
+    [
+        (FRAMES | Capability.LOG, 4096, FRAMES | Capability.LOG),
+        (FRAMES | Capability.LOG, 0, FRAMES | Capability.LOG),
+        (FRAMES | Capability.LOG, None, FRAMES),
+        (FRAMES, 4096, FRAMES),
+    ],
+)
+def test_the_log_is_granted_with_an_offset_and_taken_back_without(
+    wishes: Capability, offset: int | None, granted: Capability
+) -> None:
+    server = ServerHandshake(dataclasses.replace(OFFER, capabilities=FRAMES | Capability.LOG))
+    server.hello()
+    server.receive(ClientHello(capabilities=wishes).encode())
+    welcome = Welcome.decode(server.accept(NEXT_ID, offset))
+    there = offset or 0 if Capability.LOG in granted else 0
+    assert welcome == Welcome(Status.ACCEPTED, granted, NEXT_ID, first_offset=there)
+
+
+def test_a_start_at_the_next_message_is_not_said_to_lie_beyond_it() -> None:
+    reply = ClientHello(start=NEXT_ID)
+    assert refusal_text(Status.START, hello=OFFER, reply=reply) == refusal_text(Status.START)
+
+
 @pytest.mark.parametrize("status", [*range(1, 8), 4711])
 def test_a_refusal_needs_both_hellos_to_go_into_detail(status: int) -> None:
     plain = refusal_text(status)

@@ -472,8 +472,7 @@ class ServerHandshake:
         if not self.extended:
             return b""
         granted = self.granted if first_offset is not None else self.granted & ~Capability.LOG
-        offset = first_offset if Capability.LOG in granted else 0
-        return Welcome(Status.ACCEPTED, granted, first_id, first_offset=offset or 0).encode()
+        return Welcome(Status.ACCEPTED, granted, first_id, first_offset=first_offset or 0).encode()
 
     def refuse(self, status: Status, text: str = "") -> bytes:
         """The welcome that refuses; empty for a client that is not known to understand it.
