@@ -628,6 +628,12 @@ def test_a_grant_that_was_not_wanted_breaks_the_protocol() -> None:
     assert not client.framed
 
 
+def test_a_client_wants_frames_from_now_and_any_packet_unless_told_otherwise() -> None:
+    client = ClientHandshake()
+    assert client.wishes == FRAMES
+    assert ClientHello.decode(client.receive(OFFER.encode())) == ClientHello(capabilities=FRAMES)
+
+
 def test_a_log_without_frames_breaks_the_protocol() -> None:
     client = ClientHandshake(FRAMES | Capability.LOG)
     client.receive(OFFER.encode())
