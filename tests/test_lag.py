@@ -18,6 +18,7 @@ from support_wire import DEADLINE, FIRST_ID, RawClient, Witness, packets_of, raw
 
 import jumiks
 from jumiks import Client, ClientInfo, EndReason, Gap, Lagged, Server, Timeout
+from jumiks.lag import parse
 
 LOG = 65536
 """The smallest log, bytes."""
@@ -305,6 +306,14 @@ def test_all_at_their_limit_make_publish_wait_for_patience_and_then_are_cut(addr
             wait_until(lambda: len(ends) == 2)
     assert 0.2 <= waited < DEADLINE
     assert {reason for _, reason in ends} == {EndReason.LAGGED}
+
+
+def test_patience_is_a_second_by_default_and_endless_where_the_slowest_sets_the_pace() -> None:
+    assert [parse(on_lag, 1, "default").patience for on_lag in ("disconnect", "skip", "block")] == [
+        1.0,
+        1.0,
+        None,
+    ]
 
 
 def test_without_patience_all_at_their_limit_are_cut_at_once(address: str) -> None:
