@@ -101,7 +101,7 @@ class Ledger:
 
 
 class Model(RuleBasedStateMachine):
-    """Real sockets and threads, so what it finds may not come again; what it asserts always holds."""
+    """Real sockets and threads, so what it finds may not come again; what it says always holds."""
 
     ledgers = Bundle("ledgers")
 
@@ -314,7 +314,8 @@ class Model(RuleBasedStateMachine):
                     self.next_id,
                     self.server.clients,
                 )
-                if not any([self.takes_something(each) for each in waiting]):
+                took = [self.takes_something(each) for each in waiting]
+                if not any(took):
                     # A skip, and a server that has published nothing, show with what follows.
                     for each in self.all:
                         self.ack(each)
