@@ -533,7 +533,7 @@ def test_a_message_counts_as_handled_before_or_after_it_is(
         if way == "receive":
             client.receive(DEADLINE)
         elif way == "receive_many":
-            assert len(client.receive_many(DEADLINE)) == 2
+            client.receive_many(DEADLINE)
         else:
             next(iter(client))
         handed_out = client.last_id
@@ -544,8 +544,9 @@ def test_a_message_counts_as_handled_before_or_after_it_is(
         client.close()
         wait_until(lambda: not server.clients)
         with Client(address, start=client.resume_at, **options) as again:
-            if way != "receive_many" or ack == "after":
-                assert again.receive(DEADLINE) == (b"b" if ack == "before" else b"a")
+            server.publish(b"c")
+            following = [b"b", b"c"][handed_out - FIRST_ID]
+            assert again.receive(DEADLINE) == (following if ack == "before" else b"a")
 
 
 DYING = """
