@@ -54,7 +54,9 @@ test-c: ## Run the C core's own tests, without Python
 	@mkdir -p build/test-c
 	@set -e; for name in $(C_TESTS); do \
 	    echo "$$name"; \
+	    own=tests/c/$$name.flags; \
 	    $(CC) $(C_FLAGS) -fsanitize=$(SANITIZE) -fno-sanitize-recover=all \
+	        $$(test ! -e $$own || echo @$$own) \
 	        -o build/test-c/$$name tests/c/$$name.c $(CORE); \
 	    build/test-c/$$name; \
 	done

@@ -17,7 +17,7 @@ FLAGS = [
 ]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 DEADLINE = 200.0
-"""Seconds for a compiler or a test that takes a few at most."""
+"""Seconds for a compiler or a test; most take a few, that of the faults half a minute."""
 
 # A preloaded sanitizer is there for the interpreter, not for compilers and programs of their own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
@@ -69,6 +69,8 @@ class Build:
             pytest.fail("the core does not compile:\n" + "\n".join(said))
 
     def program(self, path: Path, *sources: Path) -> Path:
-        """Make a program of these sources and the core, at `path`."""
-        run(*self.command, *sources, *self.objects, "-o", path)
+        """Make a program of these sources and the core, with the flags that stand beside them."""
+        beside = [source.with_suffix(".flags") for source in sources]
+        flags = [f"@{each}" for each in beside if each.exists()]
+        run(*self.command, *flags, *sources, *self.objects, "-o", path)
         return path
