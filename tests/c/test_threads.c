@@ -4,8 +4,10 @@
  *
  * Meant to be built with -fsanitize=thread, which the Python tests cannot be. Three publishers (one
  * by one, in batches, by reservations) against nine clients, classic, framed and shared, some of which
- * are slow or leave in the middle, under the policy given as argument. Every client checks that the ids
- * it gets never go back, and that nothing is missing but what is told.
+ * are slow, ack by hand or leave in the middle, under each policy. One more thread disconnects clients,
+ * closes them under their receiver's hands, waits for acks and asks for figures. The server is closed
+ * when all is published, and in another run in the middle of it. Every client checks that the ids it
+ * gets never go back, and that nothing is missing but what is told.
  */
 #include <poll.h>
 #include <pthread.h>
@@ -26,6 +28,8 @@
 
 static jmk_server *server;
 static atomic_int over;
+static pthread_mutex_t clients_lock = PTHREAD_MUTEX_INITIALIZER;
+static jmk_client *clients[CLIENTS]; /* that nobody frees as long as the lock is held */
 
 /* Wait for room; false once the server closes. */
 static int wait_for_room(size_t size) {
@@ -131,11 +135,19 @@ static void follow(jmk_client *client, unsigned number, uint64_t next, unsigned 
         next = last + 1;
         if (number % 3 == number / 3 && rand_r(seed) % 50 == 0)
             break;
+        if (rand_r(seed) % 20 == 0)
+            jmk_client_ack(client, last, 1000000);
         if (number == 5)
             poll(NULL, 0, 5);
         if (rand_r(seed) % 100 == 0)
             jmk_server_stats(server, &stats);
     }
+}
+
+static void set_client(unsigned number, jmk_client *client) {
+    pthread_mutex_lock(&clients_lock);
+    clients[number] = client;
+    pthread_mutex_unlock(&clients_lock);
 }
 
 static void *consumer(void *argument) {
@@ -147,8 +159,46 @@ static void *consumer(void *argument) {
 
         if (!client)
             break;
+        set_client(number, client);
         follow(client, number, first_id, &seed);
+        set_client(number, NULL);
         jmk_client_free(client);
+    }
+    return NULL;
+}
+
+static void close_one(unsigned number) {
+    pthread_mutex_lock(&clients_lock);
+    if (clients[number])
+        jmk_client_close(clients[number]);
+    pthread_mutex_unlock(&clients_lock);
+}
+
+static void disconnect_one(unsigned number) {
+    struct jmk_account accounts[CLIENTS];
+    size_t count = 0;
+
+    jmk_server_accounts(server, accounts, CLIENTS, &count);
+    if (count > number)
+        jmk_server_disconnect(server, accounts[number].key, JMK_R_KICKED);
+}
+
+/* What any thread may do at any time. */
+static void *meddler(void *argument) {
+    unsigned seed = 99;
+
+    (void)argument;
+    while (!atomic_load(&over)) {
+        struct jmk_account holder;
+        struct jmk_stats stats;
+
+        if (rand_r(&seed) % 4 == 0)
+            close_one((unsigned)rand_r(&seed) % CLIENTS);
+        if (rand_r(&seed) % 4 == 0)
+            disconnect_one((unsigned)rand_r(&seed) % CLIENTS);
+        if (jmk_server_stats(server, &stats) == 0)
+            jmk_server_wait_acked(server, stats.next_id - 1, 1000000, &holder);
+        poll(NULL, 0, 1);
     }
     return NULL;
 }
@@ -160,31 +210,43 @@ static void take_events(void) {
         CHECK(event.account.key != 0);
 }
 
-static void run(void) {
-    pthread_t publishers[PUBLISHERS], consumers[CLIENTS];
+static int published_half(void) {
+    struct jmk_stats stats;
+
+    return jmk_server_stats(server, &stats) == 0 && stats.published > PUBLISHERS * ROUNDS / 2;
+}
+
+/* With early, the server is closed while everybody publishes. */
+static void run(int early) {
+    pthread_t publishers[PUBLISHERS], consumers[CLIENTS], meddling;
     struct pollfd events = {.fd = jmk_server_event_fd(server), .events = POLLIN};
 
     for (uintptr_t i = 0; i < CLIENTS; i++)
         CHECK(pthread_create(&consumers[i], NULL, consumer, (void *)i) == 0);
     for (uintptr_t i = 0; i < PUBLISHERS; i++)
         CHECK(pthread_create(&publishers[i], NULL, publisher, (void *)(i + 1)) == 0);
+    CHECK(pthread_create(&meddling, NULL, meddler, NULL) == 0);
     for (int i = 0; i < PUBLISHERS; i++) {
         while (pthread_tryjoin_np(publishers[i], NULL)) {
             poll(&events, 1, 1);
             take_events();
+            if (early && published_half())
+                jmk_server_close(server, 200000000);
         }
     }
     atomic_store(&over, 1);
     jmk_server_close(server, 200000000);
     while (jmk_server_join(server, 10000000) == JMK_E_TIMEOUT)
         take_events();
+    pthread_join(meddling, NULL);
     for (int i = 0; i < CLIENTS; i++)
         pthread_join(consumers[i], NULL);
     take_events();
 }
 
 int main(void) {
-    for (uint32_t policy = JMK_DISCONNECT; policy <= JMK_SKIP; policy++) {
+    for (uint32_t n = 0; n < 6; n++) {
+        uint32_t policy = JMK_DISCONNECT + n / 2;
         struct jmk_config config = {.log_size = 1 << 20,
                                     .max_lag = 1000,
                                     .patience = policy == JMK_BLOCK ? 50000000 : 20000000,
@@ -195,7 +257,7 @@ int main(void) {
 
         atomic_store(&over, 0);
         CHECK(jmk_server_new(&server, &config) == 0);
-        run();
+        run(n % 2);
         jmk_server_free(server);
     }
     return 0;
