@@ -126,15 +126,19 @@ format: $(BUILT) ## Rewrite all files in the house's format
 	$(VENV)/bin/clang-format -i $(C_FILES)
 
 # Installed, not editable: that would put instrumented modules where the others import them from.
-sanitize: SAN := .venv-san
+SAN := .venv-san
+SAN_LIBRARY = $(if $(findstring thread,$(SANITIZE)),libtsan,libasan).so
+# For Python alone: a shell that libtsan is loaded into crashes.
+SAN_PYTEST = LD_PRELOAD="$$($(CC) -print-file-name=$(SAN_LIBRARY))" \
+    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+    $(SAN)/bin/python $(PYTEST) -m "not no_core"
+
 sanitize: ## Run the tests on a build with sanitizers (SANITIZE=thread for that one)
 	test -x $(SAN)/bin/python || $(PYTHON) -m venv $(SAN)
 	$(SAN)/bin/python $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
 	JUMIKS_SANITIZE=$(SANITIZE) $(SAN)/bin/python $(PIP_INSTALL) --no-build-isolation '.[test]'
-	LD_PRELOAD="$$($(CC) -print-file-name=$(if $(findstring thread,$(SANITIZE)),libtsan,libasan).so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	    sh -c '$(SAN)/bin/python $(PYTEST) -m "not no_core" && \
-	        JUMIKS_TEST_SHARE_LOG=0 $(SAN)/bin/python $(PYTEST) -m "not no_core" --not-again'
+	$(SAN_PYTEST)
+	JUMIKS_TEST_SHARE_LOG=0 $(SAN_PYTEST) --not-again
 
 # Each of the two runs has lines that the other has not. Counts are added up over all processes.
 coverage: COV := .venv-cov
