@@ -260,8 +260,7 @@ class Control:
     def _expire(self) -> None:
         now = time.monotonic()
         if self._deaf_until is not None and now >= self._deaf_until:
-            self._deaf_until = None
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+            self._hear_again(now)
         while self._joining:
             joining = next(iter(self._joining.values()))
             if now < joining.since + self._timeout:
@@ -313,6 +312,14 @@ class Control:
         self._journal.log(logging.WARNING, words, error.strerror, BACKOFF)
         self._epoll.unregister(self._listener.fileno())
         self._deaf_until = time.monotonic() + BACKOFF
+
+    def _hear_again(self, now: float) -> None:
+        try:
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        except OSError:  # it lacks memory, or watches
+            self._deaf_until = now + BACKOFF
+        else:
+            self._deaf_until = None
 
     def _greet(self, sock: socket.socket) -> None:
         sock.setblocking(False)
