@@ -481,6 +481,7 @@ class Client(Connecting, Generic[Item]):
             ProtocolError: the server broke the protocol.
             Busy: another thread is receiving.
             Closed: this client is closed, perhaps while this waited.
+            OSError: the system lacks memory for it; nothing is lost, and the next call goes on.
         """
         if timeout is not None:
             nanoseconds(timeout)
