@@ -180,8 +180,19 @@ class Control:
         )
 
     def start(self) -> None:
-        """Start the thread."""
-        self.thread.start()
+        """Start the thread.
+
+        Raises:
+            OSError: the system allows no further one. All is given back then.
+        """
+        try:
+            self.thread.start()
+        except BaseException as error:
+            self._tear_down()
+            if isinstance(error, RuntimeError):  # Python knows no errno; it is always this one
+                text = f"cannot start the server's thread: {os.strerror(errno.EAGAIN)}"
+                raise OSError(errno.EAGAIN, text) from error
+            raise
 
     def close(self) -> None:
         """Let nobody in any more; the thread ends when the core has said all its goodbyes."""

@@ -261,7 +261,11 @@ class Server:
             address_of(ffi.addressof(lib, "jmk_server_append")),
             address_of(ffi.addressof(lib, "jmk_server_kick")),
         ).append
-        self._control.start()
+        try:
+            self._control.start()
+        except BaseException:
+            self._handle, self._append = None, _closed
+            raise
 
     def _make_core(self, policy: lag.Policy, slots: int) -> Handle:
         config = ffi.new("struct jmk_config *")
@@ -278,7 +282,10 @@ class Server:
         try:
             check(lib.jmk_server_new(out, config), "server")
         except OSError as error:
-            text = f"cannot make a log of {self._log_size} bytes in a memfd: {error.strerror}"
+            text = (
+                f"cannot make a log of {self._log_size} bytes in a memfd, "
+                f"or the thread that serves it: {error.strerror}"
+            )
             raise OSError(error.errno, text) from error
         return ffi.gc(out[0], lib.jmk_server_free)
 
