@@ -491,7 +491,9 @@ class Control:
         try:
             self._send_welcome(joining, attached)
         except OSError as error:
-            self._journal.log(logging.INFO, "%s left before its welcome: %s", joining.peer, error)
+            self._journal.log(logging.INFO, "%s got no welcome: %s", joining.peer, error)
+            # It may still be there, and would wait for it.
+            lib.jmk_server_disconnect(self._handle, key, lib.JMK_R_LEFT)
             welcomed = False
         finally:
             if cursor >= 0:

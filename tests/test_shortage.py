@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the system has no more of what is asked for: whoever asks is told, and all others go on.
+
+What the core itself asks for is made to fail in tests/c/test_faults.c. Here it is what Python asks
+for: by real limits where there are such, else by an object in the place of a socket or an epoll.
+"""
+
+import errno
+import os
+import subprocess
+import sys
+import textwrap
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from conftest import wait_until
+from support_wire import DEADLINE, REPLY, dial
+
+from jumiks import Client, JumiksError, Server, Timeout
+
+POOR = """
+import os, resource, sys
+import jumiks
+
+address = sys.argv[1]
+most = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+def count():
+    return len(os.listdir("/proc/self/fd"))
+
+def make_with(spare, make):
+    # Try with so many descriptors left: whether it could be made, and without a trace if not.
+    before = count()
+    # The list of descriptors has one of its own while it is read.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before - 1 + spare, most[1]))
+    try:
+        made = make()
+    except OSError as error:
+        made = None
+        assert error.errno == 24, repr(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    if made is not None:
+        made.close()
+    assert count() == before, f"{spare} spare: {count()} descriptors, not {before}"
+    return made is not None
+"""
+
+
+def run_poor(program: str, *arguments: object) -> None:
+    """Run a program that begins with POOR, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", POOR + textwrap.dedent(program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_server_that_finds_too_few_descriptors_says_so_and_leaves_nothing(path: Any) -> None:
+    run_poor(
+        """
+        def make():
+            return jumiks.Server(address)
+
+        fates = []
+        while True not in fates:
+            fates.append(make_with(len(fates), make))
+            assert not os.path.exists(address)
+        assert len(fates) > 5, fates
+        """,
+        path,
+    )
+
+
+@pytest.mark.parametrize("share_log", [True, False])
+def test_a_client_that_finds_too_few_descriptors_says_so_and_leaves_nothing(
+    address: str, share_log: bool
+) -> None:
+    with Server(address) as server:
+        run_poor(
+            """
+            def make():
+                return jumiks.Client(address, share_log=sys.argv[2] == "True")
+
+            fates = []
+            while True not in fates:
+                fates.append(make_with(len(fates), make))
+            assert fates[0] is False
+            """,
+            address,
+            share_log,
+        )
+        wait_until(lambda: not server.clients)
+        with Client(address) as client:
+            server.publish(b"then")
+            assert client.receive(DEADLINE) == b"then"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user with no other threads")
+@pytest.mark.parametrize("threads", [1, 2], ids=["the core's", "the control plane's"])
+def test_a_server_that_may_start_no_thread_says_so_and_leaves_nothing(
+    address: str, threads: int
+) -> None:
+    run_poor(
+        """
+        os.setresuid(61234, 61234, 61234)
+        before, most = count(), int(sys.argv[2])
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, 100))
+        try:
+            jumiks.Server(address)
+        except OSError as error:
+            said = str(error)
+        assert "thread" in said and "temporarily" in said, said
+        assert count() == before
+        resource.setrlimit(resource.RLIMIT_NPROC, (100, 100))
+        with jumiks.Server(address) as server, jumiks.Client(address) as client:
+            server.publish(b"then")
+            assert client.receive(5) == b"then"
+        """,
+        address,
+        threads,
+    )
+
+
+class Faulty:
+    """What it stands for, but for one method that fails once, the nth time it is called."""
+
+    def __init__(self, real: Any, call: str, error: int, nth: int = 1) -> None:
+        self._real = real
+        self._call = call
+        self._error = error
+        self.left = nth
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._real, name)
+        if name == self._call:
+            return lambda *arguments: self._fail(found, arguments)
+        return found
+
+    def _fail(self, found: Any, arguments: tuple[Any, ...]) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(self._error, os.strerror(self._error))
+        return found(*arguments)
+
+
+class FaultyListener(Faulty):
+    """A listening socket whose next connection is faulty."""
+
+    def __init__(self, real: Any, call: str, error: int, nth: int) -> None:
+        super().__init__(real, "accept", 0, 0)
+        self._one = (call, error, nth)
+        self.accepted: Faulty | None = None
+
+    def _fail(self, found: Any, arguments: tuple[Any, ...]) -> Any:
+        sock, where = found(*arguments)
+        if self.accepted is None:
+            sock = self.accepted = Faulty(sock, *self._one)
+        return sock, where
+
+
+def control_of(server: Server) -> Any:
+    return server._control
+
+
+def check_that_all_is_well(server: Server, innocent: Client, address: str) -> None:
+    """Those who were there get what is published, and others can come."""
+    with Client(address, timeout=DEADLINE) as newcomer:
+        server.publish(b"then")
+        assert newcomer.receive(DEADLINE) == b"then"
+        assert innocent.receive(DEADLINE) == b"then"
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "ECONNABORTED", "EPERM", "EPROTO", "ENETDOWN"],
+)
+def test_an_accept_that_fails_is_tried_again(address: str, error: str) -> None:
+    with Server(address) as server, Client(address) as innocent:
+        listener = control_of(server)._listener
+        listener.sock = faulty = Faulty(listener.sock, "accept", getattr(errno, error))
+        check_that_all_is_well(server, innocent, address)
+        assert faulty.left <= 0
+
+
+@pytest.mark.parametrize("error", ["ENOMEM", "ENOBUFS", "EPIPE", "ECONNRESET", "ENOTCONN"])
+@pytest.mark.parametrize(
+    ("call", "nth"), [("send", 1), ("send", 2), ("recv", 1), ("sendmsg", 1), ("getsockopt", 1)]
+)
+def test_a_call_that_fails_in_the_handshake_costs_that_connection_alone(
+    address: str, call: str, nth: int, error: str
+) -> None:
+    # The log shared: the welcome goes out by sendmsg. Else it is the second send.
+    with (
+        Server(address, share_log=call == "sendmsg") as server,
+        Client(address) as innocent,
+    ):
+        listener = control_of(server)._listener
+        listener.sock = faulty = FaultyListener(listener.sock, call, getattr(errno, error), nth)
+        with (
+            pytest.raises((JumiksError, OSError)) as caught,
+            Client(address, timeout=DEADLINE),
+        ):
+            pass
+        assert not isinstance(caught.value, Timeout), "it waits for what will not come"
+        assert faulty.accepted is not None
+        assert faulty.accepted.left == 0
+        wait_until(lambda: len(server.clients) == 1)
+        check_that_all_is_well(server, innocent, address)
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "ENOMEM"])
+def test_a_connection_that_cannot_be_watched_is_closed(address: str, error: str) -> None:
+    with Server(address) as server, Client(address) as innocent:
+        control = control_of(server)
+        control._epoll = Faulty(control._epoll, "register", getattr(errno, error))
+        # A reply that nobody reads any more makes the end a reset.
+        with dial(address) as sock, suppress(ConnectionResetError, BrokenPipeError):
+            sock.settimeout(DEADLINE)
+            while sock.recv(4096):
+                sock.send(REPLY)
+        check_that_all_is_well(server, innocent, address)
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "ENOMEM"])
+def test_newcomers_are_let_in_also_if_the_listener_cannot_be_watched_at_once(
+    address: str, error: str
+) -> None:
+    with Server(address) as server, Client(address) as innocent:
+        control = control_of(server)
+        control._epoll = watched = Faulty(control._epoll, "register", getattr(errno, error))
+        control._listener.sock = Faulty(control._listener.sock, "accept", errno.EMFILE)
+        check_that_all_is_well(server, innocent, address)
+        assert watched.left < 0
