@@ -502,6 +502,30 @@ static void give_up_rest(struct jmk_client *client) {
     reader->last = reader->id - 1;
 }
 
+/*
+ * The server died before it could say where a client that it was skipping goes on, or that it cut
+ * it. Nothing is given up any more: what is kept from the next message on can be read. The oldest
+ * frame says itself which one it is, as the server may have died between the two stores that do.
+ */
+static void find_way(struct jmk_log_reader *reader) {
+    uint64_t tail = atomic_load(&reader->page->tail), head = atomic_load(&reader->page->head);
+    uint64_t id = atomic_load(&reader->page->next_id);
+
+    reader->skipping = reader->overtaken = false;
+    reader->last = UINT64_MAX;
+    if (tail <= reader->offset)
+        return;
+    if (tail < head) {
+        const uint8_t *at = reader->base + (tail & (reader->size - 1));
+        id = jmk_frame_decode(at).id;
+    }
+    reader->overtaken = id < reader->id || tail % 8 || tail > head;
+    if (reader->overtaken)
+        return;
+    reader->id = id;
+    reader->offset = tail;
+}
+
 /* Sleep no more. Who polls the socket finds it quiet again, if the ring has come by now. */
 static void wake_up(struct jmk_client *client) {
     struct jmk_log_reader *reader = client->reader;
@@ -523,6 +547,8 @@ static void reader_take(struct jmk_client *client, struct jmk_batch *batch) {
         read_socket(client);
     if (client->state == JMK_BROKEN)
         return;
+    if (client->state == JMK_LOST && (reader->overtaken || reader->skipping))
+        find_way(reader);
     if (!reader->overtaken)
         read_frames(client, batch);
     if (reader->overtaken && client->state == JMK_ENDED && reader->last >= reader->id)

@@ -1164,6 +1164,42 @@ def test_a_server_that_is_killed_loses_nothing_that_it_had_published(address: st
             assert reading.messages == expected
 
 
+OUTRUNS = """
+import sys
+import jumiks
+
+server = jumiks.Server(sys.argv[1], log_size=1 << 16, on_lag=sys.argv[2], patience=0)
+print("ready", flush=True)
+server.wait_for_clients(1)
+for number in range(5000):
+    server.publish(b"%d" % number)
+print(server.stats().oldest_id, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("received", [0, 1])
+def test_a_client_that_was_being_skipped_when_the_server_was_killed_reads_what_is_kept(
+    address: str, received: int
+) -> None:
+    gaps: list[Gap] = []
+    with script_process(OUTRUNS, address, "skip") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with Client(address, on_gap=gaps.append) as client:
+            early = [client.receive(DEADLINE) for _ in range(received)]
+            oldest = int(process.stdout.readline())
+            process.send_signal(signal.SIGKILL)
+            process.wait(DEADLINE)
+            messages, end = read_to_end(client)
+            assert type(end) is ConnectionLost
+            assert client.last_id == FIRST_ID + 4999
+    expected = [b"%d" % number for number in range(5000)]
+    (gap,) = gaps
+    assert early + messages == expected[: gap.first - FIRST_ID] + expected[oldest - FIRST_ID :]
+    assert gap.last == oldest - 1
+
+
 def is_readable(client: Client) -> bool:
     return bool(select.select([client], [], [], 0)[0])
 
