@@ -547,10 +547,13 @@ static void reader_take(struct jmk_client *client, struct jmk_batch *batch) {
         read_socket(client);
     if (client->state == JMK_BROKEN)
         return;
-    if (client->state == JMK_LOST && (reader->overtaken || reader->skipping))
-        find_way(reader);
     if (!reader->overtaken)
         read_frames(client, batch);
+    if (!batch->count && client->state == JMK_LOST && (reader->overtaken || reader->skipping)) {
+        find_way(reader);
+        if (!reader->overtaken)
+            read_frames(client, batch);
+    }
     if (reader->overtaken && client->state == JMK_ENDED && reader->last >= reader->id)
         give_up_rest(client);
 }

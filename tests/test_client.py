@@ -8,7 +8,9 @@ import socket
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +40,7 @@ from jumiks import (
     ClientInfo,
     Closed,
     ConnectionLost,
+    Disconnected,
     Gap,
     Refused,
     Server,
@@ -1039,6 +1042,20 @@ def connect_to(address: str, framed: bool = True) -> Client:
 
     wait_until(connected)
     return found[0]
+
+
+def test_a_client_whose_end_was_handled_is_gone_without_the_collector(server: Server) -> None:
+    client = Client(server.address)
+    server.disconnect(server.clients[0])
+    there = weakref.ref(client)
+    gc.disable()
+    try:
+        with client, suppress(Disconnected):
+            client.receive(DEADLINE)
+        del client
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 def test_a_killed_server_wakes_a_loop_that_waits_and_the_loop_says_so(address: str) -> None:

@@ -749,7 +749,10 @@ class Client(Connecting, Generic[Item]):
     def _come_back(self, ending: Exception, deadline: float) -> None:
         # Be connected again by the deadline, or raise.
         if self._backoff is None or not isinstance(ending, ServerClosed | ConnectionLost):
-            raise ending
+            try:
+                raise ending
+            finally:
+                del ending  # it has this frame, and would keep the connection for the collector
         with self._lock:
             if self._return is None:
                 log.info("%s: %s; coming back to it", self._address, ending)
