@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coming back to a server that went away, and what is told of the time between."""
 
+import gc
 import os
 import signal
 import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any, Literal
@@ -354,6 +356,29 @@ def test_a_poll_that_never_waits_comes_back_too(address: str) -> None:
         server.publish(b"back")
         wait_until(poll)
         assert found == [b"back"]
+
+
+def test_a_way_back_leaves_no_descriptor_for_the_collector(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=SOON)
+    gc.disable()
+    try:
+        with client:
+            wait_until(lambda: failed_to_return(client))
+            assert client._return is not None
+            way = weakref.ref(client._return)
+            with Server(address) as server:
+                server.publish(b"back")
+                assert client.receive(DEADLINE) == b"back"
+            assert way() is None
+    finally:
+        gc.enable()
+
+
+def failed_to_return(client: Client[bytes]) -> bool:
+    with pytest.raises(Timeout):
+        client.receive(0)
+    return client._return is not None and client._return.failure is not None
 
 
 def test_after_a_while_it_gives_up_with_the_ending_and_its_last_failure(address: str) -> None:

@@ -163,6 +163,7 @@ class Return:
     def end(self) -> None:
         """Give up, and wake who waits; under the client's lock."""
         self._steps.close()
+        self.failure = None  # its traceback has us, and would keep us for the collector
         os.eventfd_write(self._wake_fd, 1)
 
     def __del__(self) -> None:
