@@ -14,7 +14,9 @@ def read(reader: InMemoryMetricReader) -> dict[str, list[NumberDataPoint]]:
     if data is None:
         return {}
     return {
-        metric.name: [point for point in metric.data.data_points if point]  # type: ignore[misc]
+        metric.name: [
+            point for point in metric.data.data_points if isinstance(point, NumberDataPoint)
+        ]
         for resource in data.resource_metrics
         for scope in resource.scope_metrics
         for metric in scope.metrics

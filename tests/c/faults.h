@@ -344,21 +344,16 @@ int __wrap_sendmmsg(int fd, struct mmsghdr *packets, unsigned count, int flags) 
     return error ? broken(fd, error) : __real_sendmmsg(fd, packets, count, flags);
 }
 
-/* EAGAIN is no answer to a call that waits. */
-static int may_refuse(int flags) {
-    return fault.error != EAGAIN || flags & MSG_DONTWAIT;
-}
-
 ssize_t __real_recv(int fd, void *to, size_t size, int flags);
 ssize_t __wrap_recv(int fd, void *to, size_t size, int flags);
 ssize_t __wrap_recv(int fd, void *to, size_t size, int flags) {
-    return failure(recv_, HERE, may_refuse(flags)) ? -1 : __real_recv(fd, to, size, flags);
+    return failure(recv_, HERE, 1) ? -1 : __real_recv(fd, to, size, flags);
 }
 
 ssize_t __real_recvmsg(int fd, struct msghdr *packet, int flags);
 ssize_t __wrap_recvmsg(int fd, struct msghdr *packet, int flags);
 ssize_t __wrap_recvmsg(int fd, struct msghdr *packet, int flags) {
-    return failure(recvmsg_, HERE, may_refuse(flags)) ? -1 : __real_recvmsg(fd, packet, flags);
+    return failure(recvmsg_, HERE, 1) ? -1 : __real_recvmsg(fd, packet, flags);
 }
 
 int __real_recvmmsg(int fd, struct mmsghdr *packets, unsigned count, int flags,
@@ -367,7 +362,7 @@ int __wrap_recvmmsg(int fd, struct mmsghdr *packets, unsigned count, int flags,
                     struct timespec *limit);
 int __wrap_recvmmsg(int fd, struct mmsghdr *packets, unsigned count, int flags,
                     struct timespec *limit) {
-    int error = failure(recvmmsg_, HERE, may_refuse(flags));
+    int error = failure(recvmmsg_, HERE, 1);
 
     if (error == SHORT)
         return __real_recvmmsg(fd, packets, 1, flags, limit);

@@ -41,6 +41,7 @@ enum role {
     LAZY, /* receives nothing until the policy has acted */
     LEAVER, /* closes in the middle */
     KICKED, /* is disconnected in the middle */
+    MOURNER, /* watches the server's process, and finds it dead in the middle */
     ROLES
 };
 
@@ -55,9 +56,10 @@ struct scenario {
 #define ALL_MODES (1u << JMK_CLASSIC | 1u << JMK_FRAMED | 1u << JMK_SHARED)
 #define PACKETS (1u << JMK_CLASSIC | 1u << JMK_FRAMED)
 #define STEADY (1u << KEEN | 1u << PATIENT)
+#define GOING (1u << LEAVER | 1u << KICKED | 1u << MOURNER)
 
 static const struct scenario scenarios[] = {
-    {"block", JMK_BLOCK, ALL_MODES, STEADY | 1u << LEAVER | 1u << KICKED, {0}},
+    {"block", JMK_BLOCK, ALL_MODES, STEADY | GOING, {0}},
     {"disconnect", JMK_DISCONNECT, ALL_MODES, 1u << KEEN | 1u << LAZY, {0}},
     {"skip", JMK_SKIP, ALL_MODES, STEADY | 1u << LAZY, {0}},
     {"shared alone", JMK_BLOCK, 1u << JMK_SHARED, STEADY, {0}},
@@ -84,6 +86,7 @@ struct follower {
     jmk_client *client;
     pthread_t thread;
     uint64_t key;
+    int process; /* MOURNER: stands for the server's pidfd, readable once it is dead */
     _Atomic uint64_t next; /* the id it waits for */
     uint64_t lost; /* messages it was told of */
     int code; /* how it ended */
@@ -209,9 +212,15 @@ static int is_final(int code) {
     return code == JMK_E_END || code == JMK_E_LOST || code == JMK_E_CLOSED;
 }
 
+static int64_t timeout_of(enum role role) {
+    if (role == MOURNER)
+        return MILLISECOND / 10; /* it looks at the server's process when that is over */
+    return role == PATIENT ? 20 * MILLISECOND : -1;
+}
+
 /* Receive until the end; an error of the system may pass, so it tries again. */
 static void receive_all(struct follower *follower) {
-    int64_t timeout = follower->role == PATIENT ? 20 * MILLISECOND : -1;
+    int64_t timeout = timeout_of(follower->role);
     jmk_arena *held = NULL;
     struct jmk_batch batch;
     int failures = 0;
@@ -246,6 +255,18 @@ static void *follow(void *argument) {
     jmk_client_close(follower->client);
     atomic_store(&follower->done, 1);
     return NULL;
+}
+
+/* Anything that can be polled does for a pidfd. */
+static void watch(struct follower *follower) {
+    int process, code;
+
+    follower->process = __real_eventfd(0, EFD_CLOEXEC);
+    process = dup(follower->process);
+    code = jmk_client_watch(follower->client, process);
+    note(code, "client_watch");
+    if (code)
+        __real_close(process);
 }
 
 static int make_client(struct follower *follower, int fd, const struct jmk_attached *attached) {
@@ -319,6 +340,8 @@ static void enter(enum jmk_mode mode, enum role role) {
         __real_close(ends[1]);
         return;
     }
+    if (role == MOURNER)
+        watch(follower);
     CHECK_EQUAL(__real_pthread_create(&follower->thread, NULL, follow, follower), 0);
 }
 
@@ -540,6 +563,8 @@ static void some_go(void) {
             int code = jmk_server_disconnect(server, follower->key, JMK_R_KICKED);
             note(code, "disconnect");
         }
+        if (follower->role == MOURNER && follower->client)
+            eventfd_write(follower->process, 1);
     }
 }
 
@@ -579,9 +604,9 @@ static void end_all(void) {
 static enum jmk_reason expected(const struct follower *follower) {
     if (follower->role == LAZY && scenario->policy == JMK_DISCONNECT)
         return JMK_R_LAGGED;
-    return follower->role == LEAVER   ? JMK_R_LEFT
-           : follower->role == KICKED ? JMK_R_KICKED
-                                      : JMK_R_CLOSING;
+    if (follower->role == LEAVER || follower->role == MOURNER)
+        return JMK_R_LEFT;
+    return follower->role == KICKED ? JMK_R_KICKED : JMK_R_CLOSING;
 }
 
 /* Whether a goodbye names what its reader did not get, and nothing else. */
@@ -641,8 +666,11 @@ static int count_descriptors(void) {
 }
 
 static void free_all(void) {
-    for (size_t i = 0; i < follower_count; i++)
+    for (size_t i = 0; i < follower_count; i++) {
         jmk_client_free(followers[i].client);
+        if (followers[i].process)
+            __real_close(followers[i].process);
+    }
     jmk_server_free(server);
 }
 
