@@ -259,6 +259,10 @@ def test_the_program_of_a_dead_peer_is_not_told(address: str) -> None:
         assert command_of(connection, child.pid) == ""
 
 
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text()
+
+
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 
@@ -271,8 +275,7 @@ def test_another_process_of_the_same_id_is_not_taken_for_the_peer(address: str) 
             with subprocess.Popen(["sleep", "60"]) as other:
                 try:
                     if other.pid == child.pid:
-                        comm = Path(f"/proc/{child.pid}/comm")
-                        wait_until(lambda comm=comm: comm.read_text() == "sleep\n")  # type: ignore[misc]
+                        wait_until(lambda: name_of(child.pid) == "sleep\n")
                         assert command_of(connection, child.pid) == ""
                         return
                 finally:

@@ -555,6 +555,7 @@ def test_a_message_counts_as_handled_before_or_after_it_is(
     with Server(address) as server, Client(address, ack=ack, **options) as client:
         assert client.resume_at == FIRST_ID
         server.publish_many([b"a", b"b"])
+        wait_until(lambda: server.clients[0].sent_id == FIRST_ID + 1)
         if way == "receive":
             client.receive(DEADLINE)
         elif way == "receive_many":
