@@ -65,7 +65,7 @@ def test_serve_takes_the_socket_that_is_passed_and_tells_its_manager(
         manager.settimeout(DEADLINE)
         with launched(*SERVE, passed=[passed], notify=os.fspath(path)) as serve:
             assert manager.recv(100) == b"READY=1"
-            with Client(address) as client:
+            with Client(address, timeout=DEADLINE) as client:
                 assert serve.stdin is not None
                 serve.stdin.write(b"line\n")
                 serve.stdin.close()
@@ -90,7 +90,7 @@ def test_it_takes_one_socket(address: str, count: int) -> None:
 
 def test_the_path_of_a_passed_socket_is_not_removed(path: Path) -> None:
     with bound(path) as passed, launched(*SERVE, passed=[passed]) as serve:
-        with Client(path):
+        with Client(path, timeout=DEADLINE):
             pass
         serve.communicate(b"", timeout=DEADLINE)
         assert serve.returncode == 0
