@@ -503,8 +503,8 @@ static void give_up_rest(struct jmk_client *client) {
 }
 
 /*
- * The server died before it could say where a client that it was skipping goes on, or that it cut
- * it. Nothing is given up any more: what is kept from the next message on can be read. The oldest
+ * The server died before it could say where a client that it was skipping goes on. Nothing is given
+ * up any more: what is kept from the next message on can be read. The oldest
  * frame says itself which one it is, as the server may have died between the two stores that do.
  */
 static void find_way(struct jmk_log_reader *reader) {
@@ -549,7 +549,7 @@ static void reader_take(struct jmk_client *client, struct jmk_batch *batch) {
         return;
     if (!reader->overtaken)
         read_frames(client, batch);
-    if (!batch->count && client->state == JMK_LOST && (reader->overtaken || reader->skipping)) {
+    if (!batch->count && client->state == JMK_LOST && reader->skipping) {
         find_way(reader);
         if (!reader->overtaken)
             read_frames(client, batch);
