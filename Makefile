@@ -16,7 +16,7 @@ PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 CORE := $(filter-out csrc/objects.c,$(wildcard csrc/*.c))
-C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/peers/*.[ch] bench/*.[ch] \
+C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/peers/*.[ch] tests/endurance/*.[ch] bench/*.[ch] \
     examples/*.c)
 C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
