@@ -20,6 +20,7 @@ from support_api import DEADLINE, SMALL_LOG, Task, once_it_sleeps_in, script_pro
 from test_aio import Run, first_loop, run, until
 
 from jumiks import (
+    AddressInUse,
     AsyncClient,
     Backoff,
     Client,
@@ -636,7 +637,12 @@ def survived_by_a_child(address: str) -> Iterator[Callable[[], None]]:
         assert process.stdout is not None
         assert process.stdin is not None
         assert process.stdout.readline() == "ready\n"
-        yield process.kill
+
+        def kill() -> None:
+            process.kill()
+            process.wait()
+
+        yield kill
         process.stdin.close()
         process.stdin = None
         process.stdout.read()  # until the child is gone as well
@@ -654,6 +660,13 @@ def test_a_dead_server_is_noticed_though_a_child_holds_its_sockets(
             assert client.receive(DEADLINE) == b"two"
             with pytest.raises(ConnectionLost):
                 client.receive(timeout)
+
+
+def test_who_wants_a_dead_server_s_address_reads_why_it_is_taken(address: str) -> None:
+    with survived_by_a_child(address) as kill:
+        kill()
+        with pytest.raises(AddressInUse, match="which is gone; another that has its socket is not"):
+            Server(address)
 
 
 @modes

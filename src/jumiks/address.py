@@ -490,7 +490,10 @@ def _owner(where: Address) -> Peer | None:
 def _in_use(where: Address, owner: Peer | None) -> AddressInUse:
     if owner is None or owner is _UNKNOWN:
         return AddressInUse(where.text)
-    return AddressInUse(where.text, pid=owner.pid or None, uid=owner.uid)
+    detail = ""
+    if owner.pid and not os.path.exists(f"/proc/{owner.pid}"):
+        detail = "which is gone; another that has its socket is not, such as a child that it forked"
+    return AddressInUse(where.text, pid=owner.pid or None, uid=owner.uid, detail=detail)
 
 
 def _explain_folder(error: OSError, where: Address) -> OSError:
