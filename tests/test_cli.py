@@ -74,6 +74,16 @@ def test_what_is_written_is_read_again(
     assert [message for part in parts for message in part] == messages
 
 
+@pytest.mark.parametrize("framing", [b"\n", LENGTH])
+def test_a_message_that_never_ends_is_not_gathered_for_ever(
+    framing: bytes | str, tmp_path: Path
+) -> None:
+    file = tmp_path / "stream"
+    file.write_bytes((5000).to_bytes(4, "little") + b"x" * 2000)
+    with file.open("rb") as stream, pytest.raises(ValueError, match="server takes, 1000 bytes"):
+        list(read_messages(stream.fileno(), framing, 1000))
+
+
 @given(st.lists(st.binary(max_size=20)), st.integers(1, 50))
 def test_any_messages_pass_with_lengths(messages: list[bytes], chunk: int) -> None:
     ours, theirs = socket.socketpair()

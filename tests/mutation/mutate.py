@@ -3,8 +3,8 @@
 
     python tests/mutation/mutate.py [FILE ...]        from the project's root
 
-Each mutant is tried in a fork, by the tests of its file, up to the first that fails. What no test
-noticed is printed; docs/coverage.md has the reason for each that stays so.
+Each mutant is tried in a process of its own, by the tests of its file, up to the first that fails.
+What no test noticed is printed; docs/coverage.md has the reason for each that stays so.
 """
 
 import ast
@@ -22,13 +22,11 @@ import sysconfig
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-# Loaded once, before the forks.
-import hypothesis.stateful  # noqa: F401
 import pytest
 
 DEADLINE = 600.0
@@ -45,6 +43,9 @@ TESTS = {
 }
 POLICY = re.compile(r"^/\* ---- the policy; .*?(?=^/\* ---- waiting)", re.MULTILINE | re.DOTALL)
 """What is changed of publish.c."""
+
+RUN = "--run"
+"""How this program starts itself for one mutant."""
 
 UNCHANGED = "unchanged"
 """The first mutant is none: a failure of its would say that all others fail for no reason."""
@@ -170,7 +171,6 @@ class Core:
 
     def __init__(self) -> None:
         describe = runpy.run_path("csrc/build_core.py")
-        BUILD.mkdir(parents=True, exist_ok=True)
         generated = BUILD / "_core.c"
         describe["ffibuilder"]().emit_c_code(str(generated))
         include = sysconfig.get_path("include")
@@ -181,81 +181,73 @@ class Core:
             self.objects.append(str(BUILD / f"{Path(source).stem}.o"))
             subprocess.run([*self.compile, self.objects[-1], str(source)], check=True)
 
-    def link(self, number: int, mutant: Mutant) -> str | None:
+    def link(self, base: Path) -> Path | None:
         """The module's file with a changed publish.c; None if that is no C."""
-        base = BUILD / f"mutant{number}"
-        base.with_suffix(".c").write_text(mutant.source, "utf-8")
         command = [*self.compile, f"{base}.o", f"{base}.c"]
         if subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
             return None
         others = [each for each in self.objects if not each.endswith("/publish.o")]
-        subprocess.run(["cc", "-shared", "-pthread", "-o", f"{base}.so", f"{base}.o", *others])
-        return f"{base}.so"
+        link = ["cc", "-shared", "-pthread", "-o", f"{base}.so", f"{base}.o", *others]
+        subprocess.run(link, check=True)
+        return base.with_suffix(".so")
 
 
 # ---- trying
 
 
-class Finder(MetaPathFinder, Loader):
+class Finder(MetaPathFinder):
     """Imports a changed module in place of the real one.
 
     Args:
-        mutant: the module's name, and its source if that is Python.
-        binary: the file of a compiled one.
+        module: its name.
+        file: where it is, Python or compiled.
     """
 
-    def __init__(self, mutant: Mutant, binary: str | None) -> None:
-        self.mutant = mutant
-        self.binary = binary
+    def __init__(self, module: str, file: str) -> None:
+        self.module = module
+        self.file = file
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != self.mutant.module:
+        if name != self.module:
             return None
-        if self.binary is not None:
-            return importlib.util.spec_from_file_location(name, self.binary)
-        return importlib.machinery.ModuleSpec(name, self)
-
-    def exec_module(self, module: ModuleType) -> None:
-        exec(compile(self.mutant.source, f"<mutant of {module.__name__}>", "exec"), vars(module))
+        return importlib.util.spec_from_file_location(name, self.file)
 
 
-def start(mutant: Mutant, binary: str | None, tests: Sequence[str]) -> int:
-    """Start the tests in a fork; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    os.setpgid(0, 0)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):
-        os.dup2(nothing, number)
-    sys.meta_path.insert(0, Finder(mutant, binary))
-    options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    os._exit(pytest.main([*options, *tests]))
+def run_tests(module: str, file: str, *tests: str) -> int:
+    """Run tests on a changed module; what pytest says of them."""
+    sys.meta_path.insert(0, Finder(module, file))
+    return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])
 
 
 class Trial(NamedTuple):
     """A mutant that is being tried, and until when."""
 
     mutant: Mutant
+    process: subprocess.Popen[bytes]
     deadline: float
 
 
-def ended(trials: dict[int, Trial]) -> Iterator[Mutant]:
+def start(mutant: Mutant, file: Path, tests: Sequence[str]) -> Trial:
+    command = [sys.executable, __file__, RUN, mutant.module, str(file), *tests]
+    nothing = subprocess.DEVNULL
+    process = subprocess.Popen(
+        command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+    )
+    return Trial(mutant, process, time.monotonic() + DEADLINE)
+
+
+def ended(trials: list[Trial]) -> Iterator[Mutant]:
     """Wait until a trial has ended, or hangs; yields the mutant if no test noticed it."""
     while True:
-        for child, trial in trials.items():
-            hangs = time.monotonic() > trial.deadline
-            if hangs:
-                os.kill(child, signal.SIGKILL)
-            done, status = os.waitpid(child, 0 if hangs else os.WNOHANG)
-            if not done:
+        for trial in trials:
+            if trial.process.poll() is None and time.monotonic() < trial.deadline:
                 continue
             with suppress(ProcessLookupError):
-                os.killpg(child, signal.SIGKILL)  # whatever it started
-            del trials[child]
-            if status == 0:
+                os.killpg(trial.process.pid, signal.SIGKILL)  # and whatever it started
+            trials.remove(trial)
+            if trial.process.wait() == 0:
                 yield trial.mutant
             return
         time.sleep(0.02)
@@ -263,20 +255,23 @@ def ended(trials: dict[int, Trial]) -> Iterator[Mutant]:
 
 def survivors(path: str, mutants: Iterable[Mutant], core: Core | None) -> Iterator[Mutant]:
     """Try mutants of a file, some at once; yields the unnoticed."""
-    trials: dict[int, Trial] = {}
+    trials: list[Trial] = []
     for number, mutant in enumerate(mutants):
-        binary = core.link(number, mutant) if core else None
-        if core and binary is None:
+        source = BUILD / f"mutant{number}{Path(path).suffix}"
+        source.write_text(mutant.source, "utf-8")
+        file = core.link(source.with_suffix("")) if core else source
+        if file is None:
             continue  # it does not compile
         if len(trials) >= AT_ONCE:
             yield from ended(trials)
-        trials[start(mutant, binary, TESTS[path])] = Trial(mutant, time.monotonic() + DEADLINE)
+        trials.append(start(mutant, file, TESTS[path]))
     while trials:
         yield from ended(trials)
 
 
 def main() -> None:
     left = 0
+    BUILD.mkdir(parents=True, exist_ok=True)
     for path in sys.argv[1:] or TESTS:
         core = Core() if path.endswith(".c") else None
         mutants = c_mutants(path) if core else python_mutants(path)
@@ -289,4 +284,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == [RUN]:
+        sys.exit(run_tests(*sys.argv[2:]))
     main()
