@@ -84,15 +84,15 @@ class Run:
 
     def rate(self, measured: int, seconds: float) -> float:
         """Deliveries a second to the first so many clients; all of them must get some."""
-        begin, before = time.monotonic(), [self.words[place] for place in self.places[:measured]]
+        places = self.places[:measured]
+        begin, before = time.monotonic(), [self.words[place] for place in places]
+
+        def counts() -> list[int]:
+            return [self.words[place] - old for place, old in zip(places, before, strict=True)]
+
         time.sleep(seconds)
-        counts = [
-            self.words[place] - count
-            for place, count in zip(self.places[:measured], before, strict=True)
-        ]
-        rate = sum(counts) / (time.monotonic() - begin)
-        require(min(counts) > 0, f"{counts.count(0)} of {measured} clients received nothing")
-        return rate
+        wait_for(lambda: min(counts()) > 0, f"each of {measured} clients to receive something")
+        return sum(counts()) / (time.monotonic() - begin)
 
     def send(self, number: int, clients: Sequence[int]) -> None:
         """Send a signal to some clients."""
