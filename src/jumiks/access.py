@@ -73,6 +73,9 @@ def _groups(sock: socket.socket) -> frozenset[int]:
     return frozenset(number for (number,) in struct.iter_unpack("I", found))
 
 
+_COMMAND_SIZE: Final = 64  # TASK_COMM_LEN is 16, and more for some of the kernel's own threads
+
+
 def command_of(sock: socket.socket, pid: int) -> str:
     """What the program at the other end is called (proc(5), comm); "" if that cannot be told.
 
@@ -86,8 +89,12 @@ def command_of(sock: socket.socket, pid: int) -> str:
         return ""  # it is gone, or the kernel is an old one
     (pidfd,) = _INT.unpack(found)
     try:
-        with open(f"/proc/{pid}/comm", "rb") as file:
-            name = file.read().rstrip(b"\n").decode("utf-8", "replace")
+        # A file object would cost more than all the rest of this.
+        file = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            name = os.read(file, _COMMAND_SIZE).rstrip(b"\n").decode("utf-8", "replace")
+        finally:
+            os.close(file)
         died = select.poll()
         died.register(pidfd, select.POLLIN)
         if died.poll(0):
