@@ -23,7 +23,7 @@ C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -We
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-uvloop test-c fuzz model lint lint-c format sanitize coverage mutation dist bench \
-    bench-quick bench-check bench-baseline clean
+    bench-quick bench-check bench-baseline endurance clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -191,6 +191,28 @@ bench-check: $(BENCH_BUILT) ## Name what got more than a quarter slower since be
 bench-baseline: $(BENCH_BUILT) ## Make that baseline anew
 	$(BENCH) --quick --rounds 7 --benchmark-json=$(RESULTS)/check.json $(ARGS)
 	$(PY) -m bench.check $(RESULTS)/check.json --write
+
+# Rounds of kills in each of four settings, and seconds of the soak.
+ROUNDS := 50
+SOAK := 60
+ENDURE = PYTHONPATH=tests $(PY) -m endurance
+FIGURES := build/endurance
+
+endurance: $(BUILT) ## Kill, stop, flood and soak it for some minutes (docs/endurance.md)
+	$(ENDURE).kills --rounds $(ROUNDS) --json $(FIGURES)/kills-shared.json
+	$(ENDURE).kills --rounds $(ROUNDS) --share-log 0 --json $(FIGURES)/kills-packets.json
+	$(ENDURE).kills --rounds $(ROUNDS) --address abstract --server-kills 0 \
+	    --json $(FIGURES)/kills-clients-shared.json
+	$(ENDURE).kills --rounds $(ROUNDS) --share-log 0 --address abstract --server-kills 0 \
+	    --json $(FIGURES)/kills-clients-packets.json
+	$(ENDURE).stopped --json $(FIGURES)/stopped-disconnect.json
+	$(ENDURE).stopped --on-lag skip --json $(FIGURES)/stopped-skip.json
+	$(ENDURE).stopped --share-log 0 --json $(FIGURES)/stopped-packets.json
+	$(ENDURE).storm --kind classic --json $(FIGURES)/storm-classic.json
+	$(ENDURE).storm --kind framed --json $(FIGURES)/storm-framed.json
+	$(ENDURE).storm --kind shared --json $(FIGURES)/storm-shared.json
+	$(ENDURE).halfopen --goal 0 --json $(FIGURES)/halfopen.json
+	$(ENDURE).soak --seconds $(SOAK) --every 1 --csv $(FIGURES)/soak.csv --json $(FIGURES)/soak.json
 
 clean: ## Remove all that the others made
 	rm -rf $(VENV) .venv-san .venv-cov build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks

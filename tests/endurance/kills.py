@@ -619,16 +619,19 @@ class Kills:
 
     def finish(self) -> None:
         """Close in good order; all clients must have got everything then."""
+        self.come_to_rest()
         self.words[COMMAND] = CLOSE
         self.children.end(self.server)
         self.read_server()
         done = self.servers[self.number].done
         for each in self.living:
             words = each.ledger.words
-            if each.kind[2]:  # waits for the next server
-                self.wait(partial(lambda words: words[LAST] == done, words), "all to be read")
-            else:
-                self.wait(partial(lambda words: words[STATE] == 0, words), "the goodbye")
+            # One that comes back waits for the next server then.
+            at_end = done if each.kind[2] else -1
+            self.wait(
+                partial(lambda words, end: words[STATE] == 0 or words[LAST] == end, words, at_end),
+                f"the goodbye of {each.check.name}",
+            )
             self.children.kill(each.process)
             self.servers[self.number].alive = each.check.mode not in (Mode.CLASSIC, Mode.PLAIN)
             self.finish_check(each)

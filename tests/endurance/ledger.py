@@ -244,7 +244,8 @@ class Check:
         # To the next server, all of which comes, behind a gap if the last one's rest was lost.
         before = servers.get(self.server)
         if before is not None:
-            last = self.expected - 1
+            # One that got nothing was due what was published once it had connected.
+            last = (self.expected or self.first_by or before.done + 1) - 1
             require(not before.alive, f"{self.name}: it left server {self.server}, which lives")
             require(
                 self.told_rest or last >= before.done,

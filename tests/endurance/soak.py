@@ -315,9 +315,9 @@ def plot(samples: Sequence[Mapping[str, float | str]], file: Path) -> None:
         axes.grid(color="#dddddd")
     for axes in grid[1]:
         axes.set_xlabel("minutes")
-    grid[0][0].legend(title="on_lag")
+    grid[0][0].legend(title="on_lag", loc="lower right")
     figure.tight_layout()
-    figure.savefig(file, dpi=70)
+    figure.savefig(file, dpi=60)
 
 
 def main() -> None:
