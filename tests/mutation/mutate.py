@@ -217,6 +217,8 @@ class Finder(MetaPathFinder):
 
 def run_tests(module: str, file: str, *tests: str) -> int:
     """Run tests on a changed module; what pytest says of them."""
+    # A shell has it ignored by what runs in the background, and some tests press Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.meta_path.insert(0, Finder(module, file))
     return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])
 
