@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import anyio
 import pytest
-from conftest import SHARE_LOG, wait_until
+from conftest import SHARE_LOG, descriptors, wait_until
 from support_api import DEADLINE, SMALL_LOG, Task, once_it_sleeps_in, script_process, sockaddr
 from test_aio import Run, first_loop, run, until
 
@@ -386,9 +386,11 @@ def test_after_a_while_it_gives_up_with_the_ending_and_its_last_failure(address:
     with Server(address):
         client = Client(address, reconnect=Backoff(first=0.001, give_up=0.05))
     with client:
+        before = descriptors()
         with pytest.raises(ServerClosed) as error:
             client.receive(DEADLINE)
         assert isinstance(error.value.__cause__, ConnectionRefusedError)
+        assert descriptors() == before
 
 
 def test_without_it_the_ending_is_raised(address: str) -> None:

@@ -134,11 +134,11 @@ class Return:
                 self._wait = next(self._steps)
             except StopIteration:
                 client._return = None
-                self.end()
+                self._finish()
                 return True
             except BaseException:
                 client._return = None
-                self.end()
+                self._finish()
                 raise
             self._until = time.monotonic() + self._wait[1]
         return False
@@ -166,9 +166,19 @@ class Return:
         self.failure = None  # its traceback has us, and would keep us for the collector
         os.eventfd_write(self._wake_fd, 1)
 
+    def _finish(self) -> None:
+        # Whoever has got here was the one who waited. What was raised may keep us for long.
+        self._steps.close()
+        self.failure = None
+        self._close()
+
+    def _close(self) -> None:
+        if self._wake_fd >= 0:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+
     def __del__(self) -> None:
-        # Not earlier: somebody may be waiting for it.
-        os.close(self._wake_fd)
+        self._close()  # not by `end`: somebody may be waiting for it
 
 
 def _is_readable(descriptor: int) -> bool:
