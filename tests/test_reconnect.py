@@ -605,6 +605,35 @@ def test_the_server_knows_where_one_who_died_in_a_message_goes_on(
     assert gone[0] == FIRST_ID + 5 if ack == "before" else gone[0] < FIRST_ID + 5
 
 
+@modes
+@pytest.mark.parametrize("way", ["receive", "receive_many"])
+@pytest.mark.parametrize("at", ["at once", "from within a batch"])
+def test_ctrl_c_in_the_ack_before_a_message_leaves_that_to_the_next_receive(
+    address: str,
+    options: dict[str, Any],
+    way: str,
+    at: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Server(address) as server, Client(address, ack="before", **options) as client:
+        server.publish_many([b"a", b"b", b"c"])
+        got = [client.receive(DEADLINE)] if at == "from within a batch" else []
+        with monkeypatch.context() as patch:
+
+            def press(_handled: int) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(client, "_ack", press)
+            for _ in range(2):
+                with pytest.raises(KeyboardInterrupt):
+                    getattr(client, way)(DEADLINE)
+        while len(got) < 3:
+            found = getattr(client, way)(DEADLINE)
+            got += [found] if way == "receive" else found
+            assert client.last_id == FIRST_ID + len(got) - 1
+        assert got == [b"a", b"b", b"c"]
+
+
 def test_a_batch_that_counts_as_handled_is_out_of_the_log(address: str) -> None:
     """What was acked may be overwritten, so it is copied before."""
     with Server(address, log_size=SMALL_LOG) as server, Client(address, ack="before") as client:

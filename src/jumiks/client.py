@@ -491,10 +491,10 @@ class Client(Connecting, Generic[Item]):
                 return gap  # type: ignore[return-value]
         elif self._handle is None:
             raise Closed("this client is closed")
+        if self._before:
+            self._ack(self._out + 1)
         self._left -= 1
         self._out += 1
-        if self._before:
-            self._ack(self._out)
         return next(self._messages)
 
     @overload
@@ -506,8 +506,13 @@ class Client(Connecting, Generic[Item]):
 
         Args, Raises: as for `receive`. With `ack="before"` all of them count as handled.
         """
+        if self._before and not self._left and (gap := self._take(timeout)) is not None:
+            return gap
         if self._left and self._handle is not None:
             messages: list[bytes] = list(self._messages)  # type: ignore[arg-type]
+            if self._before:
+                self._messages = iter(messages)
+                self._ack(self._out + len(messages))
             batch = Batch(self._out + 1, len(messages), messages=messages)
         else:
             found = self._look(timeout)
@@ -523,11 +528,7 @@ class Client(Connecting, Generic[Item]):
         last_id, count = batch.last_id, len(batch)
         self._left = 0
         self._out = last_id
-        self._held = count
-        if self._before:
-            self._settle_batch()
-            self._held = 0
-            self._ack(last_id)
+        self._held = 0 if self._before else count
         return batch
 
     def __iter__(self) -> Iterator[Item]:
