@@ -21,6 +21,8 @@
 
 #include "os.h"
 
+#define LOOK_EVERY 1 /* s between looks whether the server is there */
+
 /* ---- making and closing ---- */
 
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config) {
@@ -48,8 +50,6 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     *out = client;
     return 0;
 }
-
-#define LOOK_EVERY 1 /* s */
 
 int jmk_client_watch(jmk_client *client, int pidfd) {
     struct timeval limit = {.tv_sec = LOOK_EVERY};

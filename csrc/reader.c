@@ -446,7 +446,7 @@ static bool index_frames(struct jmk_log_reader *reader, uint64_t head, struct jm
     for (; offset < head && offset < stop && item < end && id <= last; id++) {
         uint64_t length = look(reader, offset, head - offset, id, item);
 
-        if (!length || id == UINT64_MAX)
+        if (!length)
             return false;
         bytes += item++->size;
         offset += length;
@@ -504,8 +504,8 @@ static void give_up_rest(struct jmk_client *client) {
 
 /*
  * The server died before it could say where a client that it was skipping goes on. Nothing is given
- * up any more: what is kept from the next message on can be read. The oldest
- * frame says itself which one it is, as the server may have died between the two stores that do.
+ * up any more: what is kept from the next message on can be read. The oldest frame says itself which
+ * one it is, as the server may have died between the two stores that do.
  */
 static void find_way(struct jmk_log_reader *reader) {
     uint64_t tail = atomic_load(&reader->page->tail), head = atomic_load(&reader->page->head);

@@ -373,22 +373,16 @@ def test_what_a_server_sends_is_read_though_it_takes_no_acks(address: str, mode:
 @only_shared
 @pytest.mark.parametrize("first", [TOP, TOP - 1])
 def test_ids_in_a_log_that_begin_anew_are_a_protocol_error(address: str, first: int) -> None:
-    ids = [number % (1 << 64) for number in range(first, first + 4)]
+    def script(connection: socket.socket, log: HandMadeLog) -> None:
+        end = 0
+        for number in range(first, first + 4):
+            end = log.write(reference.encode_frame(Frame(number % (1 << 64), b"x")), end)
+        log.head = end
+        connection.send(RING_PACKET)
+
     with HandMadeLog(words={72: first, 136: first}) as log:
-
-        def serve(connection: socket.socket) -> None:
-            shake_hands(connection, log, first_id=first)
-            end = 0
-            for number in ids:
-                end = log.write(reference.encode_frame(Frame(number, b"x")), end)
-            log.head = end
-            connection.send(RING_PACKET)
-            while connection.recv(LARGE):
-                pass
-
-        with listening(address) as listener, one_connection(listener, serve):
-            with Client(address) as client:
-                found, error = received(client)
+        with served_by(address, script, log, first_id=first) as client:
+            found, error = received(client)
     assert found == []
     assert isinstance(error, ProtocolError)
 
@@ -397,19 +391,15 @@ def test_ids_in_a_log_that_begin_anew_are_a_protocol_error(address: str, first: 
 @pytest.mark.parametrize("back", [8, 32, 4096, RING, 1 << 63])
 def test_a_log_whose_offsets_would_overflow_is_a_protocol_error(address: str, back: int) -> None:
     start = (1 << 64) - back
+
+    def script(connection: socket.socket, log: HandMadeLog) -> None:
+        end = log.write(reference.encode_frame(Frame(FIRST_ID, b"x")), start)
+        log.head = end % (1 << 64)
+        connection.send(RING_PACKET)
+
     with HandMadeLog(words={64: start, 128: start}) as log:
-
-        def serve(connection: socket.socket) -> None:
-            shake_hands(connection, log, first_offset=start)
-            end = log.write(reference.encode_frame(Frame(FIRST_ID, b"x")), start)
-            log.head = end % (1 << 64)
-            connection.send(RING_PACKET)
-            while connection.recv(LARGE):
-                pass
-
-        with listening(address) as listener, one_connection(listener, serve):
-            with Client(address) as client:
-                found, error = received(client)
+        with served_by(address, script, log, first_offset=start) as client:
+            found, error = received(client)
     assert found == []
     assert isinstance(error, ProtocolError)
     assert "its log ends where it cannot" in str(error)
