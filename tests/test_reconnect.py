@@ -16,6 +16,7 @@ from typing import Any, Literal
 import anyio
 import pytest
 from conftest import SHARE_LOG, descriptors, wait_until
+from peers import classic_server
 from support_api import DEADLINE, SMALL_LOG, Task, once_it_sleeps_in, script_process, sockaddr
 from test_aio import Run, first_loop, run, until
 
@@ -203,6 +204,21 @@ def test_a_killed_server_is_told_from_one_that_closed(
             assert gaps[0].reason is GapReason.RESTARTED
             assert gaps[0].count is None
             assert str(FIRST_ID + 10) in str(gaps[0])
+
+
+def test_a_plain_server_may_take_the_place_of_one_that_was_killed(address: str) -> None:
+    """It does not say who it is, so no process is watched, least of all the dead one."""
+    with serving(address) as process:
+        client = Client(address, reconnect=SOON)
+        tell(process, 1)
+        assert client.receive(DEADLINE) == b"0"
+        process.kill()
+    with client, classic_server(address, "--count", "3") as server:
+        received = [client.receive(DEADLINE) for _ in range(3)]
+        assert client.mode == "classic"
+        client.ack()
+        report = server.result()
+    assert (report["last_id"], len(set(received))) == (FIRST_ID + 2, 3)
 
 
 def test_what_a_server_that_closed_could_not_deliver_is_a_gap_with_both_ends(address: str) -> None:
@@ -536,7 +552,8 @@ def test_a_backoff_that_cannot_be_is_refused(
     [
         ({"reconnect": 1}, TypeError, "reconnect is True, False or a Backoff"),
         ({"ack": "never"}, ValueError, "'after' or 'before'"),
-        ({"on_gap": "ignore"}, TypeError, "on_gap is"),
+        ({"on_gap": "ignore"}, ValueError, "'raise', 'yield', a function or None"),
+        ({"on_gap": 1}, TypeError, "on_gap is"),
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -576,6 +593,17 @@ def test_a_message_counts_as_handled_before_or_after_it_is(
             server.publish(b"c")
             following = [b"b", b"c"][handed_out - FIRST_ID]
             assert again.receive(DEADLINE) == (following if ack == "before" else b"a")
+
+
+def test_what_was_acked_by_hand_counts_as_handled(address: str) -> None:
+    with Server(address) as server, Client(address) as client:
+        server.publish_many([b"a", b"b", b"c"])
+        while client.last_id < FIRST_ID + 2:
+            client.receive(DEADLINE)
+        client.ack(FIRST_ID)
+        assert client.resume_at == FIRST_ID + 2
+        client.ack()
+        assert client.resume_at == FIRST_ID + 3
 
 
 DYING = """

@@ -269,7 +269,9 @@ class Client(Connecting, Generic[Item]):
         self._lock = threading.Lock()  # over who has the handle, and the way back
         self._return: Return | None = None
         self._wanted = _parse_start(start)
-        if on_gap not in ("raise", "yield"):
+        if isinstance(on_gap, str) and on_gap not in ("raise", "yield"):
+            raise ValueError(f"on_gap={on_gap!r}: it must be 'raise', 'yield', a function or None")
+        if not isinstance(on_gap, str):
             check_callback(on_gap, "on_gap")
         if ack not in ("after", "before"):
             raise ValueError(f"ack={ack!r}: it must be 'after' or 'before'")
@@ -378,9 +380,9 @@ class Client(Connecting, Generic[Item]):
         # had lost the connection.
         handle = self._handle
         last = lib.jmk_client_published_id(handle) if handle is not None else 0
-        if isinstance(ending, ConnectionLost) and ending.first_lost:
-            yield Gap(due, max(ending.last_lost, last), GapReason.ENDED)
-        elif self._mode == "shared" and last >= due:
+        if isinstance(ending, ConnectionLost):
+            last = max(last, ending.last_lost)
+        if last >= due > 0:
             yield Gap(due, last, GapReason.ENDED)
         elif isinstance(ending, ConnectionLost) and self._mode != "shared":
             yield Gap(due, None, GapReason.RESTARTED)
@@ -792,6 +794,7 @@ class Client(Connecting, Generic[Item]):
         for batch in tuple(self._loans):
             if batch.last_id <= handled:
                 batch._take_back()  # else its views would hold the ack back
+        self._held = min(self._held, self._out - handled)
         return handled
 
     def _ack(self, handled: int) -> None:

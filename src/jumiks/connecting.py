@@ -91,6 +91,7 @@ class Connecting:
         descriptors: list[int],
     ) -> Generator[Wait, None, socket.socket]:
         deadline = inf if timeout is None else time.monotonic() + timeout
+        self._server_pid = 0  # that of a server before is no more
         sock: socket.socket | None = None
         for sock, pause in address.connecting(where, timeout):
             if sock is None:
