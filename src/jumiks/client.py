@@ -33,7 +33,6 @@ from ._native import (
     Receiver,
     address_of,
     check,
-    check_callback,
     ffi,
     lib,
     nanoseconds,
@@ -261,7 +260,8 @@ class Client(Connecting, Generic[Item]):
         self._server_id = 0
         self._first = 0  # the first message of this connection; 0 if the server did not say
         self._out = 0  # the last message handed out ...
-        self._held = 0  # ... and how many of the last are not handled yet, for all we know
+        self._held = 0  # ... and how many of the last are not handled yet, for all we know ...
+        self._acked = 0  # ... unless they were acked by hand, up to here
         self._messages: Iterator[Item] = iter(())
         self._left = 0
         self._last_batch: weakref.ref[Batch] | None = None
@@ -269,10 +269,8 @@ class Client(Connecting, Generic[Item]):
         self._lock = threading.Lock()  # over who has the handle, and the way back
         self._return: Return | None = None
         self._wanted = _parse_start(start)
-        if isinstance(on_gap, str) and on_gap not in ("raise", "yield"):
-            raise ValueError(f"on_gap={on_gap!r}: it must be 'raise', 'yield', a function or None")
-        if not isinstance(on_gap, str):
-            check_callback(on_gap, "on_gap")
+        if on_gap not in ("raise", "yield", None) and not callable(on_gap):
+            raise TypeError(f"on_gap is 'raise', 'yield', a function or None, not {on_gap!r}")
         if ack not in ("after", "before"):
             raise ValueError(f"ack={ack!r}: it must be 'after' or 'before'")
         self._before = ack == "before"
@@ -360,7 +358,7 @@ class Client(Connecting, Generic[Item]):
         if hello.server_id != self._server_id or not hello.server_id:
             self._told = 0
             if ending is not None:
-                self._out = self._held = 0  # its ids begin anew
+                self._out = self._held = self._acked = 0  # its ids begin anew
         self._server_id, self._first = hello.server_id, first
         for gap in gaps:
             self._missed += gap.count or 0
@@ -794,7 +792,7 @@ class Client(Connecting, Generic[Item]):
         for batch in tuple(self._loans):
             if batch.last_id <= handled:
                 batch._take_back()  # else its views would hold the ack back
-        self._held = min(self._held, self._out - handled)
+        self._acked = max(self._acked, handled)
         return handled
 
     def _ack(self, handled: int) -> None:
@@ -824,7 +822,7 @@ class Client(Connecting, Generic[Item]):
         That is behind the last message that counts as handled, as `ack` says: "after" has the one
         in work received again, "before" does not.
         """
-        return max(0, self._out - self._held) + 1 if self._out else self._first
+        return max(self._out - self._held, self._acked) + 1 if self._out else self._first
 
     @property
     def lag(self) -> int:
