@@ -342,8 +342,9 @@ void jmk_arena_free(jmk_arena *arena);
 int jmk_arena_whole(const jmk_arena *arena);
 
 /*
- * Is the last batch still what was received? Ask after its messages were copied: 0 means that the
- * lag policy cut or skipped this client meanwhile, and that the copies may be torn.
+ * Is the last batch still what was received? Ask after its messages were copied and before any of
+ * them is acked: 0 means that the lag policy cut or skipped this client meanwhile, and that the
+ * copies may be torn.
  */
 int jmk_client_whole(const jmk_client *client);
 

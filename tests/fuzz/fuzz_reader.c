@@ -39,11 +39,13 @@ static struct {
     uint64_t offset, id; /* where a server in good order would write next */
     uint64_t sent;       /* the last word it said, and what it named */
     uint64_t received;   /* the last id that came out and was kept */
-    uint64_t acked;      /* the ack in the cursor page */
+    uint64_t acked;      /* the client's last ack */
+    uint64_t planted;    /* what the server wrote over it */
     int code;            /* how it ended; 0 = it goes on */
     unsigned points;     /* how many more are passed before the server strikes */
     struct jmk_batch batch;
     uint64_t before; /* the last id before that batch */
+    bool kept;       /* it was whole when asked, or is looked at where it lies */
     jmk_arena *held[HELD];
 } run;
 
@@ -128,7 +130,7 @@ static void store_word(void) {
 
     atomic_store(word, take_near(&run.input, where & 0x80 ? run.offset : atomic_load(word)));
     if (word == &run.cursor->acked_id)
-        run.acked = 0;
+        run.planted = atomic_load(word);
 }
 
 static void store_bytes(void) {
@@ -255,23 +257,43 @@ static void check_end(int code) {
     CHECK_EQUAL(*jmk_client_fault(run.client) != 0, run.client->state == JMK_BROKEN);
 }
 
-/* Acks in the cursor page rise, and name what came out. */
+/* Acks in the cursor page rise, and name what came out; but for what the server wrote there. */
 static void check_ack(void) {
     uint64_t acked = atomic_load(&run.cursor->acked_id);
 
-    if (run.acked && acked != run.acked)
-        CHECK(acked > run.acked && acked <= run.received);
-    if (run.acked || acked <= run.received)
-        run.acked = acked;
+    if (acked == run.acked || acked == run.planted)
+        return;
+    CHECK(acked > run.acked && acked <= run.received);
+    run.acked = run.planted = acked;
+}
+
+/*
+ * As every user has to who copies, once, and before any of it is acked: ask whether it was whole, and
+ * if not take it as not received. Views say themselves what they are.
+ */
+static void ask(void) {
+    if (run.batch.count == 0 || run.kept)
+        return;
+    run.kept = jmk_client_whole(run.client);
+    if (run.kept)
+        return;
+    jmk_client_unread(run.client);
+    run.received = run.before;
+    run.batch.count = 0;
+    CHECK_EQUAL(jmk_client_last_id(run.client), run.received);
 }
 
 static int receive(uint64_t handled, int64_t timeout) {
-    uint64_t last = jmk_client_last_id(run.client);
-    int code = jmk_client_receive(run.client, handled, timeout, &run.batch);
+    uint64_t last;
+    int code;
 
+    ask();
+    last = jmk_client_last_id(run.client);
+    code = jmk_client_receive(run.client, handled, timeout, &run.batch);
     CHECK_EQUAL(code == JMK_E_ACK, handled > last);
     if (code == JMK_E_ACK)
         return code;
+    run.kept = false;
     if (code)
         check_end(code);
     else
@@ -280,21 +302,13 @@ static int receive(uint64_t handled, int64_t timeout) {
     return code;
 }
 
-/* As every user has to: ask whether it was whole, and if not take it as not received. */
-static void ask(void) {
-    if (run.batch.count == 0 || jmk_client_whole(run.client))
-        return;
-    jmk_client_unread(run.client);
-    run.received = run.before;
-    run.batch.count = 0;
-    CHECK_EQUAL(jmk_client_last_id(run.client), run.received);
-}
-
 static void ack(void) {
-    uint64_t handled = take_near(&run.input, run.received);
-    uint64_t last = jmk_client_last_id(run.client);
-    int code = jmk_client_ack(run.client, handled, 0);
+    uint64_t handled = take_near(&run.input, run.received), last;
+    int code;
 
+    ask();
+    last = jmk_client_last_id(run.client);
+    code = jmk_client_ack(run.client, handled, 0);
     CHECK(code == 0 || code == JMK_E_CLOSED || code == JMK_E_ACK);
     CHECK(code == JMK_E_CLOSED || (code == JMK_E_ACK) == (handled > last));
     check_ack();
@@ -308,6 +322,7 @@ static void hold(void) {
     check_ack();
     if (run.batch.count)
         *held = jmk_client_hold(run.client);
+    run.kept |= *held != NULL;
     if (*held)
         CHECK_EQUAL(jmk_arena_whole(*held), jmk_client_whole(run.client));
 }
@@ -406,8 +421,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         make_shared();
     clear_shared();
     jmk_at_point = at_point;
-    run.received = run.before = run.acked = run.points = 0;
+    run.received = run.before = run.acked = run.planted = run.points = 0;
     run.code = 0;
+    run.kept = false;
     memset(&run.batch, 0, sizeof run.batch);
     run.input = (struct input){data, size};
     if (!start())
@@ -416,9 +432,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         step();
     run.points = 0;
     shutdown(run.server, SHUT_WR);
-    do
-        ask();
-    while (receive(0, -1) == 0);
+    while (receive(0, -1) == 0) {
+    }
     CHECK(run.code);
     for (size_t i = 0; i < HELD; i++) {
         if (i == HELD / 2) {
