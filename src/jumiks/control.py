@@ -141,7 +141,9 @@ class Control:
         self._hello = hello
         self._rule = rule
         self._quota = quota
-        self._let_in_of: Counter[int] = Counter()  # by user: how many of `peers`
+        # By user: how many of `_joining`, and of `peers`.
+        self._joining_of: Counter[int] = Counter()
+        self._let_in_of: Counter[int] = Counter()
         self._timeout = handshake_timeout
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
@@ -344,15 +346,12 @@ class Control:
         joining = _Joining(sock, peer, handshake, limit[0])
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._joining[sock.fileno()] = joining
-
-    def _joining_of(self) -> Counter[int]:
-        return Counter(joining.peer.uid for joining in self._joining.values())
+        self._joining_of[peer.uid] += 1
 
     def _dispensable(self, newcomers: Iterable[int] = ()) -> _Joining:
         # The oldest connection of the user that has most, newcomers counted, so that a user who
         # floods pushes nobody out but itself.
-        counts = self._joining_of()
-        counts.update(newcomers)
+        counts = self._joining_of + Counter(newcomers)
         crowd = max(counts, key=lambda uid: counts[uid])
         return next(each for each in self._joining.values() if each.peer.uid == crowd)
 
@@ -377,10 +376,13 @@ class Control:
         )
 
     def _drop(self, joining: _Joining) -> None:
-        descriptor = joining.sock.fileno()
-        del self._joining[descriptor]
-        self._epoll.unregister(descriptor)
+        self._epoll.unregister(joining.sock.fileno())
+        self._joined(joining)
         joining.sock.close()
+
+    def _joined(self, joining: _Joining) -> None:
+        del self._joining[joining.sock.fileno()]
+        _take_one(self._joining_of, joining.peer.uid)
 
     def _refuse(self, joining: _Joining, status: Status, text: str = "") -> None:
         self._journal.log(logging.INFO, "%s refused: %s %s", joining.peer, status.name, text)
@@ -420,7 +422,7 @@ class Control:
 
     def _beyond_quota(self, joining: _Joining) -> str | None:
         uid = joining.peer.uid
-        others = self._joining_of()[uid] - 1
+        others = self._joining_of[uid] - 1
         reason = self._quota.refusal(uid, self._let_in_of[uid] + others)
         if reason is None:
             return None
@@ -438,7 +440,7 @@ class Control:
         except OSError:
             self._drop(joining)  # it is gone
             return
-        del self._joining[joining.sock.fileno()]
+        self._joined(joining)
         self._monitors.add(joining.sock, joining.peer, joining.max_packet)
 
     def _status(self) -> Iterator[str]:
@@ -536,7 +538,7 @@ class Control:
 
     def _gone(self, info: ClientInfo) -> None:
         del self.peers[info.key]
-        self._let_in_of -= Counter((info.uid,))  # which forgets whose last one it was
+        _take_one(self._let_in_of, info.uid)
         assert info.reason is not None
         level = logging.WARNING if info.reason is EndReason.LAGGED else logging.INFO
         self._journal.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)
@@ -554,6 +556,13 @@ class Control:
             function(*args)
         except Exception:
             log.exception("%r raised", function)
+
+
+def _take_one(counts: Counter[int], uid: int) -> None:
+    if counts[uid] > 1:
+        counts[uid] -= 1
+    else:
+        del counts[uid]  # or the users that ever were would add up
 
 
 def client_infos(handle: Handle, peers: dict[int, Peer]) -> list[ClientInfo]:

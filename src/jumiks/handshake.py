@@ -10,6 +10,7 @@ import enum
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Self, TypeVar
 
@@ -109,8 +110,10 @@ class _Layout:
 
     def unpack(self, packet: bytes) -> tuple[int, ...]:
         """Read as far as the packet goes: a field that is not there in full reads as zero."""
-        present = max(end for end in self._ends if end <= len(packet))
-        return self._whole.unpack(packet[:present].ljust(self._whole.size, b"\0"))
+        if len(packet) < self._whole.size:
+            present = max(end for end in self._ends if end <= len(packet))
+            packet = packet[:present].ljust(self._whole.size, b"\0")
+        return self._whole.unpack_from(packet)
 
 
 _VERSION_LAYOUT = _Layout("HHH")
@@ -290,6 +293,7 @@ def _known(capabilities: Capability) -> Capability:
     return capabilities & _KNOWN
 
 
+@lru_cache(maxsize=64)  # arithmetic with flags is slow, and few are ever asked for
 def _grant(agreed: Capability) -> Capability:
     granted = _known(agreed)
     if Capability.MONITOR in granted:
