@@ -101,6 +101,7 @@ def test_letting_a_client_in_is_no_more_work_where_there_are_many(address: str) 
         few = min(calls_of_joining(server, address, calls) for _ in range(5))
         for _ in range(100):
             stack.enter_context(Client(address))
+            stack.enter_context(dial(address))  # shakes hands as long as it is there
         server.wait_for_clients(100, DEADLINE)
         many = min(calls_of_joining(server, address, calls) for _ in range(5))
         assert few > 0
@@ -124,8 +125,9 @@ def has_spares(server: Server) -> bool:
 def sizes(server: Server) -> list[int]:
     """What a server keeps of its clients, where it keeps something."""
     control = server._control
-    kept = (control.peers, control.present, control._joining, control._let_in_of)
-    return [*map(len, kept), watched(), len(descriptors())]
+    clients = (control.peers, control.present, control._let_in_of)
+    joining = (control._joining, control._joining_of)
+    return [*map(len, clients + joining), watched(), len(descriptors())]
 
 
 def test_thousands_that_came_and_went_leave_nothing_behind(address: str) -> None:
