@@ -18,9 +18,15 @@ SLOT = b"x" * 48
 SLOTS = LOG // 64
 
 kinds = pytest.mark.parametrize(
-    "keep", [{"keep_bytes": 16384}, {"keep": 256}, {"keep": 1 << 40, "keep_bytes": 16384}]
+    "keep",
+    [
+        {"keep_bytes": 16384},
+        {"keep": 256},
+        {"keep": 1 << 40, "keep_bytes": 16384},
+        {"keep": 1000, "keep_bytes": 16384},
+    ],
 )
-"""256 of those messages, said in three ways."""
+"""256 of those messages, said in four ways."""
 
 
 def full(server: Server) -> int:
@@ -76,6 +82,18 @@ def test_one_message_beyond_what_may_be_held_and_the_client_is_cut_with_its_limi
             _, bye = client.rest()
             assert bye is not None
             assert bye.limit == (SLOTS - 256) * 64
+
+
+@kinds
+def test_who_holds_one_message_less_is_not_cut_with_it(address: str, keep: dict[str, Any]) -> None:
+    with Server(address, log_size=LOG, patience=0, **keep) as server:
+        server.publish_many([SLOT] * 3000)
+        with raw_client(server, address), raw_client(server, address) as other:
+            server.publish_many([SLOT] * (SLOTS - 256))
+            other.ack(FIRST_ID + 3000)
+            wait_until(lambda: FIRST_ID + 3000 in [info.acked_id for info in server.clients])
+            server.publish(SLOT)
+            acked(server, FIRST_ID + 3000)
 
 
 @kinds

@@ -59,6 +59,11 @@ def acked(server: Server, packet_id: int, clients: int = 1) -> None:
     wait_until(lambda: sum(info.acked_id >= packet_id for info in server.clients) >= clients)
 
 
+def pass_time(seconds: float) -> None:
+    """It is time itself that has to pass."""
+    threading.Event().wait(seconds)
+
+
 @contextmanager
 def publishing(server: Server, data: bytes = b"late") -> Iterator[list[int]]:
     """Publish one message in a thread, which has to wait; the list gets its id."""
@@ -277,23 +282,44 @@ def test_a_client_at_its_limit_is_cut_at_once_while_another_is_not(
     assert [(info.limit_kind, info.lag) for info in cut] == [(limit, count)]
 
 
-@pytest.mark.parametrize(("acks", "cuts"), [(4, False), (6, True)])
+def assert_cuts(server: Server, cuts: bool) -> None:
+    """Whether one more message costs one of two clients its place at once, or has to wait."""
+    if cuts:
+        server.publish(SLOT, timeout=0)
+    else:
+        with pytest.raises(Timeout):
+            server.publish(SLOT, timeout=0)
+    assert server.stats().clients == (1 if cuts else 2)
+
+
+@pytest.mark.parametrize(
+    ("max_lag", "count", "acks", "cuts"),
+    [(10, 10, 5, False), (10, 10, 6, True), (None, SLOTS, 512, False), (None, SLOTS, 513, True)],
+)
 def test_the_fastest_must_be_within_half_of_its_limit_for_another_to_be_cut_at_once(
-    address: str, acks: int, cuts: bool
+    address: str, max_lag: int | None, count: int, acks: int, cuts: bool
 ) -> None:
-    with serving(address, max_lag=10, patience=60) as (server, _):
+    with serving(address, max_lag=max_lag, log_size=LOG, patience=60) as (server, _):
         with raw_client(server, address) as stopped, raw_client(server, address) as other:
-            server.publish_many([b"x"] * 10)
-            other.read(10)  # an ack may not come before its message was sent
+            server.publish_many([SLOT] * count)
+            other.read(count)  # an ack may not come before its message was sent
             other.ack(FIRST_ID + acks - 1)
             acked(server, FIRST_ID + acks - 1)
-            if cuts:
-                server.publish(b"x", timeout=0)
-                assert len(stopped.rest()[0]) == 10
-            else:
-                with pytest.raises(Timeout):
-                    server.publish(b"x", timeout=0)
-                assert server.stats().clients == 2
+            assert_cuts(server, cuts)
+            assert not cuts or len(stopped.rest()[0]) == count
+
+
+@pytest.mark.parametrize(("count", "cuts"), [(4, False), (5, True)])
+def test_who_came_too_late_to_have_fallen_behind_shows_nothing_by_keeping_up(
+    address: str, count: int, cuts: bool
+) -> None:
+    with serving(address, max_lag=10, patience=60) as (server, _), raw_client(server, address):
+        server.publish_many([SLOT] * (10 - count))
+        with raw_client(server, address) as newcomer:
+            server.publish_many([SLOT] * count)
+            newcomer.ack(FIRST_ID + 9)
+            acked(server, FIRST_ID + 9)
+            assert_cuts(server, cuts)
 
 
 def test_all_at_their_limit_make_publish_wait_for_patience_and_then_are_cut(address: str) -> None:
@@ -339,9 +365,8 @@ def fill_and_ack_slowly(server: Server, client: RawClient, others: int = 0) -> N
     """A large message waits for many acks; one comes now and then, each well within patience."""
     server.publish_many([SLOT] * SLOTS)
     with publishing(server, b"large" * 3200):
-        pause = threading.Event()
         for number in range(7):
-            pause.wait(0.3)
+            pass_time(0.3)
             client.ack(FIRST_ID + number)
         assert server.stats().clients == 1 + others
         client.ack(FIRST_ID + 300)
@@ -376,13 +401,71 @@ def test_the_clock_of_a_client_that_caught_up_starts_anew(address: str) -> None:
         with raw_client(server, address) as client:
             server.publish_many([b"x"] * 5)
             with publishing(server):
-                threading.Event().wait(0.75)
+                pass_time(0.75)
                 client.ack(FIRST_ID + 4)
             server.publish_many([b"x"] * 4, timeout=0)
             start = time.monotonic()
             server.publish(b"x")
             assert time.monotonic() - start >= 1.0
             wait_until(lambda: ends)
+
+
+@all_policies
+def test_clocks_start_anew_for_a_publisher_that_was_away(
+    address: str, on_lag: jumiks.OnLag
+) -> None:
+    with serving(address, max_lag=3, on_lag=on_lag, patience=0.2) as (server, ends):
+        with raw_client(server, address):
+            server.publish_many([b"x"] * 3)
+            for _ in range(3):
+                with pytest.raises(Timeout):
+                    server.publish(b"x", timeout=0)
+                pass_time(0.25)
+            assert server.stats().skipped == 0
+            assert not ends
+
+
+def test_the_clock_of_being_outrun_starts_when_all_are(address: str) -> None:
+    with serving(address, max_lag=10, patience=0.2) as (server, _):
+        with raw_client(server, address), raw_client(server, address) as other:
+            server.publish_many([b"x"] * 10)
+            other.ack(FIRST_ID + 9)
+            acked(server, FIRST_ID + 9)
+            pass_time(0.25)
+            server.publish(b"x", timeout=0)
+            assert server.stats().clients == 1
+            server.publish_many([b"x"] * 9)
+            with pytest.raises(Timeout):  # its last ack is older than patience
+                server.publish(b"x", timeout=0)
+            assert server.stats().clients == 1
+
+
+def test_the_clock_of_a_client_starts_when_it_is_in_the_way(address: str) -> None:
+    with serving(address, max_lag=10, on_lag="block", patience=0.2) as (server, _):
+        with raw_client(server, address) as slow, raw_client(server, address) as other:
+            server.publish_many([b"x"] * 10)
+            other.ack(FIRST_ID + 4)
+            acked(server, FIRST_ID + 4)
+            pass_time(0.25)
+            assert_cuts(server, False)  # because of the slow one
+            slow.ack(FIRST_ID + 4)
+            acked(server, FIRST_ID + 4, 2)
+            server.publish_many([b"x"] * 5)
+            assert_cuts(server, False)  # because of both, and the other's last ack is an old one
+
+
+@pytest.mark.skipif(not SHARE_LOG, reason="it is asked in the shared log's cursor page")
+@pytest.mark.parametrize(("on_lag", "asked"), [("block", [True, False]), ("skip", [False, True])])
+def test_who_sets_the_pace_is_asked_for_a_word(
+    address: str, on_lag: jumiks.OnLag, asked: list[bool]
+) -> None:
+    with serving(address, log_size=LOG, on_lag=on_lag, patience=60) as (server, _):
+        with hand_made_client(server, address) as slow, hand_made_client(server, address) as fast:
+            server.publish_many([SLOT] * SLOTS)
+            fast.ack(FIRST_ID + 4)
+            with pytest.raises(Timeout):
+                server.publish(SLOT * 100, timeout=0)  # more than both have acked
+            assert [client.cursor[128] > 0 for client in (slow, fast)] == asked
 
 
 # ---- block ----

@@ -12,6 +12,7 @@ import copy
 import importlib.machinery
 import importlib.util
 import itertools
+import math
 import os
 import re
 import runpy
@@ -29,8 +30,8 @@ from typing import NamedTuple
 
 import pytest
 
-DEADLINE = 600.0
-"""Seconds for the tests of one mutant; one that hangs is noticed too."""
+PATIENCE = 8.0
+"""Times as long as without a change a mutant's tests may take; one that hangs is noticed too."""
 
 AT_ONCE = 2 * (os.cpu_count() or 1)
 """Mutants that are tried at a time; many a test waits."""
@@ -39,7 +40,7 @@ BUILD = Path("build/mutation")
 TESTS = {
     "src/jumiks/lag.py": ["tests/test_bad_input.py", "tests/test_lag.py"],
     "src/jumiks/handshake.py": ["tests/test_handshake.py", "tests/test_protocol_doc.py"],
-    "csrc/publish.c": ["tests/test_lag.py", "tests/test_server.py"],
+    "csrc/publish.c": ["tests/test_lag.py", "tests/test_server.py", "tests/test_keep.py"],
 }
 POLICY = re.compile(r"^/\* ---- the policy; .*?(?=^/\* ---- waiting)", re.MULTILINE | re.DOTALL)
 """What is changed of publish.c."""
@@ -231,13 +232,13 @@ class Trial(NamedTuple):
     deadline: float
 
 
-def start(mutant: Mutant, file: Path, tests: Sequence[str]) -> Trial:
+def start(mutant: Mutant, file: Path, tests: Sequence[str], seconds: float) -> Trial:
     command = [sys.executable, __file__, RUN, mutant.module, str(file), *tests]
     nothing = subprocess.DEVNULL
     process = subprocess.Popen(
         command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
     )
-    return Trial(mutant, process, time.monotonic() + DEADLINE)
+    return Trial(mutant, process, time.monotonic() + seconds)
 
 
 def ended(trials: list[Trial]) -> Iterator[Mutant]:
@@ -255,8 +256,10 @@ def ended(trials: list[Trial]) -> Iterator[Mutant]:
         time.sleep(0.02)
 
 
-def survivors(path: str, mutants: Iterable[Mutant], core: Core | None) -> Iterator[Mutant]:
-    """Try mutants of a file, some at once; yields the unnoticed."""
+def survivors(
+    path: str, mutants: Iterable[Mutant], core: Core | None, seconds: float
+) -> Iterator[Mutant]:
+    """Try mutants of a file, some at once, each for so many seconds; yields the unnoticed."""
     trials: list[Trial] = []
     for number, mutant in enumerate(mutants):
         source = BUILD / f"mutant{number}{Path(path).suffix}"
@@ -266,7 +269,7 @@ def survivors(path: str, mutants: Iterable[Mutant], core: Core | None) -> Iterat
             continue  # it does not compile
         if len(trials) >= AT_ONCE:
             yield from ended(trials)
-        trials.append(start(mutant, file, TESTS[path]))
+        trials.append(start(mutant, file, TESTS[path], seconds))
     while trials:
         yield from ended(trials)
 
@@ -277,9 +280,11 @@ def main() -> None:
     for path in sys.argv[1:] or TESTS:
         core = Core() if path.endswith(".c") else None
         mutants = c_mutants(path) if core else python_mutants(path)
-        if not list(survivors(path, itertools.islice(mutants, 1), core)):
+        begin = time.monotonic()
+        if not list(survivors(path, itertools.islice(mutants, 1), core, math.inf)):
             sys.exit(f"{path}: its tests fail without a change, too")
-        for mutant in survivors(path, mutants, core):
+        seconds = PATIENCE * (time.monotonic() - begin)
+        for mutant in survivors(path, mutants, core, seconds):
             left += 1
             print(f"  {path}:{mutant.line}: {mutant.what}", flush=True)
     print(f"{left} that no test noticed")
