@@ -3,9 +3,10 @@
  * The log: a ring of frames, each written once
  *
  * One memfd: a header page (page.h), then the ring, which is mapped twice back to back, so that a
- * frame, and any run of frames, is contiguous wherever it starts. An offset is the number of bytes ever written before it; it only grows, and
- * its low bits are the place in the ring. tail <= floor <= head <= tail + size, where the floor is
- * the lowest offset somebody may still read, kept by the caller: the log gives up nothing behind it.
+ * frame, and any run of frames, is contiguous wherever it starts. An offset is the number of bytes
+ * ever written before it; it only grows, and its low bits are the place in the ring.
+ * tail <= floor <= head <= tail + size, where the floor is the lowest offset somebody may still read,
+ * kept by the caller: the log gives up nothing behind it.
  *
  * Writers exclude each other by the caller's lock, and publish what they wrote as often as they
  * like. Readers take no lock: a frame's bytes, then its mark, then the end (offset and id, one pair
