@@ -202,12 +202,16 @@ static void read_core(const struct job *job, struct result *result, int fd) {
     struct jmk_batch batch;
     uint64_t handled = 0;
     jmk_client *client = NULL;
+    int code;
 
     if (config.mode == JMK_SHARED)
         take_descriptors(fd, &config);
     check("client", jmk_client_new(&client, fd, &config));
     while (result->count < job->messages) {
-        check("receive", jmk_client_receive(client, handled, -1, &batch));
+        do
+            code = jmk_client_receive(client, handled, -1, &batch);
+        while (code == -EINTR);
+        check("receive", code);
         result->wrong += batch.first_id != JMK_FIRST_ID + result->count;
         for (size_t i = 0; i < batch.count; i++) {
             const void *message = batch.items[i].data;

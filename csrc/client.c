@@ -11,6 +11,9 @@
  * A server that is dead while another process holds its sockets ends no stream, so we end it from
  * here: what is queued stays readable, and then comes the end. A wait in the read itself looks for
  * that each second; waits with a deadline poll the server's process along with the socket.
+ *
+ * A signal that comes right before a wait cannot end it, nor can one that another thread takes. So no
+ * wait is longer than a second: it ends as if there had been one then.
  */
 #include "client.h"
 
@@ -21,9 +24,15 @@
 
 #include "os.h"
 
-#define LOOK_EVERY 1 /* s between looks whether the server is there */
+#define LONGEST_WAIT 1 /* s; then we look after the server, and the user after signals */
 
 /* ---- making and closing ---- */
+
+static int limit_reads(int fd) {
+    struct timeval limit = {.tv_sec = LONGEST_WAIT};
+
+    return setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0 ? -errno : 0;
+}
 
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config) {
     struct jmk_client *client = calloc(1, sizeof *client);
@@ -42,6 +51,8 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     }
     client->source = shared ? &jmk_reader : &jmk_inbox;
     error = shared ? jmk_reader_init(client) : jmk_inbox_init(client);
+    if (!error)
+        error = limit_reads(fd);
     if (error) {
         jmk_client_free(client);
         return error;
@@ -52,10 +63,6 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
 }
 
 int jmk_client_watch(jmk_client *client, int pidfd) {
-    struct timeval limit = {.tv_sec = LOOK_EVERY};
-
-    if (setsockopt(client->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0)
-        return -errno;
     client->server_fd = pidfd;
     return 0;
 }
@@ -167,8 +174,8 @@ static bool look_after(struct jmk_client *client) {
 }
 
 int jmk_client_waited(struct jmk_client *client, int error) {
-    if (error == -EAGAIN)
-        look_after(client);
+    if (error == -EAGAIN && client->state == JMK_OPEN && !look_after(client))
+        return -EINTR;
     /* After a reset, what it sent before is still readable. */
     return error == -EAGAIN || error == -ECONNRESET ? 0 : error;
 }
@@ -176,18 +183,23 @@ int jmk_client_waited(struct jmk_client *client, int error) {
 int jmk_client_wait(struct jmk_client *client, int64_t deadline, bool writable_too) {
     struct pollfd polled[2] = {{.fd = client->fd, .events = POLLIN},
                                {.fd = client->server_fd, .events = POLLIN}};
-    int64_t left = deadline == INT64_MAX ? 0 : deadline - jmk_now();
-    struct timespec limit = {left / JMK_SECOND, left % JMK_SECOND};
+    int64_t left = deadline == INT64_MAX ? INT64_MAX : deadline - jmk_now();
+    bool long_wait = left > LONGEST_WAIT * JMK_SECOND;
+    struct timespec limit = {.tv_sec = LONGEST_WAIT};
+    int count;
 
     if (left < 0)
         return look_after(client) ? 0 : JMK_E_TIMEOUT;
+    if (!long_wait)
+        limit = (struct timespec){left / JMK_SECOND, left % JMK_SECOND};
     if (writable_too)
         polled[0].events |= POLLOUT;
-    if (ppoll(polled, 2, deadline == INT64_MAX ? NULL : &limit, NULL) < 0)
+    count = ppoll(polled, 2, &limit, NULL);
+    if (count < 0)
         return -errno;
     if (polled[1].revents)
         end_stream(client);
-    return 0;
+    return count == 0 && long_wait ? -EINTR : 0;
 }
 
 static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,

@@ -109,10 +109,13 @@ bool jmk_client_end(struct jmk_client *client, const struct jmk_header *header,
 /* recv gave 0: the end of the stream, or an empty packet, which no server may send. */
 void jmk_client_end_or_empty(struct jmk_client *client);
 
-/* Wait until the socket is readable, or the server dead: 0, JMK_E_TIMEOUT, or -errno. */
+/*
+ * Wait until the socket is readable, or the server dead: 0, JMK_E_TIMEOUT, or -errno; -EINTR also after
+ * a second.
+ */
 int jmk_client_wait(struct jmk_client *client, int64_t deadline, bool writable_too);
 
-/* What a read that waited gave: 0 to look again, or -errno. */
+/* What a read that waited gave: 0 to look again, or -errno; -EINTR for nothing in a second. */
 int jmk_client_waited(struct jmk_client *client, int error);
 
 /* Did a send fail for now only? A connection that broke is noticed by reading on. */

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import _thread
 import gc
 import os
 import random
@@ -1292,6 +1293,26 @@ def test_a_signal_whose_handler_returns_does_not_end_a_receive(server: Server) -
             with once_it_sleeps_in("receive", signal_often_and_then_publish):
                 assert client.receive(timeout) == b"at last"
             assert len(handled) == 5
+
+
+@both_modes
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
+def test_a_signal_that_ends_no_wait_is_noticed_within_a_second(
+    server: Server, timeout: float | None, framed: bool
+) -> None:
+    # One that another thread takes, or that comes right before the wait.
+    def stop() -> None:
+        raise InterruptedError
+
+    with (
+        Client(server.address, framed=framed) as client,
+        handler(signal.SIGUSR1, stop),
+        once_it_sleeps_in("receive", lambda: _thread.interrupt_main(signal.SIGUSR1)),
+    ):
+        with pytest.raises(InterruptedError):
+            client.receive(timeout)
+        server.publish(b"later")
+        assert client.receive(DEADLINE) == b"later"
 
 
 def test_signals_do_not_put_a_deadline_off(server: Server) -> None:

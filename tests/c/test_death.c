@@ -227,6 +227,14 @@ static _Noreturn void doomed_server(const struct death *death, int lives_left, i
     }
 }
 
+static int receive(jmk_client *client, uint64_t handled, struct jmk_batch *batch) {
+    int code = -EINTR; /* once a second, if nothing comes */
+
+    for (int tries = 0; tries < PATIENCE && code == -EINTR; tries++)
+        code = jmk_client_receive(client, handled, PATIENCE * SECONDS, batch);
+    return code;
+}
+
 /*
  * Receive to the end; returns how it ended. A batch that was given up under our eyes counts as
  * never received.
@@ -236,7 +244,7 @@ static int read_all(jmk_client *client, int lazy, uint64_t *next) {
         uint64_t handled = *next > JMK_FIRST_ID ? *next - 1 : 0;
         static uint8_t copy[LOG_SIZE];
         struct jmk_batch batch;
-        int code = jmk_client_receive(client, handled, PATIENCE * SECONDS, &batch);
+        int code = receive(client, handled, &batch);
 
         if (code)
             return code;
@@ -313,7 +321,7 @@ static void receive_one(jmk_client *client, uint64_t *next) {
     uint64_t handled = *next > JMK_FIRST_ID ? *next - 1 : 0;
     struct jmk_batch batch;
 
-    CHECK_EQUAL(jmk_client_receive(client, handled, PATIENCE * SECONDS, &batch), 0);
+    CHECK_EQUAL(receive(client, handled, &batch), 0);
     CHECK_EQUAL(batch.count, 1);
     check_batch(&batch, batch.items[0].data, next);
 }

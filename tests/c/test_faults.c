@@ -235,7 +235,9 @@ static void receive_all(struct follower *follower) {
                  jmk_client_fault(follower->client));
         if (is_final(code))
             break;
-        failures = code < 0 && code != -EINTR ? failures + 1 : 0;
+        if (code == -EINTR) /* after a second without a message, too */
+            continue;
+        failures = code < 0 ? failures + 1 : 0;
         if (code && code != JMK_E_TIMEOUT)
             note(code, "receive");
         if (code == 0 && take_batch(follower, &batch) && follower->role == PATIENT) {
