@@ -387,8 +387,7 @@ static struct verdict judge(struct jmk_server *server, size_t size, int64_t now)
 
 /* A publisher starts to wait: if nobody did for longer than patience, all clocks start anew. */
 static void start_clocks(struct jmk_server *server, int64_t now) {
-    if (atomic_load(&server->waiters) > 1 || server->config.patience < 0 ||
-        now - server->judged <= server->config.patience)
+    if (atomic_load(&server->waiters) > 1 || now - server->judged <= server->config.patience)
         return;
     server->outrun_since = 0;
     for (uint32_t i = 0; i < server->live_count; i++)

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +423,22 @@ def test_clocks_start_anew_for_a_publisher_that_was_away(
                 pass_time(0.25)
             assert server.stats().skipped == 0
             assert not ends
+
+
+@pytest.mark.parametrize("on_lag", ["disconnect", "block"])
+def test_a_publisher_that_comes_back_within_patience_has_waited_on(
+    address: str, on_lag: jumiks.OnLag
+) -> None:
+    with serving(address, max_lag=3, on_lag=on_lag, patience=0.5) as (server, ends):
+        with raw_client(server, address):
+            server.publish_many([b"x"] * 3)
+
+            def is_cut() -> bool:
+                with suppress(Timeout):
+                    server.publish(b"x", timeout=0)
+                return bool(ends)
+
+            wait_until(is_cut)
 
 
 def test_the_clock_of_being_outrun_starts_when_all_are(address: str) -> None:
