@@ -418,6 +418,7 @@ def test_a_reply_without_a_whole_version_is_malformed(length: int) -> None:
     assert server.receive(bytes(length)) is Status.MALFORMED
     assert server.peer is None
     assert not server.extended
+    assert server.state is ServerState.MUST_REFUSE
     assert server.refuse(Status.MALFORMED) == b""
 
 

@@ -401,7 +401,6 @@ class ServerHandshake:
         self._hello = hello
         self._state = ServerState.START
         self._peer: ClientHello | None = None
-        self._verdict = Status.ACCEPTED
         self._granted = _NONE
 
     @property
@@ -444,16 +443,15 @@ class ServerHandshake:
             peer = ClientHello.decode(packet)
         except Malformed:
             self._state = await_refusal
-            self._verdict = Status.MALFORMED
-            return self._verdict
+            return Status.MALFORMED
         self._peer = peer
-        self._verdict = self._judge(peer, self._hello.next_id if next_id is None else next_id)
-        good = self._verdict is Status.ACCEPTED
+        verdict = self._judge(peer, self._hello.next_id if next_id is None else next_id)
+        good = verdict is Status.ACCEPTED
         if good and self.extended:
             self._granted = _grant(peer.capabilities & self._hello.capabilities)
         event = _ServerEvent.GOOD_REPLY if good else _ServerEvent.BAD_REPLY
         self._state = _after(_SERVER_MOVES, self._state, event)
-        return self._verdict
+        return verdict
 
     def _judge(self, peer: ClientHello, next_id: int) -> Status:
         if not _agree(self._hello.version, peer.version):
