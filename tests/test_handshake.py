@@ -635,6 +635,33 @@ def test_a_client_wants_frames_from_now_and_any_packet_unless_told_otherwise() -
     assert ClientHello.decode(client.receive(OFFER.encode())) == ClientHello(capabilities=FRAMES)
 
 
+def test_the_start_may_be_chosen_for_the_server_that_answers() -> None:
+    client = ClientHandshake(start_for=lambda hello: hello.next_id - 1)
+    reply = ClientHello.decode(client.receive(OFFER.encode()))
+    assert reply == ClientHello(capabilities=FRAMES, start=NEXT_ID - 1)
+
+
+def welcomed_at(first_id: int, start: int, capabilities: Capability = FRAMES) -> ClientHandshake:
+    client = ClientHandshake(capabilities, start)
+    client.receive(OFFER.encode())
+    client.receive(Welcome(Status.ACCEPTED, capabilities, first_id).encode())
+    return client
+
+
+def test_a_welcome_may_begin_where_it_was_asked_to_or_later() -> None:
+    assert welcomed_at(NEXT_ID, NEXT_ID).done
+    assert welcomed_at(NEXT_ID + 1, NEXT_ID).done
+
+
+def test_a_welcome_that_begins_earlier_breaks_the_protocol() -> None:
+    with pytest.raises(ProtocolError, match=f"begins at {NEXT_ID - 1}, where {NEXT_ID} was"):
+        welcomed_at(NEXT_ID - 1, NEXT_ID)
+
+
+def test_a_monitor_begins_nowhere() -> None:
+    assert welcomed_at(0, START_OLDEST, Capability.MONITOR).done
+
+
 def test_a_log_without_frames_breaks_the_protocol() -> None:
     client = ClientHandshake(FRAMES | Capability.LOG)
     client.receive(OFFER.encode())
