@@ -177,6 +177,7 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
             arena_size=arena_size,
             framed=framed,
             share_log=share_log,
+            spin=0.0,
             on_gap=on_gap,
             ack=ack,
             reconnect=reconnect,
