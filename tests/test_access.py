@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import descriptors, wait_until
 
-from jumiks import Server, access
+from jumiks import Client, ClientInfo, Server, access
 from jumiks.access import Group, Peer, command_of
 
 SOMEBODY = 4321
@@ -234,6 +234,20 @@ def test_the_peers_program_is_told_and_no_descriptor_is_kept() -> None:
         before = descriptors()
         assert command_of(ours, os.getpid()) == Path("/proc/self/comm").read_text().strip()
         assert descriptors() == before
+
+
+@knows_pidfd
+def test_a_clients_program_is_told_wherever_the_client_is(address: str) -> None:
+    infos: list[ClientInfo] = []
+    with Server(
+        address, on_connect=infos.append, on_disconnect=lambda info, _: infos.append(info)
+    ) as server:
+        with Client(address):
+            wait_until(lambda: infos)
+            infos += server.clients
+        wait_until(lambda: len(infos) == 3)
+    name = Path("/proc/self/comm").read_text().strip()
+    assert [info.command for info in infos] == [name] * 3
 
 
 @knows_pidfd

@@ -487,13 +487,13 @@ class Control:
     def _welcome(self, joining: _Joining, attached: Attached) -> None:
         key, cursor = attached.key, attached.cursor_fd
         command = command_of(joining.sock, joining.peer.pid)
-        self.peers[key] = replace(joining.peer, command=command)
-        self._let_in_of[joining.peer.uid] += 1
+        peer = self.peers[key] = replace(joining.peer, command=command)
+        self._let_in_of[peer.uid] += 1
         welcomed = True
         try:
             self._send_welcome(joining, attached)
         except OSError as error:
-            self._journal.log(logging.INFO, "%s got no welcome: %s", joining.peer, error)
+            self._journal.log(logging.INFO, "%s got no welcome: %s", peer, error)
             # It may still be there, and would wait for it.
             lib.jmk_server_disconnect(self._handle, key, lib.JMK_R_LEFT)
             welcomed = False
@@ -508,10 +508,10 @@ class Control:
         with self.changed:
             self.present.add(key)
             self.changed.notify_all()
-        self._journal.log(logging.INFO, "%s connected, client %d", joining.peer, key)
+        self._journal.log(logging.INFO, "%s connected, client %d", peer, key)
         if self._on_connect is not None:
             check(lib.jmk_server_account(self._handle, key, self._account), "server")
-            self._call(self._on_connect, client_info(self._account, joining.peer))
+            self._call(self._on_connect, client_info(self._account, peer))
 
     def _send_welcome(self, joining: _Joining, attached: Attached) -> None:
         if attached.cursor_fd < 0:
