@@ -24,7 +24,6 @@
  */
 #include <errno.h>
 #include <sched.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "os.h"
@@ -33,9 +32,8 @@
 
 #define GOODBYE_TIME JMK_SECOND
 #define HUSH_AFTER 8 /* inline rounds in a row */
-#define NAP_TIME 50000 /* ns */
-#define NAP_MESSAGES 4 /* fewer in that time are a slow stream */
-#define TIMER_SLACK 1  /* ns; the kernel's default would make each nap twice as long */
+#define NAP_TIME 100000 /* ns */
+#define NAP_MESSAGES 8  /* fewer in that time are a slow stream */
 #define MANY_ACKS 32 /* unacked messages a client; its socket takes a few hundred acks */
 
 void jmk_progress(struct jmk_server *server) {
@@ -622,7 +620,6 @@ void *jmk_pump_thread(void *argument) {
     uint64_t seen = JMK_FIRST_ID;
     int timeout = -1;
 
-    prctl(PR_SET_TIMERSLACK, TIMER_SLACK); /* of this thread */
     while (!finished) {
         struct epoll_event events[JMK_EVENTS];
         int count = fast ? nap(server, events) : park(server, events, timeout);
