@@ -117,7 +117,7 @@ class Return:
 
     def due(self) -> Wait:
         """What is waited for now."""
-        return self._wait[0], self._until - time.monotonic()
+        return self._wait[0], max(0.0, self._until - time.monotonic())
 
     def step(self) -> bool:
         """Go on, if it is time; True once the client is connected."""
