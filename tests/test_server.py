@@ -749,6 +749,25 @@ def test_close_ends_everything_and_frees_the_address(path: Path) -> None:
         pass
 
 
+def test_a_closed_server_writes_to_no_descriptor_that_is_anothers_by_now(address: str) -> None:
+    # Its thread may be through before who closes it has woken it.
+    server = Server(address)
+    control = server._control
+    wake_fd = control._wake_fd
+    server.close()
+    others: list[int] = []
+    try:
+        while wake_fd not in others:
+            others.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        control.close()
+        for other in others:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(other)
+    finally:
+        for other in others:
+            os.close(other)
+
+
 def test_the_context_manager_closes_also_after_an_exception(address: str) -> None:
     with pytest.raises(KeyError), Server(address) as server:
         raise KeyError

@@ -199,10 +199,9 @@ class Control:
     def close(self) -> None:
         """Let nobody in any more; the thread ends when the core has said all its goodbyes."""
         self._closing = True
-        try:
-            os.eventfd_write(self._wake_fd, 1)
-        except OSError:
-            return  # the thread has ended, and closed it
+        with self.changed:  # once it is closed the number may be another's
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     # What follows runs in the thread.
 
@@ -231,8 +230,9 @@ class Control:
         self._stop_listening()
         self._epoll.close()
         self._spare.give()
-        os.close(self._wake_fd)
         with self.changed:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
             self.changed.notify_all()
         del self._handle  # a closed server gives its log back, even if somebody still refers to it
 
@@ -377,10 +377,10 @@ class Control:
 
     def _drop(self, joining: _Joining) -> None:
         self._epoll.unregister(joining.sock.fileno())
-        self._joined(joining)
+        self._forget(joining)
         joining.sock.close()
 
-    def _joined(self, joining: _Joining) -> None:
+    def _forget(self, joining: _Joining) -> None:
         del self._joining[joining.sock.fileno()]
         _take_one(self._joining_of, joining.peer.uid)
 
@@ -440,7 +440,7 @@ class Control:
         except OSError:
             self._drop(joining)  # it is gone
             return
-        self._joined(joining)
+        self._forget(joining)
         self._monitors.add(joining.sock, joining.peer, joining.max_packet)
 
     def _status(self) -> Iterator[str]:
