@@ -39,6 +39,7 @@ from jumiks import (
     Timeout,
 )
 from jumiks.handshake import FIRST_ID
+from jumiks.reconnect import Return
 
 __all__ = ["first_loop", "run"]
 
@@ -513,6 +514,12 @@ def test_ctrl_c_while_it_waits_leaves_it_on_its_way(address: str) -> None:
         with Server(address) as server:
             server.publish(b"back")
             assert client.receive(DEADLINE) == b"back"
+
+
+def test_a_wait_that_is_over_has_nothing_left(address: str) -> None:
+    with Server(address), Client(address) as client:
+        way = Return(client, ServerClosed("it closed"), Backoff())
+        assert way.due() == (-1, 0.0)  # trio refuses to wait for less
 
 
 def test_waits_grow_up_to_a_limit_and_chance_shortens_them() -> None:
