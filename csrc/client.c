@@ -62,9 +62,8 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     return 0;
 }
 
-int jmk_client_watch(jmk_client *client, int pidfd) {
+void jmk_client_watch(jmk_client *client, int pidfd) {
     client->server_fd = pidfd;
-    return 0;
 }
 
 static int usable(const struct jmk_client *client) {

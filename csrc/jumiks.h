@@ -309,11 +309,11 @@ struct jmk_client_config {
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config);
 
 /*
- * Watch the server's process too, by its pidfd, which belongs to the client if this gives 0: a child
- * that the server forked may hold its sockets, and then no end of the stream tells of its death. A
- * wait without a limit notices that within a second.
+ * Watch the server's process too, by its pidfd, which belongs to the client from now on: a child that
+ * the server forked may hold its sockets, and then no end of the stream tells of its death. A wait
+ * without a limit notices that within a second.
  */
-int jmk_client_watch(jmk_client *client, int pidfd);
+void jmk_client_watch(jmk_client *client, int pidfd);
 
 /* Returns NULL. Arenas that are still held stay valid. */
 jmk_client *jmk_client_free(jmk_client *client);

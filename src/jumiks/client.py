@@ -449,10 +449,7 @@ class Client(Connecting, Generic[Item]):
             raise ConnectionLost(f"the server of {self._address!r} died") from None
         except OSError:
             return  # this system has none, or has no descriptor to spare
-        code = lib.jmk_client_watch(handle, pidfd)
-        if code:
-            os.close(pidfd)
-        check(code, "client")
+        lib.jmk_client_watch(handle, pidfd)
         self._watched = True
 
     def _open(self) -> Handle:

@@ -261,14 +261,8 @@ static void *follow(void *argument) {
 
 /* Anything that can be polled does for a pidfd. */
 static void watch(struct follower *follower) {
-    int process, code;
-
     follower->process = __real_eventfd(0, EFD_CLOEXEC);
-    process = dup(follower->process);
-    code = jmk_client_watch(follower->client, process);
-    note(code, "client_watch");
-    if (code)
-        __real_close(process);
+    jmk_client_watch(follower->client, dup(follower->process));
 }
 
 static int make_client(struct follower *follower, int fd, const struct jmk_attached *attached) {
