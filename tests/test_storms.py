@@ -20,7 +20,7 @@ import pytest
 import reference
 from conftest import SHARE_LOG, descriptors, wait_until
 from support_api import Task, script_process
-from support_wire import DEADLINE, HELLO, REPLY, Harassed, dial, raw_client
+from support_wire import DEADLINE, HELLO, REPLY, Harassed, dial, has_spares, raw_client
 
 from jumiks import Client, ConnectionLost, EndReason, Lagged, OnLag, Server, Timeout
 from jumiks.control import MAX_JOINING
@@ -115,11 +115,6 @@ def watched() -> int:
         with suppress(FileNotFoundError):
             count += entry.read_text().count("tfd:")
     return count
-
-
-def has_spares(server: Server) -> bool:
-    """Whether it has let in who came last, and has its spare descriptors again."""
-    return len(server._control._spare._copies) == 2
 
 
 def sizes(server: Server) -> list[int]:
