@@ -20,7 +20,9 @@
  * An end takes care. The account is fixed, BYE goes out where the peer can read it, then our side is
  * shut. A framed peer knows that ECONNRESET may come before the last packets and reads on, so its
  * descriptor is closed at once. A classic peer may not: it would see ECONNRESET if acks were left
- * unread here, so those are read until it closes too, or for a second.
+ * unread here, so those are read until it closes too, or for a second. The welcome is always the first
+ * packet: who ends before it is out is parting, and its BYE follows the welcome. If that does not
+ * come within a second, the end of the stream says all.
  */
 #include <errno.h>
 #include <sched.h>
@@ -123,9 +125,37 @@ static void close_session(struct jmk_server *server, struct jmk_session *session
         jmk_server_forget(server, session);
 }
 
-static void end_ending(struct jmk_server *server, struct jmk_session *session) {
+void jmk_pump_drop(struct jmk_server *server, struct jmk_session *session) {
     remove_from(server->ending, &server->ending_count, session);
     close_session(server, session);
+}
+
+/* It is gone from the live ones, and has until its deadline. */
+static void wait_for_end(struct jmk_server *server, struct jmk_session *session,
+                         enum jmk_state state) {
+    session->state = state;
+    session->deadline = jmk_now() + GOODBYE_TIME;
+    session->index = server->ending_count;
+    server->ending[server->ending_count++] = session;
+}
+
+static void say_goodbye(struct jmk_server *server, struct jmk_session *session) {
+    bool moved = false;
+
+    jmk_session_bye(session, &server->log);
+    shutdown(session->fd, SHUT_WR);
+    if (session->mode != JMK_CLASSIC || jmk_session_read(session, &server->log, &moved) != 0) {
+        jmk_session_read(session, &server->log, &moved);
+        close_session(server, session);
+        return;
+    }
+    watch(server, session, EPOLLIN | EPOLLRDHUP);
+    wait_for_end(server, session, JMK_ENDING);
+}
+
+void jmk_pump_part(struct jmk_server *server, struct jmk_session *session) {
+    remove_from(server->ending, &server->ending_count, session);
+    say_goodbye(server, session);
 }
 
 void jmk_pump_account(const struct jmk_server *server, struct jmk_session *session) {
@@ -165,22 +195,12 @@ void jmk_pump_end(struct jmk_server *server, struct jmk_session *session, enum j
     server->cursors -= session->path->look != NULL;
     server->stale = true;
     raise_event(server, session, JMK_EVENT_GONE);
-    if (reason == JMK_R_LEFT || reason == JMK_R_ERROR) {
+    if (reason == JMK_R_LEFT || reason == JMK_R_ERROR)
         close_session(server, session);
-        return;
-    }
-    jmk_session_bye(session, &server->log);
-    shutdown(session->fd, SHUT_WR);
-    if (session->mode != JMK_CLASSIC || jmk_session_read(session, &server->log, &moved) != 0) {
-        jmk_session_read(session, &server->log, &moved);
-        close_session(server, session);
-        return;
-    }
-    watch(server, session, EPOLLIN | EPOLLRDHUP);
-    session->state = JMK_ENDING;
-    session->deadline = jmk_now() + GOODBYE_TIME;
-    session->index = server->ending_count;
-    server->ending[server->ending_count++] = session;
+    else if (session->state == JMK_HELD)
+        wait_for_end(server, session, JMK_PARTING);
+    else
+        say_goodbye(server, session);
 }
 
 /*
@@ -339,9 +359,9 @@ static void handle_session(struct jmk_server *server, struct jmk_session *sessio
 
     if (session->state == JMK_CLOSED)
         return;
-    if (session->state == JMK_ENDING) {
+    if (session->state == JMK_PARTING || session->state == JMK_ENDING) {
         if (jmk_session_read(session, &server->log, &moved) != 0 || events & (EPOLLHUP | EPOLLERR))
-            end_ending(server, session);
+            jmk_pump_drop(server, session);
         return;
     }
     note_worst(server, session);
@@ -540,6 +560,15 @@ static bool all_sent(const struct jmk_server *server) {
     return true;
 }
 
+/* When to give up on one that ends. A welcome on its way takes no time to speak of, so it is awaited. */
+static int64_t due(const struct jmk_server *server, const struct jmk_session *session) {
+    int64_t close_at = atomic_load(&server->close_at);
+
+    if (session->state == JMK_ENDING && server->saying_goodbye && close_at < session->deadline)
+        return close_at;
+    return session->deadline;
+}
+
 /* Goodbyes whose time is up; and the steps of closing. True once nobody is left. */
 static bool goodbyes(struct jmk_server *server) {
     int64_t now = jmk_now();
@@ -552,26 +581,27 @@ static bool goodbyes(struct jmk_server *server) {
     }
     for (uint32_t i = server->ending_count; i-- > 0;) {
         struct jmk_session *session = server->ending[i];
-        if (now >= session->deadline ||
-            (server->saying_goodbye && now >= atomic_load(&server->close_at)))
-            end_ending(server, session);
+        if (now >= due(server, session))
+            jmk_pump_drop(server, session);
     }
     return server->saying_goodbye && !server->ending_count;
 }
 
 /* When the next goodbye is due, as a timeout for epoll in ms. */
 static int next_timeout(struct jmk_server *server) {
-    int64_t due = INT64_MAX, left;
+    int64_t next = INT64_MAX, left;
 
     for (uint32_t i = 0; i < server->ending_count; i++) {
-        if (server->ending[i]->deadline < due)
-            due = server->ending[i]->deadline;
+        int64_t one = due(server, server->ending[i]);
+        if (one < next)
+            next = one;
     }
-    if (atomic_load(&server->closing) && atomic_load(&server->close_at) < due)
-        due = atomic_load(&server->close_at);
-    if (due == INT64_MAX)
+    if (atomic_load(&server->closing) && !server->saying_goodbye &&
+        atomic_load(&server->close_at) < next)
+        next = atomic_load(&server->close_at);
+    if (next == INT64_MAX)
         return -1;
-    left = due - jmk_now();
+    left = next - jmk_now();
     if (left <= 0)
         return 0;
     return left > 60 * JMK_SECOND ? 60000 : (int)(left / 1000000 + 1);

@@ -7,7 +7,8 @@
  *
  * A client comes in two steps. attach puts its cursors into the log, under both locks, so that from
  * then on nothing it needs is given up; its sends are held. Python then sends the welcome with the
- * first id, and release lets the sends begin: the welcome is always the first packet.
+ * first id, and release lets the sends begin: the welcome is always the first packet. One that ends
+ * in between is told so behind its welcome.
  *
  * A key is generation << 32 | slot. Events from epoll carry keys, never pointers, so one that is
  * late finds nobody.
@@ -357,6 +358,8 @@ int jmk_server_release(jmk_server *server, uint64_t key) {
         jmk_pump_send(server);
         jmk_pump_admit(server);
     } else {
+        if (session && session->state == JMK_PARTING)
+            jmk_pump_part(server, session);
         error = JMK_E_GONE;
     }
     jmk_pump_unlock(server);
@@ -374,10 +377,12 @@ int jmk_server_disconnect(jmk_server *server, uint64_t key, uint32_t reason) {
         return error;
     jmk_pump_lock(server);
     session = jmk_server_find(server, key);
-    if (session && session->state != JMK_ENDING && session->state != JMK_CLOSED) {
+    if (session && session->state < JMK_PARTING) {
         jmk_pump_end(server, session, (enum jmk_reason)reason, 0);
         jmk_pump_admit(server);
     } else {
+        if (session && session->state == JMK_PARTING && reason == JMK_R_LEFT)
+            jmk_pump_drop(server, session); /* its welcome will not come */
         error = JMK_E_GONE;
     }
     jmk_pump_unlock(server);

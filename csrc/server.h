@@ -141,6 +141,12 @@ bool jmk_pump_want(struct jmk_server *server, struct jmk_session *session, uint6
 void jmk_pump_end(struct jmk_server *server, struct jmk_session *session, enum jmk_reason reason,
                   int error);
 
+/* Say the goodbye of a parting session, whose welcome is out now. */
+void jmk_pump_part(struct jmk_server *server, struct jmk_session *session);
+
+/* Close a session that is parting or ending, without another word. */
+void jmk_pump_drop(struct jmk_server *server, struct jmk_session *session);
+
 /* Set a session's cursors to place, and lower the admission for it. Under log_lock too. */
 void jmk_pump_enter(struct jmk_server *server, struct jmk_session *session, struct jmk_mark place);
 

@@ -14,6 +14,7 @@ enum jmk_state {
     JMK_HELD,     /* attached; its sends wait for the welcome */
     JMK_LIVE,     /* gets what is published */
     JMK_SKIPPING, /* over its limit: gets nothing until it has acked all it was sent */
+    JMK_PARTING,  /* ended before its welcome was out, which its goodbye has to follow */
     JMK_ENDING,   /* said goodbye to; its last acks are read until its end or a deadline */
     JMK_CLOSED    /* descriptor closed; kept until its event was collected */
 };
@@ -92,7 +93,7 @@ struct jmk_session {
     uint64_t gap_first;    /* what was skipped last */
     uint64_t gap_last;
     int64_t stalled_since;  /* when it first held a publisher up; 0 = it does not */
-    int64_t deadline;       /* JMK_ENDING: when to give up on it */
+    int64_t deadline;       /* JMK_PARTING, JMK_ENDING: when to give up on it */
     uint32_t index;         /* its place in the server's list of live or ending ones */
     uint32_t events;        /* bits 1 << jmk_event_kind: waiting to be collected */
     struct jmk_session *next_event;
