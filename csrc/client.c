@@ -13,7 +13,9 @@
  * that each second; waits with a deadline poll the server's process along with the socket.
  *
  * A signal that comes right before a wait cannot end it, nor can one that another thread takes. So no
- * wait is longer than a second: it ends as if there had been one then.
+ * wait is longer than a second: it ends as if there had been one then. Nor is a receive that reads
+ * packet after packet without a message in them: its deadline holds, and signals are handled, whatever
+ * the server sends.
  */
 #include "client.h"
 
@@ -25,6 +27,7 @@
 #include "os.h"
 
 #define LONGEST_WAIT 1 /* s; then we look after the server, and the user after signals */
+#define GRACE (JMK_SECOND / 200) /* for what is there already, behind the deadline */
 
 /* ---- making and closing ---- */
 
@@ -201,9 +204,18 @@ int jmk_client_wait(struct jmk_client *client, int64_t deadline, bool writable_t
     return count == 0 && long_wait ? -EINTR : 0;
 }
 
+/* Packets came, but no message. True if that has gone on for too long; *began is 0 at first. */
+static bool is_fruitless(int64_t *began, int64_t deadline) {
+    int64_t now = jmk_now();
+
+    if (!*began)
+        *began = now;
+    return now - *began >= (now < deadline ? LONGEST_WAIT * JMK_SECOND : GRACE);
+}
+
 static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
                    struct jmk_batch *batch) {
-    int64_t deadline = timeout < 0 ? INT64_MAX : jmk_deadline(timeout);
+    int64_t deadline = timeout < 0 ? INT64_MAX : jmk_deadline(timeout), began = 0;
     int error = 0;
 
     memset(batch, 0, sizeof *batch);
@@ -211,7 +223,7 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
         return JMK_E_ACK;
     if (handled > atomic_load(&client->acked_id) && client->source->ack_is_due(client, handled))
         client->source->ack(client, handled);
-    while (!error) {
+    for (bool again = false; !error; again = true) {
         client->source->take(client, batch);
         if (batch->count)
             return 0;
@@ -219,6 +231,8 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
             return JMK_E_CLOSED;
         if (client->state != JMK_OPEN)
             return (int)client->state;
+        if (again && is_fruitless(&began, deadline))
+            return -EINTR;
         error = client->source->more(client, handled, deadline, batch);
         if (batch->count)
             return 0;

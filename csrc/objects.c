@@ -8,6 +8,7 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <errno.h>
 
 #include "jumiks.h"
 
@@ -223,19 +224,16 @@ static PyObject *receiver_list(struct receiver *self) {
 
 static PyObject *receiver_take(PyObject *object, PyObject *args) {
     struct receiver *self = (struct receiver *)object;
+    int failed, result = receiver_fill(self, args, &failed);
     PyObject *list;
 
-    do {
-        int failed, result = receiver_fill(self, args, &failed);
-
-        if (failed)
-            return NULL;
-        if (result != 0)
-            return PyLong_FromLong(result);
-        list = receiver_list(self);
-        if (!list && PyErr_Occurred())
-            return NULL;
-    } while (!list);
+    if (failed)
+        return NULL;
+    if (result != 0)
+        return PyLong_FromLong(result);
+    list = receiver_list(self);
+    if (!list) /* torn: a server that goes on like that must not keep us from the clock */
+        return PyErr_Occurred() ? NULL : PyLong_FromLong(-EINTR);
     return Py_BuildValue("KKN", (unsigned long long)self->batch.first_id,
                          (unsigned long long)self->batch.lost, list);
 }

@@ -30,6 +30,7 @@
 #define INLINE_CLIENTS 4
 #define FIRST_PAUSE (JMK_SECOND / 1000) /* before a waiter looks again by itself */
 #define LONGEST_PAUSE (JMK_SECOND / 30)
+#define MOST_LOOKS 64 /* at a client that acks without end, before the clock is looked at */
 #define INLINE_PAUSE 20000 /* ns between messages below which the thread does the sending */
 
 int jmk_server_usable(const struct jmk_server *server) {
@@ -516,7 +517,7 @@ static struct jmk_session *slowest(const struct jmk_server *server, uint64_t id)
 int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
                           struct jmk_account *holder) {
     int64_t deadline = jmk_deadline(timeout), pause;
-    int error = jmk_server_usable(server);
+    int looks, error = jmk_server_usable(server);
 
     if (error)
         return error;
@@ -531,10 +532,11 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
             break;
         }
         jmk_pump_lock(server);
+        looks = 0;
         do {
             jmk_pump_round(server);
             session = slowest(server, id);
-        } while (session && jmk_pump_want(server, session, id));
+        } while (session && jmk_pump_want(server, session, id) && ++looks < MOST_LOOKS);
         if (session) {
             jmk_pump_account(server, session);
             *holder = session->account;

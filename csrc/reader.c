@@ -42,6 +42,7 @@
     262144u /* of the log in a batch at most, unless one frame alone is larger ... */
 #define BATCH_PART 8 /* ... nor more than this part of the log: acks come between batches */
 #define CONTROL_BYTES 256 /* more than any control packet */
+#define CONTROL_PACKETS 64 /* read at a time: who sends more must not keep us from the clock */
 #define MOST (UINT64_MAX / 2) /* no offset or id gets there, and below it sums do not overflow */
 #define SPINS 64 /* looks at the log's end for one at the clock */
 
@@ -286,16 +287,20 @@ static int read_packet(struct jmk_client *client, int flags) {
     return length == 0 || client->state != JMK_OPEN ? -EAGAIN : 0;
 }
 
-/* Read all there is: 0, or -errno; then `control` is still news, and the next look tries again. */
+/*
+ * Read what there is, as far as a bound: 0, or -errno. If that was not all, or on an error, `control`
+ * is still news, and the next look goes on.
+ */
 static int read_socket(struct jmk_client *client) {
     uint64_t control = atomic_load(&client->reader->page->control);
     int error = 0;
 
-    while (client->state == JMK_OPEN && !error)
+    for (int i = 0; i < CONTROL_PACKETS && client->state == JMK_OPEN && !error; i++)
         error = read_packet(client, MSG_DONTWAIT);
     if (error && error != -EAGAIN)
         return error;
-    client->reader->control = control;
+    if (error || client->state != JMK_OPEN)
+        client->reader->control = control;
     return 0;
 }
 

@@ -8,6 +8,7 @@ the loop's own thread; only `Server` and `Client` may be shared between threads.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -63,6 +64,7 @@ SLICE: Final = 50_000_000
 LOOK_EVERY: Final = 1.0
 """Seconds between looks whether the server's process is there still."""
 
+_NOTHING: Final = (lib.JMK_E_TIMEOUT, -errno.EINTR)
 _BATCH_PAUSE: Final = 0.001
 _ACK_TRIES: Final = 100
 _ACK_PAUSE: Final = 0.01
@@ -284,22 +286,25 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
         self._turn_first = self._client._out
 
     async def _surely(self, take: Callable[[float | None], _R], timeout: float | None) -> _R:
-        began, left = time.monotonic(), timeout
-        while True:
-            await self._come(left)
-            try:
-                return take(0)
-            except Timeout:
-                # A signal came, the lag policy gave up what was there, or the server is gone: look
-                # for what follows it.
-                if timeout is not None:
-                    left = max(0.0, began + timeout - time.monotonic())
-
-    async def _come(self, timeout: float | None) -> None:
-        # Return once the sync client has something to say without waiting.
-        client = self._open()
         if timeout is not None:
             nanoseconds(timeout)
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        while True:
+            await self._come(timeout, deadline)
+            try:
+                return take(0)
+            except Timeout as error:
+                # A signal came, the lag policy gave up what was there, or the server is gone: look
+                # for what follows it.
+                if time.monotonic() < deadline:
+                    continue
+                if error.__cause__ is not None:
+                    raise
+                raise Timeout(f"no message within {timeout:g} s") from None
+
+    async def _come(self, timeout: float | None, deadline: float) -> None:
+        # Return once the sync client has something to say without waiting.
+        client = self._open()
         if self._receiving:
             raise Busy(
                 "another task is receiving on this client: one client is for one consumer, "
@@ -308,19 +313,20 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
         self._receiving = True
         try:
             if client._return is not None:
-                await self._come_back(client, client._return, timeout)
-            if client._left or self._look():
+                await self._come_back(client, client._return, deadline)
+            code = 0 if client._left else self._peek()
+            if code not in _NOTHING:
                 if self._turn_is_over():
                     await self._the_loop().pause(0)
                     self._new_turn()
                 return
-            await self._wait(client, timeout)
+            await self._wait(client, code, timeout, deadline)
             self._new_turn()
         finally:
             self._receiving = False
 
-    async def _come_back(self, client: Client[Item], way: Return, timeout: float | None) -> None:
-        deadline, loop = inf if timeout is None else time.monotonic() + timeout, self._the_loop()
+    async def _come_back(self, client: Client[Item], way: Return, deadline: float) -> None:
+        loop = self._the_loop()
         loop.close(client._descriptor)  # before another connection gets that number
         while not way.step():
             left = deadline - time.monotonic()
@@ -330,27 +336,35 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
             wait = descriptor if descriptor >= 0 else way.fileno()
             await _until_readable(loop, wait, min(seconds, left))
 
-    def _look(self) -> bool:
+    def _peek(self) -> int:
         # What it finds stays in the core until it is asked for again; an end or an error as well.
         client = self._client
         if client._receiver is None or client._gaps:
-            return True
-        receiver = client._prepare()
-        return receiver.look(client._out, 0) != lib.JMK_E_TIMEOUT
+            return 0
+        found = client._prepare().look(client._out, 0)
+        return found if isinstance(found, int) else 0
 
-    async def _wait(self, client: Client[Item], timeout: float | None) -> None:
-        deadline = inf if timeout is None else time.monotonic() + timeout
+    def _look(self) -> bool:
+        return self._peek() != lib.JMK_E_TIMEOUT
+
+    async def _wait(
+        self, client: Client[Item], code: int, timeout: float | None, deadline: float
+    ) -> None:
         loop = self._the_loop()
-        while True:
+        while code in _NOTHING:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise Timeout(f"no message within {timeout:g} s")
-            # The socket may have been full of acks: then this one is sent again soon.
-            late = client._handle is not None and not self._is_acked(client._handle, client._out)
-            wait = min(left, _ACK_PAUSE if late else LOOK_EVERY if client._watched else inf)
-            await loop.readable(client.fileno(), self._look, wait)
-            if self._look():
-                return
+            if code == -errno.EINTR:
+                await loop.pause(0)  # packets without a message keep coming: others have a turn
+            else:
+                # The socket may have been full of acks: then this one is sent again soon.
+                late = client._handle is not None and not self._is_acked(
+                    client._handle, client._out
+                )
+                wait = min(left, _ACK_PAUSE if late else LOOK_EVERY if client._watched else inf)
+                await loop.readable(client.fileno(), self._look, wait)
+            code = self._peek()
 
     # ---- acks ----
 

@@ -99,6 +99,9 @@ CLASSIC_PACKET: Final = 262144
 """The largest packet taken from a plain 1.0 server, which does not tell. One that left its socket
 at the system's default cannot send more than 212960 bytes."""
 
+_GRACE: Final = 0.05
+"""Seconds behind the deadline after which packets without a message are looked at no more."""
+
 _ACK_TIME: Final = 0.01
 _ACK_PATIENCE: Final = 1_000_000_000  # ns; a live server reads acks well within
 _MODES: Final = {
@@ -309,6 +312,8 @@ class Client(Connecting, Generic[Item]):
 
     def _enter(self, ending: ConnectionEnded | None = None) -> Generator[Wait, None, None]:
         """Connect and shake hands: for the first time, or after an ending."""
+        timeout = self._timeout
+        deadline = inf if timeout is None else time.monotonic() + timeout
         while True:
             framed = Capability.FRAMES in self._wishes
             handshake = ClientHandshake(
@@ -319,14 +324,13 @@ class Client(Connecting, Generic[Item]):
             )
             try:
                 with descriptors_received() as descriptors:
-                    sock = yield from self._connect(
-                        self._where, handshake, self._timeout, descriptors
-                    )
+                    sock = yield from self._connect(self._where, handshake, timeout, descriptors)
                     self._join(sock, handshake, descriptors, ending)
                 return
             except CannotShareError as error:
                 log.warning("%s: cannot read its log, so it has to send: %s", self._address, error)
                 self._wishes &= ~Capability.LOG
+                timeout = None if deadline == inf else max(0.0, deadline - time.monotonic())
 
     def _next(self) -> int:
         # The next message due; 0 if that is unknown.
@@ -595,12 +599,14 @@ class Client(Connecting, Generic[Item]):
         # Into a list of bytes, in one call; or a gap that comes first.
         if self._gaps and (gap := self._tell()) is not None:
             return gap
-        receiver = self._prepare()
-        found: tuple[int, int, list[bytes]] | int | Gap = receiver.take(
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        found: tuple[int, int, list[bytes]] | int | Gap = self._prepare().take(
             self._out, -1 if timeout is None else nanoseconds(timeout)
         )
         if isinstance(found, int):
-            found = self._again(found, timeout, lambda now, left: now.take(self._out, left))
+            found = self._again(
+                found, timeout, deadline, lambda now, left: now.take(self._out, left)
+            )
         if isinstance(found, Gap):
             return found
         first_id, lost, messages = found
@@ -617,12 +623,14 @@ class Client(Connecting, Generic[Item]):
         # For a batch, which stays in the arena: first id, count, address; or a gap before it.
         if self._gaps and (gap := self._tell()) is not None:
             return gap
-        receiver = self._prepare()
-        found: tuple[int, int, int, int] | int | Gap = receiver.look(
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        found: tuple[int, int, int, int] | int | Gap = self._prepare().look(
             self._out, nanoseconds(timeout)
         )
         if isinstance(found, int):
-            found = self._again(found, timeout, lambda now, left: now.look(self._out, left))
+            found = self._again(
+                found, timeout, deadline, lambda now, left: now.look(self._out, left)
+            )
         if isinstance(found, Gap):
             return found
         first_id, lost, count, items = found
@@ -641,13 +649,19 @@ class Client(Connecting, Generic[Item]):
         return receiver
 
     def _again(
-        self, code: int, timeout: float | None, take: Callable[[Receiver, int], _T | int]
+        self,
+        code: int,
+        timeout: float | None,
+        deadline: float,
+        take: Callable[[Receiver, int], _T | int],
     ) -> _T | Gap:
         # After a signal the wait goes on, and on a new connection; all other codes raise.
-        deadline = inf if timeout is None else time.monotonic() + timeout
         found: _T | int = code
         while isinstance(found, int):
-            if found == lib.JMK_E_TIMEOUT:
+            if found == lib.JMK_E_TIMEOUT or (
+                # Without a signal, that is packet after packet with no message in them.
+                found == -errno.EINTR and time.monotonic() > deadline + _GRACE
+            ):
                 raise Timeout(f"no message within {timeout:g} s")
             if found != -errno.EINTR:
                 self._come_back(self._ending(found), deadline)

@@ -289,7 +289,9 @@ static int receive(uint64_t handled, int64_t timeout) {
 
     ask();
     last = jmk_client_last_id(run.client);
-    code = jmk_client_receive(run.client, handled, timeout, &run.batch);
+    do
+        code = jmk_client_receive(run.client, handled, timeout, &run.batch);
+    while (code == -EINTR); /* what comes without a message took its time */
     CHECK_EQUAL(code == JMK_E_ACK, handled > last);
     if (code == JMK_E_ACK)
         return code;
