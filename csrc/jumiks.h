@@ -196,7 +196,10 @@ const char *jmk_error_text(int code);
 /* Make the log and start the data-plane thread. */
 int jmk_server_new(jmk_server **out, const struct jmk_config *config);
 
-/* Stop at once if still running, join the thread, give everything back. Returns NULL. */
+/*
+ * Stop at once if still running, and give everything back. It waits for nobody: where the thread is
+ * not through yet, the thread gives everything back as it ends. Returns NULL.
+ */
 jmk_server *jmk_server_free(jmk_server *server);
 
 /* Readable while jmk_server_next_event has something to say. Owned by the server. */

@@ -670,5 +670,6 @@ void *jmk_pump_thread(void *argument) {
     atomic_store(&server->finished, 1);
     jmk_progress(server);
     notify(server); /* the control plane may be waiting for this too */
+    jmk_server_leave(server);
     return NULL;
 }

@@ -113,6 +113,11 @@ static void free_parts(struct jmk_server *server, bool ours) {
     free(server);
 }
 
+void jmk_server_leave(struct jmk_server *server) {
+    if (atomic_exchange(&server->left, 1))
+        free_parts(server, true);
+}
+
 jmk_server *jmk_server_free(jmk_server *server) {
     bool ours;
 
@@ -121,9 +126,11 @@ jmk_server *jmk_server_free(jmk_server *server) {
     ours = jmk_server_usable(server) == 0;
     if (ours && server->running) {
         jmk_server_close(server, 0);
-        pthread_join(server->thread, NULL);
+        pthread_detach(server->thread);
+        jmk_server_leave(server);
+    } else {
+        free_parts(server, ours);
     }
-    free_parts(server, ours);
     return NULL;
 }
 

@@ -46,13 +46,14 @@ struct jmk_server {
     int wake_fd;
     int event_fd;
     pthread_t thread;
-    bool running; /* the thread was started and not yet joined */
+    bool running; /* the thread was started, and its memory is its own to give back */
+    atomic_int left; /* 1 once the owner or the thread is through with all this; the other frees */
 
     pthread_mutex_t log_lock;
     struct jmk_log log;
-    uintptr_t turn;     /* who holds the publisher's turn; 0 = nobody */
-    bool reserving;     /* ... and has a frame open */
-    uint32_t reserved;  /* its size */
+    uintptr_t turn; /* who holds the publisher's turn; 0 = nobody */
+    bool reserving; /* ... and has a frame open */
+    uint32_t reserved; /* its size */
     uint64_t published_bytes;
     _Atomic uint64_t admit_id;
     _Atomic uint64_t admit_offset;
@@ -105,6 +106,9 @@ void jmk_server_forget(struct jmk_server *server, struct jmk_session *session);
 
 /* Make the thread look around, wherever it is. */
 void jmk_server_wake(struct jmk_server *server);
+
+/* The owner, or the thread, is through with the server: who comes second gives everything back. */
+void jmk_server_leave(struct jmk_server *server);
 
 /* ---- pump.c ---- */
 

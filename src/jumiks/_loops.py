@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from math import inf
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future
 
     import trio
 
@@ -67,7 +69,7 @@ class _Asyncio:
         self._waiter: asyncio.Future[None] | None = None
         self._look: Callable[[], bool] = bool
         self._watched = -1
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: _Threads | None = None
 
     async def pause(self, seconds: float) -> None:
         await self._asyncio.sleep(seconds)
@@ -103,11 +105,9 @@ class _Asyncio:
             _wake(waiter)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        from concurrent.futures import ThreadPoolExecutor
-
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="jumiks waits")
-        return await self._loop.run_in_executor(self._threads, function)
+            self._threads = _Threads()
+        return await self._asyncio.wrap_future(self._threads.submit(function), loop=self._loop)
 
     def soon(self, function: Callable[[], object]) -> None:
         if not self._loop.is_closed():
@@ -119,13 +119,67 @@ class _Asyncio:
         if self._waiter is not None:
             _wake(self._waiter)
         if self._threads is not None:
-            self._threads.shutdown(wait=False)
+            self._threads.close()
             self._threads = None
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+class _Threads:
+    """Up to `THREADS` daemon threads. Those of a ThreadPoolExecutor would hold up an exit."""
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._count = 0
+
+    def submit(self, function: Callable[[], T]) -> Future[T]:
+        from concurrent.futures import Future
+
+        future: Future[T] = Future()
+        self._work.put(lambda: _settle(future, function))
+        if not self._idle.acquire(blocking=False) and self._count < THREADS:
+            threading.Thread(
+                target=_serve, args=(self._work, self._idle), name="jumiks waits", daemon=True
+            ).start()
+            self._count += 1
+        return future
+
+    def close(self) -> None:
+        """Let the threads end once they have done what was submitted."""
+        for _ in range(self._count):
+            self._work.put(None)
+        self._count = 0
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _serve(work: SimpleQueue[Callable[[], object] | None], idle: threading.Semaphore) -> None:
+    while True:
+        try:
+            task = work.get_nowait()
+        except Empty:
+            idle.release()
+            task = work.get()
+        if task is None:
+            return
+        task()
+        del task  # or what it refers to would live until the next one
+
+
+def _settle(future: Future[T], function: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 class _Trio:

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -869,12 +870,16 @@ class Client(Connecting, Generic[Item]):
         if self._pid != os.getpid():
             self._handle = self._receiver = None
             return
-        with self._lock:
-            handle, self._handle = self._handle, None
-            self._receiver = None
-            way, self._return = self._return, None
-            if way is not None:
-                way.end()
+        if sys.is_finalizing():
+            # A thread that stands still for ever may hold the lock, or be on the way back.
+            handle, self._handle, self._receiver = self._handle, None, None
+        else:
+            with self._lock:
+                handle, self._handle = self._handle, None
+                self._receiver = None
+                way, self._return = self._return, None
+                if way is not None:
+                    way.end()
         if handle is None:
             return
         self._settle_batch()

@@ -227,7 +227,7 @@ class Control:
         for joining in list(self._joining.values()):
             self._drop(joining)
         self._monitors.close()
-        self._stop_listening()
+        self.stop_listening()
         self._epoll.close()
         self._spare.give()
         with self.changed:
@@ -257,7 +257,7 @@ class Control:
             os.eventfd_read(self._wake_fd)
             for joining in list(self._joining.values()):
                 self._refuse(joining, Status.CLOSING)
-            self._stop_listening()
+            self.stop_listening()
         elif descriptor in self._joining:
             self._read_reply(self._joining[descriptor])
         elif descriptor in self._monitors:
@@ -265,7 +265,8 @@ class Control:
         elif descriptor == self._listener.fileno():
             self._accept()
 
-    def _stop_listening(self) -> None:
+    def stop_listening(self) -> None:
+        """Close the listener; the thread alone may call it, or nobody who runs beside it."""
         if self._listener.fileno() >= 0:
             self._listener.close()
             self._deaf_until = None

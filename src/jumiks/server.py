@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import importlib
 import os
+import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias
@@ -63,11 +67,34 @@ MOST_MESSAGE: Final = (1 << 32) - 65
 
 _MOST_KEEP: Final = 1 << 62
 
+_INTERPRETERS: Final = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+_EXIT_PATIENCE: Final = 5.0
+
 _Append: TypeAlias = "Callable[[Buffer], int]"
 
 
 def _closed(_data: Buffer) -> int:
     return lib.JMK_E_CLOSED
+
+
+_open_servers: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_with_interpreter() -> None:
+    # A subinterpreter that ends with a thread is a fatal error of the whole process, so there the
+    # threads have to go. The process itself ends beside them.
+    if not _in_main_interpreter():
+        for server in list(_open_servers):
+            server._end_now(_EXIT_PATIENCE)
+
+
+def _in_main_interpreter() -> bool:
+    try:
+        interpreters = importlib.import_module(_INTERPRETERS)
+    except ImportError:
+        return True
+    return bool(interpreters.get_current() == interpreters.get_main())
 
 
 def _offered(handle: Handle) -> Capability:
@@ -266,6 +293,7 @@ class Server:
         except BaseException:
             self._handle, self._append = None, _closed
             raise
+        _open_servers.add(self)
 
     def _make_core(self, policy: lag.Policy, slots: int) -> Handle:
         config = ffi.new("struct jmk_config *")
@@ -521,6 +549,9 @@ class Server:
         if self._pid != os.getpid():
             self._handle, self._append = None, _closed
             return
+        if sys.is_finalizing():
+            self._close_at_exit()
+            return
         with self._lock:
             handle, self._handle, self._append = self._handle, None, _closed
         if handle is not None:
@@ -540,6 +571,24 @@ class Server:
             thread.join()
             raise
 
+    def _close_at_exit(self) -> None:
+        # No other Python thread runs any more, so none is waited for, nor a lock that one may hold.
+        handle, self._handle, self._append = self._handle, None, _closed
+        if handle is not None:
+            lib.jmk_server_close(handle, 0)
+            self._control.stop_listening()
+
+    def _end_now(self, patience: float) -> None:
+        handle, self._handle, self._append = self._handle, None, _closed
+        if handle is not None and self._pid == os.getpid():
+            self._warn_unclosed()
+            lib.jmk_server_close(handle, 0)
+            self._control.close()
+            self._control.thread.join(patience)
+
+    def _warn_unclosed(self) -> None:
+        warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=3)
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Server stays in its process: give others its address")
 
@@ -556,7 +605,7 @@ class Server:
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None and self._pid == os.getpid():
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+            self._warn_unclosed()
             self.close(0)
 
 

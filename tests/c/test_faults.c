@@ -686,6 +686,16 @@ static int make_server(void) {
     return code;
 }
 
+/* The server's thread may still be giving back what was its. */
+static void wait_for_the_thread(int before) {
+    for (int turn = 0; turn < 100000; turn++) {
+        if (count_descriptors() == before && !atomic_load(&ledger->blocks) &&
+            !atomic_load(&ledger->mapped))
+            return;
+        usleep(100);
+    }
+}
+
 static enum outcome play(void) {
     int before = count_descriptors();
     unsigned ended = 0;
@@ -705,6 +715,7 @@ static enum outcome play(void) {
         free_all();
     }
     atomic_store(&faults_on, 0);
+    wait_for_the_thread(before);
     WRONG_IF(count_descriptors() != before, "%d descriptors leak", count_descriptors() - before);
     WRONG_IF(atomic_load(&ledger->blocks), "%ld blocks leak", atomic_load(&ledger->blocks));
     WRONG_IF(atomic_load(&ledger->mapped), "%ld mapped bytes leak", atomic_load(&ledger->mapped));
