@@ -84,7 +84,11 @@ enum jmk_limit {
     JMK_LIMIT_BYTES = 2     /* the log's size */
 };
 
-enum jmk_event_kind { JMK_EVENT_GONE = 1, JMK_EVENT_SKIPPED = 2 };
+/*
+ * A client is gone once it counts for nothing that is published, and closed once its socket is given
+ * up: what it was sent was read by then, or its own end is closed.
+ */
+enum jmk_event_kind { JMK_EVENT_GONE = 1, JMK_EVENT_SKIPPED = 2, JMK_EVENT_CLOSED = 3 };
 
 /* Where a client stands, and why it went if it did. Ids are inclusive; 0 means none. */
 struct jmk_account {
@@ -127,7 +131,7 @@ struct jmk_config {
     int64_t patience; /* ns; negative = never cut */
     uint32_t policy; /* enum jmk_policy */
     uint32_t max_message; /* bytes; at most a quarter of the log */
-    uint32_t max_clients; /* slots */
+    uint32_t max_clients; /* at a time, those that are gone and not closed included */
     uint32_t send_buffer; /* SO_SNDBUF to ask for on each connection, bytes */
 };
 
@@ -152,6 +156,8 @@ struct jmk_stats {
     uint64_t packets; /* packets sent */
     uint64_t skipped; /* messages skipped, all clients together */
     uint64_t clients; /* attached now */
+    uint64_t unread; /* gone, and not closed yet: they have not read all they were sent */
+    uint64_t kernel_bytes; /* what the sockets of both hold, with the kernel's overhead */
     uint64_t rounds; /* of the pump */
     uint64_t inline_rounds; /* of those, by a publisher's own thread */
     uint64_t waits; /* times a publisher had to wait */
@@ -226,6 +232,9 @@ int jmk_server_log_fd(const jmk_server *server);
 int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_packet,
                       uint64_t start, struct jmk_attached *out);
 
+/* Have a client that was attached as JMK_SHARED, and is not released yet, get packets: JMK_FRAMED. */
+int jmk_server_send_packets(jmk_server *server, uint64_t key);
+
 /* The welcome is out: let the sends begin. */
 int jmk_server_release(jmk_server *server, uint64_t key);
 
@@ -271,7 +280,7 @@ int jmk_server_accounts(jmk_server *server, struct jmk_account *out, size_t capa
                         size_t *count);
 
 /*
- * The account of one client, also of one that is gone, until the event that says so was taken;
+ * The account of one client, also of one that is gone, until the event that it is closed was taken;
  * JMK_E_GONE after that. Acks that have come and were not read yet do not count.
  */
 int jmk_server_account(jmk_server *server, uint64_t key, struct jmk_account *out);

@@ -23,6 +23,11 @@
  * unread here, so those are read until it closes too, or for a second. The welcome is always the first
  * packet: who ends before it is out is parting, and its BYE follows the welcome. If that does not
  * come within a second, the end of the stream says all.
+ *
+ * What a peer leaves unread stays in the kernel, on our account: its memory, and the two descriptors of
+ * a welcome, which count against our user while they are in flight. So a descriptor is closed only when
+ * nothing is unread, by which the kernel also tells that the peer's socket is gone; until then the
+ * session keeps its place.
  */
 #include <errno.h>
 #include <sched.h>
@@ -117,17 +122,40 @@ static void remove_from(struct jmk_session **list, uint32_t *count, struct jmk_s
 
 static void close_session(struct jmk_server *server, struct jmk_session *session) {
     epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, session->fd, NULL);
-    /* A forked child may hold the descriptor too; this ends the connection all the same. */
-    shutdown(session->fd, SHUT_RDWR);
     jmk_session_close(session);
     session->state = JMK_CLOSED;
-    if (session->collected)
-        jmk_server_forget(server, session);
+    raise_event(server, session, JMK_EVENT_CLOSED);
+}
+
+/* Be told when its peer reads. It is shut, which would be news again and again, but for EPOLLET. */
+static bool watch_reading(const struct jmk_server *server, const struct jmk_session *session) {
+    struct epoll_event event = {.events = EPOLLOUT | EPOLLET, .data.u64 = session->key};
+
+    return epoll_ctl(server->epoll_fd, EPOLL_CTL_MOD, session->fd, &event) == 0;
+}
+
+/* Nothing more is said or heard; close it, or keep it until its peer has read all. */
+static void shut(struct jmk_server *server, struct jmk_session *session) {
+    /* A forked child may hold the descriptor too; this ends the connection all the same. */
+    shutdown(session->fd, SHUT_RDWR);
+    jmk_session_drop_page(session);
+    if (server->saying_goodbye || !jmk_session_unread(session) || !watch_reading(server, session)) {
+        close_session(server, session);
+        return;
+    }
+    session->state = JMK_UNREAD;
+    session->index = server->unread_count;
+    server->unread[server->unread_count++] = session;
+}
+
+static void close_unread(struct jmk_server *server, struct jmk_session *session) {
+    remove_from(server->unread, &server->unread_count, session);
+    close_session(server, session);
 }
 
 void jmk_pump_drop(struct jmk_server *server, struct jmk_session *session) {
     remove_from(server->ending, &server->ending_count, session);
-    close_session(server, session);
+    shut(server, session);
 }
 
 /* It is gone from the live ones, and has until its deadline. */
@@ -146,7 +174,7 @@ static void say_goodbye(struct jmk_server *server, struct jmk_session *session) 
     shutdown(session->fd, SHUT_WR);
     if (session->mode != JMK_CLASSIC || jmk_session_read(session, &server->log, &moved) != 0) {
         jmk_session_read(session, &server->log, &moved);
-        close_session(server, session);
+        shut(server, session);
         return;
     }
     watch(server, session, EPOLLIN | EPOLLRDHUP);
@@ -196,7 +224,7 @@ void jmk_pump_end(struct jmk_server *server, struct jmk_session *session, enum j
     server->stale = true;
     raise_event(server, session, JMK_EVENT_GONE);
     if (reason == JMK_R_LEFT || reason == JMK_R_ERROR)
-        close_session(server, session);
+        shut(server, session);
     else if (session->state == JMK_HELD)
         wait_for_end(server, session, JMK_PARTING);
     else
@@ -359,6 +387,11 @@ static void handle_session(struct jmk_server *server, struct jmk_session *sessio
 
     if (session->state == JMK_CLOSED)
         return;
+    if (session->state == JMK_UNREAD) {
+        if (!jmk_session_unread(session))
+            close_unread(server, session);
+        return;
+    }
     if (session->state == JMK_PARTING || session->state == JMK_ENDING) {
         if (jmk_session_read(session, &server->log, &moved) != 0 || events & (EPOLLHUP | EPOLLERR))
             jmk_pump_drop(server, session);
@@ -578,6 +611,8 @@ static bool goodbyes(struct jmk_server *server) {
         server->saying_goodbye = true;
         while (server->live_count)
             jmk_pump_end(server, server->live[server->live_count - 1], JMK_R_CLOSING, 0);
+        while (server->unread_count)
+            close_unread(server, server->unread[server->unread_count - 1]);
     }
     for (uint32_t i = server->ending_count; i-- > 0;) {
         struct jmk_session *session = server->ending[i];

@@ -100,6 +100,7 @@ static void free_parts(struct jmk_server *server, bool ours) {
     free(server->slots);
     free(server->live);
     free(server->ending);
+    free(server->unread);
     jmk_close_fd(&server->epoll_fd);
     jmk_close_fd(&server->wake_fd);
     jmk_close_fd(&server->event_fd);
@@ -217,7 +218,7 @@ static int grow(struct jmk_server *server) {
     uint32_t count = server->slot_count ? 2 * server->slot_count : 8;
 
     if (resize(&server->slots, count) || resize(&server->live, count) ||
-        resize(&server->ending, count))
+        resize(&server->ending, count) || resize(&server->unread, count))
         return -ENOMEM;
     for (uint32_t i = server->slot_count; i < count; i++)
         server->slots[i] = NULL;
@@ -275,6 +276,11 @@ static int enter(struct jmk_server *server, struct jmk_session *session, uint64_
     return error;
 }
 
+/* All that hold a descriptor, and what the kernel keeps for it. */
+static uint32_t places_taken(const struct jmk_server *server) {
+    return server->live_count + server->ending_count + server->unread_count;
+}
+
 static int attach(struct jmk_server *server, struct jmk_session *session, uint64_t start) {
     struct epoll_event event = {.events = session->watched};
     uint32_t slot;
@@ -282,7 +288,7 @@ static int attach(struct jmk_server *server, struct jmk_session *session, uint64
 
     if (atomic_load(&server->closing))
         return JMK_E_CLOSED;
-    if (server->live_count >= server->config.max_clients)
+    if (places_taken(server) >= server->config.max_clients)
         return JMK_E_NO_SLOT;
     error = take_slot(server, &slot);
     if (error)
@@ -352,6 +358,34 @@ int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_pa
     return 0;
 }
 
+/* An ack that came already is one of a message that it did not get. */
+static void send_packets(struct jmk_server *server, struct jmk_session *session) {
+    if (session->acked_id != session->first_id - 1) {
+        jmk_pump_end(server, session, JMK_R_PROTOCOL, 0);
+        return;
+    }
+    server->cursors--;
+    session->mode = JMK_FRAMED;
+    session->path = &jmk_packet_path;
+    jmk_session_drop_page(session);
+}
+
+int jmk_server_send_packets(jmk_server *server, uint64_t key) {
+    struct jmk_session *session;
+    int error = jmk_server_usable(server);
+
+    if (error)
+        return error;
+    jmk_pump_lock(server);
+    session = jmk_server_find(server, key);
+    if (session && session->state == JMK_HELD && session->mode == JMK_SHARED)
+        send_packets(server, session);
+    else
+        error = JMK_E_GONE;
+    jmk_pump_unlock(server);
+    return error;
+}
+
 int jmk_server_release(jmk_server *server, uint64_t key) {
     struct jmk_session *session;
     int error = jmk_server_usable(server);
@@ -402,17 +436,19 @@ int jmk_server_event_fd(const jmk_server *server) {
     return server->event_fd;
 }
 
+/* The first of its events, in the order in which they came about. */
+static enum jmk_event_kind first_of(const struct jmk_session *session) {
+    if (session->events & 1u << JMK_EVENT_SKIPPED)
+        return JMK_EVENT_SKIPPED;
+    return session->events & 1u << JMK_EVENT_GONE ? JMK_EVENT_GONE : JMK_EVENT_CLOSED;
+}
+
 /* Take one event off session; true if it has no more. */
 static bool take_event(struct jmk_session *session, struct jmk_event *out) {
-    bool skipped = session->events & 1u << JMK_EVENT_SKIPPED;
-
-    *out = (struct jmk_event){.kind = skipped ? JMK_EVENT_SKIPPED : JMK_EVENT_GONE,
-                              .account = session->account};
-    if (skipped) {
+    *out = (struct jmk_event){.kind = first_of(session), .account = session->account};
+    if (out->kind == JMK_EVENT_SKIPPED) {
         out->account.first_lost = session->gap_first;
         out->account.last_lost = session->gap_last;
-    } else {
-        session->collected = true;
     }
     session->events &= ~(1u << out->kind);
     return session->events == 0;
@@ -425,13 +461,13 @@ static int next_event(struct jmk_server *server, struct jmk_event *out) {
     if (!session)
         return read(server->event_fd, &drained, sizeof drained) < 0 && errno != EAGAIN ? -errno
                                                                                        : JMK_E_GONE;
-    if (session->state != JMK_CLOSED && !(session->events & 1u << JMK_EVENT_GONE))
+    if (session->account.reason == JMK_R_NONE)
         jmk_pump_account(server, session);
     if (take_event(session, out)) {
         server->first_event = session->next_event;
         if (!server->first_event)
             server->last_event = NULL;
-        if (session->collected && session->state == JMK_CLOSED)
+        if (out->kind == JMK_EVENT_CLOSED)
             jmk_server_forget(server, session);
     }
     return 0;
@@ -502,7 +538,11 @@ static void count_sessions(const struct jmk_server *server, struct jmk_stats *ou
         out->delivered_bytes += account->bytes;
         out->packets += account->packets;
         out->skipped += account->skipped;
+        out->kernel_bytes += jmk_session_unread(server->live[i]);
     }
+    out->unread = server->unread_count;
+    for (uint32_t i = 0; i < server->unread_count; i++)
+        out->kernel_bytes += jmk_session_unread(server->unread[i]);
 }
 
 int jmk_server_stats(jmk_server *server, struct jmk_stats *out) {

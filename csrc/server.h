@@ -67,6 +67,8 @@ struct jmk_server {
     atomic_uint cursors; /* those of them who read the log themselves */
     struct jmk_session **ending;
     uint32_t ending_count;
+    struct jmk_session **unread;
+    uint32_t unread_count;
     bool holders; /* some session needs frames of the log; without, these mean nothing: */
     struct jmk_mark floor; /* the oldest of them */
     struct jmk_mark kept; /* the oldest that must stay: the floor, or history before it */

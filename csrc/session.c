@@ -119,12 +119,18 @@ void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,
     session->mark = jmk_log_mark_after(log, place.offset);
 }
 
-void jmk_session_account(struct jmk_session *session, const struct jmk_log *log, uint64_t held) {
-    struct jmk_account *account = &session->account;
-    uint64_t next_id = atomic_load(&log->page->next_id), head = atomic_load(&log->page->head);
+uint64_t jmk_session_unread(const struct jmk_session *session) {
     int unread = 0;
 
     ioctl(session->fd, SIOCOUTQ, &unread);
+    /* While the kernel tells of the last packet's end it keeps 1: no packet is as small as that. */
+    return unread > 1 ? (uint64_t)unread : 0;
+}
+
+void jmk_session_account(struct jmk_session *session, const struct jmk_log *log, uint64_t held) {
+    struct jmk_account *account = &session->account;
+    uint64_t next_id = atomic_load(&log->page->next_id), head = atomic_load(&log->page->head);
+
     account->key = session->key;
     account->mode = session->mode;
     account->lag = jmk_session_lag(session, next_id);
@@ -132,7 +138,7 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
     if (account->lag > account->worst_lag)
         account->worst_lag = account->lag;
     account->queued = session->state == JMK_SKIPPING ? 0 : next_id - 1 - session->sent_id;
-    account->kernel_bytes = (uint64_t)unread;
+    account->kernel_bytes = jmk_session_unread(session);
     account->unacked = session->sent_id - session->acked_id;
     account->oldest_id = atomic_load(&log->page->oldest_id);
 }
@@ -144,9 +150,13 @@ uint64_t jmk_session_got(const struct jmk_session *session, enum jmk_reason reas
     return session->sent_id;
 }
 
-void jmk_session_close(struct jmk_session *session) {
-    jmk_close_fd(&session->fd);
+void jmk_session_drop_page(struct jmk_session *session) {
     if (session->cursor)
         munmap(session->cursor, sizeof *session->cursor);
     session->cursor = NULL;
+}
+
+void jmk_session_close(struct jmk_session *session) {
+    jmk_close_fd(&session->fd);
+    jmk_session_drop_page(session);
 }

@@ -16,6 +16,7 @@ enum jmk_state {
     JMK_SKIPPING, /* over its limit: gets nothing until it has acked all it was sent */
     JMK_PARTING,  /* ended before its welcome was out, which its goodbye has to follow */
     JMK_ENDING,   /* said goodbye to; its last acks are read until its end or a deadline */
+    JMK_UNREAD,   /* shut; its descriptor is kept until its peer has read all, or is gone */
     JMK_CLOSED    /* descriptor closed; kept until its event was collected */
 };
 
@@ -80,7 +81,6 @@ struct jmk_session {
     bool blocked;   /* its socket refused a packet; nothing is tried until it says it can */
     bool replaying; /* started in the past, has not caught up yet */
     bool more;      /* stopped by the bound on work, not by the socket */
-    bool collected; /* its GONE event was taken */
     uint32_t watched; /* what epoll was asked for */
     uint32_t max_packet;
     uint32_t fragment;     /* bytes of the message at offset that were sent */
@@ -94,7 +94,7 @@ struct jmk_session {
     uint64_t gap_last;
     int64_t stalled_since;  /* when it first held a publisher up; 0 = it does not */
     int64_t deadline;       /* JMK_PARTING, JMK_ENDING: when to give up on it */
-    uint32_t index;         /* its place in the server's list of live or ending ones */
+    uint32_t index;         /* its place in the server's list of live, ending or unread ones */
     uint32_t events;        /* bits 1 << jmk_event_kind: waiting to be collected */
     struct jmk_session *next_event;
     struct jmk_account account; /* counters; completed when asked for, fixed when it goes */
@@ -133,6 +133,12 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
 
 /* The last message that it is sure to have got, or to get, if it ends for this reason. */
 uint64_t jmk_session_got(const struct jmk_session *session, enum jmk_reason reason);
+
+/* What its socket holds: sent, and not yet read; bytes, with the kernel's overhead. */
+uint64_t jmk_session_unread(const struct jmk_session *session);
+
+/* Give its page back. */
+void jmk_session_drop_page(struct jmk_session *session);
 
 /* Close its descriptor, and give its page back. */
 void jmk_session_close(struct jmk_session *session);

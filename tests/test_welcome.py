@@ -1,25 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes before a welcome, between it and its client, and of one that is not read."""
 
+import os
+import resource
 import socket
+import struct
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 import reference
-from conftest import wait_until
+from conftest import SHARE_LOG, descriptors, wait_until
 from reference import Bye, Reply
 from support_wire import (
     DEADLINE,
+    FIRST_ID,
     HELLO,
     LARGE,
     REPLY,
+    WELCOME,
     dial,
     hello_of,
     listening,
     packets_of,
+    raw_client,
 )
 
 import jumiks.control
@@ -38,6 +44,7 @@ class Held:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.server: Server | None = None
         self.strike: Callable[[], object] = lambda: None
+        self.until: Callable[[jumiks.ServerStats], bool] = lambda figures: figures.clients == 0
         self.struck = threading.Event()
         monkeypatch.setattr(jumiks.control, "command_of", self._between)
 
@@ -48,7 +55,7 @@ class Held:
             handle = server._handle or server._control._handle
             assert figures_of(handle).clients == 1
             self.strike()
-            wait_until(lambda: figures_of(handle).clients == 0)
+            wait_until(lambda: self.until(figures_of(handle)))
             self.struck.set()
         return command_of(sock, pid)
 
@@ -262,3 +269,152 @@ def test_servers_that_close_at_once_leave_no_stranger_to_whom_they_let_in(addres
             server.wait_for_clients(1, DEADLINE)
             server.close(0)
     assert strange == []
+
+
+# ---- a welcome that is not read ----
+
+
+def join_without_reading(address: str) -> socket.socket:
+    """Ask for the log, and leave the welcome in the socket."""
+    sock = dial(address)
+    sock.recv(LARGE)
+    sock.send(reference.encode_reply(Reply(capabilities=BOTH)))
+    poll_for_input(sock)
+    return sock
+
+
+def refused(address: str) -> bool:
+    with suppress(jumiks.Refused):
+        Client(address).close()
+        return False
+    return True
+
+
+def test_who_leaves_and_does_not_read_keeps_its_place(address: str) -> None:
+    with Server(address, max_clients_per_user=3) as server, ExitStack() as stack:
+        left = [stack.enter_context(join_without_reading(address)) for _ in range(3)]
+        for sock in left:
+            sock.shutdown(socket.SHUT_WR)
+        wait_until(lambda: server.stats().unread == 3)
+        figures = server.stats()
+        assert figures.clients == 0
+        assert figures.kernel_bytes >= 3 * len(WELCOME)
+        assert refused(address)
+        sock = left[0]
+        while sock.recv(LARGE):  # the welcome, and perhaps a goodbye
+            pass
+        wait_until(lambda: server.stats().unread == 2)
+        assert not refused(address)
+        left[1].close()
+        wait_until(lambda: server.stats().unread == 1)
+        assert server.stats().kernel_bytes >= len(WELCOME)
+        left[2].close()
+        wait_until(lambda: server.stats().unread == 0)
+        assert server.stats().kernel_bytes == 0
+        wait_until(lambda: not server._control.peers)
+        assert not server._control._let_in_of
+
+
+def test_what_is_looked_at_and_left_in_the_socket_is_not_read(address: str) -> None:
+    # MSG_PEEK gives copies of the descriptors, and the welcome stays in flight.
+    with Server(address) as server, join_without_reading(address) as sock:
+        _, notes, _, _ = sock.recvmsg(LARGE, socket.CMSG_SPACE(8), socket.MSG_PEEK)
+        for _, _, data in notes:
+            for (descriptor,) in struct.iter_unpack("i", data):
+                os.close(descriptor)
+        sock.shutdown(socket.SHUT_WR)
+        wait_until(lambda: server.stats().clients == 0)
+        assert server.stats().unread == 1
+        sock.recv(LARGE)
+        wait_until(lambda: server.stats().unread == 0)
+
+
+def test_who_has_gone_and_not_read_counts_against_all_places(address: str) -> None:
+    with Server(address, max_clients=2) as server, join_without_reading(address) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        wait_until(lambda: server.stats().unread == 1)
+        with Client(address):
+            with pytest.raises(jumiks.Refused, match="as many clients as it takes"):
+                Client(address)
+            sock.close()
+            wait_until(lambda: server.stats().unread == 0)
+            Client(address).close()
+
+
+def test_a_client_that_was_cut_counts_until_it_has_read_why(address: str) -> None:
+    with Server(address, max_lag=10, patience=0) as server:
+        with raw_client(server, address) as client:
+            server.publish_many([b"x" * 1000] * 12)
+            wait_until(lambda: server.stats().unread == 1)
+            assert server.stats().kernel_bytes > 10000
+            _, bye = client.rest()
+            assert bye is not None
+            wait_until(lambda: server.stats().unread == 0)
+
+
+def test_who_has_not_read_does_not_hold_up_a_close(address: str) -> None:
+    with Server(address) as server, join_without_reading(address) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        wait_until(lambda: server.stats().unread == 1)
+        server.close(10 * DEADLINE)
+        assert not server._control.thread.is_alive()
+
+
+@pytest.fixture
+def no_descriptor_can_be_sent(unprivileged: int) -> Iterator[None]:
+    """So many are in flight already, of this user, as its limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(descriptors()) + 100
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        try:
+            for _ in range(few // 100 + 1):
+                socket.send_fds(ours, [b"x"], [ours.fileno()] * 100)
+            with pytest.raises(OSError, match="Too many references"):
+                socket.send_fds(ours, [b"x"], [ours.fileno()])
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("no_descriptor_can_be_sent")
+def test_where_no_descriptor_can_be_sent_packets_are(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Server(address) as server:
+        server.publish(b"early")
+        with Client(address, start="oldest") as client:
+            assert client.receive(DEADLINE) == b"early"
+            assert client.mode == "framed"
+            server.publish(b"late")
+            assert client.receive(DEADLINE) == b"late"
+            assert [info.mode for info in server.clients] == ["framed"]
+            with pytest.raises(jumiks.Timeout):
+                client.receive(0)  # which acks it
+            server.drain(DEADLINE)
+            client.close()
+            wait_until(lambda: not server._control.peers)
+    if SHARE_LOG:
+        assert "gets packets, as it cannot be given the log: Too many references" in caplog.text
+
+
+@pytest.mark.skipif(not SHARE_LOG, reason="no descriptor is sent")
+@pytest.mark.usefixtures("no_descriptor_can_be_sent")
+def test_an_ack_before_packets_take_the_place_of_the_log_breaks_the_rules(
+    address: str, held: Held
+) -> None:
+    gone: list[EndReason] = []
+    with Server(address, on_disconnect=lambda _, why: gone.append(why)) as server:
+        server.publish(b"early")
+        with dial(address) as sock:
+            sock.recv(LARGE)
+            held.server, held.strike = server, lambda: sock.send(reference.encode_ack(FIRST_ID))
+            held.until = lambda figures: figures.log_held == 0
+            sock.send(reference.encode_reply(Reply(capabilities=BOTH, start=1)))
+            packets = list(packets_of(sock))
+        assert reference.decode_welcome(packets[0]).capabilities == reference.FRAMES
+        (bye,) = reference.read_framed(iter(packets[1:]))
+        assert isinstance(bye, Bye)
+        assert bye.reason == 3
+        wait_until(lambda: gone == [EndReason.PROTOCOL])

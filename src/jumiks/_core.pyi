@@ -74,6 +74,8 @@ class Stats:
     packets: int
     skipped: int
     clients: int
+    unread: int
+    kernel_bytes: int
     rounds: int
     inline_rounds: int
     waits: int
@@ -190,6 +192,7 @@ class _Lib:
     JMK_LIMIT_BYTES: int
     JMK_EVENT_GONE: int
     JMK_EVENT_SKIPPED: int
+    JMK_EVENT_CLOSED: int
 
     def jmk_error_text(self, code: int, /) -> CString: ...
     def jmk_server_new(self, out: Array[Server], config: Config, /) -> int: ...
@@ -201,6 +204,7 @@ class _Lib:
         self, server: Server, fd: int, mode: int, max_packet: int, start: int, out: Attached, /
     ) -> int: ...
     def jmk_server_log_fd(self, server: Server, /) -> int: ...
+    def jmk_server_send_packets(self, server: Server, key: int, /) -> int: ...
     def jmk_server_release(self, server: Server, key: int, /) -> int: ...
     def jmk_server_disconnect(self, server: Server, key: int, reason: int, /) -> int: ...
     def jmk_server_append_many(

@@ -54,6 +54,8 @@ _REPLY_LIMIT: Final = 4096
 _LEAST_PACKET: Final = 512
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
+_NO_LOG: Final = "%s gets packets, as it cannot be given the log: %s"
+
 _STATUS_OF: Final = {
     lib.JMK_E_NO_SLOT: Status.TOO_MANY_CLIENTS,
     lib.JMK_E_START: Status.START,
@@ -160,7 +162,7 @@ class Control:
         self._deaf_until: float | None = None
         self._closing = False
         self.peers: dict[int, Peer] = {}
-        """Who is behind each key the core knows; entries go with their GONE event."""
+        """Who is behind each key the core knows; entries go with their CLOSED event."""
         self.present: set[int] = set()
         """Keys of the clients that were let in and are not gone, guarded by `changed`."""
         self.changed = threading.Condition()
@@ -471,12 +473,7 @@ class Control:
         start = wish.start if joining.handshake.extended else 0
         code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
         if code < 0 and mode == lib.JMK_SHARED:
-            self._journal.log(
-                logging.INFO,
-                "%s reads packets, not the log: %s",
-                joining.peer,
-                os.strerror(-code),
-            )
+            self._journal.log(logging.WARNING, _NO_LOG, joining.peer, os.strerror(-code))
             mode = lib.JMK_FRAMED
             code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
         if code:
@@ -522,15 +519,26 @@ class Control:
             return
         welcome = joining.handshake.accept(attached.first_id, attached.first_offset)
         descriptors = [lib.jmk_server_log_fd(self._handle), attached.cursor_fd]
-        socket.send_fds(joining.sock, [welcome], descriptors, socket.MSG_NOSIGNAL)
+        try:
+            socket.send_fds(joining.sock, [welcome], descriptors, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:  # of this user too many are in flight: unix(7)
+                raise
+            self._journal.log(logging.WARNING, _NO_LOG, joining.peer, error.strerror)
+            lib.jmk_server_send_packets(self._handle, attached.key)  # if it has not ended by now
+            welcome = joining.handshake.accept_without_log(attached.first_id)
+            joining.sock.send(welcome, socket.MSG_NOSIGNAL)
 
     # ---- events ----
 
     def _take_events(self) -> None:
         while lib.jmk_server_next_event(self._handle, self._event) == 0:
-            account = self._event.account
+            account, kind = self._event.account, self._event.kind
+            if kind == lib.JMK_EVENT_CLOSED:
+                _take_one(self._let_in_of, self.peers.pop(account.key).uid)
+                continue
             info = client_info(account, self.peers[account.key])
-            if self._event.kind == lib.JMK_EVENT_SKIPPED:
+            if kind == lib.JMK_EVENT_SKIPPED:
                 self._journal.log(
                     logging.WARNING, "client %d (%s) skipped %s", info.key, info.peer, info.lost
                 )
@@ -538,8 +546,6 @@ class Control:
                 self._gone(info)
 
     def _gone(self, info: ClientInfo) -> None:
-        del self.peers[info.key]
-        _take_one(self._let_in_of, info.uid)
         assert info.reason is not None
         level = logging.WARNING if info.reason is EndReason.LAGGED else logging.INFO
         self._journal.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)

@@ -374,6 +374,7 @@ class _ServerEvent(enum.Enum):
     GOOD_REPLY = enum.auto()
     BAD_REPLY = enum.auto()
     ACCEPT = enum.auto()
+    WITHOUT_LOG = enum.auto()
     REFUSE = enum.auto()
 
 
@@ -383,6 +384,7 @@ _SERVER_MOVES: Mapping[tuple[ServerState, _ServerEvent], ServerState] = {
     (ServerState.AWAIT_REPLY, _ServerEvent.BAD_REPLY): ServerState.MUST_REFUSE,
     (ServerState.AWAIT_REPLY, _ServerEvent.REFUSE): ServerState.REFUSED,
     (ServerState.DECIDE, _ServerEvent.ACCEPT): ServerState.ACCEPTED,
+    (ServerState.ACCEPTED, _ServerEvent.WITHOUT_LOG): ServerState.ACCEPTED,
     (ServerState.DECIDE, _ServerEvent.REFUSE): ServerState.REFUSED,
     (ServerState.MUST_REFUSE, _ServerEvent.REFUSE): ServerState.REFUSED,
 }
@@ -475,6 +477,11 @@ class ServerHandshake:
             return b""
         granted = self.granted if first_offset is not None else self.granted & ~Capability.LOG
         return Welcome(Status.ACCEPTED, granted, first_id, first_offset=first_offset or 0).encode()
+
+    def accept_without_log(self, first_id: int) -> bytes:
+        """The welcome in the place of one that grants LOG, and could not be sent."""
+        self._state = _after(_SERVER_MOVES, self._state, _ServerEvent.WITHOUT_LOG)
+        return Welcome(Status.ACCEPTED, self.granted & ~Capability.LOG, first_id).encode()
 
     def refuse(self, status: Status, text: str = "") -> bytes:
         """The welcome that refuses; empty for a client that is not known to understand it.

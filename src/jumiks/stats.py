@@ -203,6 +203,10 @@ class ServerStats:
     """Messages skipped, all clients together."""
     clients: int
     """Clients connected."""
+    unread: int
+    """Clients gone that have neither read all they were sent nor closed: they keep their places."""
+    kernel_bytes: int
+    """What the sockets of all these hold, sent and not yet read; with the kernel's overhead."""
     rounds: int
     """Times the pump looked for work."""
     inline_rounds: int

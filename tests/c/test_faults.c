@@ -92,6 +92,7 @@ struct follower {
     int code; /* how it ended */
     atomic_int done;
     unsigned gone; /* GONE events */
+    unsigned closed; /* CLOSED events */
     enum jmk_reason reason;
 };
 
@@ -474,6 +475,11 @@ static void take_events(void) {
             skips++;
             continue;
         }
+        if (event.kind == JMK_EVENT_CLOSED) {
+            WRONG_IF(!follower->gone, "one is closed that is not gone");
+            WRONG_IF(follower->closed++, "one is closed twice");
+            continue;
+        }
         WRONG_IF(follower->gone++, "one is gone twice");
         follower->reason = (enum jmk_reason)event.account.reason;
         if (follower->reason == JMK_R_ERROR)
@@ -625,6 +631,7 @@ static int check_follower(const struct follower *follower) {
     int as_expected = follower->reason == expected(follower);
 
     WRONG_IF(follower->gone != 1, "%u events say that a client is gone", follower->gone);
+    WRONG_IF(follower->closed != 1, "%u events say that one is closed", follower->closed);
     WRONG_IF(follower->reason == JMK_R_PROTOCOL, "it blames a client");
     WRONG_IF(follower->lost && follower->role != LAZY, "one that keeps up has a gap");
     if (!follower->client)

@@ -399,7 +399,8 @@ static void check_event(const struct jmk_event *event, bool closing) {
     const struct jmk_account *account = &event->account;
     bool honest = account->key == run.clients[HONEST].attached.key;
 
-    CHECK(event->kind == JMK_EVENT_GONE || event->kind == JMK_EVENT_SKIPPED);
+    CHECK(event->kind == JMK_EVENT_GONE || event->kind == JMK_EVENT_SKIPPED ||
+          event->kind == JMK_EVENT_CLOSED);
     CHECK(account->first_lost <= account->last_lost);
     CHECK_EQUAL(account->first_lost == 0, account->last_lost == 0);
     CHECK(account->last_lost < run.shop->next);
