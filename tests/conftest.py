@@ -8,6 +8,7 @@ others out of the run that follows. A test that is new, or that failed, is never
 
 import functools
 import gc
+import importlib.util
 import itertools
 import mmap
 import os
@@ -34,6 +35,24 @@ USE_UVLOOP = os.environ.get("JUMIKS_TEST_UVLOOP", "0") != "0"
 
 ASYNCIO: dict[str, Any] = {"backend": "asyncio", "backend_options": {"use_uvloop": USE_UVLOOP}}
 """For `anyio.run`: asyncio's own loop, or uvloop in its place as `make test-uvloop` has it."""
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skip a test where a package that it tries is not installed."""
+    missing = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(missing, reason=f"{package} is not installed")
+
+
+LOOPS = (
+    pytest.param(ASYNCIO, id="asyncio"),
+    pytest.param(
+        {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+        id="uvloop",
+        marks=needs("uvloop"),
+    ),
+    pytest.param({"backend": "trio"}, id="trio", marks=needs("trio")),
+)
+"""Also for `anyio.run`: the event loops that are tried."""
 
 _meant = mmap.mmap(-1, 1)
 """Not zero once the default was taken, here or in a forked child: memory that they share."""
@@ -158,6 +177,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if USE_UVLOOP:
+        for item in items:
+            item.add_marker(needs("uvloop"))
     if not config.getoption("--not-again"):
         return
     names = set(config.cache.get(NOTES, []))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The asynchronous twins, on asyncio, uvloop and trio."""
 
+import importlib.util
 import inspect
 import os
 import select
@@ -14,7 +15,7 @@ from typing import TypeAlias
 import anyio
 import pytest
 from anyio import to_thread
-from conftest import ASYNCIO, MODE, wait_until
+from conftest import ASYNCIO, LOOPS, MODE, wait_until
 from support_api import DEADLINE, SMALL_LOG, Task, run_script, sockaddr, stranger
 
 import jumiks.aio
@@ -39,17 +40,12 @@ from jumiks.handshake import FIRST_ID, Capability, ServerHello, Status, Welcome
 
 Run: TypeAlias = Callable[[Callable[[], Awaitable[None]]], None]
 
-LOOPS = {
-    "asyncio": ASYNCIO,
-    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
-    "trio": {"backend": "trio"},
-}
-
 
 @pytest.fixture(scope="module", autouse=True)
 def first_loop() -> None:
-    """Run one uvloop: it keeps a pipe for the whole process."""
-    anyio.run(anyio.sleep, 0, **LOOPS["uvloop"])
+    """Run one uvloop, if there is one: it keeps a pipe for the whole process."""
+    if importlib.util.find_spec("uvloop"):
+        anyio.run(anyio.sleep, 0, backend_options={"use_uvloop": True})
 
 
 @pytest.fixture(params=LOOPS)
@@ -61,7 +57,7 @@ def run(request: pytest.FixtureRequest) -> Run:
             with anyio.fail_after(3 * DEADLINE):
                 await main()
 
-        anyio.run(limited, **LOOPS[request.param])
+        anyio.run(limited, **request.param)
 
     return run
 

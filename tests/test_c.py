@@ -95,7 +95,9 @@ def test_whatever_the_core_calls_can_be_made_to_fail_or_cannot_fail(build: Build
 
 
 def test_threads_do_not_race(tmp_path: Path) -> None:
-    compiler = shutil.which("cc") or "cc"
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
     flags = [*FLAGS, "-fsanitize=thread"]
     if not links(compiler, flags, tmp_path):
         pytest.skip("the compiler has no thread sanitizer here")

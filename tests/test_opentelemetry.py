@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures for OpenTelemetry, read as an exporter would."""
 
+import pytest
+
+pytest.importorskip("opentelemetry.sdk.metrics", reason="opentelemetry-sdk is not installed")
+
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 

@@ -2,6 +2,7 @@
 """docs/protocol.md says what the code does: its tables and its bytes are read and compared."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -294,6 +295,7 @@ def test_what_else_a_shared_connection_carries_is_as_the_page_shows_it() -> None
         assert getattr(lib, f"JMK_KIND_{name}") == int(kind)
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_the_words_of_the_shared_pages_stand_where_the_page_says(tmp_path: Path) -> None:
     welcome, log, cursor = tables(("byte", "type", "word", "meaning"))
     assert [row[:3] for row in welcome] == [["16", "u64", "first_offset"]]
