@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import MODE, wait_until
+from conftest import MODE, needs, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from support_api import DEADLINE, FOREIGN_ENVIRONMENT, SMALL_LOG, Task
@@ -225,7 +225,7 @@ def test_a_path_gets_its_mode(path: Path) -> None:
 # ---- exit status
 
 
-@pytest.mark.parametrize("name", ["listen", "status", "top"])
+@pytest.mark.parametrize("name", ["listen", "status", pytest.param("top", marks=needs("rich"))])
 def test_nobody_there_is_status_3(address: str, name: str) -> None:
     status, output, errors = run(name, address)
     assert (status, output) == (3, b"")
@@ -291,14 +291,105 @@ def test_ctrl_c_is_quiet(address: str) -> None:
         assert serve.stderr.read() == b""
 
 
-def test_sigterm_ends_a_server_in_good_order(address: str) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_server_in_good_order(address: str, number: int, status: int) -> None:
     with command("serve", address) as serve:
         wait_until(lambda: listens_at(address))
         with Client(address) as client:
-            serve.send_signal(signal.SIGTERM)
+            serve.send_signal(number)
             with pytest.raises(ServerClosed):
                 client.receive(DEADLINE)
-        assert serve.wait(DEADLINE) == 0
+        assert serve.wait(DEADLINE) == status
+
+
+def test_under_nohup_the_end_of_the_terminal_is_ignored(address: str) -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with command("serve", address, preexec_fn=ignore) as serve:
+        wait_until(lambda: listens_at(address))
+        serve.send_signal(signal.SIGHUP)
+        assert finish(serve) == (0, b"", "")
+
+
+# ---- standard streams
+
+
+def redirected(arguments: str, redirection: str, **more: str) -> tuple[int, bytes, str]:
+    """The command with a stream that the shell closes or redirects."""
+    words = f"exec {' '.join(JUMIKS)} {arguments} {redirection}"
+    done = subprocess.run(
+        ["sh", "-c", words],
+        stdin=PIPE,
+        capture_output=True,
+        check=False,
+        env={**os.environ, **more},
+    )
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_a_closed_input_is_an_error_before_anything_is_served(address: str) -> None:
+    with Server(address):  # or this would be what is said
+        status, output, errors = redirected(f"serve {address}", "<&-")
+    assert (status, output) == (1, b"")
+    assert errors.startswith("jumiks: the standard input is closed: ")
+    assert "</dev/null" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["listen {} --from oldest", "status {}", "top {}", "bench --self", "man", "completion bash"],
+)
+def test_a_closed_output_is_an_error_before_anything_is_taken(address: str, arguments: str) -> None:
+    gone: list[int | None] = []
+    with Server(address, on_disconnect=lambda info, _: gone.append(info.acked_id)) as server:
+        server.publish(b"precious")
+        status, _, errors = redirected(arguments.format(address), ">&-")
+    assert status == 1
+    assert errors.startswith("jumiks: the standard output is closed: ")
+    assert ">/dev/null" in errors
+    assert gone == []
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-"])
+def test_what_needs_no_such_stream_works_without(
+    address: str, tmp_path: Path, redirection: str
+) -> None:
+    with Server(address) as server:
+        server.publish_many([b"one", b"two"])
+        arguments = f"listen {address} --from oldest --count 2 --exec 'cat >> {tmp_path}/found'"
+        assert redirected(arguments, redirection) == (0, b"", "")
+    assert (tmp_path / "found").read_text() == "onetwo"
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_an_error_that_nobody_can_read_goes_nowhere_else(address: str, redirection: str) -> None:
+    assert redirected(f"listen {address}", redirection) == (3, b"", "")
+
+
+def test_no_connection_gets_the_number_of_a_closed_stream(address: str, tmp_path: Path) -> None:
+    with Server(address) as server:
+        server.publish(b"one")
+        command = f"readlink /proc/$PPID/fd/0 /proc/$PPID/fd/1 > {tmp_path}/found"
+        arguments = f"listen {address} --from oldest --count 1 --exec '{command}'"
+        assert redirected(arguments, "<&- >&-") == (0, b"", "")
+    assert (tmp_path / "found").read_text() == "/dev/null\n/dev/null\n"
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_terminal_that_takes_ascii_alone_gets_what_it_can_show(address: str) -> None:
+    with Server(f"{address}ä"):
+        status, output, errors = redirected(f"status {address}ä", "", **ASCII)
+    assert (status, errors) == (0, "")
+    assert output.startswith(f"{address}\\xe4  process ".encode())
+
+
+def test_an_error_repeats_an_argument_as_it_was_given(address: str) -> None:
+    status, _, errors = redirected(f"listen {address}ä", "", **ASCII)
+    assert status == 3
+    assert errors.startswith(f"jumiks: {address}ä: ")
 
 
 @pytest.mark.parametrize(
@@ -390,6 +481,7 @@ def test_rates_are_taken_between_two_looks(address: str) -> None:
         assert any(str(os.getpid()) in line for line in report(look))
 
 
+@needs("rich")
 def test_top_shows_a_bar_for_each_client(address: str) -> None:
     with Server(address, max_lag=10) as server, Client(address):
         server.publish_many([b"message"] * 9)
@@ -489,7 +581,7 @@ def test_the_manual_page_has_all_commands_options_and_exit_statuses(
         for action in parser._actions:
             for option in action.option_strings:
                 assert option in page or action.dest == "help"
-    for status in (0, 1, 2, 3, 4, 5, 130, 141):
+    for status in (0, 1, 2, 3, 4, 5, 129, 130, 141):
         assert f".B {status}\n" in page
 
 
@@ -509,7 +601,7 @@ def test_the_manual_page_is_sound_roff(tmp_path: Path, capsys: pytest.CaptureFix
     assert "EXIT STATUS" in done.stdout
 
 
-@pytest.mark.parametrize(
+completions = pytest.mark.parametrize(
     ("words", "found"),
     [
         (("jumiks", "sta"), {"status"}),
@@ -518,14 +610,63 @@ def test_the_manual_page_is_sound_roff(tmp_path: Path, capsys: pytest.CaptureFix
         (("jumiks", "completion", "z"), {"zsh"}),
     ],
 )
-def test_bash_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
-    script = f"""
-    eval "$({" ".join(JUMIKS)} completion bash)"
+
+
+def has(shell: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(shell) is None, reason=f"there is no {shell} here")
+
+
+def shell_says(shell: str, script: str, folder: Path) -> set[str]:
+    """The words that a script prints, in an empty folder."""
+    done = subprocess.run(
+        [shell, "/dev/stdin"],
+        input=script,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env={**FOREIGN_ENVIRONMENT, "HOME": str(folder)},
+    )
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def ask_as_bash_does(words: Sequence[str]) -> str:
+    return f"""
     COMP_WORDS=({" ".join(f"'{word}'" for word in words)}); COMP_CWORD={len(words) - 1}
     _jumiks; printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    done = subprocess.run(["bash", "-c", script], stdout=PIPE, text=True, check=True, cwd=tmp_path)
-    assert set(done.stdout.split()) == found
+
+
+@has("bash")
+@completions
+def test_bash_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
+    script = f'eval "$({" ".join(JUMIKS)} completion bash)"'
+    assert shell_says("bash", script + ask_as_bash_does(words), tmp_path) == found
+
+
+@has("zsh")
+@completions
+def test_zsh_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
+    # zsh itself leaves out the words that do not begin as the last one does.
+    script = f"""
+    autoload -U compinit; compinit -D -u
+    eval "$({" ".join(JUMIKS)} completion zsh)"
+    [[ $_comps[jumiks] == *_jumiks* ]] || exit 1
+    emulate sh
+    """
+    said = shell_says("zsh", script + ask_as_bash_does(words), tmp_path)
+    assert {word for word in said if word.startswith(words[-1])} == found
+
+
+@has("fish")
+@completions
+def test_fish_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
+    script = f"""
+    {" ".join(JUMIKS)} completion fish | source
+    complete -C '{" ".join(words)}'
+    """
+    assert shell_says("fish", script, tmp_path) == found
 
 
 def test_bash_completes_the_addresses_that_are_served(address: str, tmp_path: Path) -> None:
@@ -548,5 +689,3 @@ def test_the_other_shells_have_all_words(shell: str, capsys: pytest.CaptureFixtu
     for name in commands():
         assert name in script
     assert "on-lag" in script
-    if shutil.which(shell):
-        subprocess.run([shell, "--no-execute", "/dev/stdin"], input=script, text=True, check=True)

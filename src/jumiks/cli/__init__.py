@@ -3,7 +3,8 @@
 
 Exit status: 0 all was done, or the stream ended in good order; 1 something failed; 2 wrong usage;
 3 nobody serves there, somebody does already, or the server refused; 4 the connection ended before
-its time; 5 the command of --exec failed; 130 Ctrl-C; 141 nobody reads the output any more.
+its time; 5 the command of --exec failed; 129 the terminal is gone; 130 Ctrl-C; 141 nobody reads the
+output any more.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final, NoReturn
 from jumiks.errors import AddressInUse, ConnectionEnded, JumiksError, Refused, Timeout
 
 from .parser import make_parser
+from .streams import prepare_streams, say
 
 __all__ = ["main"]
 
@@ -32,9 +34,9 @@ class _Terminated(SystemExit):
     pass
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     # As Ctrl-C does, so that servers and clients are closed; a service manager expects 0.
-    raise _Terminated(0)
+    raise _Terminated(0 if number == signal.SIGTERM else 128 + number)
 
 
 def _say(error: BaseException) -> None:
@@ -42,7 +44,7 @@ def _say(error: BaseException) -> None:
     if isinstance(error, OSError) and error.strerror:
         # Without Python's "[Errno 2]", and with the file's name first.
         words = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    print(f"jumiks: {words}", file=sys.stderr)
+    say(words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,11 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what stands behind the command's name; by default what the process was given.
     """
+    prepare_streams()
     options = make_parser().parse_args(arguments)
-    before = signal.signal(signal.SIGTERM, _terminate)
+    signals = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else it is nohup's
+        signals.append(signal.SIGHUP)
+    before = [signal.signal(number, _terminate) for number in signals]
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except BrokenPipeError:
         # What is still buffered would raise once more when Python ends.
@@ -73,4 +80,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(error)
         return FAILED
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

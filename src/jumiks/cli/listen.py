@@ -18,6 +18,7 @@ from jumiks.errors import ServerClosed
 from jumiks.stats import Gap
 
 from .framing import write_all, write_messages
+from .streams import check_output, say
 
 __all__ = ["run"]
 
@@ -27,6 +28,8 @@ _PAUSE: Final = 0.05
 
 def run(options: argparse.Namespace) -> int:
     """Listen until the server closes, or there were enough messages."""
+    if not options.command:
+        check_output()  # before a message is taken that has nowhere to go
     with _connect(options) as client:
         try:
             return _run_commands(client, options) if options.command else _write(client, options)
@@ -52,7 +55,7 @@ def _connect(options: argparse.Namespace) -> Client:
 
 def _tell(gap: Gap) -> None:
     count = "" if gap.count is None else f", {gap.count} in all"
-    print(f"jumiks: {gap} are lost{count}: {gap.reason.value}", file=sys.stderr)
+    say(f"{gap} are lost{count}: {gap.reason.value}")
 
 
 def _write(client: Client, options: argparse.Namespace) -> int:
@@ -90,10 +93,9 @@ def _run_commands(client: Client, options: argparse.Namespace) -> int:
             options.command, shell=True, input=message, env=environment, check=False
         )
         if done.returncode:
-            print(
-                f"jumiks: the command failed with status {done.returncode} for message "
-                f"{client.last_id}, which is not acked",
-                file=sys.stderr,
+            say(
+                f"the command failed with status {done.returncode} for message {client.last_id}, "
+                "which is not acked"
             )
             return COMMAND_FAILED
         client.ack()

@@ -19,6 +19,7 @@ EXIT_STATUS: Final = (
     ("3", "Nobody serves at the address, somebody does already, or the server refused."),
     ("4", "The connection ended before its time: this client lagged, or the server is gone."),
     ("5", "The command of --exec failed; its message is not acked."),
+    ("129", "The terminal is gone (SIGHUP)."),
     ("130", "Ctrl-C."),
     ("141", "Nobody reads the output any more."),
 )

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, get_args
 from jumiks.lag import OnLag
 
 from .framing import LENGTH
+from .streams import check_output
 
 __all__ = ["make_parser"]
 
@@ -31,6 +32,8 @@ EXAMPLES: Final = {
 def _later(module: str) -> Runner:
     # Only what is asked for is imported.
     def run(options: argparse.Namespace) -> int:
+        if module not in ("serve", "listen"):  # those two know what they need
+            check_output()
         status: int = import_module(f".{module}", __package__).run(options)
         return status
 

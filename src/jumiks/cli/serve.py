@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from jumiks.server import LOG_SIZE, Server
 from jumiks.systemd import listen_socket, notify
 
 from .framing import read_messages
+from .streams import standard_input
 
 __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
     """Publish standard input to its end."""
+    descriptor = standard_input()
     server = Server(
         listen_socket() if options.address == "systemd" else options.address,
         max_lag=options.max_lag,
@@ -31,7 +32,6 @@ def run(options: argparse.Namespace) -> int:
         notify("READY=1")
         if options.wait:
             server.wait_for_clients(options.wait)
-        descriptor = sys.stdin.fileno()
         for messages in read_messages(descriptor, options.framing, server.max_message):
             server.publish_many(messages)
     except BaseException:

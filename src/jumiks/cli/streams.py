@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The standard streams of the command, any of which may be closed, full, or ASCII alone."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import Final, TextIO
+
+__all__ = ["check_output", "prepare_streams", "say", "standard_input"]
+
+_ERRORS: Final = "jumiks"
+
+
+def prepare_streams() -> None:
+    """Make it safe to open descriptors and to print."""
+    # A socket must not get the number of a closed stream: others would write into it.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stderr is None:  # print would take the standard output instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    codecs.register_error(_ERRORS, _as_far_as_it_goes)
+    for stream, original in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__)):
+        if stream is original and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ERRORS)
+
+
+def _as_far_as_it_goes(error: UnicodeError) -> tuple[bytes, int]:
+    # Bytes of an argument that could not be decoded go out as they came in. What the stream's
+    # encoding has no character for is escaped.
+    assert isinstance(error, UnicodeEncodeError)
+    words = error.object[error.start : error.end]
+    return b"".join(map(_encoded, words)), error.end
+
+
+def _encoded(character: str) -> bytes:
+    if "\udc80" <= character <= "\udcff":
+        return character.encode("utf-8", "surrogateescape")
+    return character.encode("ascii", "backslashreplace")
+
+
+def standard_input() -> int:
+    """Its descriptor.
+
+    Raises:
+        OSError: it is closed.
+    """
+    _check(sys.stdin, "input is closed: there is nothing to read; take </dev/null")
+    return sys.stdin.fileno()
+
+
+def check_output() -> None:
+    """Look whether there is a standard output, before anything is done that needs it.
+
+    Raises:
+        OSError: it is closed.
+    """
+    _check(sys.stdout, "output is closed: there is nowhere to write; take >/dev/null")
+
+
+def _check(stream: TextIO | None, words: str) -> None:
+    if stream is None:
+        raise OSError(errno.EBADF, f"the standard {words} if that is what you want")
+
+
+def say(words: str) -> None:
+    """Print a line on the standard error, if somebody takes it."""
+    with suppress(OSError):
+        print(f"jumiks: {words}", file=sys.stderr)
