@@ -36,22 +36,25 @@ INFO = ClientInfo(
 # ---- the log
 
 
-def test_lines_beyond_a_burst_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+def test_lines_beyond_a_burst_are_counted(caplog: pytest.LogCaptureFixture, level: int) -> None:
     now = 0.0
     journal = Journal(logging.getLogger("jumiks"), lambda: now)
     caplog.set_level(logging.INFO, "jumiks")
     for number in range(LOG_BURST + 5):
-        journal.log(logging.INFO, "peer %d came", number)
+        journal.log(level, "peer %d came", number)
     journal.log(logging.INFO, "another kind")
-    assert len(caplog.records) == LOG_BURST + 1
+    journal.log(logging.ERROR, "peer %d came", 0)
+    assert len(caplog.records) == LOG_BURST + 2
     assert journal.deadline == LOG_WINDOW
     caplog.clear()
     now = LOG_WINDOW + 1
     journal.expire()
     (record,) = caplog.records
-    assert record.getMessage() == "5 more lines like 'peer %d came' in 11 s"
+    assert record.getMessage() == "5 more lines like 'peer %d came' in 11.0 s"
+    assert record.levelno == level
     assert [journal.deadline] == [None]
-    journal.log(logging.INFO, "peer %d came", 1)
+    journal.log(level, "peer %d came", 1)
     assert len(caplog.records) == 2
 
 
@@ -63,9 +66,11 @@ def test_a_storm_of_refused_peers_does_not_flood_the_log(
         for _ in range(3 * LOG_BURST):
             with pytest.raises(Refused):
                 Client(address)
-    lines = [record.getMessage() for record in caplog.records if "refused" in record.message]
-    assert len(lines) == LOG_BURST
-    assert "NOT_ALLOWED" in lines[0]
+    lines = [record for record in caplog.records if "refused" in record.message]
+    assert len(lines) == LOG_BURST + 1
+    assert "NOT_ALLOWED" in lines[0].message
+    assert lines[-1].message.startswith(f"{2 * LOG_BURST} more lines like")
+    assert {line.levelno for line in lines} == {logging.INFO}
 
 
 # ---- lag

@@ -232,6 +232,7 @@ class Control:
         self.stop_listening()
         self._epoll.close()
         self._spare.give()
+        self._journal.close()
         with self.changed:
             os.close(self._wake_fd)
             self._wake_fd = -1

@@ -36,13 +36,13 @@ class Journal:
     def __init__(self, log: logging.Logger, now: Callable[[], float] = time.monotonic) -> None:
         self._log = log
         self._now = now
-        self._windows: dict[str, tuple[float, int]] = {}
+        self._windows: dict[tuple[int, str], tuple[float, int]] = {}
 
     def log(self, level: int, text: str, *args: object) -> None:
-        """Log a line, unless there were too many of this kind (the same `text`) just now."""
+        """Log a line, unless there were too many of this level and `text` just now."""
         self.expire()
-        begin, count = self._windows.get(text, (self._now(), 0))
-        self._windows[text] = begin, count + 1
+        begin, count = self._windows.get((level, text), (self._now(), 0))
+        self._windows[level, text] = begin, count + 1
         if count < LOG_BURST:
             self._log.log(level, text, *args)
 
@@ -54,13 +54,20 @@ class Journal:
 
     def expire(self) -> None:
         """Say how many lines were left out, of the kinds whose window is over."""
+        self._sum_up(LOG_WINDOW)
+
+    def close(self) -> None:
+        """Say it of all kinds."""
+        self._sum_up(0.0)
+
+    def _sum_up(self, least: float) -> None:
         now = self._now()
-        for text, (begin, count) in list(self._windows.items()):
-            if now - begin >= LOG_WINDOW:
-                del self._windows[text]
+        for (level, text), (begin, count) in list(self._windows.items()):
+            if now - begin >= least:
+                del self._windows[level, text]
                 if count > LOG_BURST:
-                    left_out = count - LOG_BURST
-                    self._log.warning("%d more lines like %r in %g s", left_out, text, now - begin)
+                    words = "%d more lines like %r in %.1f s"
+                    self._log.log(level, words, count - LOG_BURST, text, now - begin)
 
 
 def share(info: ClientInfo, max_lag: int, log_size: int) -> float:
