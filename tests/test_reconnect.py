@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coming back to a server that went away, and what is told of the time between."""
 
+import errno
 import gc
+import logging
 import os
 import signal
 import socket
@@ -11,6 +13,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -38,8 +42,8 @@ from jumiks import (
     ServerClosed,
     Timeout,
 )
-from jumiks.handshake import FIRST_ID
-from jumiks.reconnect import Return
+from jumiks.handshake import FIRST_ID, Status
+from jumiks.reconnect import Report, Return
 
 __all__ = ["first_loop", "run"]
 
@@ -520,6 +524,118 @@ def test_a_wait_that_is_over_has_nothing_left(address: str) -> None:
     with Server(address), Client(address) as client:
         way = Return(client, ServerClosed("it closed"), Backoff())
         assert way.due() == (-1, 0.0)  # trio refuses to wait for less
+
+
+# ---- what is logged ----
+
+
+def test_each_kind_of_failure_is_logged_once_and_then_at_growing_intervals() -> None:
+    now = 0.0
+    report = Report(lambda: now)
+    told = []
+    for now in range(200):
+        absent = report.failed(FileNotFoundError(errno.ENOENT, f"not there at {now}"))
+        if absent:
+            told.append(now)
+            assert absent.endswith(f" s: not there at {now}")
+        if now == 3:
+            other = report.failed(ConnectionRefusedError(errno.ECONNREFUSED, "not listening"))
+            assert other == "not back yet after 5 tries in 3.0 s: not listening"
+            full = Refused("full", status=Status.TOO_MANY_CLIENTS)
+            closing = Refused("closing", status=Status.CLOSING)
+            assert report.failed(full)
+            assert report.failed(closing)
+            assert report.failed(full) is None
+    assert told == [0, 10, 30, 70, 150]
+    assert report.succeeded() == "back after 205 tries in 199.0 s"
+
+
+def test_the_intervals_grow_to_an_hour() -> None:
+    now = 0.0
+    report = Report(lambda: now)
+    told: list[float] = []
+    for now in range(0, 40_000, 10):
+        words = report.failed(ConnectionRefusedError(errno.ECONNREFUSED, "not listening"))
+        told += [now] if words else []
+    gaps = [after - before for before, after in pairwise(told)]
+    assert gaps[:4] == [10, 20, 40, 80]
+    assert set(gaps[9:]) == {3600}
+
+
+def lines_of(caplog: pytest.LogCaptureFixture, where: str | Path) -> list[str]:
+    """What a client of this address logged, at INFO alone."""
+    found = [record for record in caplog.records if record.message.startswith(f"{where}: ")]
+    assert {record.levelno for record in found} == {logging.INFO}
+    return [record.message for record in found]
+
+
+def test_the_way_back_is_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Server(path):
+        client = Client(path, reconnect=SOON)
+    caplog.set_level(logging.INFO, "jumiks")
+    with client:
+        for _ in range(3):  # the same failure many times
+            with pytest.raises(Timeout):
+                client.receive(0.1)
+        path.touch()
+        with pytest.raises(Timeout):
+            client.receive(0.1)
+        path.unlink()
+        with Server(path) as server:
+            server.publish(b"back")
+            assert client.receive(DEADLINE) == b"back"
+    ended, absent, no_socket, back = lines_of(caplog, path)
+    assert "the server closed" in ended
+    assert ended.endswith("; coming back to it")
+    assert ": there is no socket at this path" in absent
+    assert "this is a file, no socket" in no_socket
+    assert f"{path}: back after " in back
+
+
+def test_the_way_back_is_logged_in_an_event_loop(
+    run: Run, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        with Server(address):
+            client = await AsyncClient(address, reconnect=SOON)
+        caplog.set_level(logging.INFO, "jumiks")
+        async with client:
+            for _ in range(3):
+                with pytest.raises(Timeout):
+                    await client.receive(0.1)
+            with Server(address) as server:
+                server.publish(b"back")
+                assert await client.receive(DEADLINE) == b"back"
+
+    run(main)
+    ended, absent, back = lines_of(caplog, address)
+    assert "the server closed" in ended
+    assert ": no server listens at this address" in absent
+    assert "back after " in back
+
+
+def test_a_log_handler_may_use_the_client(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=SOON)
+
+    class Closing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            closing = Task(client.close)
+            closing.result()
+
+    handler, logger = Closing(), logging.getLogger("jumiks")
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        with pytest.raises(Closed):
+            client.receive(DEADLINE)
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+# ---- when it tries ----
 
 
 def test_waits_grow_up_to_a_limit_and_chance_shortens_them() -> None:

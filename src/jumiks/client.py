@@ -768,7 +768,6 @@ class Client(Connecting, Generic[Item]):
                 del ending  # it has this frame, and would keep the connection for the collector
         with self._lock:
             if self._return is None:
-                log.info("%s: %s; coming back to it", self._address, ending)
                 self._return = Return(self, ending, self._backoff)
             way = self._return
         while not way.step():

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import select
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from .stats import Gap
 
 __all__ = ["Backoff"]
+
+log = logging.getLogger("jumiks")
+
+_AGAIN: Final = 10.0
+_AGAIN_AT_MOST: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +84,42 @@ def _will_pass(error: Exception) -> bool:
     return isinstance(error, OSError)
 
 
+class Report:
+    """What is worth a line of log while a client tries to come back.
+
+    Each kind of failure once, and while it goes on again after 10 s, 20 s, 40 s, and so on.
+
+    Args:
+        now: the clock, s.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._began = now()
+        self._tries = 0
+        self._due: dict[tuple[object, ...], tuple[float, float]] = {}
+
+    def failed(self, error: Exception) -> str | None:
+        """What to say of a try that failed."""
+        self._tries += 1
+        kind = (type(error), getattr(error, "errno", None), getattr(error, "status", None))
+        now = self._now()
+        due, wait = self._due.get(kind, (now, _AGAIN))
+        if now < due:
+            return None
+        self._due[kind] = now + wait, min(2 * wait, _AGAIN_AT_MOST)
+        return f"not back yet {self._effort()}: {getattr(error, 'strerror', None) or error}"
+
+    def succeeded(self) -> str:
+        """What to say at the end."""
+        self._tries += 1
+        return f"back {self._effort()}"
+
+    def _effort(self) -> str:
+        tries = "1 try" if self._tries == 1 else f"{self._tries} tries"
+        return f"after {tries} in {self._now() - self._began:.1f} s"
+
+
 class Return:
     """The way back to a server, from its ending on, whoever waits.
 
@@ -99,6 +141,8 @@ class Return:
         self._until = 0.0
         self.failure: Exception | None = None
         """Why the last try failed."""
+        self._report = Report()
+        self._to_log = [f"{ending}; coming back to it"]
 
     def _tries(self) -> Generator[Wait, None, None]:
         began = time.monotonic()
@@ -106,11 +150,14 @@ class Return:
             yield -1, wait
             try:
                 yield from self._client._enter(self._ending)
+                self._to_log.append(self._report.succeeded())
                 return
             except Exception as error:
                 if not _will_pass(error):
                     raise
                 self.failure = error
+                if words := self._report.failed(error):
+                    self._to_log.append(words)
             most = self._backoff.give_up
             if most is not None and time.monotonic() - began >= most:
                 raise self._ending from self.failure
@@ -121,6 +168,17 @@ class Return:
 
     def step(self) -> bool:
         """Go on, if it is time; True once the client is connected."""
+        try:
+            return self._step()
+        finally:
+            self._log()
+
+    def _log(self) -> None:
+        # Not under the client's lock: what a handler does is not known.
+        while self._to_log:
+            log.info("%s: %s", self._client._address, self._to_log.pop(0))
+
+    def _step(self) -> bool:
         client = self._client
         descriptor, left = self.due()
         with client._lock:
