@@ -16,6 +16,10 @@ and stop apart from every other:
 * A stop removes the file first and then closes the socket, and removes it only if it still is the
   very file (device and inode) that the start made. So a file that refuses connections is one that
   nobody will remove but the next start.
+* A forked child closes its copies of the sockets that listen at once: a copy would hold an abstract
+  name for as long as the child lives. A child that was forked behind Python's back cannot. So a
+  stop also shuts the socket down, which refuses connections from then on. It leaves a ready-made
+  socket alone: a service manager has it too, and goes on listening.
 """
 
 import errno
@@ -26,6 +30,7 @@ import socket
 import stat
 import struct
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -55,6 +60,17 @@ GROUP_MODE: Final = 0o660
 _FIRST_WAIT: Final = 0.001
 _LONGEST_WAIT: Final = 0.05
 _LONGEST_TRY: Final = 3600.0
+
+
+_listening: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for sock in list(_listening):
+        sock.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Kind(Enum):
@@ -196,8 +212,12 @@ class Listener:
     def close(self) -> None:
         """Close the socket; remove the path first, if it still is the one that was made here."""
         made, self._made = self._made, None
-        if made is not None and self._pid == os.getpid():
-            _remove(*made)
+        if self._pid == os.getpid():
+            if made is not None:
+                _remove(*made)
+            if self.address.kind is not Kind.SOCKET and self.sock.fileno() >= 0:
+                with suppress(OSError):
+                    self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
     def __enter__(self) -> Self:
@@ -277,6 +297,7 @@ def _new_socket() -> socket.socket:
 def _listen_ready(where: Address, backlog: int) -> Listener:
     sock = where.ready
     assert sock is not None
+    _listening.add(sock)
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         try:
             sock.listen(backlog)
@@ -292,6 +313,7 @@ def _listen_ready(where: Address, backlog: int) -> Listener:
 
 def _listen_abstract(where: Address, backlog: int) -> Listener:
     sock = _new_socket()
+    _listening.add(sock)
     try:
         # Twice, as the owner may have gone between the two calls.
         for last in (False, True):
@@ -313,6 +335,7 @@ def _listen_abstract(where: Address, backlog: int) -> Listener:
 
 def _listen_path(where: Address, mode: int | None, gid: int | None, backlog: int) -> Listener:
     sock = _new_socket()
+    _listening.add(sock)
     try:
         with _start_lock(where):
             made = _bind_path(sock, where, mode)

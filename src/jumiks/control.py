@@ -271,8 +271,17 @@ class Control:
     def stop_listening(self) -> None:
         """Close the listener; the thread alone may call it, or nobody who runs beside it."""
         if self._listener.fileno() >= 0:
+            # Closing it is not enough for epoll where a forked child has a copy.
+            with suppress(OSError):  # it may be deaf
+                self._epoll.unregister(self._listener.fileno())
             self._listener.close()
             self._deaf_until = None
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: let go of its copies."""
+        self._listener.close()
+        self._epoll.close()
+        self.__dict__.pop("_handle", None)
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -380,6 +389,12 @@ class Control:
         )
 
     def _drop(self, joining: _Joining) -> None:
+        with suppress(OSError):  # it may be gone
+            joining.sock.shutdown(socket.SHUT_RDWR)  # a forked child may have a copy
+        self._let_go(joining)
+
+    def _let_go(self, joining: _Joining) -> None:
+        # The connection goes on if another descriptor of it is open.
         self._epoll.unregister(joining.sock.fileno())
         self._forget(joining)
         joining.sock.close()
@@ -499,7 +514,7 @@ class Control:
         finally:
             if cursor >= 0:
                 os.close(cursor)
-        self._drop(joining)
+        self._let_go(joining)
         lib.jmk_server_release(self._handle, key)
         if not welcomed:
             return  # nobody is told that it came, nor that it is gone

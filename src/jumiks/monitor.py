@@ -168,7 +168,7 @@ class Monitors:
         descriptor = watcher.sock.fileno()
         del self._watchers[descriptor]
         self._epoll.unregister(descriptor)
-        watcher.sock.close()
+        _hang_up(watcher.sock)
 
     def _read(self, watcher: _Watcher) -> None:
         try:
@@ -205,6 +205,13 @@ class Monitors:
                 return
             watcher.packets.popleft()
         self._epoll.modify(watcher.sock.fileno(), select.EPOLLIN)
+
+
+def _hang_up(sock: socket.socket) -> None:
+    # A forked child may have a copy, which would keep the connection open.
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
 
 
 _PLAIN: Final = tuple(
@@ -357,6 +364,7 @@ class Monitor(Connecting):
     def __init__(self, where: str | os.PathLike[str], *, timeout: float | None = 5.0) -> None:
         parsed = address.parse(where)
         self._address = str(parsed)
+        self._pid = os.getpid()
         self._timeout = timeout
         self._asked = 0
         handshake = ClientHandshake(Capability.MONITOR)
@@ -413,7 +421,11 @@ class Monitor(Connecting):
     def close(self) -> None:
         """Close the connection; may be repeated."""
         sock, self._sock = self._sock, None
-        if sock is not None:
+        if sock is None:
+            return
+        if self._pid == os.getpid():
+            _hang_up(sock)
+        else:
             sock.close()
 
     def __enter__(self) -> Self:

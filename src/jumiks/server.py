@@ -548,6 +548,7 @@ class Server:
         wait = nanoseconds(linger)
         if self._pid != os.getpid():
             self._handle, self._append = None, _closed
+            self._control.leave_to_parent()
             return
         if sys.is_finalizing():
             self._close_at_exit()
