@@ -127,11 +127,14 @@ jmk_server *jmk_server_free(jmk_server *server) {
     ours = jmk_server_usable(server) == 0;
     if (ours && server->running) {
         jmk_server_close(server, 0);
-        pthread_detach(server->thread);
-        jmk_server_leave(server);
-    } else {
-        free_parts(server, ours);
+        if (!atomic_load(&server->finished)) {
+            pthread_detach(server->thread);
+            jmk_server_leave(server);
+            return NULL;
+        }
+        pthread_join(server->thread, NULL); /* it has nothing more to do */
     }
+    free_parts(server, ours);
     return NULL;
 }
 

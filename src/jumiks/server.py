@@ -97,6 +97,12 @@ def _in_main_interpreter() -> bool:
     return bool(interpreters.get_current() == interpreters.get_main())
 
 
+def _end_core(handle: Handle) -> None:
+    # A server that could not start leaves nothing behind, so its native thread is waited for.
+    lib.jmk_server_close(handle, 0)
+    lib.jmk_server_join(handle, int(_EXIT_PATIENCE * 1e9))
+
+
 def _offered(handle: Handle) -> Capability:
     if lib.jmk_server_log_fd(handle) >= 0:
         return Capability.FRAMES | Capability.LOG
@@ -251,7 +257,11 @@ class Server:
         quota = _parse_quota(max_clients_per_user, slots)
         # The core first: what it lacks is an error before anybody can connect.
         handle = self._make_core(policy, slots)
-        listener = address.listen(where, mode=mode, group=group)
+        try:
+            listener = address.listen(where, mode=mode, group=group)
+        except BaseException:
+            _end_core(handle)
+            raise
         self._address = str(listener.address)
         offered = _offered(handle) if share_log else Capability.FRAMES
         if monitor_rule is not False:
@@ -280,6 +290,7 @@ class Server:
             )
         except BaseException:
             listener.close()
+            _end_core(handle)
             raise
         self._handle = handle
         self._append = Publisher(
@@ -292,6 +303,7 @@ class Server:
             self._control.start()
         except BaseException:
             self._handle, self._append = None, _closed
+            _end_core(handle)
             raise
         _open_servers.add(self)
 
