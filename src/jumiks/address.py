@@ -28,7 +28,6 @@ import logging
 import os
 import socket
 import stat
-import struct
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -51,6 +50,9 @@ MAX_PATH: Final = 107
 MAX_ABSTRACT: Final = 107
 """Bytes of an abstract name that fit sun_path after its leading NUL (unix(7))."""
 
+BACKLOG: Final = (1 << 31) - 1
+"""As many as the system allows: the kernel takes net.core.somaxconn instead of a larger number."""
+
 LOCK_PATIENCE: Final = 5.0
 """Seconds to wait for others who start a server on the same path; each takes well under one."""
 
@@ -59,7 +61,6 @@ GROUP_MODE: Final = 0o660
 
 _FIRST_WAIT: Final = 0.001
 _LONGEST_WAIT: Final = 0.05
-_LONGEST_TRY: Final = 3600.0
 
 
 _listening: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -248,7 +249,7 @@ def listen(
     *,
     mode: int | None = None,
     group: str | int | None = None,
-    backlog: int = 128,
+    backlog: int = BACKLOG,
 ) -> Listener:
     """Listen at an address.
 
@@ -257,7 +258,7 @@ def listen(
         mode: permissions of the path, such as 0o660; who may write may connect. None leaves it to
             the umask, or is 0o660 if there is a group.
         group: name or id of the group that gets the path. None leaves it to the system.
-        backlog: connections that may wait to be accepted (listen(2)).
+        backlog: connections that may wait to be accepted (listen(2)), if the system allows it.
 
     Raises:
         AddressInUse: somebody serves there.
@@ -533,37 +534,6 @@ def _explain_folder(error: OSError, where: Address) -> OSError:
     return OSError(error.errno, texts[error.errno], where.text)
 
 
-def connect(address: object, timeout: float | None = None) -> socket.socket:
-    """Connect to a server's address.
-
-    Args:
-        address: "@name" or a path, as `parse` takes them.
-        timeout: seconds to wait for a place in the server's backlog; None is no limit.
-
-    Returns:
-        A non-blocking, close-on-exec socket.
-
-    Raises:
-        ConnectionRefusedError: nobody listens there.
-        FileNotFoundError: there is no such path.
-        Timeout: the server's backlog stayed full.
-        OSError: the system refuses, for the reason given; EPROTOTYPE if a socket of another type
-            listens there.
-        TypeError, ValueError: a wrong argument.
-    """
-    where = _for_client(parse(address))
-    sock = _new_socket()
-    try:
-        try:
-            _try_connect(sock, where)
-        except BlockingIOError:
-            _queue_up(sock, where, timeout)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def _try_connect(sock: socket.socket, where: Address) -> None:
     try:
         sock.connect(where.sockaddr)
@@ -571,42 +541,6 @@ def _try_connect(sock: socket.socket, where: Address) -> None:
         raise  # its backlog is full
     except OSError as error:
         raise _explain_connect(error, where) from error
-
-
-def _queue_up(sock: socket.socket, where: Address, timeout: float | None) -> None:
-    # The kernel has those that wait stand in line for the next place. Who only comes back now and
-    # then finds none while many others come.
-    deadline = None if timeout is None else time.monotonic() + timeout
-    sock.setblocking(True)
-    while True:
-        left = _LONGEST_TRY if deadline is None else deadline - time.monotonic()
-        if left <= 0:
-            raise _no_place(where, timeout)
-        _limit_send(sock, min(left, _LONGEST_TRY))
-        with suppress(BlockingIOError):
-            _try_connect(sock, where)
-            if _is_connected(sock):
-                break
-    _limit_send(sock, 0.0)
-    sock.setblocking(False)
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    # After a signal `connect` returns as if it were one of TCP, which goes on by itself.
-    try:
-        sock.getpeername()
-    except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            return False
-        raise
-    return True
-
-
-def _limit_send(sock: socket.socket, seconds: float) -> None:
-    # Of a blocking socket, for `connect` as well (socket(7)); 0 is no limit.
-    whole = int(seconds)
-    limit = struct.pack("ll", whole, int((seconds - whole) * 1e6) or (0 < seconds < 1))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _no_place(where: Address, timeout: float | None) -> Timeout:
@@ -625,10 +559,23 @@ def _for_client(where: Address) -> Address:
 def connecting(
     where: Address, timeout: float | None
 ) -> Generator[tuple[socket.socket | None, float], None, None]:
-    """Connect as `connect` does, and leave the waiting to the caller, who has no place in line.
+    """Connect to a server's address, and leave the waiting to the caller.
+
+    Args:
+        where: what `parse` returned for "@name" or a path.
+        timeout: seconds to wait for a place in the server's backlog; None is no limit.
 
     Yields:
-        The connected socket; or None, and how many seconds to wait before going on.
+        The connected socket, which is non-blocking and close-on-exec; or None, and how many seconds
+        to wait before going on.
+
+    Raises:
+        ConnectionRefusedError: nobody listens there.
+        FileNotFoundError: there is no such path.
+        Timeout: the server's backlog stayed full.
+        OSError: the system refuses, for the reason given; EPROTOTYPE if a socket of another type
+            listens there.
+        TypeError: it is a ready-made socket.
     """
     _for_client(where)
     sock = _new_socket()
