@@ -244,14 +244,42 @@ static uint64_t history_from(const struct jmk_server *server, struct jmk_mark pl
     return counted > from ? counted : from;
 }
 
+/* The last message that may enter the log as far as session is concerned. */
+static uint64_t last_admitted(const struct jmk_server *server, const struct jmk_session *session) {
+    uint64_t limit = jmk_server_limit(server, session);
+
+    return limit == UINT64_MAX ? UINT64_MAX : session->acked_id + limit;
+}
+
+/* Does it need no frame of those that must go, or be history, before one who is live meets them? */
+static bool leaves_history(const struct jmk_server *server, const struct jmk_session *session) {
+    uint64_t room = server->log.size - server->config.keep_bytes, end = server->log.write.offset;
+
+    return !server->config.keep_bytes || end <= room ||
+           session->acked_id + 1 >= jmk_log_find(&server->log, server->kept, end - room).id;
+}
+
+/* A session that began in the past counts like any other once it is within its limits. Under log_lock. */
+static void catch_up(const struct jmk_server *server, struct jmk_session *session) {
+    if (session->backlog &&
+        server->log.write.id - 1 - session->acked_id <= server->config.max_lag)
+        session->backlog = 0;
+    if (session->replaying && !session->backlog && leaves_history(server, session))
+        session->replaying = false;
+}
+
 void jmk_pump_enter(struct jmk_server *server, struct jmk_session *session, struct jmk_mark place) {
-    uint64_t max_lag = server->config.max_lag, stays;
+    uint64_t stays, last;
 
     jmk_session_place(session, &server->log, place);
     session->first_id = place.id;
+    session->due_id = 0;
     session->replaying = place.id != server->log.write.id;
+    session->backlog = server->config.max_lag ? server->log.write.id - place.id : 0;
     if (!server->holders)
         server->kept = jmk_log_oldest(&server->log);
+    catch_up(server, session);
+    server->catching_up = server->catching_up || session->backlog;
     stays = session->replaying ? place.offset : history_from(server, place);
     if (!server->holders)
         server->kept = jmk_log_find(&server->log, server->kept, stays);
@@ -262,8 +290,9 @@ void jmk_pump_enter(struct jmk_server *server, struct jmk_session *session, stru
     server->holders = true;
     if (stays + server->log.size < atomic_load(&server->admit_offset))
         atomic_store(&server->admit_offset, stays + server->log.size);
-    if (max_lag && !session->replaying && place.id - 1 + max_lag < atomic_load(&server->admit_id))
-        atomic_store(&server->admit_id, place.id - 1 + max_lag);
+    last = last_admitted(server, session);
+    if (last < atomic_load(&server->admit_id))
+        atomic_store(&server->admit_id, last);
 }
 
 static void end_failed(struct jmk_server *server, struct jmk_session *session, int error) {
@@ -280,8 +309,22 @@ static void end_failed(struct jmk_server *server, struct jmk_session *session, i
         jmk_pump_end(server, session, JMK_R_ERROR, -error);
 }
 
-/* Go on behind the gap, once what was sent before it is acked. */
-static void resume(struct jmk_server *server, struct jmk_session *session) {
+/* The newest message that one which had all up to `got` has not had; or else the next. */
+static struct jmk_mark newest(const struct jmk_server *server, uint64_t got) {
+    const struct jmk_log *log = &server->log;
+    uint64_t id = log->write.id - 1;
+
+    if (id <= got)
+        return log->write;
+    return (struct jmk_mark){id, jmk_log_seek(log, jmk_log_oldest(log), id)};
+}
+
+/*
+ * Go on behind the gap, once what was sent before it is acked: with the newest message there is. One
+ * that had acked all before it was skipped is in the way of a message that is to be published now, and
+ * goes on with that.
+ */
+static void resume(struct jmk_server *server, struct jmk_session *session, bool with_newest) {
     uint64_t got = session->sent_id;
     int error = 0;
 
@@ -290,7 +333,7 @@ static void resume(struct jmk_server *server, struct jmk_session *session) {
     session->state = JMK_LIVE;
     session->blocked = false;
     pthread_mutex_lock(&server->log_lock);
-    jmk_pump_enter(server, session, server->log.write);
+    jmk_pump_enter(server, session, with_newest ? newest(server, got) : server->log.write);
     pthread_mutex_unlock(&server->log_lock);
     if (session->path->resume)
         error = session->path->resume(session, &server->log);
@@ -311,6 +354,7 @@ void jmk_pump_skip(struct jmk_server *server, struct jmk_session *session) {
 
     rouse(server);
     session->state = JMK_SKIPPING;
+    session->due_id = 0;
     session->fragment = 0; /* a message partly sent is given up: its reader sees the ids jump */
     server->stale = true;
     if (session->path->skip)
@@ -318,7 +362,7 @@ void jmk_pump_skip(struct jmk_server *server, struct jmk_session *session) {
     if (error)
         end_failed(server, session, error);
     else
-        resume(server, session);
+        resume(server, session, false);
 }
 
 /* The highest id that session may get now. */
@@ -367,7 +411,6 @@ static void note_worst(const struct jmk_server *server, struct jmk_session *sess
 static void settle(struct jmk_server *server, struct jmk_session *session, int result, bool moved) {
     if (moved) {
         server->stale = true;
-        server->last_ack = session->account.last_ack;
         session->blocked = false; /* there may be room now: worth a try */
     }
     if (result == JMK_E_PROTOCOL)
@@ -377,7 +420,7 @@ static void settle(struct jmk_server *server, struct jmk_session *session, int r
     else if (result < 0)
         end_failed(server, session, result);
     else
-        resume(server, session);
+        resume(server, session, true);
 }
 
 static void handle_session(struct jmk_server *server, struct jmk_session *session,
@@ -438,24 +481,6 @@ static void handle(struct jmk_server *server, const struct epoll_event *events, 
     }
 }
 
-/* Does it need no frame of those that must go, or be history, before one who is live meets them? */
-static bool leaves_history(const struct jmk_server *server, const struct jmk_session *session) {
-    uint64_t room = server->log.size - server->config.keep_bytes, end = server->log.write.offset;
-
-    return !server->config.keep_bytes || end <= room ||
-           session->acked_id + 1 >= jmk_log_find(&server->log, server->kept, end - room).id;
-}
-
-/* A session that started in the past counts like any other once it is within its limits. */
-static void catch_up(const struct jmk_server *server, struct jmk_session *session) {
-    uint64_t max_lag = server->config.max_lag;
-
-    if (session->replaying &&
-        (!max_lag || server->log.write.id - 1 - session->acked_id <= max_lag) &&
-        leaves_history(server, session))
-        session->replaying = false;
-}
-
 static struct jmk_mark mark_of(const struct jmk_server *server, uint64_t id) {
     return (struct jmk_mark){id, jmk_log_seek(&server->log, server->floor, id)};
 }
@@ -482,12 +507,12 @@ static uint64_t hold(struct jmk_server *server, uint64_t lowest, uint64_t lowest
 }
 
 void jmk_pump_admit(struct jmk_server *server) {
-    uint64_t max_lag = server->config.max_lag, admit_id = UINT64_MAX, admit_offset;
+    uint64_t admit_id = UINT64_MAX, admit_offset, last;
     uint64_t lowest = UINT64_MAX, lowest_live = UINT64_MAX, before_id, before_offset;
 
     if (!server->stale)
         return;
-    server->stale = false;
+    server->stale = server->catching_up = false;
     pthread_mutex_lock(&server->log_lock);
     for (uint32_t i = 0; i < server->live_count; i++) {
         struct jmk_session *session = server->live[i];
@@ -499,9 +524,13 @@ void jmk_pump_admit(struct jmk_server *server) {
             lowest = session->acked_id + 1;
         if (!session->replaying && session->acked_id + 1 < lowest_live)
             lowest_live = session->acked_id + 1;
+        last = last_admitted(server, session);
+        if (last < admit_id)
+            admit_id = last;
+        server->catching_up = server->catching_up || session->backlog;
     }
-    if (max_lag && lowest_live != UINT64_MAX)
-        admit_id = lowest_live - 1 + max_lag;
+    if (server->outrun && server->log.write.id - 1 < admit_id)
+        admit_id = server->log.write.id - 1;
     admit_offset = hold(server, lowest, lowest_live);
     if (server->holders)
         admit_offset += server->log.size;
@@ -551,6 +580,8 @@ static void read_many_acks(struct jmk_server *server) {
 
 void jmk_pump_inline(struct jmk_server *server) {
     atomic_fetch_add_explicit(&server->inline_rounds, 1, memory_order_relaxed);
+    if (server->catching_up)
+        look_at_cursors(server); /* else it would count as behind for longer than it is */
     jmk_pump_send(server);
     if (server->hushed)
         read_many_acks(server);

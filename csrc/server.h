@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The inside of a server, shared by server.c, pump.c and publish.c. */
+/* The inside of a server, shared by server.c, pump.c, lag.c and publish.c. */
 #ifndef JMK_SERVER_H
 #define JMK_SERVER_H
 
@@ -17,7 +17,7 @@
  * an id above admit_id, or that ends behind admit_offset, enters the log. Whoever holds pump_lock
  * raises it as acks arrive; only a newcomer lowers it, under both locks. So no frame in the log is
  * ever beyond a client's limit, and the pump need not check limits; what happens at the limit is
- * decided where a publisher would wait (publish.c).
+ * decided where a publisher would wait (lag.c).
  *
  * The hand-over. A publisher publishes the log's end, then looks at parked. The thread stores parked,
  * then looks at the log's end, then sleeps. Both are sequentially consistent, so at least one sees
@@ -76,9 +76,8 @@ struct jmk_server {
     bool hushed; /* acks wake nobody: see pump.c */
     uint32_t streak; /* inline rounds since the thread's last */
     bool saying_goodbye;
-    int64_t last_ack; /* of anybody */
-    int64_t outrun_since; /* when all were first found at their limit; 0 = they are not */
-    int64_t judged; /* when the policy was last asked */
+    bool outrun; /* the admission is closed until some client is at most half way: see lag.c */
+    bool catching_up; /* some client that began in the past was never within max_lag yet */
     struct jmk_session *first_event, *last_event;
     struct jmk_stats gone; /* counters of sessions that are no more */
     struct jmk_outbox outbox;
@@ -97,6 +96,15 @@ struct jmk_server {
 
 /* JMK_E_FORKED in a child, else 0. */
 int jmk_server_usable(const struct jmk_server *server);
+
+/* Messages that session may be behind; UINT64_MAX: the log's bytes alone limit it. Under pump_lock. */
+static inline uint64_t jmk_server_limit(const struct jmk_server *server,
+                                        const struct jmk_session *session) {
+    return server->config.max_lag ? server->config.max_lag + session->backlog : UINT64_MAX;
+}
+
+/* Has another thread the publisher's turn? */
+bool jmk_server_others_turn(jmk_server *server);
 
 /* Wake all who wait for progress. */
 void jmk_progress(struct jmk_server *server);

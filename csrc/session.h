@@ -79,7 +79,7 @@ struct jmk_session {
     uint64_t rung;                        /* the sleep it was last woken from */
     bool answer_due; /* it was told to skip and has not said yet how far it had come */
     bool blocked;   /* its socket refused a packet; nothing is tried until it says it can */
-    bool replaying; /* started in the past, has not caught up yet */
+    bool replaying; /* it began in the past, and reads history still */
     bool more;      /* stopped by the bound on work, not by the socket */
     uint32_t watched; /* what epoll was asked for */
     uint32_t max_packet;
@@ -92,7 +92,10 @@ struct jmk_session {
     uint64_t first_id;     /* where it started, or went on after a gap */
     uint64_t gap_first;    /* what was skipped last */
     uint64_t gap_last;
-    int64_t stalled_since;  /* when it first held a publisher up; 0 = it does not */
+    uint64_t backlog;       /* what it had behind it at its start, until it is within max_lag */
+    uint64_t due_id;        /* found at its limit, it has to ack this; 0 = it has no term */
+    int64_t due_since;      /* when it was found there ... */
+    enum jmk_limit due_limit; /* ... and at which limit */
     int64_t deadline;       /* JMK_PARTING, JMK_ENDING: when to give up on it */
     uint32_t index;         /* its place in the server's list of live, ending or unread ones */
     uint32_t events;        /* bits 1 << jmk_event_kind: waiting to be collected */

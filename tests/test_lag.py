@@ -109,25 +109,33 @@ def test_a_batch_beyond_max_lag_hands_over_no_more_than_max_lag(address: str, fr
             assert len(client.rest()[0]) == 7
 
 
+def assert_refused(server: Server, publish: Publish = one_by_one) -> None:
+    """One message more would have to wait, and nothing is published."""
+    next_id = server.stats().next_id
+    with pytest.raises(Timeout):
+        publish(server, 1, timeout=0)
+    assert server.stats().next_id == next_id
+
+
 @both_modes
 @both_ways
-@pytest.mark.parametrize("max_lag", [1, 7])
-def test_one_beyond_max_lag_waits_by_default_and_an_ack_lets_it_pass(
-    address: str, framed: bool, publish: Publish, max_lag: int
+@pytest.mark.parametrize(("max_lag", "half"), [(1, 1), (2, 1), (7, 4), (8, 4)])
+def test_one_beyond_max_lag_waits_until_half_of_it_is_worked_off(
+    address: str, framed: bool, publish: Publish, max_lag: int, half: int
 ) -> None:
-    with serving(address, max_lag=max_lag) as (server, _):
+    with serving(address, max_lag=max_lag, patience=60) as (server, ends):
         with raw_client(server, address, framed=framed) as client:
             publish(server, max_lag)
-            for number in range(3):
-                next_id = server.stats().next_id
-                with pytest.raises(Timeout):
-                    publish(server, 1, timeout=0)
-                assert server.stats().next_id == next_id
-                assert server.stats().clients == 1
-                client.ack(FIRST_ID + number)
-                acked(server, FIRST_ID + number)
-                publish(server, 1, timeout=0)
-            assert len(client.read(max_lag + 3)) == max_lag + 3
+            for cycle in range(3):
+                first = FIRST_ID + cycle * half
+                for number in range(half):
+                    assert_refused(server, publish)
+                    client.ack(first + number)
+                    acked(server, first + number)
+                publish(server, half, timeout=0)
+            assert_refused(server, publish)
+            assert len(client.read(max_lag + 3 * half)) == max_lag + 3 * half
+            assert not ends
 
 
 @both_modes
@@ -154,13 +162,13 @@ Acks = Callable[[int], object]
 
 
 @contextmanager
-def acking_by_hand(server: Server, address: str, path: str) -> Iterator[Acks]:
+def acking_by_hand(server: Server, address: str, path: str, start: int = 0) -> Iterator[Acks]:
     """A client on one of the three paths, which acks what it is told to and nothing else."""
     if path == "shared":
-        with hand_made_client(server, address) as reader:
+        with hand_made_client(server, address, start) as reader:
             yield reader.ack
     else:
-        with raw_client(server, address, framed=path == "framed") as client:
+        with raw_client(server, address, framed=path == "framed", start=start) as client:
             yield client.ack
 
 
@@ -294,7 +302,7 @@ def assert_cuts(server: Server, cuts: bool) -> None:
 
 @pytest.mark.parametrize(
     ("max_lag", "count", "acks", "cuts"),
-    [(10, 10, 5, False), (10, 10, 6, True), (None, SLOTS, 512, False), (None, SLOTS, 513, True)],
+    [(10, 10, 4, False), (10, 10, 5, True), (None, SLOTS, 511, False), (None, SLOTS, 512, True)],
 )
 def test_the_fastest_must_be_within_half_of_its_limit_for_another_to_be_cut_at_once(
     address: str, max_lag: int | None, count: int, acks: int, cuts: bool
@@ -356,27 +364,54 @@ def test_endless_patience_cuts_nobody(address: str) -> None:
             server.publish_many([b"x"] * 3)
             with pytest.raises(Timeout):
                 server.publish(b"late", timeout=0.05)
-            client.ack(FIRST_ID)
+            client.ack(FIRST_ID + 1)
             assert server.publish(b"late", timeout=DEADLINE) == FIRST_ID + 3
             assert not ends
 
 
-def fill_and_ack_slowly(server: Server, client: RawClient, others: int = 0) -> None:
-    """A large message waits for many acks; one comes now and then, each well within patience."""
-    server.publish_many([SLOT] * SLOTS)
-    with publishing(server, b"large" * 3200):
-        for number in range(7):
-            pass_time(0.3)
-            client.ack(FIRST_ID + number)
-        assert server.stats().clients == 1 + others
-        client.ack(FIRST_ID + 300)
+@all_policies
+@all_paths
+def test_acks_short_of_half_the_limit_do_not_renew_patience(
+    address: str, path: str, on_lag: jumiks.OnLag
+) -> None:
+    """One ack now and then, each well within patience: the least that a client can do."""
+    with serving(address, max_lag=100, on_lag=on_lag, patience=1.0) as (server, _):
+        with acking_by_hand(server, address, path) as ack:
+            server.publish_many([b"x"] * 100)
+            start, published = time.monotonic(), 0
+            for number in range(1000):
+                with suppress(Timeout):
+                    server.publish(b"more", timeout=0.1)
+                    published += 1
+                if server.stats().clients == 0 or server.stats().log_held == 0:
+                    break
+                with suppress(OSError):
+                    ack(FIRST_ID + number // 2)
+            assert 1.0 <= time.monotonic() - start < DEADLINE
+            # Under block each ack makes room for one message.
+            assert published <= (number if on_lag == "block" else 1)
+            if on_lag == "skip":
+                assert server.stats().clients == 1
+            else:
+                wait_until(lambda: server.endings[EndReason.LAGGED] == 1)
 
 
-@pytest.mark.parametrize("on_lag", ["disconnect", "block"])
-def test_the_clock_starts_anew_on_an_ack(address: str, on_lag: jumiks.OnLag) -> None:
-    with serving(address, log_size=LOG, on_lag=on_lag, patience=1.5) as (server, ends):
+@pytest.mark.parametrize("on_lag", ["disconnect", "block", "skip"])
+def test_half_of_the_limit_within_patience_keeps_a_place_for_ever(
+    address: str, on_lag: jumiks.OnLag
+) -> None:
+    with serving(address, max_lag=10, on_lag=on_lag, patience=DEADLINE) as (server, ends):
         with raw_client(server, address) as client:
-            fill_and_ack_slowly(server, client)
+            server.publish_many([b"x"] * 10)
+            for cycle in range(50):
+                assert_refused(server)
+                client.ack(FIRST_ID + 10 * cycle + 5)
+                acked(server, FIRST_ID + 10 * cycle + 5)
+                server.publish_many([b"x"] * 6, timeout=DEADLINE)
+                client.ack(FIRST_ID + 10 * cycle + 9)
+                acked(server, FIRST_ID + 10 * cycle + 9)
+                server.publish_many([b"x"] * 4, timeout=DEADLINE)
+            assert server.stats().skipped == 0
             assert not ends
 
 
@@ -411,18 +446,35 @@ def test_the_clock_of_a_client_that_caught_up_starts_anew(address: str) -> None:
 
 
 @all_policies
-def test_clocks_start_anew_for_a_publisher_that_was_away(
+def test_a_publisher_that_looks_in_now_and_then_is_not_held_up_for_longer(
     address: str, on_lag: jumiks.OnLag
 ) -> None:
-    with serving(address, max_lag=3, on_lag=on_lag, patience=0.2) as (server, ends):
+    with serving(address, max_lag=3, on_lag=on_lag, patience=0.2) as (server, _):
         with raw_client(server, address):
             server.publish_many([b"x"] * 3)
-            for _ in range(3):
-                with pytest.raises(Timeout):
-                    server.publish(b"x", timeout=0)
-                pass_time(0.25)
-            assert server.stats().skipped == 0
-            assert not ends
+            assert_refused(server)
+            pass_time(0.25)
+            server.publish(b"x", timeout=0)
+
+
+@all_policies
+def test_a_client_that_caught_up_while_the_publisher_was_away_starts_anew(
+    address: str, on_lag: jumiks.OnLag
+) -> None:
+    with serving(address, max_lag=3, on_lag=on_lag, patience=0.5) as (server, ends):
+        with raw_client(server, address) as client:
+            for cycle in range(3):
+                server.publish_many([b"x"] * 3, timeout=0)
+                if cycle < 2:
+                    assert_refused(server)
+                    client.ack(FIRST_ID + 3 * cycle + 2)
+                    acked(server, FIRST_ID + 3 * cycle + 2)
+                    pass_time(0.5)
+            start = time.monotonic()
+            server.publish(b"x")
+            assert time.monotonic() - start >= 0.4
+            assert server.stats().skipped == 0 or on_lag == "skip"
+            wait_until(lambda: ends or on_lag == "skip")
 
 
 @pytest.mark.parametrize("on_lag", ["disconnect", "block"])
@@ -591,10 +643,36 @@ def test_a_client_that_was_skipped_goes_on_once_it_has_acked_all_it_was_sent(
             client.ack(FIRST_ID + 9)
             wait_until(lambda: server.clients[0].skipped)
             publish(server, 3, b"again")
-            found = client.read(13)
-            assert [message.id - FIRST_ID for message in found] == [*range(10), 20, 21, 22]
+            found = client.read(14)
+            assert [message.id - FIRST_ID for message in found] == [*range(10), 19, 20, 21, 22]
             assert found[-1].payload == b"again"
-            assert server.clients[0].skipped == server.stats().skipped == 10
+            assert server.clients[0].skipped == server.stats().skipped == 9
+            assert not ends
+
+
+@all_paths
+@pytest.mark.parametrize("max_lag", [1, 10])
+def test_a_reader_of_states_ends_with_the_last_state_when_the_publisher_falls_silent(
+    address: str, path: str, max_lag: int
+) -> None:
+    options: dict[str, Any] = {"framed": path != "classic", "share_log": path == "shared"}
+    gaps: list[Gap] = []
+    with serving(address, max_lag=max_lag, on_lag="skip", patience=0) as (server, ends):
+        with Client(address, on_gap=gaps.append, **options) as client:
+            server.wait_for_clients(1, DEADLINE)
+            for number in range(100):
+                server.publish(b"%d" % number)
+            seen = [client.receive(DEADLINE)]
+            while seen[-1] != b"99":
+                seen.append(client.receive(DEADLINE))
+            assert seen == [b"%d" % number for number in range(max_lag)] + [b"99"]
+            assert gaps == [Gap(FIRST_ID + max_lag, FIRST_ID + 98)]
+            assert client.missed == server.stats().skipped == 99 - max_lag
+            client.ack()
+            acked(server, FIRST_ID + 99)
+            server.publish(b"next")
+            assert client.receive(DEADLINE) == b"next"
+            assert len(gaps) == 1
             assert not ends
 
 
@@ -607,17 +685,12 @@ def test_our_client_is_told_of_each_gap(address: str, framed: bool) -> None:
             for cycle in range(3):
                 start = server.stats().next_id
                 server.publish_many([b"x"] * (15 + cycle))
-                assert [client.receive(DEADLINE) for _ in range(10)] == [b"x"] * 10
-                # The last one is handled once its receiver comes back for more.
-                with pytest.raises(Timeout):
-                    client.receive(0)
-                wait_until(lambda: server.clients[0].lag == 0)
-                server.publish(b"then")
-                assert client.receive(DEADLINE) == b"then"
-                assert gaps[cycle:] == [Gap(start + 10, start + 14 + cycle)]
+                # The tenth is handled once its receiver comes back for more, and gets the newest.
+                assert [client.receive(DEADLINE) for _ in range(11)] == [b"x"] * 11
+                assert gaps[cycle:] == [Gap(start + 10, start + 13 + cycle)]
                 client.ack()
-                acked(server, client.last_id)
-            assert client.missed == server.stats().skipped == 5 + 6 + 7
+                acked(server, start + 14 + cycle)
+            assert client.missed == server.stats().skipped == 4 + 5 + 6
 
 
 def test_skip_leaves_the_others_alone(address: str) -> None:
@@ -639,10 +712,10 @@ def test_skip_waits_for_patience_while_all_are_at_their_limit(address: str) -> N
             start = time.monotonic()
             server.publish(b"missed")
             assert 0.2 <= time.monotonic() - start < DEADLINE
+            server.publish(b"newest")
             client.ack(FIRST_ID + 2)
             wait_until(lambda: server.clients[0].skipped == 1)
-            server.publish(b"then")
-            assert client.read(4)[-1] == Message(FIRST_ID + 4, b"then")
+            assert client.read(4)[-1] == Message(FIRST_ID + 4, b"newest")
             assert not ends
 
 
@@ -658,8 +731,9 @@ def test_skip_by_bytes_frees_the_log_and_drops_what_was_queued(address: str, fra
             client.ack(sent)
             wait_until(lambda: server.clients[0].skipped)
             assert server.publish(b"then") == FIRST_ID + count
-            assert client.read(1) == [Message(FIRST_ID + count, b"then")]
-            assert server.stats().skipped == FIRST_ID + count - 1 - sent
+            newest = Message(FIRST_ID + count - 1, SLOT)
+            assert client.read(2) == [newest, Message(FIRST_ID + count, b"then")]
+            assert server.stats().skipped == FIRST_ID + count - 2 - sent
             assert not ends
 
 
@@ -670,6 +744,9 @@ def test_drain_does_not_wait_for_what_was_skipped(address: str) -> None:
             with pytest.raises(Timeout):
                 server.drain(timeout=0.02)
             client.ack(FIRST_ID + 2)
+            with pytest.raises(Timeout):  # it went on with the newest
+                server.drain(timeout=0.02)
+            client.ack(FIRST_ID + 8)
             server.drain(timeout=DEADLINE)
 
 
@@ -892,15 +969,14 @@ def test_resuming_at_a_message_no_longer_kept_tells_the_gap(address: str) -> Non
 def test_a_late_joiner_is_not_cut_while_it_replays_a_long_history(
     address: str, publish: Publish
 ) -> None:
-    with serving(address, max_lag=10, patience=0) as (server, ends):
+    with serving(address, max_lag=10) as (server, ends):
         as_batch(server, 5000)
         with Witness(address, start="oldest") as witness:
-            # It is behind by far more than max_lag, and the publisher does not wait.
-            publish(server, 200, b"new", timeout=0)
-            witness.wait_for(5000)
-            assert len(witness.messages) >= 5000
-            assert witness.ids[:5000] == list(range(FIRST_ID, FIRST_ID + 5000))
-            assert not [info for info, _ in ends if info.sent_id < FIRST_ID + 5000 - 10]
+            # It is behind by far more than max_lag.
+            publish(server, 200, b"new", timeout=DEADLINE)
+            witness.wait_for(5200)
+            assert witness.ids == list(range(FIRST_ID, FIRST_ID + 5200))
+            assert not ends
 
 
 def test_a_late_joiner_that_stops_has_no_more_than_max_lag_in_flight(address: str) -> None:
@@ -908,13 +984,59 @@ def test_a_late_joiner_that_stops_has_no_more_than_max_lag_in_flight(address: st
         as_batch(server, 5000)
         with raw_client(server, address, start=1) as client:
             assert client.welcome.first_id == FIRST_ID
-            as_batch(server, 1000, timeout=0)
+            as_batch(server, 10, timeout=0)
             assert len(client.read(10)) == 10
             assert server.clients[0].sent_id == FIRST_ID + 9
             client.ack(FIRST_ID + 2)
             assert client.read(3)[-1].id == FIRST_ID + 12
             assert server.clients[0].sent_id == FIRST_ID + 12
             assert not ends
+
+
+@all_paths
+@all_policies
+@pytest.mark.parametrize("behind", [1, 5])
+def test_the_limit_of_one_that_starts_within_it_is_exact_at_once(
+    address: str, path: str, on_lag: jumiks.OnLag, behind: int
+) -> None:
+    if path == "classic":
+        pytest.skip("plain 1.0 cannot start in the past")
+    with serving(address, max_lag=5, on_lag=on_lag, patience=PATIENCE[on_lag]) as (server, ends):
+        as_batch(server, 100)
+        with acking_by_hand(server, address, path, start=FIRST_ID + 100 - behind):
+            one_by_one(server, 5 - behind, timeout=0)
+            if on_lag == "block":
+                assert_refused(server)
+            server_stats = server.stats()
+            assert (server_stats.clients, server_stats.log_held) == (1, 5 * 24)
+            assert not ends
+            if on_lag != "block":
+                one_by_one(server, 1, timeout=0)
+                assert server.stats().log_held == 0
+
+
+@all_paths
+@all_policies
+def test_one_that_starts_in_the_past_may_fall_behind_by_its_limit_more(
+    address: str, path: str, on_lag: jumiks.OnLag
+) -> None:
+    if path == "classic":
+        pytest.skip("plain 1.0 cannot start in the past")
+    with serving(address, max_lag=5, on_lag=on_lag, patience=PATIENCE[on_lag]) as (server, ends):
+        as_batch(server, 100)
+        with acking_by_hand(server, address, path, start=FIRST_ID) as ack:
+            one_by_one(server, 5, timeout=0)
+            assert server.stats().log_held == 105 * 24
+            # Within its limit for the first time: from here on it has that and no more.
+            for number in (4, 9, 14, 19, *range(20, 100)):
+                ack(FIRST_ID + number)
+                acked(server, FIRST_ID + number)
+            assert (server.stats().log_held, ends) == (5 * 24, [])
+            if on_lag == "block":
+                assert_refused(server)
+            else:
+                one_by_one(server, 1, timeout=0)
+                assert server.stats().log_held == 0
 
 
 def test_a_late_joiner_that_caught_up_counts_like_any_other(address: str) -> None:

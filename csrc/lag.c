@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The lag policy, and every wait of a publisher
+ *
+ * An append looks at the admission alone (server.h). Where that says no, the publisher comes here to
+ * wait, and here the policy is applied: nowhere else does a client's lag have consequences.
+ *
+ * The question is always the same: which clients would be beyond a limit if the next message, of a
+ * known size, went in? If a client was not yet offered all there is, the server itself is behind, and
+ * makes a round first.
+ *
+ * A client that is found at its limit gets a term: it keeps its place only if it works off half of
+ * that limit within patience. due_id is the ack that shows it, due_since the moment it was found.
+ * Only that ack ends the term. Acks short of it do not, nor does it help to leave the limit for a
+ * moment, nor that the publisher goes away and comes back later. So a client cannot slow a publisher
+ * down to less than half a limit per patience.
+ *
+ *   block            publish waits for each client at its limit, and goes on once its message fits.
+ *   disconnect,skip  While even the fastest client is past half of its limit, publish outruns all.
+ *                    It then waits until one is at most half way: for as long as `outrun` is set, the
+ *                    admission is closed. Once one is half way, each client that is still at its
+ *                    limit is cut or skipped at once.
+ *
+ * Half a limit, because "the fastest is not at its limit" would be met by the first ack in a burst,
+ * and cut every client that is a moment slower.
+ *
+ * A newcomer is at most half way from the start. It counts as fast only once it has shown that it
+ * keeps up: half a limit was published while it was there, or it has been there for patience and has
+ * acked all that it was offered.
+ */
+#include <errno.h>
+
+#include "os.h"
+#include "server.h"
+
+#define FIRST_PAUSE (JMK_SECOND / 1000) /* before a waiter looks again by itself */
+#define LONGEST_PAUSE (JMK_SECOND / 30)
+#define MOST_LOOKS 64 /* at a client that acks without end, before the clock is looked at */
+
+/* ---- the policy; under pump_lock ---- */
+
+/* What the next message would ask of every client. */
+struct demand {
+    uint64_t id;      /* it gets this one */
+    uint64_t must_id; /* clients must need no frame before this one; but those who replay ... */
+    uint64_t goal_id; /* ... before this one; log bytes before it must go */
+    uint64_t half_id; /* they are past half of the log if they need one before this now */
+};
+
+struct verdict {
+    bool open;                  /* nobody is in the way (any more) */
+    bool again;                 /* something changed: make another round */
+    int64_t look_at;            /* when patience ends for one of them, or a newcomer counts */
+    struct jmk_session *holder; /* the worst of those in the way */
+    struct jmk_session *pace;   /* the one whose ack of ... */
+    uint64_t wanted;            /* ... this id lets the publisher go on */
+};
+
+/* Bytes of the log that one client may hold. */
+static uint64_t room(const struct jmk_server *server) {
+    return server->log.size - (server->floor.offset - server->kept.offset);
+}
+
+static struct demand demand_for(const struct jmk_server *server, size_t size) {
+    const struct jmk_log *log = &server->log;
+    struct jmk_mark end = jmk_log_end(log), kept = server->kept;
+    uint64_t top = end.offset + jmk_frame_length(size), half = room(server) / 2;
+    struct demand demand = {.id = end.id};
+
+    if (server->holders && top > log->size) {
+        uint64_t goal = top - log->size;
+        demand.goal_id = jmk_log_find(log, kept, goal).id;
+        demand.must_id = jmk_log_find(log, kept, goal + server->config.keep_bytes).id;
+        if (demand.must_id - demand.goal_id > server->config.keep)
+            demand.must_id = demand.goal_id + server->config.keep;
+    }
+    if (server->holders && end.offset > half)
+        demand.half_id = jmk_log_find(log, kept, end.offset - half).id;
+    return demand;
+}
+
+/* One that skips holds nothing up: it needs no frame, and its lag does not count. */
+static enum jmk_limit at_limit(const struct jmk_server *server, const struct jmk_session *session,
+                               const struct demand *demand) {
+    uint64_t must_id = session->replaying ? demand->goal_id : demand->must_id;
+
+    if (session->state == JMK_SKIPPING)
+        return JMK_LIMIT_NONE;
+    if (demand->id - session->acked_id > jmk_server_limit(server, session))
+        return JMK_LIMIT_MESSAGES;
+    return session->acked_id + 1 < must_id ? JMK_LIMIT_BYTES : JMK_LIMIT_NONE;
+}
+
+/* The lowest ack with which a session is at most half way to each limit, and not at one. */
+static uint64_t half_way(const struct jmk_server *server, const struct jmk_session *session,
+                         const struct demand *demand) {
+    uint64_t half = jmk_server_limit(server, session) / 2, last = demand->id - 1;
+    uint64_t by_messages = last > half ? last - half : 0;
+    uint64_t needs = demand->half_id > demand->must_id ? demand->half_id : demand->must_id;
+
+    return by_messages + 1 > needs ? by_messages : needs - 1;
+}
+
+/* The moment `start` plus patience; never, if patience has no end. */
+static int64_t patience_from(const struct jmk_server *server, int64_t start) {
+    int64_t patience = server->config.patience;
+
+    return patience < 0 || patience > INT64_MAX - start ? INT64_MAX : start + patience;
+}
+
+/* Is this one fast? If only time is missing to show it, *look_at is set to when it will have. */
+static bool keeps_up(const struct jmk_server *server, const struct jmk_session *session,
+                     const struct demand *demand, int64_t now, int64_t *look_at) {
+    uint64_t half = half_way(server, session, demand);
+    int64_t counts_from;
+
+    if (session->state != JMK_LIVE || session->replaying || session->acked_id < half)
+        return false;
+    if (session->first_id - 1 < half)
+        return true; /* without its acks it would be past half by now */
+    if (session->acked_id + 1 != demand->id)
+        return false;
+    if (session->first_id - 1 == half)
+        return true;
+    counts_from = patience_from(server, session->account.since);
+    if (counts_from > now && counts_from < *look_at)
+        *look_at = counts_from;
+    return counts_from <= now;
+}
+
+/* Does publish outrun all clients? Asks too whether all were offered all there is. */
+static bool outruns_all(const struct jmk_server *server, const struct demand *demand, int64_t now,
+                        struct verdict *verdict) {
+    bool outrun = true;
+
+    for (uint32_t i = 0; i < server->live_count; i++) {
+        const struct jmk_session *session = server->live[i];
+        if (keeps_up(server, session, demand, now, &verdict->look_at))
+            outrun = false;
+        if (session->state == JMK_LIVE && at_limit(server, session, demand) && session->more)
+            verdict->again = true;
+    }
+    return outrun;
+}
+
+/* Begin a session's term if it is at its limit and has none; end the one that it has met. */
+static void keep_term(const struct jmk_server *server, struct jmk_session *session,
+                      enum jmk_limit limit, const struct demand *demand, int64_t now) {
+    if (session->due_id && session->acked_id >= session->due_id)
+        session->due_id = 0;
+    if (limit == JMK_LIMIT_NONE || session->due_id)
+        return;
+    session->due_id = half_way(server, session, demand);
+    if (session->due_id <= session->acked_id)
+        session->due_id = session->acked_id + 1;
+    session->due_since = now;
+    session->due_limit = limit;
+}
+
+/* Cut or skip one that did not meet its term, or may not have one. */
+static void act_on(struct jmk_server *server, struct jmk_session *session) {
+    if (server->config.policy == JMK_SKIP && session->state == JMK_LIVE) {
+        jmk_pump_skip(server, session);
+        return;
+    }
+    session->account.limit_kind = session->due_limit;
+    session->account.limit = session->due_limit == JMK_LIMIT_MESSAGES
+                                 ? jmk_server_limit(server, session)
+                                 : room(server);
+    jmk_pump_end(server, session, JMK_R_LAGGED, 0);
+}
+
+/* The one whose ack of `wanted` lets the publisher go on is the one nearest to that. */
+static void choose_pace(struct jmk_session *session, uint64_t wanted, struct verdict *verdict) {
+    if (session->state != JMK_LIVE || wanted <= session->acked_id)
+        return;
+    if (!verdict->pace || wanted - session->acked_id < verdict->wanted - verdict->pace->acked_id) {
+        verdict->pace = session;
+        verdict->wanted = wanted;
+    }
+}
+
+static void judge_one(struct jmk_server *server, struct jmk_session *session,
+                      const struct demand *demand, bool outrun, int64_t now,
+                      struct verdict *verdict) {
+    bool block = server->config.policy == JMK_BLOCK, held = session->state == JMK_HELD;
+    enum jmk_limit limit = at_limit(server, session, demand);
+    int64_t due = INT64_MAX; /* of one whose welcome is on the way */
+
+    if (!held)
+        keep_term(server, session, limit, demand, now);
+    if (!block && outrun)
+        choose_pace(session, session->due_id ? session->due_id : half_way(server, session, demand),
+                    verdict);
+    if (limit == JMK_LIMIT_NONE && (block || !outrun || !session->due_id))
+        return;
+    if (!held)
+        due = block || outrun ? patience_from(server, session->due_since) : now;
+    if (now >= due) {
+        act_on(server, session);
+        verdict->again = true;
+        return;
+    }
+    verdict->open = false;
+    if (due < verdict->look_at)
+        verdict->look_at = due;
+    if (!verdict->holder || session->acked_id < verdict->holder->acked_id)
+        verdict->holder = session;
+}
+
+static struct verdict judge(struct jmk_server *server, size_t size, int64_t now) {
+    struct verdict verdict = {.open = true, .look_at = INT64_MAX};
+    struct demand demand = demand_for(server, size);
+    bool outrun = outruns_all(server, &demand, now, &verdict);
+
+    if (verdict.again)
+        return verdict;
+    for (uint32_t i = server->live_count; i-- > 0;)
+        judge_one(server, server->live[i], &demand, outrun, now, &verdict);
+    outrun = !verdict.open && server->config.policy != JMK_BLOCK;
+    server->stale = server->stale || outrun != server->outrun;
+    server->outrun = outrun;
+    return verdict;
+}
+
+/* ---- waiting ---- */
+
+enum { READY = 0, WAIT = -1 };
+
+/*
+ * Ask the client that sets the pace to tell of its ack. Under block each message that is acked makes
+ * room, but is not worth a wake-up: a sixteenth of what the client is behind is. True if there is news
+ * already.
+ */
+static bool ask(struct jmk_server *server, const struct verdict *verdict) {
+    struct jmk_session *holder = verdict->holder;
+
+    if (server->config.policy != JMK_BLOCK)
+        return verdict->pace && jmk_pump_want(server, verdict->pace, verdict->wanted);
+    return jmk_pump_want(server, holder,
+                         holder->acked_id + 1 +
+                             (jmk_log_end(&server->log).id - 1 - holder->acked_id) / 16);
+}
+
+/* Make rounds until they change nothing. Under pump_lock. */
+static struct verdict judge_again(struct jmk_server *server, size_t size) {
+    struct verdict verdict;
+    int looks = 0;
+
+    do {
+        jmk_pump_round(server);
+        verdict = judge(server, size, jmk_now());
+        jmk_pump_admit(server);
+        if (!verdict.again && !verdict.open && ++looks < MOST_LOOKS)
+            verdict.again = ask(server, &verdict);
+    } while (verdict.again);
+    return verdict;
+}
+
+/* Is there room? If not, *look_at is when to look again at the latest, *holder who is in the way. */
+static int try_room(struct jmk_server *server, size_t size, int64_t *look_at,
+                    struct jmk_account *holder) {
+    struct verdict verdict;
+
+    memset(holder, 0, sizeof *holder);
+    if (jmk_server_others_turn(server))
+        return WAIT;
+    if (!jmk_pump_try(server)) {
+        atomic_store(&server->contended, 1);
+        if (!jmk_pump_try(server))
+            return WAIT;
+    }
+    verdict = judge_again(server, size);
+    if (verdict.holder) {
+        jmk_pump_account(server, verdict.holder);
+        *holder = verdict.holder->account;
+    }
+    *look_at = verdict.look_at;
+    jmk_pump_unlock(server);
+    return verdict.open ? READY : WAIT;
+}
+
+/* How long a waiter sleeps first. Some acks of clients who read the log come without a word. */
+static int64_t first_pause(struct jmk_server *server) {
+    return atomic_load(&server->cursors) ? FIRST_PAUSE : LONGEST_PAUSE;
+}
+
+/*
+ * One waiter's sleep, until there may be news: 0 to look again, JMK_E_TIMEOUT, or -EINTR.
+ *
+ * It looks again by itself after a moment, and after longer and longer ones. A signal is noticed by
+ * who sleeps alone, so in the end it returns as if there had been one.
+ */
+static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, int64_t look_at,
+                    int64_t *pause) {
+    int64_t now = jmk_now();
+
+    if (now >= deadline)
+        return JMK_E_TIMEOUT;
+    if (*pause > LONGEST_PAUSE)
+        return -EINTR;
+    if (now + *pause < look_at)
+        look_at = now + *pause;
+    *pause *= 2;
+    return jmk_futex_wait(&server->progress, seen, look_at < deadline ? look_at : deadline);
+}
+
+int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
+                         struct jmk_account *holder) {
+    int64_t deadline = jmk_deadline(timeout), pause;
+    int error = jmk_server_usable(server);
+
+    if (error)
+        return error;
+    pause = first_pause(server);
+    atomic_fetch_add(&server->waiters, 1);
+    atomic_fetch_add_explicit(&server->waits, 1, memory_order_relaxed);
+    while (!error) {
+        unsigned seen = atomic_load(&server->progress);
+        int64_t look_at = INT64_MAX;
+
+        if (atomic_load(&server->closing))
+            error = JMK_E_CLOSED;
+        else if (try_room(server, size, &look_at, holder) == READY)
+            break;
+        else
+            error = sleep_on(server, seen, deadline, look_at, &pause);
+    }
+    atomic_fetch_sub(&server->waiters, 1);
+    if (error == -EINTR) /* it comes back, and that is the same wait */
+        atomic_fetch_sub_explicit(&server->waits, 1, memory_order_relaxed);
+    return error;
+}
+
+/* The live session with the lowest acked cursor, if that is below id. */
+static struct jmk_session *slowest(const struct jmk_server *server, uint64_t id) {
+    struct jmk_session *found = NULL;
+
+    for (uint32_t i = 0; i < server->live_count; i++) {
+        struct jmk_session *session = server->live[i];
+        uint64_t reached = session->state == JMK_SKIPPING && session->acked_id == session->sent_id
+                               ? UINT64_MAX
+                               : session->acked_id;
+        if (reached < id && (!found || session->acked_id < found->acked_id))
+            found = session;
+    }
+    return found;
+}
+
+int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
+                          struct jmk_account *holder) {
+    int64_t deadline = jmk_deadline(timeout), pause;
+    int looks, error = jmk_server_usable(server);
+
+    if (error)
+        return error;
+    pause = first_pause(server);
+    atomic_fetch_add(&server->waiters, 1);
+    while (!error) {
+        unsigned seen = atomic_load(&server->progress);
+        struct jmk_session *session;
+
+        if (atomic_load(&server->closing)) {
+            error = JMK_E_CLOSED;
+            break;
+        }
+        jmk_pump_lock(server);
+        looks = 0;
+        do {
+            jmk_pump_round(server);
+            session = slowest(server, id);
+        } while (session && jmk_pump_want(server, session, id) && ++looks < MOST_LOOKS);
+        if (session) {
+            jmk_pump_account(server, session);
+            *holder = session->account;
+        }
+        jmk_pump_unlock(server);
+        if (!session)
+            break;
+        error = sleep_on(server, seen, deadline, INT64_MAX, &pause);
+    }
+    atomic_fetch_sub(&server->waiters, 1);
+    return error;
+}
