@@ -198,6 +198,10 @@ class Control:
                 raise OSError(errno.EAGAIN, text) from error
             raise
 
+    def is_current(self) -> bool:
+        """Whether the caller runs in this thread: in a callback, or a logging handler."""
+        return threading.get_native_id() == self.thread.native_id
+
     def close(self) -> None:
         """Let nobody in any more; the thread ends when the core has said all its goodbyes."""
         self._closing = True

@@ -363,7 +363,8 @@ class Server:
         Raises:
             TypeError, BufferError: `data` is no buffer, or not contiguous.
             MessageTooLarge: it is larger than `max_message`.
-            Timeout: nothing was published; `holder` is the client that was waited for.
+            Timeout: nothing was published; `holder` is the client that was waited for. Callbacks
+                run in the control thread, where this never waits and raises at once instead.
             Busy: this thread has a `reserve` open.
             Closed: the server is closed, perhaps while this waited.
         """
@@ -492,6 +493,12 @@ class Server:
             return self._handle is None or len(control.present) >= count
 
         with control.changed:
+            if control.is_current() and not enough():
+                raise Timeout(
+                    f"{len(control.present)} of {count} clients are connected, and this is the "
+                    "server's control thread, which lets clients in and must not wait: call "
+                    "wait_for_clients from another thread"
+                )
             limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
             if not control.changed.wait_for(enough, limit):
                 raise Timeout(
@@ -628,7 +635,10 @@ class _Wait:
     def __init__(self, server: Server, timeout: float | None) -> None:
         self._server = server
         self._timeout = timeout
-        limit = nanoseconds(timeout)
+        # Callbacks, and what logging calls, run in the control thread: it lets clients in, so it
+        # must never wait for one.
+        self._in_control = server._control.is_current()
+        limit = 0 if self._in_control else nanoseconds(timeout)
         self._deadline = None if limit < 0 else time.monotonic_ns() + limit
         self._holder = ffi.new("struct jmk_account *")
 
@@ -657,8 +667,14 @@ class _Wait:
         peer = self._server._control.peers.get(holder.key)
         info = client_info(holder, peer) if peer is not None else None
         who = str(info) if info else "another publisher has its turn"
+        text = (
+            f"{what} would have to wait in the server's control thread, which lets clients in and "
+            "must not wait: call it from another thread"
+            if self._in_control
+            else f"{what} timed out after {self._timeout:g} s"
+        )
         raise Timeout(
-            f"{what} timed out after {self._timeout:g} s, held up by {who}",
+            f"{text}, held up by {who}",
             holder=info,
             published=published,
         )
