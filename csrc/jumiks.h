@@ -128,7 +128,7 @@ struct jmk_config {
     uint64_t keep; /* messages of history that stay before what is unacked, as far as ... */
     uint64_t keep_bytes; /* ... they fit in this; at most half of the log; 0 = none */
     uint64_t max_lag; /* messages; 0 = no limit of its own */
-    int64_t patience; /* ns; negative = never cut */
+    int64_t patience; /* ns to work off half a limit; negative = no end */
     uint32_t policy; /* enum jmk_policy */
     uint32_t max_message; /* bytes; at most a quarter of the log */
     uint32_t max_clients; /* at a time, those that are gone and not closed included */

@@ -14,7 +14,7 @@ import reference
 from conftest import SHARE_LOG, wait_until
 from reference import Message
 from support_shared import hand_made_client
-from support_wire import DEADLINE, FIRST_ID, RawClient, Witness, packets_of, raw_client
+from support_wire import DEADLINE, FIRST_ID, Witness, packets_of, raw_client
 
 import jumiks
 from jumiks import Client, ClientInfo, EndReason, Gap, Lagged, Server, Timeout
@@ -315,6 +315,16 @@ def test_the_fastest_must_be_within_half_of_its_limit_for_another_to_be_cut_at_o
             acked(server, FIRST_ID + acks - 1)
             assert_cuts(server, cuts)
             assert not cuts or len(stopped.rest()[0]) == count
+
+
+def test_a_newcomer_that_has_acked_all_counts_once_it_was_there_for_patience(address: str) -> None:
+    with serving(address, max_lag=100, patience=0.3) as (server, _):
+        with raw_client(server, address):
+            server.publish_many([SLOT] * 100)
+            with raw_client(server, address):
+                pass_time(0.3)
+                server.publish(SLOT, timeout=0)
+                assert server.stats().clients == 1
 
 
 @pytest.mark.parametrize(("count", "cuts"), [(4, False), (5, True)])

@@ -12,7 +12,7 @@ OnLag: TypeAlias = Literal["disconnect", "block", "skip"]
 """What happens to a client at its limit: it is cut, `publish` waits for it, or it misses some."""
 
 PATIENCE: Final = 1.0
-"""Seconds without any ack that `publish` waits by default while it outruns every client."""
+"""Seconds by default that a client at its limit has to work off half of it."""
 
 _CODES: Final = {"disconnect": lib.JMK_DISCONNECT, "block": lib.JMK_BLOCK, "skip": lib.JMK_SKIP}
 _MOST: Final = (1 << 63) - 1

@@ -167,11 +167,12 @@ class Server:
             abstract address has no file permissions: see `allow`.
         max_lag: messages a client may be behind; None is no limit but the log's bytes.
         on_lag: what happens to a client at its limit. `"disconnect"` cuts it, `"block"` makes
-            `publish` wait for it, `"skip"` has it miss messages, counted and reported.
-        patience: seconds. While even the fastest client is more than half way to its limit,
-            `publish` waits, at most this long without any ack (1 by default; 0 never waits). With
-            `"block"`: how long one client may hold `publish` up without an ack before it is cut
-            (never by default).
+            `publish` wait for it, `"skip"` has it miss messages, counted and reported. See
+            docs/lag-policy.md.
+        patience: seconds that a client at its limit has to work off half of that limit; one that
+            does not is cut, or skipped. `publish` waits meanwhile, unless another client is at most
+            half way to its limit. 1 by default; 0 never waits; None, the default with `"block"`,
+            waits without end.
         log_size: bytes of the log, rounded up to a power of two; allocated at once.
         keep: messages of history, before those that some client has not acked, that stay for who
             comes later (`Client(start=...)`), as far as they fit in `keep_bytes`.

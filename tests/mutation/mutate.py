@@ -40,10 +40,10 @@ BUILD = Path("build/mutation")
 TESTS = {
     "src/jumiks/lag.py": ["tests/test_bad_input.py", "tests/test_lag.py"],
     "src/jumiks/handshake.py": ["tests/test_handshake.py", "tests/test_protocol_doc.py"],
-    "csrc/publish.c": ["tests/test_lag.py", "tests/test_server.py", "tests/test_keep.py"],
+    "csrc/lag.c": ["tests/test_lag.py", "tests/test_server.py", "tests/test_keep.py"],
 }
 POLICY = re.compile(r"^/\* ---- the policy; .*?(?=^/\* ---- waiting)", re.MULTILINE | re.DOTALL)
-"""What is changed of publish.c."""
+"""What is changed of lag.c."""
 
 RUN = "--run"
 """How this program starts itself for one mutant."""
@@ -183,11 +183,11 @@ class Core:
             subprocess.run([*self.compile, self.objects[-1], str(source)], check=True)
 
     def link(self, base: Path) -> Path | None:
-        """The module's file with a changed publish.c; None if that is no C."""
+        """The module's file with a changed lag.c; None if that is no C."""
         command = [*self.compile, f"{base}.o", f"{base}.c"]
         if subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
             return None
-        others = [each for each in self.objects if not each.endswith("/publish.o")]
+        others = [each for each in self.objects if not each.endswith("/lag.o")]
         link = ["cc", "-shared", "-pthread", "-o", f"{base}.so", f"{base}.o", *others]
         subprocess.run(link, check=True)
         return base.with_suffix(".so")
