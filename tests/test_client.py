@@ -485,14 +485,11 @@ def test_a_gap_is_counted_once_though_on_gap_raised(address: str) -> None:
             assert fast.receive(DEADLINE) == b"%d" % number
             fast.ack()
         assert receive(slow, 4) == [b"0", b"1", b"2", b"3"]
-        slow.ack()
-        server.drain(DEADLINE)
-        server.publish(b"8")
         with pytest.raises(KeyError):
             slow.receive(DEADLINE)
-        assert slow.receive(DEADLINE) == b"8"
-        assert set(gaps) == {Gap(FIRST_ID + 4, FIRST_ID + 7)}
-        assert slow.missed == 4
+        assert slow.receive(DEADLINE) == b"7"
+        assert set(gaps) == {Gap(FIRST_ID + 4, FIRST_ID + 6)}
+        assert slow.missed == 3
 
 
 # ---- batches

@@ -300,11 +300,7 @@ def test_a_skip_is_told_in_the_same_ways(
         with Client(address, on_gap=on_gap, **options) as client:
             server.publish_many([b"%d" % number for number in range(20)])
             got: list[object] = [client.receive(DEADLINE) for _ in range(4)]
-            with pytest.raises(Timeout):
-                client.receive(0.01)  # it acks the rest
-            server.drain(DEADLINE)
-            server.publish(b"20")
-            lost = Gap(FIRST_ID + 4, FIRST_ID + 19)
+            lost = Gap(FIRST_ID + 4, FIRST_ID + 18)
             if on_gap == "yield":
                 got.append(client.receive(DEADLINE))
                 assert got[-1] == lost
@@ -313,8 +309,8 @@ def test_a_skip_is_told_in_the_same_ways(
                     client.receive(DEADLINE)
                 assert error.value.gap == lost
                 assert error.value.gap.reason is GapReason.SKIPPED
-            assert client.receive(DEADLINE) == b"20"
-            assert client.missed == 16
+            assert client.receive(DEADLINE) == b"19"
+            assert client.missed == 15
 
 
 def test_a_gap_at_the_start_is_told_by_the_first_receive(address: str) -> None:
