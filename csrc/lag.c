@@ -164,9 +164,8 @@ static void act_on(struct jmk_server *server, struct jmk_session *session) {
         return;
     }
     session->account.limit_kind = session->due_limit;
-    session->account.limit = session->due_limit == JMK_LIMIT_MESSAGES
-                                 ? jmk_server_limit(server, session)
-                                 : room(server);
+    session->account.limit =
+        session->due_limit == JMK_LIMIT_MESSAGES ? jmk_server_limit(server, session) : room(server);
     jmk_pump_end(server, session, JMK_R_LAGGED, 0);
 }
 

@@ -261,8 +261,7 @@ static bool leaves_history(const struct jmk_server *server, const struct jmk_ses
 
 /* A session that began in the past counts like any other once it is within its limits. Under log_lock. */
 static void catch_up(const struct jmk_server *server, struct jmk_session *session) {
-    if (session->backlog &&
-        server->log.write.id - 1 - session->acked_id <= server->config.max_lag)
+    if (session->backlog && server->log.write.id - 1 - session->acked_id <= server->config.max_lag)
         session->backlog = 0;
     if (session->replaying && !session->backlog && leaves_history(server, session))
         session->replaying = false;
