@@ -30,6 +30,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -61,6 +63,21 @@ int jmk_cursor_open(struct jmk_session *session, int *out) {
     session->cursor = at;
     *out = jmk_take_fd(&fd);
     return 0;
+}
+
+int jmk_page_watch_new(void) {
+    int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+
+    return fd < 0 ? -errno : fd;
+}
+
+int jmk_page_watch(int watch_fd, int page_fd) {
+    char path[32];
+    int watch;
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", page_fd);
+    watch = inotify_add_watch(watch_fd, path, IN_DELETE_SELF);
+    return watch < 0 ? -errno : watch;
 }
 
 /* A frame of ours on the socket: 0, also if it is full, or -errno. */

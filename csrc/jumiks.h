@@ -291,6 +291,14 @@ int jmk_server_ids(const jmk_server *server, uint64_t *oldest_id, uint64_t *next
 int jmk_server_stats(jmk_server *server, struct jmk_stats *out);
 
 /*
+ * A descriptor that tells when pages are gone: an inotify(7) queue, not blocking, the caller's. And: tell
+ * there when nobody has the page behind page_fd any more, by IN_DELETE_SELF for the number that this
+ * returns. Or -errno.
+ */
+int jmk_page_watch_new(void);
+int jmk_page_watch(int watch_fd, int page_fd);
+
+/*
  * Close: publishers get JMK_E_CLOSED at once; what is published still goes out for up to linger,
  * then everybody gets BYE(closing). A second call can only shorten the first one's linger.
  */

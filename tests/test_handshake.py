@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import pytest
@@ -730,7 +731,7 @@ def test_a_server_has_a_status_for_any_reply(packet: bytes) -> None:
 @given(server_hellos, client_hellos)
 def test_both_ends_agree_on_how_messages_come(offer: ServerHello, wish: ClientHello) -> None:
     server = ServerHandshake(dataclasses.replace(offer, version=VERSION))
-    client = ClientHandshake(wish.capabilities, START_OLDEST, wish.max_packet)
+    client = ClientHandshake(Capability(wish.capabilities), START_OLDEST, wish.max_packet)
     assert server.receive(client.receive(server.hello())) is Status.ACCEPTED
     client.receive(server.accept(FIRST_ID, 0))
     assert client.done
@@ -848,3 +849,26 @@ class ClientEvents(RuleBasedStateMachine):
 
 TestServerEvents = ServerEvents.TestCase
 TestClientEvents = ClientEvents.TestCase
+
+
+def test_no_number_of_a_peer_is_kept_for_ever() -> None:
+    # An IntFlag remembers each value it was made of.
+    def remembered() -> int:
+        return len(Capability._value2member_map_)
+
+    for bits in range(8):
+        Capability(bits)
+    before = remembered()
+    for bits in range(8, 1 << 16, 7):
+        server = after_hello(ServerHello(capabilities=Capability(7)))
+        server.receive(ClientHello(capabilities=bits).encode())
+        assert server.peer is not None
+        assert server.peer.capabilities == bits
+        assert server.granted & ~7 == 0
+        client = ClientHandshake()
+        client.receive(ServerHello(capabilities=bits).encode())
+        assert client.hello is not None
+        assert client.hello.capabilities == bits
+        with suppress(ProtocolError):  # some grant what was not asked for
+            client.receive(Welcome(0, bits, FIRST_ID).encode().ljust(24, b"\0"))
+    assert remembered() == before

@@ -63,7 +63,7 @@ class Held:
 def figures_of(handle: object) -> jumiks.ServerStats:
     figures = ffi.new("struct jmk_stats *")
     check(lib.jmk_server_stats(handle, figures), "server")  # type: ignore[arg-type]
-    return server_stats(figures)
+    return server_stats(figures, 0)
 
 
 @pytest.fixture

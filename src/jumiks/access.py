@@ -264,9 +264,13 @@ class Quota:
         """At most half of `most`, so that no user keeps all others out by itself."""
         return cls(max(1, most // 2), frozenset((0, os.geteuid())))
 
+    def binds(self, uid: int) -> bool:
+        """Whether it holds for this user."""
+        return uid not in self.spared
+
     def refusal(self, uid: int, held: int) -> str | None:
         """Why a user with `held` connections may not have one more; None if it may."""
-        if uid in self.spared or held < self.limit:
+        if not self.binds(uid) or held < self.limit:
             return None
         return f"user {uid} has {held} connections, and {self.limit} are the most for one user"
 

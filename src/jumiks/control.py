@@ -29,6 +29,7 @@ from .address import Listener
 from .errors import JumiksError
 from .handshake import Capability, ServerHandshake, ServerHello, Status
 from .monitor import MonitorRule, Monitors, as_json
+from .pages import MORE_THAN_CONNECTIONS, Pages
 from .stats import ClientInfo, EndReason, client_info, server_stats
 from .watch import LOOK_EVERY, Journal, LagWatch
 
@@ -176,6 +177,7 @@ class Control:
             self._about = about
             self._monitors = Monitors(monitor, self._epoll, self._status)
             self._spare = _Spare(self._wake_fd)
+            self.pages = Pages(self._epoll)
         except BaseException:
             os.close(self._wake_fd)
             raise
@@ -233,6 +235,7 @@ class Control:
         for joining in list(self._joining.values()):
             self._drop(joining)
         self._monitors.close()
+        self.pages.close()
         self.stop_listening()
         self._epoll.close()
         self._spare.give()
@@ -265,6 +268,8 @@ class Control:
             for joining in list(self._joining.values()):
                 self._refuse(joining, Status.CLOSING)
             self.stop_listening()
+        elif descriptor == self.pages.fileno():
+            self.pages.read()
         elif descriptor in self._joining:
             self._read_reply(self._joining[descriptor])
         elif descriptor in self._monitors:
@@ -469,7 +474,9 @@ class Control:
     def _status(self) -> Iterator[str]:
         check(lib.jmk_server_stats(self._handle, self._stats), "server")
         clients = client_infos(self._handle, self.peers)
-        return as_json(self._about, server_stats(self._stats), clients, len(self._monitors))
+        return as_json(
+            self._about, server_stats(self._stats, len(self.pages)), clients, len(self._monitors)
+        )
 
     def _let_in(self, joining: _Joining) -> None:
         wish = joining.handshake.peer
@@ -482,6 +489,8 @@ class Control:
         mode, limit = lib.JMK_CLASSIC, wish.max_packet
         if Capability.FRAMES in granted:
             mode = lib.JMK_SHARED if Capability.LOG in granted else lib.JMK_FRAMED
+            if mode == lib.JMK_SHARED and self._has_too_many_pages(joining.peer):
+                mode = lib.JMK_FRAMED
             limit = min(joining.max_packet, wish.max_packet or joining.max_packet)
         attached = ffi.new("struct jmk_attached *")
         # The core may close its descriptor at any moment from now on, so it gets one of its own.
@@ -501,6 +510,14 @@ class Control:
             self._refuse(joining, _STATUS_OF.get(code, Status.INTERNAL))
             return
         self._welcome(joining, attached)
+
+    def _has_too_many_pages(self, peer: Peer) -> bool:
+        held, most = self.pages.held(peer.uid), MORE_THAN_CONNECTIONS * self._quota.limit
+        if not self._quota.binds(peer.uid) or held < most:
+            return False
+        reason = f"its user holds {held} cursor pages, and {most} are the most"
+        self._journal.log(logging.WARNING, _NO_LOG, peer, reason)
+        return True
 
     def _welcome(self, joining: _Joining, attached: Attached) -> None:
         key, cursor = attached.key, attached.cursor_fd
@@ -538,6 +555,8 @@ class Control:
                 joining.sock.send(welcome, socket.MSG_NOSIGNAL)
             return
         welcome = joining.handshake.accept(attached.first_id, attached.first_offset)
+        if self._quota.binds(joining.peer.uid):
+            self.pages.add(joining.peer.uid, attached.cursor_fd)
         descriptors = [lib.jmk_server_log_fd(self._handle), attached.cursor_fd]
         try:
             socket.send_fds(joining.sock, [welcome], descriptors, socket.MSG_NOSIGNAL)

@@ -10,7 +10,7 @@ import enum
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 from typing import Self, TypeVar
 
@@ -62,7 +62,7 @@ _STRANGER = "what answered at this address does not speak jumiks"
 
 
 class Capability(enum.IntFlag):
-    """What a connection can do beyond plain 1.0; unknown bits are kept and never granted."""
+    """What a connection can do beyond plain 1.0; unknown bits are never granted."""
 
     FRAMES = 1
     """Many messages a packet, and messages larger than a packet."""
@@ -86,7 +86,7 @@ class Status(enum.IntEnum):
 
 
 _NONE = Capability(0)
-_KNOWN = Capability.FRAMES | Capability.LOG | Capability.MONITOR
+_KNOWN_BITS = int(Capability.FRAMES | Capability.LOG | Capability.MONITOR)
 _STATUSES: Mapping[int, Status] = {status.value: status for status in Status}
 
 
@@ -135,7 +135,7 @@ class ServerHello:
 
     Args:
         version: major, minor and patch.
-        capabilities: what the server offers.
+        capabilities: what the server offers; bits of `Capability`, and others.
         server_id: random, new each time a server starts.
         oldest_id: the oldest packet id kept.
         next_id: the packet id that the next message gets.
@@ -146,7 +146,7 @@ class ServerHello:
     """
 
     version: Version = VERSION
-    capabilities: Capability = _NONE
+    capabilities: int = _NONE
     server_id: int = 0
     oldest_id: int = 0
     next_id: int = 0
@@ -178,7 +178,7 @@ class ServerHello:
         server_id, oldest_id, next_id, max_lag, max_packet, max_message = rest
         return cls(
             (major, minor, patch),
-            Capability(capabilities),
+            capabilities,
             server_id,
             oldest_id,
             next_id,
@@ -195,14 +195,14 @@ class ClientHello:
 
     Args:
         version: major, minor and patch.
-        capabilities: what the client wants.
+        capabilities: what the client wants; bits of `Capability`, and others.
         start: `START_NOW`, `START_OLDEST`, or the packet id to resume at.
         max_packet: the largest packet it takes, bytes; 0 is no wish.
         extended: whether it goes beyond the six bytes of plain 1.0.
     """
 
     version: Version = VERSION
-    capabilities: Capability = _NONE
+    capabilities: int = _NONE
     start: int = START_NOW
     max_packet: int = 0
     extended: bool = True
@@ -220,7 +220,7 @@ class ClientHello:
         major, minor, patch, capabilities, start, max_packet, _ = _CLIENT_LAYOUT.unpack(packet)
         return cls(
             (major, minor, patch),
-            Capability(capabilities),
+            capabilities,
             start,
             max_packet,
             extended=_is_extended(packet),
@@ -233,14 +233,14 @@ class Welcome:
 
     Args:
         status: a `Status`, or a number that only a later version knows.
-        capabilities: what the server grants.
+        capabilities: what the server grants; bits of `Capability`, and others.
         first_id: the first packet id the client will get.
         text: why it was refused, in words; 512 bytes of UTF-8 are sent at most.
         first_offset: with LOG, where the message `first_id` stands, or will stand, in the log.
     """
 
     status: int
-    capabilities: Capability = _NONE
+    capabilities: int = _NONE
     first_id: int = 0
     text: str = ""
     first_offset: int = 0
@@ -251,7 +251,7 @@ class Welcome:
             self.status, self.capabilities, 0, self.first_id, self.first_offset
         )
         if self.status == Status.ACCEPTED:
-            return packet if Capability.LOG in self.capabilities else packet[:_WELCOME_SIZE]
+            return packet if self.capabilities & Capability.LOG else packet[:_WELCOME_SIZE]
         packet = packet[:_WELCOME_SIZE]
         text = self.text.encode("utf-8", "replace")[:_TEXT_LIMIT]
         # The cut may have gone through a character.
@@ -266,11 +266,11 @@ class Welcome:
         if status != Status.ACCEPTED:
             end = _WELCOME_SIZE + _TEXT_LIMIT
             text = packet[_WELCOME_SIZE:end].decode("utf-8", "replace")
-            return cls(status, Capability(capabilities), first_id, text)
-        if Capability.LOG not in Capability(capabilities):
-            return cls(status, Capability(capabilities), first_id)
+            return cls(status, capabilities, first_id, text)
+        if not capabilities & Capability.LOG:
+            return cls(status, capabilities, first_id)
         _require(packet, _SHARED_WELCOME_SIZE, "a welcome with LOG")
-        return cls(status, Capability(capabilities), first_id, first_offset=first_offset)
+        return cls(status, capabilities, first_id, first_offset=first_offset)
 
 
 def _is_extended(packet: bytes) -> bool:
@@ -289,13 +289,13 @@ def _is_start(start: int) -> bool:
     return start in (START_NOW, START_OLDEST) or FIRST_ID <= start < 1 << 64
 
 
-def _known(capabilities: Capability) -> Capability:
-    return capabilities & _KNOWN
+def _known(capabilities: int) -> Capability:
+    # An IntFlag keeps each value it was ever made of, and a peer may think of 65,536.
+    return Capability(capabilities & _KNOWN_BITS)
 
 
-@lru_cache(maxsize=64)  # arithmetic with flags is slow, and few are ever asked for
-def _grant(agreed: Capability) -> Capability:
-    granted = _known(agreed)
+@cache  # arithmetic with flags is slow, and there are eight
+def _grant(granted: Capability) -> Capability:
     if Capability.MONITOR in granted:
         return Capability.MONITOR
     return granted if Capability.FRAMES in granted else granted & ~Capability.LOG
@@ -450,7 +450,7 @@ class ServerHandshake:
         verdict = self._judge(peer, self._hello.next_id if next_id is None else next_id)
         good = verdict is Status.ACCEPTED
         if good and self.extended:
-            self._granted = _grant(peer.capabilities & self._hello.capabilities)
+            self._granted = _grant(_known(peer.capabilities & self._hello.capabilities))
         event = _ServerEvent.GOOD_REPLY if good else _ServerEvent.BAD_REPLY
         self._state = _after(_SERVER_MOVES, self._state, event)
         return verdict
@@ -549,6 +549,7 @@ class ClientHandshake:
             raise ValueError(f"start is {start}; {_START_RULE}")
         if not 0 <= max_packet < 1 << 32:
             raise ValueError(f"max_packet is {max_packet}; it must fit in 32 bits")
+        self._wishes = capabilities
         self._reply = ClientHello(VERSION, capabilities, start, max_packet)
         self._start_for = start_for
         self._state = ClientState.AWAIT_HELLO
@@ -568,7 +569,7 @@ class ClientHandshake:
     @property
     def wishes(self) -> Capability:
         """What the client wants."""
-        return self._reply.capabilities
+        return self._wishes
 
     @property
     def hello(self) -> ServerHello | None:
@@ -660,7 +661,7 @@ class ClientHandshake:
                 f"the server broke the handshake: it begins at {welcome.first_id}, where "
                 f"{self._reply.start} was asked for"
             )
-        if granted & ~self._reply.capabilities:
+        if granted & ~self._wishes:
             raise ProtocolError("the server broke the handshake: it grants what was not asked for")
         if Capability.LOG in granted and Capability.FRAMES not in granted:
             raise ProtocolError("the server broke the handshake: it grants LOG without FRAMES")

@@ -528,7 +528,7 @@ class Server:
         """All figures, of one moment."""
         out = ffi.new("struct jmk_stats *")
         check(lib.jmk_server_stats(self._open(), out), "server")
-        return server_stats(out)
+        return server_stats(out, len(self._control.pages))
 
     @property
     def endings(self) -> dict[EndReason, int]:

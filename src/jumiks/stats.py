@@ -207,6 +207,8 @@ class ServerStats:
     """Clients gone that have neither read all they were sent nor closed: they keep their places."""
     kernel_bytes: int
     """What the sockets of all these hold, sent and not yet read; with the kernel's overhead."""
+    cursor_pages: int
+    """Cursor pages held by users whom `max_clients_per_user` binds, also by clients gone."""
     rounds: int
     """Times the pump looked for work."""
     inline_rounds: int
@@ -215,6 +217,7 @@ class ServerStats:
     """Times a publisher had to wait."""
 
 
-def server_stats(stats: Stats) -> ServerStats:
-    """Make a value of the core's figures."""
-    return ServerStats(**{each.name: getattr(stats, each.name) for each in fields(ServerStats)})
+def server_stats(stats: Stats, cursor_pages: int) -> ServerStats:
+    """Make a value of the core's figures, and of one that it does not know."""
+    figures = {each.name: getattr(stats, each.name, cursor_pages) for each in fields(ServerStats)}
+    return ServerStats(**figures)
