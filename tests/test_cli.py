@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from support_api import DEADLINE, FOREIGN_ENVIRONMENT, SMALL_LOG, Task
 
 from jumiks import Client, Monitor, Server, ServerClosed
+from jumiks.access import process_name
 from jumiks.cli import main
 from jumiks.cli.framing import LENGTH, read_messages, write_messages
 from jumiks.cli.pages import commands
 from jumiks.cli.parser import EXAMPLES, make_parser
-from jumiks.cli.status import Look, age, command_of, report, short, user_of
+from jumiks.cli.status import Look, age, report, short, user_of
 from jumiks.handshake import FIRST_ID
 
 JUMIKS = (sys.executable, "-m", "jumiks.cli")
@@ -531,7 +532,7 @@ def test_ages_have_two_units(seconds: float, text: str) -> None:
 def test_who_cannot_be_seen_from_here_has_a_dash_or_a_number() -> None:
     process = subprocess.Popen(["true"], env=FOREIGN_ENVIRONMENT)
     process.wait()
-    assert command_of(process.pid) == "-"
+    assert process_name(process.pid) == ""
     assert user_of(2**32 - 2) == str(2**32 - 2)
 
 

@@ -76,6 +76,23 @@ def _groups(sock: socket.socket) -> frozenset[int]:
 _COMMAND_SIZE: Final = 64  # TASK_COMM_LEN is 16, and more for some of the kernel's own threads
 
 
+def process_name(pid: int) -> str:
+    """What a process of our own pid namespace calls itself; "" if it cannot be seen from here."""
+    try:
+        # In a container with another namespace's /proc the number would be somebody else's.
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return ""
+        # A file object would cost more than all the rest of this.
+        file = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            name = os.read(file, _COMMAND_SIZE).rstrip(b"\n").decode("utf-8", "replace")
+        finally:
+            os.close(file)
+    except OSError:
+        return ""
+    return printable(name)
+
+
 def command_of(sock: socket.socket, pid: int) -> str:
     """What the program at the other end is called (proc(5), comm); "" if that cannot be told.
 
@@ -89,21 +106,12 @@ def command_of(sock: socket.socket, pid: int) -> str:
         return ""  # it is gone, or the kernel is an old one
     (pidfd,) = _INT.unpack(found)
     try:
-        # A file object would cost more than all the rest of this.
-        file = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            name = os.read(file, _COMMAND_SIZE).rstrip(b"\n").decode("utf-8", "replace")
-        finally:
-            os.close(file)
+        name = process_name(pid)
         died = select.poll()
         died.register(pidfd, select.POLLIN)
-        if died.poll(0):
-            return ""
-    except OSError:
-        return ""  # /proc does not show it
+        return "" if died.poll(0) else name
     finally:
         os.close(pidfd)
-    return printable(name)
 
 
 @dataclass(frozen=True, slots=True)

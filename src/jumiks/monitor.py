@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
@@ -247,7 +247,7 @@ class ServerStatus:
     address: str
     """As its user wrote it."""
     pid: int
-    """Its process id, by its own word."""
+    """Its process id as the kernel shows it here; 0 if it is not in our pid namespace."""
     server_id: int
     """Its random number."""
     max_lag: int
@@ -397,7 +397,7 @@ class Monitor(Connecting):
             raise Timeout(f"{self._address!r} gave no status within {self._timeout:g} s") from error
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ConnectionLost(f"end of stream from {self._address!r}") from error
-        return parse_status(body.decode("utf-8", "replace"))
+        return replace(parse_status(body.decode("utf-8", "replace")), pid=self._server_pid)
 
     def _answer(self, sock: socket.socket, deadline: float | None) -> bytearray:
         body = bytearray()

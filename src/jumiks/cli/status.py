@@ -8,10 +8,9 @@ import pwd
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from jumiks.errors import printable
+from jumiks.access import process_name
 from jumiks.monitor import Monitor, ServerStatus
 from jumiks.stats import ClientInfo
 
@@ -87,13 +86,11 @@ def age(seconds: float) -> str:
     return f"{seconds:.1f}s"
 
 
-def command_of(pid: int) -> str:
-    """The name of a process; "-" if it cannot be seen from here."""
-    try:
-        text = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace")
-    except OSError:
-        return "-"
-    return printable(text.rstrip("\n")) or "-"
+def program(status: ServerStatus) -> str:
+    """The server's process and its name, as far as they can be seen from here."""
+    if not status.pid:
+        return "a process that cannot be seen from here"
+    return f"process {status.pid} ({process_name(status.pid) or '-'})"
 
 
 def user_of(uid: int) -> str:
@@ -119,7 +116,7 @@ def server_lines(look: Look) -> list[str]:
     status, stats = look.status, look.status.stats
     messages, size = look.published
     count = stats.next_id - stats.oldest_id
-    who = f"process {status.pid} ({command_of(status.pid)}), up {age(status.now - status.started)}"
+    who = f"{program(status)}, up {age(status.now - status.started)}"
     crowd = f"{_several(stats.clients, 'client')}, {_several(status.monitors, 'monitor')}"
     used = f"{short(stats.log_used)}B of {short(stats.log_size)}B used"
     held = f"{short(stats.log_held)}B not acked by all"

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ends in different pid namespaces, as of containers, and a /proc that hides or lies."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import NOBODY, preamble, wait_until
+from support_api import DEADLINE, FOREIGN_ENVIRONMENT
+
+from jumiks import Monitor, Server
+from jumiks.cli.status import Look, report
+
+SERVER = """
+import sys
+with jumiks.Server(sys.argv[1]):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@functools.cache
+def may_unshare(*flags: str) -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    done = subprocess.run(
+        ["unshare", *flags, "true"], capture_output=True, env=FOREIGN_ENVIRONMENT, check=False
+    )
+    return done.returncode == 0
+
+
+PID_NAMESPACE = ("--pid", "--fork", "--kill-child")
+needs_pid_namespace = pytest.mark.skipif(
+    not may_unshare(*PID_NAMESPACE, "--mount-proc"), reason="this user may make no pid namespace"
+)
+
+
+@contextmanager
+def elsewhere(
+    flags: tuple[str, ...], script: str, *arguments: object
+) -> Iterator[subprocess.Popen[str]]:
+    """A script in namespaces of its own, once it has printed its first line."""
+    pipe = subprocess.PIPE
+    command = ["unshare", *flags, sys.executable, "-c", preamble() + script, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(DEADLINE)
+
+
+def first_line(address: str | os.PathLike[str]) -> str:
+    with Monitor(address) as monitor:
+        status = monitor.status()
+    return report(Look(status, status))[0]
+
+
+@needs_pid_namespace
+def test_the_status_of_a_container_shows_the_process_as_it_is_seen_from_here(path: Path) -> None:
+    with elsewhere((*PID_NAMESPACE, "--mount-proc"), SERVER, path) as outer:
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+        (inner,) = children  # process 1 of its own namespace
+        with Monitor(path) as monitor:
+            assert monitor.status().pid == int(inner)
+        name = Path(f"/proc/{inner}/comm").read_text().strip()
+        assert f"process {inner} ({name})" in first_line(path)
+
+
+@needs_pid_namespace
+def test_a_server_outside_of_the_namespace_has_neither_number_nor_name(path: Path) -> None:
+    script = """
+import sys
+from jumiks.cli.status import Look, report
+with jumiks.Monitor(sys.argv[1]) as monitor:
+    status = monitor.status()
+print("ready", flush=True)
+print(status.pid, report(Look(status, status))[0], flush=True)
+"""
+    with Server(path):
+        with elsewhere((*PID_NAMESPACE, "--mount-proc"), script, path) as looker:
+            assert looker.stdout is not None
+            assert f"0 {path}  a process that cannot be seen from here, up" in looker.stdout.read()
+
+
+@needs_pid_namespace
+def test_a_proc_of_another_namespace_is_not_asked_for_names(address: str) -> None:
+    script = """
+import os, sys
+from jumiks.access import process_name
+print("ready", flush=True)
+print(repr(process_name(os.getpid())), flush=True)
+"""
+    with elsewhere(PID_NAMESPACE, script) as inside:
+        assert inside.stdout is not None
+        assert inside.stdout.read() == "''\n"
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not may_unshare("--mount"), reason="only root can hide processes"
+)
+def test_an_owner_that_proc_hides_is_not_said_to_be_gone(path: Path) -> None:
+    script = f"""
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mount(b"proc", b"/proc", b"proc", 0, b"hidepid=2") == 0, os.strerror(ctypes.get_errno())
+os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+print("ready", flush=True)
+assert not os.path.exists("/proc/" + sys.argv[2])
+try:
+    jumiks.Server(sys.argv[1])
+except jumiks.AddressInUse as error:
+    print(error, flush=True)
+"""
+    path.parent.chmod(0o755)
+    with Server(path, mode=0o666):
+        with elsewhere(("--mount",), script, path, os.getpid()) as hidden:
+            assert hidden.stdout is not None
+            said = hidden.stdout.read()
+    assert f"in use by process {os.getpid()} of user 0" in said
+    assert "gone" not in said
+
+
+def test_an_owner_that_is_gone_is_said_to_be_gone(address: str) -> None:
+    # Its child, forked behind Python's back, has the socket still.
+    script = """
+import ctypes, os, sys
+server = jumiks.Server(sys.argv[1])
+reading, writing = os.pipe()
+if ctypes.CDLL(None).fork() == 0:
+    print("ready", flush=True)
+    sys.stdin.read()
+os._exit(0)
+"""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", preamble() + script, address]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.wait(DEADLINE)
+        with pytest.raises(OSError, match=rf"process {process.pid} of user \d+ \(which is gone"):
+            Server(address)
+        process.stdin.close()
+        wait_until(lambda: process.stdout is not None and process.stdout.read() == "")
