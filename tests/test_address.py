@@ -521,6 +521,32 @@ def test_a_start_waits_for_another_one(path: Path) -> None:
             assert_serves(listener, path)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave another user's file")
+@pytest.mark.parametrize("folder_mode", [0o777, 0o1777])
+@pytest.mark.parametrize("lock_mode", [0o600, 0o644])
+def test_a_lock_file_that_another_user_left_behind_stops_nobody(
+    path: Path, folder_mode: int, lock_mode: int
+) -> None:
+    lock = path.with_name(".socket.jumiks-lock")
+    lock.touch()
+    lock.chmod(lock_mode)
+    os.utime(lock, (time.time() - 60,) * 2)
+    path.parent.chmod(folder_mode)
+    os.seteuid(65534)
+    try:
+        begin = time.monotonic()
+        with listen(path) as listener:
+            assert_serves(listener, path)
+        assert time.monotonic() - begin < addresses.LOCK_PATIENCE / 2
+    finally:
+        os.seteuid(0)
+
+
+def test_a_lock_file_can_be_opened_by_everybody(path: Path) -> None:
+    with umask(0o077), addresses._start_lock(parse(path)):
+        assert permissions(path.with_name(".socket.jumiks-lock")) == 0o644
+
+
 def test_a_lock_on_the_directory_is_somebody_elses_affair(path: Path) -> None:
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:

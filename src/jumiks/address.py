@@ -7,7 +7,10 @@ and stop apart from every other:
 * Servers start on one path one at a time: each holds a lock file beside the path, from before it
   binds until it listens, and removes that file again. The file rather than its directory is locked,
   as other programs lock directories for reasons of their own (tmpfiles.d(5)). It is locked by
-  flock(2), so one that a killed process left behind stops nobody.
+  flock(2), and everybody may open it, so one that a killed process left behind stops nobody. One
+  that may not be opened, and that is older than any start takes, is removed; where that is not
+  allowed either (a sticky directory), each user has a lock of its own. There a start of one user
+  could not replace the socket file of another anyway.
 * A socket file that refuses connections has no listener. Under the lock it is nobody who is about
   to listen either, so it is stale, and is replaced. All else that stands there is left alone.
 * Between bind and listen nobody can connect, so group and permissions are set there. The
@@ -55,6 +58,9 @@ BACKLOG: Final = (1 << 31) - 1
 
 LOCK_PATIENCE: Final = 5.0
 """Seconds to wait for others who start a server on the same path; each takes well under one."""
+
+_LONGEST_START: Final = 2.0
+"""Seconds after which a lock file that cannot be opened counts as left behind."""
 
 GROUP_MODE: Final = 0o660
 """Permissions of a path that has a group and no mode: a group that may not write cannot connect."""
@@ -356,8 +362,7 @@ def _listen_path(where: Address, mode: int | None, gid: int | None, backlog: int
 def _start_lock(where: Address) -> Iterator[None]:
     """Hold the right to start a server on a path; see the top of this module."""
     folder, name = os.path.split(os.path.abspath(where.text))
-    path = os.path.join(folder, f".{name}.jumiks-lock")
-    descriptor = _take_lock(where, path)
+    descriptor, path = _take_lock(where, os.path.join(folder, f".{name}.jumiks-lock"))
     try:
         yield
     finally:
@@ -367,30 +372,70 @@ def _start_lock(where: Address) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take_lock(where: Address, path: str) -> int:
+def _take_lock(where: Address, path: str) -> tuple[int, str]:
+    own_path = f"{path}-{os.geteuid()}"
     for _ in _waits(time.monotonic() + LOCK_PATIENCE):
         try:
             descriptor = _try_lock(path)
         except OSError as error:
             # Another user's lock file, in a directory that several share, is there for an instant.
             if error.errno == errno.EACCES and os.path.lexists(path):
+                if _is_left_over(path) and path != own_path:
+                    path = own_path
                 continue
             owner = _owner(where)
             if owner is not None:
                 raise _in_use(where, owner) from None
             raise _explain_folder(error, where) from error
         if descriptor is not None:
-            return descriptor
+            return descriptor, path
     raise AddressInUse(where.text, detail=f"{path!r} stayed locked for {LOCK_PATIENCE:g} s")
 
 
+def _is_left_over(path: str) -> bool:
+    """Remove a lock file that is too old to be held; True if that is not allowed."""
+    try:
+        if time.time() - os.lstat(path).st_mtime < _LONGEST_START:
+            return False
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _open_lock(path: str) -> int | None:
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    # Not made by the same call: in a sticky directory that may fail for another user's file, though
+    # it could be opened (fs.protected_regular).
+    for access in (os.O_RDWR, os.O_RDONLY):
+        try:
+            return os.open(path, flags | access)
+        except FileNotFoundError:
+            break
+        except PermissionError:
+            if access == os.O_RDONLY:
+                raise
+    try:
+        descriptor = os.open(path, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return None
+    with suppress(OSError):
+        os.fchmod(descriptor, 0o644)  # whatever the umask is
+    return descriptor
+
+
 def _try_lock(path: str) -> int | None:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = _open_lock(path)
+    if descriptor is None:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its last holder may have removed it since: then others lock a newer file of this name.
         if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            with suppress(OSError):
+                os.utime(descriptor)  # held from now on: see _is_left_over
             return descriptor
     except (BlockingIOError, FileNotFoundError):
         pass
@@ -515,9 +560,20 @@ def _in_use(where: Address, owner: Peer | None) -> AddressInUse:
     if owner is None or owner is _UNKNOWN:
         return AddressInUse(where.text)
     detail = ""
-    if owner.pid and not os.path.exists(f"/proc/{owner.pid}"):
+    if owner.pid and _is_gone(owner.pid):
         detail = "which is gone; another that has its socket is not, such as a child that it forked"
     return AddressInUse(where.text, pid=owner.pid or None, uid=owner.uid, detail=detail)
+
+
+def _is_gone(pid: int) -> bool:
+    # /proc may hide it, or not be there. What may not be asked is not known to be gone.
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _explain_folder(error: OSError, where: Address) -> OSError:
