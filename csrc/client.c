@@ -47,6 +47,7 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     client->process = jmk_process();
     client->fd = client->server_fd = -1;
     client->config = *config;
+    client->guard = (enum jmk_guard)config->guard;
     client->next_id = config->first_id;
     if (config->first_id) {
         atomic_init(&client->last_id, config->first_id - 1);
@@ -87,7 +88,7 @@ jmk_client *jmk_client_free(jmk_client *client) {
     if (!client)
         return NULL;
     jmk_client_close(client);
-    jmk_close_fd(&client->fd);
+    jmk_guard_close(client->guard, &client->fd);
     jmk_close_fd(&client->server_fd);
     client->source->free(client);
     free(client);
@@ -99,6 +100,14 @@ jmk_client *jmk_client_free(jmk_client *client) {
 void jmk_client_break(struct jmk_client *client, const char *text) {
     client->fault = text;
     client->state = JMK_BROKEN;
+}
+
+int jmk_client_guard(struct jmk_client *client, int flags) {
+    int error = jmk_guard_check(&client->guard, client->fd, flags);
+
+    if (error == JMK_E_PROTOCOL)
+        jmk_client_break(client, "it sends descriptors that nobody asked for");
+    return error;
 }
 
 bool jmk_client_end(struct jmk_client *client, const struct jmk_header *header,

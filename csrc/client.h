@@ -8,6 +8,7 @@
 
 #include "arena.h"
 #include "frame.h"
+#include "guard.h"
 
 #define JMK_MAX_SLOTS 64
 
@@ -76,6 +77,7 @@ struct jmk_client {
     int fd;
     int server_fd; /* its process; -1: not known, or seen dead */
     struct jmk_client_config config;
+    enum jmk_guard guard;
     const struct jmk_source *source;
     enum jmk_client_state state;
     atomic_bool busy;
@@ -101,6 +103,12 @@ uint64_t jmk_reader_published_id(const struct jmk_client *client);
 
 /* The server broke the protocol: nothing is received any more. */
 void jmk_client_break(struct jmk_client *client, const char *text);
+
+/*
+ * To be called before each read of the socket, which waits as flags say if this does: 0: read on; 1: the
+ * server broke the protocol, and nothing is read any more; or -errno.
+ */
+int jmk_client_guard(struct jmk_client *client, int flags);
 
 /* A BYE came. False if it is none. */
 bool jmk_client_end(struct jmk_client *client, const struct jmk_header *header,

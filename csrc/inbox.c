@@ -344,15 +344,49 @@ static int own_packets(struct jmk_client *client) {
     return 0;
 }
 
+/*
+ * Take packets one by one, as descriptors may come with any of them: how many, or -errno. One with
+ * descriptors ends the connection once all before it are used up.
+ */
+static int take_guarded(struct jmk_client *client, int flags) {
+    struct mmsghdr *packets = client->inbox.headers;
+    int n = 0, error = 0;
+
+    while (!error && n < (int)client->inbox.slots) {
+        ssize_t length = 0;
+
+        error = n ? jmk_guard_check(&client->guard, client->fd, MSG_DONTWAIT)
+                  : jmk_client_guard(client, flags);
+        if (!error)
+            length = recvmsg(client->fd, &packets[n].msg_hdr, MSG_DONTWAIT);
+        if (length < 0)
+            error = -errno;
+        if (!error)
+            packets[n++].msg_len = (unsigned)length;
+        if (!length)
+            break; /* descriptors, an empty packet, or the end */
+    }
+    return n || error > 0 ? n : error;
+}
+
+static int take_packets(struct jmk_client *client, int flags) {
+    int n;
+
+    if (client->guard != JMK_GUARD_NONE)
+        return take_guarded(client, flags);
+    n = recvmmsg(client->fd, client->inbox.headers, (unsigned)client->inbox.slots, flags, NULL);
+    return n < 0 ? -errno : n;
+}
+
 /* Read what is there into the arena: 0, or -errno. */
 static int fill(struct jmk_client *client, int flags) {
     int n, error = own_packets(client);
 
     if (error)
         return error;
-    n = recvmmsg(client->fd, client->inbox.headers, (unsigned)client->inbox.slots, flags, NULL);
+    n = take_packets(client, flags);
     if (n < 0)
-        return -errno;
+        return n;
     client->inbox.filled = client->inbox.taken = 0;
     client->inbox.place = 0;
     for (int i = 0; i < n && client->inbox.headers[i].msg_len; i++) {
@@ -369,8 +403,10 @@ static int fill_one(struct jmk_client *client) {
     int error = own_packets(client);
     ssize_t length;
 
+    if (!error)
+        error = jmk_client_guard(client, 0);
     if (error)
-        return error;
+        return error < 0 ? error : 0;
     length = recv(client->fd, client->inbox.arena->memory, client->config.max_packet, MSG_TRUNC);
     if (length < 0)
         return -errno;
@@ -421,8 +457,10 @@ static int fill_whole(struct jmk_client *client, int flags, struct jmk_batch *ba
     int error =
         own_packets(client); /* before there is a packet that could be lost for want of it */
 
+    if (!error)
+        error = jmk_client_guard(client, flags);
     if (error)
-        return error;
+        return error < 0 ? error : 0;
     length = recvmsg(client->fd, &packet, flags);
     if (length < 0)
         return -errno;

@@ -66,6 +66,13 @@ enum jmk_policy { JMK_DISCONNECT = 0, JMK_BLOCK = 1, JMK_SKIP = 2 };
 
 enum jmk_mode { JMK_CLASSIC = 0, JMK_FRAMED = 1, JMK_SHARED = 2 };
 
+/* What is to be done about descriptors that come with a peer's packets: see csrc/guard.c. */
+enum jmk_guard {
+    JMK_GUARD_NONE = 0,        /* nothing: the kernel has always refused them at the sender */
+    JMK_GUARD_UNTIL_EMPTY = 1, /* it does so now: look at each packet until none is left */
+    JMK_GUARD_ALWAYS = 2       /* it does not: look at each packet */
+};
+
 /* Why a connection ended. The first six travel in BYE. */
 enum jmk_reason {
     JMK_R_NONE = 0,
@@ -197,6 +204,20 @@ typedef struct jmk_arena jmk_arena;
 /* The text of any return code. Static memory. */
 const char *jmk_error_text(int code);
 
+/* ---- descriptors of peers ---- */
+
+/* jmk_dispose_pending: with so many, make no new connections. */
+enum { JMK_MOST_DISPOSED = 256 };
+
+/*
+ * Close a descriptor in a thread that nobody waits for; -1 is none. For what a peer sent, and sockets
+ * that may have that unread. Any thread may call it, also in a forked child.
+ */
+void jmk_dispose(int fd);
+
+/* How many of those are not closed yet. */
+unsigned jmk_dispose_pending(void);
+
 /* ---- server ---- */
 
 /* Make the log and start the data-plane thread. */
@@ -314,6 +335,7 @@ struct jmk_client_config {
     uint64_t max_lag; /* the server's, messages; 0 = none or unknown */
     uint64_t arena_size; /* bytes of address space of one arena */
     uint32_t mode; /* enum jmk_mode */
+    uint32_t guard; /* enum jmk_guard, of its socket */
     uint32_t max_packet; /* largest packet that may come, bytes */
     uint32_t max_message; /* largest message that may come, bytes */
     int32_t log_fd; /* shared: the log's memfd, and ... */

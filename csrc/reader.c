@@ -274,10 +274,17 @@ static void take_control(struct jmk_client *client, const uint8_t *packet, size_
 /* Read one packet: 0, -EAGAIN if there is none, or another error. */
 static int read_packet(struct jmk_client *client, int flags) {
     uint8_t packet[CONTROL_BYTES] = {0};
-    ssize_t length = recv(client->fd, packet, sizeof packet, flags | MSG_TRUNC);
+    int error = jmk_client_guard(client, flags);
+    ssize_t length = -1;
 
-    if (length < 0)
-        return errno == ECONNRESET ? 0 : -errno; /* what it sent before that is still readable */
+    if (!error)
+        length = recv(client->fd, packet, sizeof packet, flags | MSG_TRUNC);
+    if (error > 0)
+        return -EAGAIN;
+    if (length < 0 && !error)
+        error = -errno;
+    if (error)
+        return error == -ECONNRESET ? 0 : error; /* what it sent before that is still readable */
     if (length == 0)
         jmk_client_end_or_empty(client);
     else if ((size_t)length > sizeof packet)

@@ -322,6 +322,7 @@ static struct jmk_session *new_session(int fd, uint32_t mode, uint32_t max_packe
     if (!session)
         return NULL;
     session->fd = fd;
+    session->guard = jmk_guard_of(fd);
     session->mode = (enum jmk_mode)mode;
     session->path = mode == JMK_SHARED ? &jmk_cursor_path : &jmk_packet_path;
     session->max_packet = max_packet;

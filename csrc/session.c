@@ -18,8 +18,8 @@
 #include "os.h"
 #include "point.h"
 
-#define READS 4 /* recvmmsg calls before somebody else gets his turn */
-#define ACKS 64 /* acks a recvmmsg takes */
+#define READS 4 /* times ACKS before somebody else gets his turn */
+#define ACKS 64 /* acks a recvmmsg takes where no descriptors can come */
 
 /* recv gave 0: the end of the stream, or an empty packet, which no peer may send. */
 static int end_or_empty(int fd) {
@@ -47,10 +47,21 @@ static int take_packet(struct jmk_session *session, const struct jmk_log *log, c
     return session->path->ack(session, log, data, packet->msg_len, moved);
 }
 
+/* Take up to `most` packets: 0, JMK_E_PROTOCOL if descriptors came with the next one, or -errno. */
+static int receive(struct jmk_session *session, struct mmsghdr *packets, int most, int *count) {
+    int error = jmk_guard_check(&session->guard, session->fd, MSG_DONTWAIT);
+
+    if (error)
+        return error;
+    *count = recvmmsg(session->fd, packets, (unsigned)most, MSG_DONTWAIT, NULL);
+    return *count < 0 ? -errno : 0;
+}
+
 int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, bool *moved) {
     uint64_t data[ACKS][3]; /* one word more than any packet that may come */
     struct iovec parts[ACKS];
     struct mmsghdr packets[ACKS];
+    int most = session->guard == JMK_GUARD_NONE ? ACKS : 1, count = 0;
 
     memset(packets, 0, sizeof packets);
     for (int i = 0; i < ACKS; i++) {
@@ -58,18 +69,18 @@ int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, boo
         packets[i].msg_hdr.msg_iov = &parts[i];
         packets[i].msg_hdr.msg_iovlen = 1;
     }
-    for (int round = 0; round < READS; round++) {
-        int n = recvmmsg(session->fd, packets, ACKS, MSG_DONTWAIT, NULL);
-        if (n < 0 && errno == ECONNRESET)
+    for (int left = READS * ACKS; left > 0; left -= most) {
+        int error = receive(session, packets, most, &count);
+        if (error == -ECONNRESET)
             continue; /* it closed with unread input; what it sent before is still readable */
-        if (n < 0)
-            return errno == EAGAIN ? 0 : -errno;
-        for (int i = 0; i < n; i++) {
+        if (error)
+            return error == -EAGAIN ? 0 : error;
+        for (int i = 0; i < count; i++) {
             int result = take_packet(session, log, data[i], &packets[i], moved);
             if (result != 0)
                 return result;
         }
-        if (n < ACKS)
+        if (count < most)
             return 0;
     }
     return 0;
@@ -157,6 +168,6 @@ void jmk_session_drop_page(struct jmk_session *session) {
 }
 
 void jmk_session_close(struct jmk_session *session) {
-    jmk_close_fd(&session->fd);
+    jmk_guard_close(session->guard, &session->fd);
     jmk_session_drop_page(session);
 }

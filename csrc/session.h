@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "guard.h"
 #include "log.h"
 
 #define JMK_SEND_PACKETS 64
@@ -73,6 +74,7 @@ struct jmk_session {
     int fd;
     enum jmk_state state;
     enum jmk_mode mode;
+    enum jmk_guard guard;
     const struct jmk_path *path;
     struct jmk_cursor_page *cursor; /* shared: the client's page */
     uint64_t cursor_acked;                /* the ack seen there last */
@@ -114,7 +116,7 @@ static inline uint64_t jmk_session_lag(const struct jmk_session *session, uint64
 
 /*
  * Read what the client sent. 0: there is no more for now. JMK_E_END: it closed its end;
- * JMK_E_PROTOCOL: an ack that cannot be; or -errno. *moved is set if the acked cursor did.
+ * JMK_E_PROTOCOL: an ack that cannot be, or descriptors with it; or -errno. *moved is set if the acked cursor did.
  */
 int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, bool *moved);
 

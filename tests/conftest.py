@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import mmap
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -23,7 +24,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from jumiks import AsyncServer, Server
+from jumiks import AsyncServer, Server, rights
 
 SHARE_LOG = os.environ.get("JUMIKS_TEST_SHARE_LOG", "1") != "0"
 """Whether servers share their log by default, as they do for users; `make test` tries both."""
@@ -271,3 +272,19 @@ def unprivileged() -> Iterator[int]:
         yield NOBODY
     finally:
         os.seteuid(0)
+
+
+REFUSES, GUARDED = "refuses descriptors", "does not"
+
+
+@pytest.fixture(params=[REFUSES, GUARDED])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test where the kernel refuses descriptors at the sender (Linux 6.16), and without."""
+    kind: str = request.param
+    if kind == GUARDED:
+        monkeypatch.setattr(rights, "SO_PASSRIGHTS", 9999)  # an option that no kernel knows
+        return kind
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        if not rights.refuse(sock):
+            pytest.skip("this kernel cannot refuse descriptors")
+    return kind

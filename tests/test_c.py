@@ -19,6 +19,8 @@ CANNOT_FAIL = {
     *("memcpy", "memmove", "memset", "memcmp", "pthread_join", "pthread_once"),
     *("pthread_mutex_init", "pthread_mutex_destroy", "pthread_mutex_lock"),
     *("pthread_mutex_trylock", "pthread_mutex_unlock"),
+    *("pthread_attr_init", "pthread_attr_destroy", "pthread_detach"),
+    *("pthread_attr_setdetachstate", "pthread_attr_setstacksize"),
     # These two can, but nothing depends on the first, and nobody could be told of the second.
     *("pthread_setname_np", "pthread_atfork"),
 }

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import reference
-from conftest import descriptors, wait_until
+from conftest import GUARDED, REFUSES, descriptors, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import BYE, CRITICAL, DATA, FRAGMENT, MORE, Bye, Fragment, Frame, Message, Welcome
@@ -384,9 +384,14 @@ def test_a_storm_of_connections_disturbs_nobody(address: str) -> None:
             assert client.receive(DEADLINE)
 
 
-def send_descriptor(sock: socket.socket, data: bytes, descriptor: int) -> None:
+def send_descriptor(sock: socket.socket, data: bytes, descriptor: int) -> bool:
+    """Send a descriptor with a packet; False if the kernel refuses it, and so the packet too."""
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))
-    sock.sendmsg([data], [rights])
+    try:
+        sock.sendmsg([data], [rights])
+    except PermissionError:
+        return False
+    return True
 
 
 def is_held(reading: int) -> bool:
@@ -406,25 +411,32 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("moment", ["reply", "ack", "bad ack"])
-def test_a_server_keeps_no_descriptor_that_a_client_sends(address: str, moment: str) -> None:
+def test_a_client_that_sends_a_descriptor_is_refused_or_cut(
+    address: str, kernel: str, moment: str
+) -> None:
     with Harassed(address) as harassed, pipe() as (reading, writing), dial(address) as sock:
         before = len(descriptors())
         sock.recv(100)
         if moment == "reply":
-            send_descriptor(sock, REPLY, writing)
+            sent = send_descriptor(sock, REPLY, writing)
         else:
             sock.send(REPLY)
-        assert reference.decode_welcome(sock.recv(100)).status == 0
-        harassed.publish()
-        sock.recv(100)
-        if moment == "ack":
-            send_descriptor(sock, reference.encode_ack(FIRST_ID), writing)
-        elif moment == "bad ack":
-            send_descriptor(sock, b"rubbish", writing)
+            assert reference.decode_welcome(sock.recv(100)).status == 0
+            harassed.publish()
+            sock.recv(100)
+            packet = b"rubbish" if moment == "bad ack" else reference.encode_ack(FIRST_ID)
+            sent = send_descriptor(sock, packet, writing)
         os.close(writing)
+        assert sent == (kernel == GUARDED)
+        rest = list(packets_of(sock)) if sent else []
         wait_until(lambda: not is_held(reading))
         assert len(descriptors()) <= before
-        assert not harassed.ends or moment == "bad ack"
+        if not sent or moment == "reply":
+            assert not harassed.ends
+            assert not rest
+        else:
+            assert len(rest) == 1  # the goodbye
+            assert harassed.reasons(1) == [EndReason.PROTOCOL]
 
 
 def test_too_many_clients_are_refused_and_the_next_may_come_once_one_has_left(
@@ -925,18 +937,33 @@ def test_a_server_that_claims_absurd_packet_sizes_crashes_nobody(address: str, f
     assert isinstance(error, (ProtocolError, ConnectionLost))
 
 
-def test_a_client_keeps_no_descriptor_that_its_server_sends(address: str) -> None:
+@pytest.mark.parametrize("share_log", [False, True])
+def test_a_server_that_sends_descriptors_with_messages_breaks_the_protocol(
+    address: str, kernel: str, share_log: bool
+) -> None:
+    refused = []
     with pipe() as (reading, writing):
 
         def script(connection: socket.socket) -> None:
-            saying([])(connection)
-            send_descriptor(connection, GOOD, writing)
+            saying([GOOD])(connection)
+            if not send_descriptor(connection, GOOD, writing):
+                refused.append(True)
             os.close(writing)
 
         with listening(address) as listener, one_connection(listener, script):
-            with Client(address) as client:
-                assert received(client)[0] == [b"fine"] * 2
-                wait_until(lambda: not is_held(reading))
+            with Client(address, share_log=share_log) as client:
+                messages, error = received(client)
+                kind, words = type(error), str(error)
+                del error  # its frames have the connection, which has the descriptor unread
+            wait_until(lambda: not is_held(reading))
+    assert messages == [b"fine"] * 2
+    # One that asked for a log takes descriptors until its welcome has come.
+    assert bool(refused) == (kernel == REFUSES) or share_log
+    if refused:
+        assert kind is ConnectionLost
+    else:
+        assert kind is ProtocolError
+        assert "descriptors that nobody asked for" in words
 
 
 # ---- anything at all ----

@@ -9,12 +9,12 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import reference
-from conftest import SHARE_LOG, descriptors, wait_until
+from conftest import REFUSES, SHARE_LOG, descriptors, wait_until
 from reference import BYE, FRAMES, Bye, Fragment, Frame, Message, Welcome
 from support_shared import RING, RING_PACKET, HandMadeLog, served_by, shake_hands
 from support_wire import (
@@ -164,25 +164,31 @@ def test_a_welcome_of_every_short_length_is_a_protocol_error(address: str, size:
                 Client(address)
 
 
+@pytest.mark.parametrize("share_log", [False, True])
 @pytest.mark.parametrize("moment", ["hello", "welcome"])
-def test_descriptors_that_nobody_asked_for_are_not_kept(address: str, moment: str) -> None:
+def test_descriptors_in_the_handshake_that_nobody_asked_for_break_the_protocol(
+    address: str, kernel: str, moment: str, share_log: bool
+) -> None:
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def script(connection: socket.socket) -> None:
         many = [writing] * 100
-        socket.send_fds(connection, [hello_of()], many if moment == "hello" else [])
-        connection.recv(LARGE)
-        socket.send_fds(connection, [WELCOME], many if moment == "welcome" else [])
+        with suppress(OSError):
+            socket.send_fds(connection, [hello_of()], many if moment == "hello" else [])
+            connection.recv(LARGE)
+            socket.send_fds(connection, [WELCOME], many if moment == "welcome" else [])
+            connection.recv(LARGE)
         os.close(writing)
-        while connection.recv(LARGE):
-            pass
 
+    # The kernel refuses them at a server that is not to send any.
+    refused = kernel == REFUSES and not share_log
     try:
         with listening(address) as listener, one_connection(listener, script):
             before = len(descriptors())
-            with Client(address, share_log=False):
-                wait_until(lambda: os.read(reading, 1) == b"" if is_over(reading) else False)
-                assert len(descriptors()) <= before + 2
+            with pytest.raises(ConnectionLost if refused else ProtocolError):
+                Client(address, share_log=share_log)
+            wait_until(lambda: os.read(reading, 1) == b"" if is_over(reading) else False)
+            assert len(descriptors()) <= before + 2
     finally:
         os.close(reading)
 

@@ -18,7 +18,7 @@ from types import FrameType
 
 import pytest
 import reference
-from conftest import SHARE_LOG, descriptors, wait_until
+from conftest import GUARDED, REFUSES, SHARE_LOG, descriptors, wait_until
 from support_api import Task, script_process
 from support_wire import DEADLINE, HELLO, REPLY, Harassed, dial, has_spares, raw_client
 
@@ -202,23 +202,30 @@ def test_a_reply_of_any_content_is_let_in_or_refused_in_words_or_closed(address:
 
 
 @pytest.mark.parametrize("what", ["many", "its own connection"])
-def test_descriptors_beside_acks_are_dropped_however_many_and_whatever_they_are(
-    address: str, what: str
+def test_descriptors_beside_acks_never_reach_the_server_however_many_and_whatever_they_are(
+    address: str, kernel: str, what: str
 ) -> None:
     with Harassed(address) as harassed, raw_client(harassed.server, address) as client:
         last = harassed.publish()
         client.read(1)
         wait_until(lambda: has_spares(harassed.server))
         before = len(descriptors())
+        given = [client.sock.fileno()] * (200 if what == "many" else 1)
         for _ in range(50):
-            given = [client.sock.fileno()] * (200 if what == "many" else 1)
-            socket.send_fds(client.sock, [reference.encode_ack(last)], given)
-        harassed.server.drain(DEADLINE)
-        last = harassed.publish()
-        client.read(1)
-        client.ack(last)
-        harassed.server.drain(DEADLINE)
-        assert len(descriptors()) <= before
+            try:
+                socket.send_fds(client.sock, [reference.encode_ack(last)], given)
+            except PermissionError:
+                assert kernel == REFUSES
+            except OSError:  # it is cut by now
+                assert kernel == GUARDED
+                break
+        if kernel == REFUSES:
+            client.ack(last)
+            harassed.server.drain(DEADLINE)
+            assert not harassed.ends
+        else:
+            assert harassed.reasons(1) == [EndReason.PROTOCOL]
+        wait_until(lambda: len(descriptors()) <= before)
 
 
 # ---- slow ----

@@ -92,6 +92,7 @@ class Goodbye:
     oldest_id: int
 
 class ClientConfig:
+    guard: int
     first_id: int
     max_lag: int
     arena_size: int
@@ -180,6 +181,10 @@ class _Lib:
     JMK_CLASSIC: int
     JMK_FRAMED: int
     JMK_SHARED: int
+    JMK_GUARD_NONE: int
+    JMK_GUARD_UNTIL_EMPTY: int
+    JMK_GUARD_ALWAYS: int
+    JMK_MOST_DISPOSED: int
     JMK_R_NONE: int
     JMK_R_LAGGED: int
     JMK_R_CLOSING: int
@@ -195,6 +200,8 @@ class _Lib:
     JMK_EVENT_CLOSED: int
 
     def jmk_error_text(self, code: int, /) -> CString: ...
+    def jmk_dispose(self, fd: int, /) -> None: ...
+    def jmk_dispose_pending(self) -> int: ...
     def jmk_server_new(self, out: Array[Server], config: Config, /) -> int: ...
     def jmk_server_free(self, server: Server, /) -> Server: ...
     def jmk_server_event_fd(self, server: Server, /) -> int: ...

@@ -29,6 +29,7 @@ import errno
 import fcntl
 import logging
 import os
+import select
 import socket
 import stat
 import time
@@ -40,6 +41,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Final, Self
 
+from . import rights
 from .access import Peer, group_id
 from .errors import AddressInUse, Timeout
 
@@ -209,6 +211,11 @@ class Listener:
         self.sock = sock
         self.address = address
         self._made = made
+        # Connections that wait already may have come when descriptors were not refused yet.
+        self._guarded = rights.may_come(sock)
+        self._refuses = rights.refuse(sock)
+        if self._refuses and not _is_readable(sock):
+            self._guarded = False
         # A forked child that lets go of its copy must not take the file from its parent.
         self._pid = os.getpid()
 
@@ -216,16 +223,40 @@ class Listener:
         """Return the descriptor; -1 after `close`."""
         return self.sock.fileno()
 
+    def accept(self) -> socket.socket:
+        """Return the next connection, close-on-exec.
+
+        Raises:
+            OSError: as accept(2) does; BlockingIOError if there is none.
+        """
+        try:
+            return self.sock.accept()[0]
+        except BlockingIOError:
+            if self._refuses:
+                self._guarded = False  # those that came before it refused descriptors are through
+            raise
+
     def close(self) -> None:
         """Close the socket; remove the path first, if it still is the one that was made here."""
         made, self._made = self._made, None
         if self._pid == os.getpid():
             if made is not None:
                 _remove(*made)
-            if self.address.kind is not Kind.SOCKET and self.sock.fileno() >= 0:
-                with suppress(OSError):
-                    self.sock.shutdown(socket.SHUT_RDWR)
+            if self.fileno() >= 0:
+                self._hang_up()
         self.sock.close()
+
+    def _hang_up(self) -> None:
+        # What waits in the backlog may have sent descriptors, which our close would close as well.
+        if self.address.kind is Kind.SOCKET:
+            # Others may have it too, and go on to listen, so it must not be shut down.
+            if self._guarded:
+                rights.close(self.sock, guarded=True)
+            return
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)  # nobody gets in any more
+            while self._guarded:
+                rights.hang_up(self.sock.accept()[0], guarded=True)
 
     def __enter__(self) -> Self:
         return self
@@ -237,6 +268,12 @@ class Listener:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _remove(path: str, device: int, inode: int) -> None:
@@ -295,9 +332,11 @@ def _check_mode(mode: int | None) -> int | None:
     return mode
 
 
-def _new_socket() -> socket.socket:
+def _new_socket(*, takes_descriptors: bool = False) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     sock.setblocking(False)
+    if not takes_descriptors:
+        rights.refuse(sock)
     return sock
 
 
@@ -306,6 +345,7 @@ def _listen_ready(where: Address, backlog: int) -> Listener:
     assert sock is not None
     _listening.add(sock)
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        rights.refuse(sock)
         try:
             sock.listen(backlog)
         except OSError as error:
@@ -530,30 +570,32 @@ def _owner(where: Address) -> Peer | None:
     Raises:
         PermissionError: this user may not even ask.
     """
-    with _new_socket() as probe:
+    probe = _new_socket()
+    try:
+        probe.connect(where.sockaddr)
+        return Peer.of(probe)
+    except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as error:
         try:
-            probe.connect(where.sockaddr)
-            return Peer.of(probe)
-        except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
-            return None
-        except PermissionError as error:
-            try:
-                os.lstat(where.text)
-            except PermissionError:
-                folder = os.path.dirname(where.text) or "."
-                text = f"this user may not search {folder!r}: have its permissions changed"
-                raise PermissionError(error.errno, text, where.text) from error
-            raise PermissionError(
-                error.errno,
-                "there is a socket that this user may not connect to, so whether it is in use "
-                "cannot be told: take another path",
-                where.text,
-            ) from error
-        except OSError as error:
-            # EAGAIN: its backlog is full. EPROTOTYPE: a socket of another type listens.
-            if error.errno in (errno.EAGAIN, errno.EPROTOTYPE):
-                return _UNKNOWN
-            raise
+            os.lstat(where.text)
+        except PermissionError:
+            folder = os.path.dirname(where.text) or "."
+            text = f"this user may not search {folder!r}: have its permissions changed"
+            raise PermissionError(error.errno, text, where.text) from error
+        raise PermissionError(
+            error.errno,
+            "there is a socket that this user may not connect to, so whether it is in use "
+            "cannot be told: take another path",
+            where.text,
+        ) from error
+    except OSError as error:
+        # EAGAIN: its backlog is full. EPROTOTYPE: a socket of another type listens.
+        if error.errno in (errno.EAGAIN, errno.EPROTOTYPE):
+            return _UNKNOWN
+        raise
+    finally:
+        rights.hang_up(probe, rights.may_come(probe))
 
 
 def _in_use(where: Address, owner: Peer | None) -> AddressInUse:
@@ -613,13 +655,14 @@ def _for_client(where: Address) -> Address:
 
 
 def connecting(
-    where: Address, timeout: float | None
+    where: Address, timeout: float | None, *, takes_descriptors: bool = False
 ) -> Generator[tuple[socket.socket | None, float], None, None]:
     """Connect to a server's address, and leave the waiting to the caller.
 
     Args:
         where: what `parse` returned for "@name" or a path.
         timeout: seconds to wait for a place in the server's backlog; None is no limit.
+        takes_descriptors: whether the server may send some; else the kernel refuses them if it can.
 
     Yields:
         The connected socket, which is non-blocking and close-on-exec; or None, and how many seconds
@@ -634,7 +677,7 @@ def connecting(
         TypeError: it is a ready-made socket.
     """
     _for_client(where)
-    sock = _new_socket()
+    sock = _new_socket(takes_descriptors=takes_descriptors)
     try:
         for wait in _pauses(None if timeout is None else time.monotonic() + timeout):
             try:

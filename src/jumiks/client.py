@@ -29,7 +29,7 @@ from typing import (
     overload,
 )
 
-from . import address
+from . import address, rights
 from ._native import (
     Receiver,
     address_of,
@@ -41,6 +41,7 @@ from ._native import (
 from .batch import Batch
 from .connecting import (
     LONG_PACKET,
+    UNINVITED,
     CannotShareError,
     Connecting,
     Wait,
@@ -358,7 +359,7 @@ class Client(Connecting, Generic[Item]):
         try:
             self._make_core(sock, handshake, descriptors)
         except BaseException:
-            sock.close()
+            rights.hang_up(sock, self._guarded)
             raise
         if hello.server_id != self._server_id or not hello.server_id:
             self._told = 0
@@ -418,7 +419,14 @@ class Client(Connecting, Generic[Item]):
             config.log_fd, config.cursor_fd = descriptors
             config.first_offset = welcome.first_offset
             config.spin = self._spin
+        elif descriptors:
+            raise ProtocolError(UNINVITED)
         sock.setblocking(True)
+        config.guard = lib.JMK_GUARD_NONE
+        if self._guarded:
+            # All descriptors that it takes have come.
+            last = rights.refuse(sock)
+            config.guard = lib.JMK_GUARD_UNTIL_EMPTY if last else lib.JMK_GUARD_ALWAYS
         out = ffi.new("jmk_client **")
         code = lib.jmk_client_new(out, sock.fileno(), config)
         if code in (lib.JMK_E_LOG, lib.JMK_E_SHAPE):

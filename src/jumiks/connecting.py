@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from math import inf
 from typing import Final, TypeAlias, TypeVar
 
-from . import address
-from .errors import ConnectionLost, Timeout
+from . import address, rights
+from .errors import ConnectionLost, ProtocolError, Timeout
 from .handshake import Capability, ClientHandshake
 
 __all__: list[str] = []
@@ -32,6 +32,11 @@ LONG_PACKET: Final = 4096
 _CREDENTIALS: Final = struct.Struct("3i")
 _WITHOUT_LIMIT: Final = 60.0
 """Seconds: a wait without a limit is as many of these as it takes."""
+
+UNINVITED: Final = "the server broke the handshake: it sent descriptors that nobody asked for"
+_TOO_MANY: Final = (
+    "the server broke the handshake: more than 2 descriptors came with its welcome, where 2 are due"
+)
 
 _T = TypeVar("_T")
 
@@ -46,9 +51,11 @@ def descriptors_received() -> Iterator[list[int]]:
     found: list[int] = []
     try:
         yield found
-    finally:
-        for descriptor in found:
-            os.close(descriptor)
+    except BaseException:
+        rights.dispose(found)  # they may be anything
+        raise
+    for descriptor in found:
+        os.close(descriptor)
 
 
 def wait_for(wait: Wait, wake: int = -1) -> None:
@@ -82,6 +89,8 @@ class Connecting:
     _address: str
     _server_pid: int = 0
     """The server's process, by the kernel's word on who sent the welcome; 0 is unknown."""
+    _guarded: bool = False
+    """Whether descriptors may come to the socket: see `rights`."""
 
     def _connect(
         self,
@@ -92,11 +101,14 @@ class Connecting:
     ) -> Generator[Wait, None, socket.socket]:
         deadline = inf if timeout is None else time.monotonic() + timeout
         self._server_pid = 0  # that of a server before is no more
+        rights.check_crowd()
+        asks = Capability.LOG in handshake.wishes
         sock: socket.socket | None = None
-        for sock, pause in address.connecting(where, timeout):
+        for sock, pause in address.connecting(where, timeout, takes_descriptors=asks):
             if sock is None:
                 yield -1, pause
         assert sock is not None
+        self._guarded = rights.may_come(sock)
         with self._shaking_hands(sock, handshake, timeout):
             while not handshake.done:
                 try:
@@ -113,6 +125,8 @@ class Connecting:
     ) -> None:
         # Take one packet of the handshake, and answer it.
         if handshake.hello is None:
+            if self._guarded and rights.come_next(sock):
+                raise ProtocolError(UNINVITED)
             packet = sock.recv(LONG_PACKET)
         else:
             packet = self._receive_welcome(sock, handshake, descriptors)
@@ -130,10 +144,13 @@ class Connecting:
         self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
     ) -> bytes:
         # Descriptors come with the welcome to who asked for them, and at no other time. There is
-        # room for one too many, so that it is noticed; the kernel drops the rest.
+        # room for two, and the packet stays there, so nothing is closed by this thread: neither
+        # what there is no room for, nor, once both turn out to be good, our second reference.
         asked = Capability.LOG in handshake.wishes
-        room = socket.CMSG_SPACE(_CREDENTIALS.size) + (socket.CMSG_LEN(3 * 4) if asked else 0)
-        packet, notes, flags, _ = sock.recvmsg(LONG_PACKET, room, socket.MSG_CMSG_CLOEXEC)
+        room = socket.CMSG_SPACE(_CREDENTIALS.size) + (socket.CMSG_LEN(2 * 4) if asked else 0)
+        packet, notes, flags, _ = sock.recvmsg(
+            LONG_PACKET, room, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
+        )
         found = array.array("i")
         for level, kind, data in notes:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -141,9 +158,12 @@ class Connecting:
             elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                 self._server_pid = _CREDENTIALS.unpack(data)[0]
         descriptors += found
+        if flags & socket.MSG_CTRUNC:
+            if asked and len(found) < 2:
+                raise CannotShareError("no room for two more descriptors")
+            raise ProtocolError(_TOO_MANY if asked else UNINVITED)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
-        if asked and flags & socket.MSG_CTRUNC and len(found) < 2:
-            raise CannotShareError("no room for two more descriptors")
+        sock.recv(LONG_PACKET)
         return packet
 
     @contextmanager
@@ -154,17 +174,17 @@ class Connecting:
         try:
             yield
         except (TimeoutError, BlockingIOError):
-            sock.close()
+            rights.hang_up(sock, self._guarded)
             said = "no welcome" if handshake.hello else "no hello"
             raise Timeout(
                 f"{self._address!r} sent {said} within {timeout:g} s: "
                 "its server is stuck, or it is no jumiks server"
             ) from None
         except (ConnectionResetError, BrokenPipeError) as error:
-            sock.close()
+            rights.hang_up(sock, self._guarded)
             raise ConnectionLost(
                 f"{self._address!r} closed the connection during the handshake"
             ) from error
         except BaseException:
-            sock.close()
+            rights.hang_up(sock, self._guarded)
             raise

@@ -22,6 +22,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from . import rights
 from ._native import check, ffi, lib
 from .access import Peer, Quota, Rule, command_of
 from .access import check as may_connect
@@ -70,9 +71,16 @@ class _Joining:
     """A connection that shakes hands."""
 
     def __init__(
-        self, sock: socket.socket, peer: Peer, handshake: ServerHandshake, limit: int
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        handshake: ServerHandshake,
+        limit: int,
+        *,
+        guarded: bool,
     ) -> None:
         self.sock = sock
+        self.guarded = guarded
         self.peer = peer
         self.handshake = handshake
         self.max_packet = limit
@@ -321,9 +329,12 @@ class Control:
     # ---- coming in ----
 
     def _accept(self) -> None:
+        if rights.crowded():
+            self._go_deaf("connections whose peers sent descriptors are being closed")
+            return
         for _ in range(_ACCEPTS):
             try:
-                sock, _address = self._listener.sock.accept()
+                sock = self._listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -331,20 +342,21 @@ class Control:
                     continue  # that one is gone already
                 if self._drop_a_silent_one():
                     continue
-                self._go_deaf(error)
+                self._go_deaf(str(error.strerror))
                 return
+            guarded = rights.may_come(sock)
             try:
-                self._greet(sock)
+                self._greet(sock, guarded=guarded)
             except OSError as error:
                 self._journal.log(
                     logging.INFO, "a connection failed before the handshake: %s", error
                 )
-                sock.close()
+                rights.hang_up(sock, guarded)
 
-    def _go_deaf(self, error: OSError) -> None:
+    def _go_deaf(self, reason: str) -> None:
         # The connection stays in the backlog, so epoll would say so at once, again and again.
         words = "cannot accept: %s; trying again every %g s"
-        self._journal.log(logging.WARNING, words, error.strerror, BACKOFF)
+        self._journal.log(logging.WARNING, words, reason, BACKOFF)
         self._epoll.unregister(self._listener.fileno())
         self._deaf_until = time.monotonic() + BACKOFF
 
@@ -356,7 +368,7 @@ class Control:
         else:
             self._deaf_until = None
 
-    def _greet(self, sock: socket.socket) -> None:
+    def _greet(self, sock: socket.socket, *, guarded: bool) -> None:
         sock.setblocking(False)
         limit = ffi.new("uint32_t *", 0)
         check(lib.jmk_socket_prepare(self._handle, sock.fileno(), limit), "server")
@@ -365,7 +377,7 @@ class Control:
         sock.send(handshake.hello(), socket.MSG_NOSIGNAL)
         if len(self._joining) >= MAX_JOINING:
             self._drop(self._dispensable((peer.uid,)))
-        joining = _Joining(sock, peer, handshake, limit[0])
+        joining = _Joining(sock, peer, handshake, limit[0], guarded=guarded)
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._joining[sock.fileno()] = joining
         self._joining_of[peer.uid] += 1
@@ -406,7 +418,7 @@ class Control:
         # The connection goes on if another descriptor of it is open.
         self._epoll.unregister(joining.sock.fileno())
         self._forget(joining)
-        joining.sock.close()
+        rights.close(joining.sock, joining.guarded)
 
     def _forget(self, joining: _Joining) -> None:
         del self._joining[joining.sock.fileno()]
@@ -422,6 +434,10 @@ class Control:
 
     def _read_reply(self, joining: _Joining) -> None:
         try:
+            if joining.guarded and rights.come_next(joining.sock):
+                self._journal.log(logging.INFO, "%s sent descriptors with its reply", joining.peer)
+                self._drop(joining)
+                return
             reply = joining.sock.recv(_REPLY_LIMIT)
         except BlockingIOError:
             return
@@ -469,7 +485,7 @@ class Control:
             self._drop(joining)  # it is gone
             return
         self._forget(joining)
-        self._monitors.add(joining.sock, joining.peer, joining.max_packet)
+        self._monitors.add(joining.sock, joining.peer, joining.max_packet, guarded=joining.guarded)
 
     def _status(self) -> Iterator[str]:
         check(lib.jmk_server_stats(self._handle, self._stats), "server")

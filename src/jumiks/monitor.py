@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
-from . import access, address
+from . import access, address, rights
 from .access import Allow, Peer, Rule
 from .connecting import Connecting, in_thread
 from .errors import Closed, ConnectionLost, ProtocolError, Refused, Timeout, printable
@@ -78,8 +78,9 @@ def answers(number: int, body: bytes, size: int) -> Iterator[bytes]:
 class _Watcher:
     """One monitor: it asks, or waits for its answer, or takes that."""
 
-    def __init__(self, sock: socket.socket, peer: Peer, max_packet: int) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, max_packet: int, *, guarded: bool) -> None:
         self.sock = sock
+        self.guarded = guarded
         self.peer = peer
         self.max_packet = max_packet
         self.asked: int | None = None
@@ -128,9 +129,12 @@ class Monitors:
             return Status.TOO_MANY_CLIENTS, reason.replace("connections", "monitors")
         return None
 
-    def add(self, sock: socket.socket, peer: Peer, max_packet: int) -> None:
+    def add(
+        self, sock: socket.socket, peer: Peer, max_packet: int, *, guarded: bool = False
+    ) -> None:
         """Take over a socket that is registered for EPOLLIN and has its welcome."""
-        self._watchers[sock.fileno()] = _Watcher(sock, peer, min(max_packet, _PACKET))
+        size = min(max_packet, _PACKET)
+        self._watchers[sock.fileno()] = _Watcher(sock, peer, size, guarded=guarded)
 
     def handle(self, descriptor: int, events: int) -> None:
         """Do what a monitor's descriptor is ready for."""
@@ -168,10 +172,13 @@ class Monitors:
         descriptor = watcher.sock.fileno()
         del self._watchers[descriptor]
         self._epoll.unregister(descriptor)
-        _hang_up(watcher.sock)
+        rights.hang_up(watcher.sock, watcher.guarded)
 
     def _read(self, watcher: _Watcher) -> None:
         try:
+            if watcher.guarded and rights.come_next(watcher.sock):
+                self._drop(watcher)
+                return
             packet = watcher.sock.recv(_PACKET)
         except BlockingIOError:
             return
@@ -205,13 +212,6 @@ class Monitors:
                 return
             watcher.packets.popleft()
         self._epoll.modify(watcher.sock.fileno(), select.EPOLLIN)
-
-
-def _hang_up(sock: socket.socket) -> None:
-    # A forked child may have a copy, which would keep the connection open.
-    with suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-    sock.close()
 
 
 _PLAIN: Final = tuple(
@@ -371,7 +371,7 @@ class Monitor(Connecting):
         # No descriptors come: it asks for no log.
         sock = in_thread(self._connect(parsed, handshake, timeout, []))
         if Capability.MONITOR not in handshake.granted:
-            sock.close()
+            rights.hang_up(sock, self._guarded)
             raise Refused("it gives no status", status=Status.NOT_ALLOWED)
         self._sock: socket.socket | None = sock
 
@@ -403,6 +403,8 @@ class Monitor(Connecting):
         body = bytearray()
         while len(body) <= _MOST_ANSWER:
             _wait_until(deadline, sock)
+            if self._guarded and rights.come_next(sock):
+                raise ProtocolError("the server sent descriptors that nobody asked for")
             packet = sock.recv(1 << 18)
             if not packet:
                 raise ConnectionLost(f"end of stream from {self._address!r}: the server is gone")
@@ -424,7 +426,7 @@ class Monitor(Connecting):
         if sock is None:
             return
         if self._pid == os.getpid():
-            _hang_up(sock)
+            rights.hang_up(sock, self._guarded)
         else:
             sock.close()
 

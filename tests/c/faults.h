@@ -193,9 +193,6 @@ WRAP(int, -1, epoll_create1, (int flags), (flags))
 WRAP(int, -1, eventfd, (unsigned count, int flags), (count, flags))
 WRAP(int, -1, epoll_wait, (int fd, struct epoll_event *out, int most, int timeout),
      (fd, out, most, timeout))
-WRAP(int, fault.error, pthread_create,
-     (pthread_t * out, const pthread_attr_t *how, void *(*run)(void *), void *argument),
-     (out, how, run, argument))
 WRAP(int, -1, setsockopt, (int fd, int level, int name, const void *value, socklen_t size),
      (fd, level, name, value, size))
 WRAP(int, -1, getsockopt, (int fd, int level, int name, void *value, socklen_t *size),
@@ -206,6 +203,18 @@ WRAP(int, -1, ppoll,
      (fds, count, limit, mask))
 WRAP(ssize_t, -1, read, (int fd, void *to, size_t size), (fd, to, size))
 WRAP(int, -1, shutdown, (int fd, int how), (fd, how))
+
+/* It returns its error. */
+int __real_pthread_create(pthread_t *out, const pthread_attr_t *how, void *(*run)(void *),
+                          void *argument);
+int __wrap_pthread_create(pthread_t *out, const pthread_attr_t *how, void *(*run)(void *),
+                          void *argument);
+int __wrap_pthread_create(pthread_t *out, const pthread_attr_t *how, void *(*run)(void *),
+                          void *argument) {
+    int error = failure(pthread_create_, HERE, 1);
+
+    return error ? error : __real_pthread_create(out, how, run, argument);
+}
 
 /* What is watched can be let go of, always. */
 int __real_epoll_ctl(int fd, int what, int other, struct epoll_event *event);

@@ -33,6 +33,9 @@
 #define DEADLINE 20 /* s for a child; it takes milliseconds */
 #define CHILDREN 4  /* at a time */
 #define MEMORY_HITS 16 /* each of them, as memory for different things is taken at the same site */
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83
+#endif
 #define GIVE_UP 10 /* errors of a receive in a row */
 
 enum role {
@@ -51,6 +54,7 @@ struct scenario {
     unsigned modes; /* bits 1 << jmk_mode */
     unsigned roles; /* bits 1 << role: one client of each in each mode */
     struct fault condition; /* what this system lacks */
+    enum jmk_guard guard; /* of all sockets: whether descriptors could come to them */
 };
 
 #define ALL_MODES (1u << JMK_CLASSIC | 1u << JMK_FRAMED | 1u << JMK_SHARED)
@@ -59,14 +63,32 @@ struct scenario {
 #define GOING (1u << LEAVER | 1u << KICKED | 1u << MOURNER)
 
 static const struct scenario scenarios[] = {
-    {"block", JMK_BLOCK, ALL_MODES, STEADY | GOING, {0}},
-    {"disconnect", JMK_DISCONNECT, ALL_MODES, 1u << KEEN | 1u << LAZY, {0}},
-    {"skip", JMK_SKIP, ALL_MODES, STEADY | 1u << LAZY, {0}},
-    {"shared alone", JMK_BLOCK, 1u << JMK_SHARED, STEADY, {0}},
-    {"no memfd", JMK_BLOCK, PACKETS, STEADY, {memfd_create_, 0, ENOSYS, 1, FOR_EVER}},
-    {"old memfd", JMK_BLOCK, ALL_MODES, STEADY, {memfd_create_, 0, EINVAL, 1, 1}},
-    {"no pwait2", JMK_BLOCK, 1u << JMK_SHARED, STEADY, {epoll_pwait2_, 0, EPERM, 1, FOR_EVER}},
-    {"full sockets", JMK_BLOCK, PACKETS, 1u << PATIENT, {send_, 0, EAGAIN, 1, 40}},
+    {"block", JMK_BLOCK, ALL_MODES, STEADY | GOING, {0}, JMK_GUARD_NONE},
+    {"disconnect", JMK_DISCONNECT, ALL_MODES, 1u << KEEN | 1u << LAZY, {0}, JMK_GUARD_NONE},
+    {"skip", JMK_SKIP, ALL_MODES, STEADY | 1u << LAZY, {0}, JMK_GUARD_NONE},
+    {"shared alone", JMK_BLOCK, 1u << JMK_SHARED, STEADY, {0}, JMK_GUARD_NONE},
+    {"no memfd",
+     JMK_BLOCK,
+     PACKETS,
+     STEADY,
+     {memfd_create_, 0, ENOSYS, 1, FOR_EVER},
+     JMK_GUARD_NONE},
+    {"old memfd", JMK_BLOCK, ALL_MODES, STEADY, {memfd_create_, 0, EINVAL, 1, 1}, JMK_GUARD_NONE},
+    {"no pwait2",
+     JMK_BLOCK,
+     1u << JMK_SHARED,
+     STEADY,
+     {epoll_pwait2_, 0, EPERM, 1, FOR_EVER},
+     JMK_GUARD_NONE},
+    {"full sockets", JMK_BLOCK, PACKETS, 1u << PATIENT, {send_, 0, EAGAIN, 1, 40}, JMK_GUARD_NONE},
+    {"guarded", JMK_BLOCK, ALL_MODES, STEADY | 1u << LEAVER, {0}, JMK_GUARD_ALWAYS},
+    {"guarded at first", JMK_BLOCK, ALL_MODES, STEADY, {0}, JMK_GUARD_UNTIL_EMPTY},
+    {"no more threads",
+     JMK_BLOCK,
+     PACKETS,
+     STEADY,
+     {pthread_create_, 0, EAGAIN, 2, FOR_EVER},
+     JMK_GUARD_ALWAYS},
 };
 
 #define SCENARIOS (sizeof scenarios / sizeof *scenarios)
@@ -271,6 +293,7 @@ static int make_client(struct follower *follower, int fd, const struct jmk_attac
                                        .max_lag = MAX_LAG,
                                        .arena_size = 65536,
                                        .mode = follower->mode,
+                                       .guard = scenario->guard,
                                        .max_packet = attached->max_packet,
                                        .max_message = LOG_SIZE / 4,
                                        .log_fd = jmk_server_log_fd(server),
@@ -309,12 +332,14 @@ static int attach(struct follower *follower, int fd, struct jmk_attached *attach
 static void enter(enum jmk_mode mode, enum role role) {
     struct follower *follower = &followers[follower_count];
     struct jmk_attached attached;
-    int ends[2], code;
+    int ends[2], code, passed = 0;
 
     memset(follower, 0, sizeof *follower);
     follower->mode = mode;
     follower->role = role;
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+    if (!scenario->guard) /* where the kernel cannot, the server has a guard after all */
+        __real_setsockopt(ends[0], SOL_SOCKET, SO_PASSRIGHTS, &passed, sizeof passed);
     code = jmk_server_attach(server, ends[0], JMK_CLASSIC, 0, published + 2, &attached);
     if (code != JMK_E_START)
         note(code, "attach beyond the end");
