@@ -148,6 +148,7 @@ struct jmk_attached {
     uint64_t first_offset; /* where that stands, or will stand, in the log */
     uint32_t max_packet; /* the largest packet it will be sent, bytes */
     int32_t cursor_fd; /* shared: the memfd of its page, which is the caller's now; else -1 */
+    uint32_t left_out; /* messages kept before first_id that it does not get, though it asked */
 };
 
 struct jmk_stats {

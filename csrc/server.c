@@ -267,12 +267,17 @@ static int find_start(const struct jmk_server *server, uint64_t start, struct jm
     return 0;
 }
 
-static int enter(struct jmk_server *server, struct jmk_session *session, uint64_t start) {
+/* *left_out is how many of the messages kept it does not get, though it asked for the oldest. */
+static int enter(struct jmk_server *server, struct jmk_session *session, uint64_t start,
+                 uint32_t *left_out) {
     struct jmk_mark place;
     int error;
 
+    *left_out = 0;
     pthread_mutex_lock(&server->log_lock);
     error = find_start(server, start, &place);
+    if (!error && start != 0 && start < JMK_FIRST_ID)
+        *left_out = (uint32_t)(place.id - jmk_log_oldest(&server->log).id);
     if (!error)
         jmk_pump_enter(server, session, place);
     pthread_mutex_unlock(&server->log_lock);
@@ -284,7 +289,8 @@ static uint32_t places_taken(const struct jmk_server *server) {
     return server->live_count + server->ending_count + server->unread_count;
 }
 
-static int attach(struct jmk_server *server, struct jmk_session *session, uint64_t start) {
+static int attach(struct jmk_server *server, struct jmk_session *session, uint64_t start,
+                  uint32_t *left_out) {
     struct epoll_event event = {.events = session->watched};
     uint32_t slot;
     int error;
@@ -300,7 +306,7 @@ static int attach(struct jmk_server *server, struct jmk_session *session, uint64
     event.data.u64 = session->key;
     if (epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, session->fd, &event) < 0)
         return -errno;
-    error = enter(server, session, start);
+    error = enter(server, session, start, left_out);
     if (error) {
         epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, session->fd, NULL);
         return error;
@@ -335,6 +341,7 @@ int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_pa
                       uint64_t start, struct jmk_attached *out) {
     JMK_CLEANUP(jmk_close_fd) int cursor_fd = -1;
     struct jmk_session *session;
+    uint32_t left_out;
     int error = jmk_server_usable(server);
 
     if (error)
@@ -346,10 +353,10 @@ int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_pa
         error = server->log.shareable ? jmk_cursor_open(session, &cursor_fd) : -EOPNOTSUPP;
     if (!error) {
         jmk_pump_lock(server);
-        error = attach(server, session, start);
+        error = attach(server, session, start, &left_out);
         if (!error)
             *out = (struct jmk_attached){session->key, session->sent_id + 1, session->offset,
-                                         max_packet, -1};
+                                         max_packet, -1, left_out};
         jmk_pump_unlock(server);
     }
     if (error) {

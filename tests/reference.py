@@ -47,6 +47,7 @@ class Welcome(NamedTuple):
     first_id: int = 0
     text: str = ""
     first_offset: int = 0
+    left_out: int = 0
 
 
 class Frame(NamedTuple):
@@ -136,7 +137,9 @@ def decode_reply(packet: bytes) -> Reply:
 
 
 def encode_welcome(welcome: Welcome) -> bytes:
-    fixed = struct.pack("<2HIQ", welcome.status, welcome.capabilities, 0, welcome.first_id)
+    fixed = struct.pack(
+        "<2HIQ", welcome.status, welcome.capabilities, welcome.left_out, welcome.first_id
+    )
     if welcome.status:
         return fixed + welcome.text.encode()
     return fixed + (struct.pack("<Q", welcome.first_offset) if welcome.capabilities & LOG else b"")
@@ -145,15 +148,15 @@ def encode_welcome(welcome: Welcome) -> bytes:
 def decode_welcome(packet: bytes) -> Welcome:
     if len(packet) < 16:
         raise WireError(f"a welcome of {len(packet)} bytes")
-    status, capabilities, _, first_id = struct.unpack_from("<2HIQ", packet)
+    status, capabilities, left_out, first_id = struct.unpack_from("<2HIQ", packet)
     if status:
         text = packet[16 : 16 + 512].decode(errors="replace")
         return Welcome(status, capabilities, first_id, text)
     if not capabilities & LOG:
-        return Welcome(status, capabilities, first_id)
+        return Welcome(status, capabilities, first_id, left_out=left_out)
     if len(packet) < 24:
         raise WireError(f"a welcome with LOG of {len(packet)} bytes")
-    return Welcome(status, capabilities, first_id, "", number(packet, 16, 8))
+    return Welcome(status, capabilities, first_id, "", number(packet, 16, 8), left_out)
 
 
 # ---- classic messages, acks ----

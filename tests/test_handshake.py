@@ -311,6 +311,22 @@ def test_an_extended_client_gets_a_welcome() -> None:
     assert server.state is ServerState.ACCEPTED
 
 
+def test_what_is_left_out_before_the_first_message_is_told() -> None:
+    server = after_hello()
+    assert server.receive(ClientHello(capabilities=FRAMES, start=1).encode()) is Status.ACCEPTED
+    packet = server.accept(NEXT_ID, None, 7)
+    assert Welcome.decode(packet) == Welcome(0, FRAMES, NEXT_ID, left_out=7)
+    assert reference.decode_welcome(packet).left_out == 7
+
+
+@pytest.mark.parametrize("first_id", [1, FIRST_ID, FIRST_ID + 6])
+def test_more_left_out_than_there_can_be_breaks_the_handshake(first_id: int) -> None:
+    client = ClientHandshake(FRAMES, START_OLDEST)
+    client.receive(ServerHello(capabilities=FRAMES).encode())
+    with pytest.raises(ProtocolError, match="leaves 7 messages out before"):
+        client.receive(Welcome(0, FRAMES, first_id, left_out=7).encode())
+
+
 def test_a_classic_client_gets_no_welcome() -> None:
     server = after_hello()
     assert server.receive(ClientHello(extended=False).encode()) is Status.ACCEPTED

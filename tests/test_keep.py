@@ -9,7 +9,7 @@ from conftest import wait_until
 from support_wire import DEADLINE, FIRST_ID, Witness, raw_client
 
 import jumiks
-from jumiks import Client, Gap, Server, Timeout
+from jumiks import Client, Gap, GapReason, Server, Timeout
 
 LOG = 65536
 SLOT = b"x" * 48
@@ -150,6 +150,33 @@ def test_a_late_joiner_gets_what_is_kept_while_others_go_on(address: str, share_
             assert got[0] <= next_id - 1000
             assert got == list(range(got[0], got[-1] + 1))
         other.wait_for(20_000)
+
+
+@pytest.mark.parametrize("share_log", [True, False])
+def test_what_is_kept_and_left_out_at_the_start_is_told_as_a_gap(
+    address: str, share_log: bool
+) -> None:
+    with Server(address, log_size=1 << 18, keep_bytes=1 << 17) as server:
+        server.publish_many([SLOT] * 10_000)
+        oldest = server.stats().oldest_id
+        with Client(address, start="oldest", share_log=share_log, on_gap="yield") as client:
+            gap = client.receive(0)
+            assert isinstance(gap, Gap)
+            assert (gap.first, gap.reason) == (oldest, GapReason.EVICTED)
+            assert client.receive(DEADLINE) == SLOT
+            assert client.last_id == gap.last + 1
+            assert client.missed == gap.count
+        with Client(address, share_log=share_log) as now:
+            assert now.missed == 0
+
+
+def test_a_start_at_the_oldest_leaves_nothing_out_where_there_is_room(address: str) -> None:
+    for options in ({"keep_bytes": 1 << 15}, {}):
+        with Server(address, log_size=1 << 18, **options) as server:
+            server.publish_many([SLOT] * 1000)
+            with Client(address, start="oldest", on_gap="yield") as client:
+                assert client.receive(DEADLINE) == SLOT
+                assert (client.last_id, client.missed) == (server.stats().oldest_id, 0)
 
 
 def test_one_who_reads_history_may_come_up_to_those_who_are_live(address: str) -> None:

@@ -184,12 +184,16 @@ def read_reply(example: Example) -> tuple[Fields, Fields]:
     )
 
 
+WELCOME_FIELDS = ("status", "capabilities", "left_out", "first_id", "first_offset", "text")
+"""In the order of the wire."""
+
+
 def read_welcome(example: Example) -> tuple[Fields, Fields]:
     theirs = reference.decode_welcome(example.packet)
     ours = Welcome.decode(example.packet)
-    names = reference.Welcome._fields
+    names = WELCOME_FIELDS
     return (
-        named(list(zip(names, theirs, strict=True)), example),
+        named([(name, getattr(theirs, name)) for name in names], example),
         named([(name, getattr(ours, name)) for name in names], example),
     )
 
@@ -341,7 +345,7 @@ def test_the_fields_of_each_layout_follow_each_other_without_holes() -> None:
     [
         ("version capabilities server_id", 48, reference.ServerHello._fields),
         ("version capabilities start", 24, reference.Reply._fields),
-        ("status capabilities zero", 16, reference.Welcome._fields[:3]),
+        ("status capabilities left_out", 16, WELCOME_FIELDS[:4]),
         ("reason limit_kind", 64, reference.Bye._fields),
     ],
 )

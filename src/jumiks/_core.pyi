@@ -60,6 +60,7 @@ class Attached:
     first_offset: int
     max_packet: int
     cursor_fd: int
+    left_out: int
 
 class Stats:
     oldest_id: int

@@ -160,7 +160,9 @@ class Client(Connecting, Generic[Item]):
     Args:
         where: the server's address: `"@name"` or a path.
         start: `"now"`, `"oldest"` for all that the server still keeps, or the packet id to go on
-            at; if that is no longer kept, from the oldest that is, and the gap is told.
+            at; if that is no longer kept, from the oldest that is, and the gap is told. A server
+            with `keep` may begin later than at its oldest, so that this client has time to read
+            it: that gap is told too.
         timeout: seconds to connect and shake hands; None is no limit.
         arena_size: bytes of address space for what one receive takes.
         framed: whether to ask for many messages a packet; False has it as plain 1.0 does.
@@ -356,6 +358,8 @@ class Client(Connecting, Generic[Item]):
         gaps = list(self._gaps_on_return(hello.server_id, first, ending))
         if ending is None and FIRST_ID <= self._wanted < first:
             gaps = [Gap(self._wanted, first - 1, GapReason.EVICTED)]
+        if ending is None and self._wanted == START_OLDEST and welcome and welcome.left_out:
+            gaps = [Gap(first - welcome.left_out, first - 1, GapReason.EVICTED)]
         try:
             self._make_core(sock, handshake, descriptors)
         except BaseException:

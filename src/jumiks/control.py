@@ -566,11 +566,13 @@ class Control:
 
     def _send_welcome(self, joining: _Joining, attached: Attached) -> None:
         if attached.cursor_fd < 0:
-            welcome = joining.handshake.accept(attached.first_id)
+            welcome = joining.handshake.accept(attached.first_id, None, attached.left_out)
             if welcome:
                 joining.sock.send(welcome, socket.MSG_NOSIGNAL)
             return
-        welcome = joining.handshake.accept(attached.first_id, attached.first_offset)
+        welcome = joining.handshake.accept(
+            attached.first_id, attached.first_offset, attached.left_out
+        )
         if self._quota.binds(joining.peer.uid):
             self.pages.add(joining.peer.uid, attached.cursor_fd)
         descriptors = [lib.jmk_server_log_fd(self._handle), attached.cursor_fd]
@@ -581,7 +583,7 @@ class Control:
                 raise
             self._journal.log(logging.WARNING, _NO_LOG, joining.peer, error.strerror)
             lib.jmk_server_send_packets(self._handle, attached.key)  # if it has not ended by now
-            welcome = joining.handshake.accept_without_log(attached.first_id)
+            welcome = joining.handshake.accept_without_log(attached.first_id, attached.left_out)
             joining.sock.send(welcome, socket.MSG_NOSIGNAL)
 
     # ---- events ----

@@ -237,6 +237,8 @@ class Welcome:
         first_id: the first packet id the client will get.
         text: why it was refused, in words; 512 bytes of UTF-8 are sent at most.
         first_offset: with LOG, where the message `first_id` stands, or will stand, in the log.
+        left_out: to a client that asked for the oldest: how many messages before `first_id` the
+            server keeps and does not give it.
     """
 
     status: int
@@ -244,11 +246,12 @@ class Welcome:
     first_id: int = 0
     text: str = ""
     first_offset: int = 0
+    left_out: int = 0
 
     def encode(self) -> bytes:
         """The packet: 16 bytes, and the text of a refusal or the offset that LOG needs."""
         packet = _WELCOME_LAYOUT.pack(
-            self.status, self.capabilities, 0, self.first_id, self.first_offset
+            self.status, self.capabilities, self.left_out, self.first_id, self.first_offset
         )
         if self.status == Status.ACCEPTED:
             return packet if self.capabilities & Capability.LOG else packet[:_WELCOME_SIZE]
@@ -261,16 +264,16 @@ class Welcome:
     def decode(cls, packet: bytes) -> Self:
         """Read a packet of 16 bytes or more, of 24 with LOG; `Malformed` if it is shorter."""
         _require(packet, _WELCOME_SIZE, "a welcome")
-        number, capabilities, _, first_id, first_offset = _WELCOME_LAYOUT.unpack(packet)
+        number, capabilities, left_out, first_id, first_offset = _WELCOME_LAYOUT.unpack(packet)
         status = _STATUSES.get(number, number)
         if status != Status.ACCEPTED:
             end = _WELCOME_SIZE + _TEXT_LIMIT
             text = packet[_WELCOME_SIZE:end].decode("utf-8", "replace")
             return cls(status, capabilities, first_id, text)
         if not capabilities & Capability.LOG:
-            return cls(status, capabilities, first_id)
+            return cls(status, capabilities, first_id, left_out=left_out)
         _require(packet, _SHARED_WELCOME_SIZE, "a welcome with LOG")
-        return cls(status, capabilities, first_id, first_offset=first_offset)
+        return cls(status, capabilities, first_id, "", first_offset, left_out)
 
 
 def _is_extended(packet: bytes) -> bool:
@@ -465,23 +468,25 @@ class ServerHandshake:
         resumes = peer.start >= FIRST_ID
         return Status.START if resumes and peer.start > next_id else Status.ACCEPTED
 
-    def accept(self, first_id: int, first_offset: int | None = None) -> bytes:
+    def accept(self, first_id: int, first_offset: int | None = None, left_out: int = 0) -> bytes:
         """The welcome to send; empty for a classic client, which is told nothing.
 
         Args:
             first_id: the first packet id the client will get.
             first_offset: where that stands in the log; None takes LOG back from what is granted.
+            left_out: how many older messages, which it asked for, it will not get.
         """
         self._state = _after(_SERVER_MOVES, self._state, _ServerEvent.ACCEPT)
         if not self.extended:
             return b""
         granted = self.granted if first_offset is not None else self.granted & ~Capability.LOG
-        return Welcome(Status.ACCEPTED, granted, first_id, first_offset=first_offset or 0).encode()
+        return Welcome(Status.ACCEPTED, granted, first_id, "", first_offset or 0, left_out).encode()
 
-    def accept_without_log(self, first_id: int) -> bytes:
+    def accept_without_log(self, first_id: int, left_out: int = 0) -> bytes:
         """The welcome in the place of one that grants LOG, and could not be sent."""
         self._state = _after(_SERVER_MOVES, self._state, _ServerEvent.WITHOUT_LOG)
-        return Welcome(Status.ACCEPTED, self.granted & ~Capability.LOG, first_id).encode()
+        granted = self.granted & ~Capability.LOG
+        return Welcome(Status.ACCEPTED, granted, first_id, left_out=left_out).encode()
 
     def refuse(self, status: Status, text: str = "") -> bytes:
         """The welcome that refuses; empty for a client that is not known to understand it.
@@ -660,6 +665,11 @@ class ClientHandshake:
             raise ProtocolError(
                 f"the server broke the handshake: it begins at {welcome.first_id}, where "
                 f"{self._reply.start} was asked for"
+            )
+        if welcome.left_out > max(0, welcome.first_id - FIRST_ID):
+            raise ProtocolError(
+                f"the server broke the handshake: it leaves {welcome.left_out} messages out before "
+                f"{welcome.first_id}, where there cannot be so many"
             )
         if granted & ~self._wishes:
             raise ProtocolError("the server broke the handshake: it grants what was not asked for")
