@@ -273,7 +273,6 @@ static int enter(struct jmk_server *server, struct jmk_session *session, uint64_
     struct jmk_mark place;
     int error;
 
-    *left_out = 0;
     pthread_mutex_lock(&server->log_lock);
     error = find_start(server, start, &place);
     if (!error && start != 0 && start < JMK_FIRST_ID)
@@ -341,7 +340,7 @@ int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_pa
                       uint64_t start, struct jmk_attached *out) {
     JMK_CLEANUP(jmk_close_fd) int cursor_fd = -1;
     struct jmk_session *session;
-    uint32_t left_out;
+    uint32_t left_out = 0;
     int error = jmk_server_usable(server);
 
     if (error)
