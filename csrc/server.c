@@ -354,8 +354,8 @@ int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_pa
         jmk_pump_lock(server);
         error = attach(server, session, start, &left_out);
         if (!error)
-            *out = (struct jmk_attached){session->key, session->sent_id + 1, session->offset,
-                                         max_packet, -1, left_out};
+            *out = (struct jmk_attached){
+                session->key, session->sent_id + 1, session->offset, max_packet, -1, left_out};
         jmk_pump_unlock(server);
     }
     if (error) {
