@@ -94,7 +94,7 @@ hypothesis.settings.load_profile("patient")
 LEAK_DEADLINE = 20.0
 """Seconds for what is ending already: a thread that was told to, a child that is being reaped."""
 
-NOBODY = 65534
+NOBODY = 65533
 """The user without rights that root becomes in a test, and nobody else is."""
 
 _numbers = itertools.count(1)

@@ -271,8 +271,8 @@ def test_by_default_others_may_not_look_even_where_they_may_connect(address: str
         child = os.fork()
         if child == 0:
             try:
-                os.setgid(65534)
-                os.setuid(65534)
+                os.setgid(65533)
+                os.setuid(65533)
                 Client(address).close()
                 Monitor(address)
             except Refused as error:
@@ -287,7 +287,7 @@ def test_by_default_others_may_not_look_even_where_they_may_connect(address: str
 
     with Server(address, allow="anyone"):
         assert other() == (
-            "the server refused this client: user 65534 may not look at its status: only the "
+            "the server refused this client: user 65533 may not look at its status: only the "
             "server's own user and root may"
         )
     with Server(address, allow="anyone", monitor="anyone"):

@@ -34,14 +34,34 @@ _GROUPS_SIZE: Final = 1024  # 256 groups, the most that the socket module takes
 _SO_PEERPIDFD: Final = 77
 
 
+_USUAL_OVERFLOW: Final = 65534  # DEFAULT_OVERFLOWUID
+
+
+def _overflow(kind: str) -> int:
+    try:
+        with open(f"/proc/sys/kernel/overflow{kind}", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return _USUAL_OVERFLOW
+
+
+OVERFLOW_UID: Final = _overflow("uid")
+"""What the kernel says for every user that our user namespace does not map: user_namespaces(7). So
+it is nobody's identity, also where this process itself runs as it."""
+
+OVERFLOW_GID: Final = _overflow("gid")
+"""The same for groups."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """The process at the other end of a connection.
 
     Args:
         pid: its process id; 0 if it lives in a process namespace that cannot be seen from here.
-        uid: its effective user id.
-        gid: its effective group id.
+        uid: its effective user id; that of nobody (65534) also stands for each user that is not
+            mapped in the server's user namespace.
+        gid: its effective group id; likewise.
         groups: its supplementary groups; none are known if there are more than 256.
         command: what its program was called when it was let in, by its own word and thus good for
             being shown, not for rules; "" if that cannot be told for sure (before Linux 6.5).
@@ -159,8 +179,12 @@ None
 a user id, a `Group`, or several of them
     these users, the members of these groups, and nobody else, not even root.
 a function
-    gets the `Peer` and returns True or False. It runs in the server's control thread, so it must
-    not take long. One that raises, or returns anything else, refuses.
+    gets the `Peer` and returns True or False. It is asked once a connection, before the peer is
+    told anything. It runs in the server's control thread, so it must not take long. One that
+    raises, or returns anything else, refuses.
+
+The overflow ids (65534) are no identity: every user that the server's user namespace does not map
+has them. Only `"anyone"`, a function, or a path's permissions let such a user in.
 """
 
 
@@ -172,7 +196,8 @@ class Some:
     groups: frozenset[int]
 
     def __contains__(self, peer: Peer) -> bool:
-        return peer.uid in self.users or bool(self.groups & (peer.groups | {peer.gid}))
+        groups = (peer.groups | {peer.gid}) - {OVERFLOW_GID}
+        return (peer.uid in self.users and peer.uid != OVERFLOW_UID) or bool(self.groups & groups)
 
 
 Rule: TypeAlias = Literal["anyone"] | Some | Callable[[Peer], bool] | None
@@ -223,14 +248,35 @@ def parse(allow: object, name: str = "allow") -> Rule:
     )
 
 
+def _identity(number: int, overflow: int, what: str, name: str) -> int:
+    if number == overflow:
+        raise ValueError(
+            f"{name}: {what} {number} stands for every {what} that is not mapped in this user "
+            f"namespace, so it is nobody's identity: name another {what}, or take 'anyone'"
+        )
+    return number
+
+
 def _some(allowed: Iterable[object], name: str) -> Some:
     users, groups = set(), set()
     for each in allowed:
         if isinstance(each, Group):
-            groups.add(group_id(each.group))
+            groups.add(_identity(group_id(each.group), OVERFLOW_GID, "group", name))
         else:
-            users.add(_user(each, name))
+            users.add(_identity(_user(each, name), OVERFLOW_UID, "user", name))
     return Some(frozenset(users), frozenset(groups))
+
+
+_NOBODY: Final = (
+    f"user {OVERFLOW_UID} may not connect: every user that is not mapped in the server's user "
+    "namespace has this number, so it is nobody's identity; run the client as another user, or "
+    "have the server let in anyone, or ask a function"
+)
+
+
+def _trusted() -> frozenset[int]:
+    # Who could stop the server anyway.
+    return frozenset((0, os.geteuid())) - {OVERFLOW_UID}
 
 
 def check(rule: Rule, peer: Peer, abstract: bool) -> str | None:
@@ -247,11 +293,15 @@ def check(rule: Rule, peer: Peer, abstract: bool) -> str | None:
     if rule == "anyone":
         return None
     if rule is None:
-        if not abstract or peer.uid in (0, os.geteuid()):
+        if not abstract or peer.uid in _trusted():
             return None
+        if peer.uid == OVERFLOW_UID:
+            return _NOBODY
         return f"user {peer.uid} may not connect: only the server's own user and root may"
     if isinstance(rule, Some):
-        return None if peer in rule else f"user {peer.uid} may not connect"
+        if peer in rule:
+            return None
+        return _NOBODY if peer.uid == OVERFLOW_UID else f"user {peer.uid} may not connect"
     return _ask(rule, peer)
 
 
@@ -270,7 +320,7 @@ class Quota:
     @classmethod
     def share(cls, most: int) -> "Quota":
         """At most half of `most`, so that no user keeps all others out by itself."""
-        return cls(max(1, most // 2), frozenset((0, os.geteuid())))
+        return cls(max(1, most // 2), _trusted())
 
     def binds(self, uid: int) -> bool:
         """Whether it holds for this user."""
