@@ -78,12 +78,18 @@ class _Joining:
         limit: int,
         *,
         guarded: bool,
+        refusal: str | None,
+        no_look: str | None,
     ) -> None:
         self.sock = sock
         self.guarded = guarded
         self.peer = peer
         self.handshake = handshake
         self.max_packet = limit
+        self.refusal = refusal
+        """Why it may not be a client; None if it may."""
+        self.no_look = no_look
+        """Why it may not be a monitor, if it may not be a client."""
         self.since = time.monotonic()
 
 
@@ -150,6 +156,8 @@ class Control:
         self._handle = handle
         self._listener = listener
         self._hello = hello
+        # What a stranger learns: how to read why it is one.
+        self._nothing = ServerHello(hello.version, hello.capabilities)
         self._rule = rule
         self._quota = quota
         # By user: how many of `_joining`, and of `peers`.
@@ -372,12 +380,18 @@ class Control:
         sock.setblocking(False)
         limit = ffi.new("uint32_t *", 0)
         check(lib.jmk_socket_prepare(self._handle, sock.fileno(), limit), "server")
-        handshake = ServerHandshake(self._hello_now(limit[0]))
         peer = Peer.of(sock)
+        # Ask before anything is told.
+        reason = may_connect(self._rule, peer, self._listener.address.abstract)
+        no_look = None if reason is None else self._monitors.verdict(peer)
+        stranger = reason is not None and no_look is not None
+        handshake = ServerHandshake(self._nothing if stranger else self._hello_now(limit[0]))
         sock.send(handshake.hello(), socket.MSG_NOSIGNAL)
         if len(self._joining) >= MAX_JOINING:
             self._drop(self._dispensable((peer.uid,)))
-        joining = _Joining(sock, peer, handshake, limit[0], guarded=guarded)
+        joining = _Joining(
+            sock, peer, handshake, limit[0], guarded=guarded, refusal=reason, no_look=no_look
+        )
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._joining[sock.fileno()] = joining
         self._joining_of[peer.uid] += 1
@@ -450,11 +464,10 @@ class Control:
         if Capability.MONITOR in joining.handshake.granted:
             self._let_monitor_in(joining)
             return
-        reason = may_connect(self._rule, joining.peer, self._listener.address.abstract)
-        if status is not Status.ACCEPTED:
+        if joining.refusal is not None:
+            self._refuse(joining, Status.NOT_ALLOWED, joining.refusal)
+        elif status is not Status.ACCEPTED:
             self._refuse(joining, status)
-        elif reason is not None:
-            self._refuse(joining, Status.NOT_ALLOWED, reason)
         elif (reason := self._beyond_quota(joining)) is not None:
             self._refuse(joining, Status.TOO_MANY_CLIENTS, reason)
         else:
@@ -475,9 +488,15 @@ class Control:
         return reason and f"{reason} (max_clients_per_user)"
 
     def _let_monitor_in(self, joining: _Joining) -> None:
-        refusal = self._monitors.refusal(joining.peer)
-        if refusal is not None:
-            self._refuse(joining, *refusal)
+        # Of one that may not be a client this was asked before the hello; a rule is asked once.
+        asked = joining.refusal is not None
+        reason = joining.no_look if asked else self._monitors.verdict(joining.peer)
+        if reason is not None:
+            self._refuse(joining, Status.NOT_ALLOWED, reason)
+            return
+        reason = self._monitors.crowd(joining.peer)
+        if reason is not None:
+            self._refuse(joining, Status.TOO_MANY_CLIENTS, reason)
             return
         try:
             joining.sock.send(joining.handshake.accept(0), socket.MSG_NOSIGNAL)

@@ -113,21 +113,21 @@ class Monitors:
     def __len__(self) -> int:
         return len(self._watchers)
 
-    def refusal(self, peer: Peer) -> tuple[Status, str] | None:
-        """Why this peer may not be a monitor now; None if it may."""
+    def verdict(self, peer: Peer) -> str | None:
+        """Why the rule does not let this peer look; None if it does. It asks a function."""
         if self._rule is False:
-            return Status.NOT_ALLOWED, "it lets nobody look at its status"
+            return "it lets nobody look at its status"
         # As strict by default as for an abstract address: others' pids are nobody's business.
         reason = access.check(self._rule, peer, abstract=True)
-        if reason is not None:
-            return Status.NOT_ALLOWED, reason.replace("connect", "look at its status")
+        return reason and reason.replace("connect", "look at its status", 1)
+
+    def crowd(self, peer: Peer) -> str | None:
+        """Why there is no place for this peer now; None if there is."""
         if len(self._watchers) >= MOST:
-            return Status.TOO_MANY_CLIENTS, f"it has {MOST} monitors already"
+            return f"it has {MOST} monitors already"
         held = sum(watcher.peer.uid == peer.uid for watcher in self._watchers.values())
         reason = self._quota.refusal(peer.uid, held)
-        if reason is not None:
-            return Status.TOO_MANY_CLIENTS, reason.replace("connections", "monitors")
-        return None
+        return reason and reason.replace("connections", "monitors")
 
     def add(
         self, sock: socket.socket, peer: Peer, max_packet: int, *, guarded: bool = False
