@@ -294,6 +294,13 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
 
 /* Take the turn and hand out size writable bytes in the log; then commit or discard. */
 int jmk_server_reserve(jmk_server *server, size_t size, void **where);
+
+/*
+ * Before one of these two: whoever still writes there shall not write into the log any more. The bytes
+ * at where become memory of the caller's own, at the same address; *area and *length are to be
+ * unmapped.
+ */
+int jmk_server_take_back(jmk_server *server, void *where, size_t size, void **area, size_t *length);
 int jmk_server_commit(jmk_server *server, uint64_t *id);
 int jmk_server_discard(jmk_server *server);
 
@@ -328,6 +335,9 @@ int jmk_server_close(jmk_server *server, int64_t linger);
 
 /* Wait until a close is through. -EINTR after a signal. */
 int jmk_server_join(jmk_server *server, int64_t timeout);
+
+/* The table of struct jmk_publishing. */
+const void *jmk_publishing(void);
 
 /* ---- client ---- */
 
@@ -415,5 +425,27 @@ uint64_t jmk_client_published_id(const jmk_client *client);
 int jmk_client_close(jmk_client *client);
 
 /* cdef: end */
+
+/*
+ * Publishing as objects.c needs it, which links nothing of the core. The two that wait do so until a
+ * deadline, a time of CLOCK_MONOTONIC; they return -EINTR after a signal, and now and then without one,
+ * and can be called again. On JMK_E_TIMEOUT *holder is as for jmk_server_wait_room.
+ */
+struct jmk_publishing {
+    int64_t (*deadline)(int64_t timeout);
+    int (*append)(jmk_server *server, const void *data, size_t size, uint64_t *id);
+    void (*kick)(jmk_server *server);
+    /* jmk_server_append_many until all went in; on an error the turn may be this thread's. */
+    int (*publish_many)(jmk_server *server, const struct jmk_slice *slices, size_t count,
+                        size_t *done, uint64_t *first_id, int64_t deadline,
+                        struct jmk_account *holder);
+    void (*yield)(jmk_server *server);
+    /* jmk_server_reserve once there is room. */
+    int (*reserve)(jmk_server *server, size_t size, void **where, int64_t deadline,
+                   struct jmk_account *holder);
+    int (*take_back)(jmk_server *server, void *where, size_t size, void **area, size_t *length);
+    int (*commit)(jmk_server *server, uint64_t *id);
+    int (*discard)(jmk_server *server);
+};
 
 #endif

@@ -29,6 +29,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -141,6 +142,9 @@ int jmk_log_init(struct jmk_log *log, uint64_t size) {
 }
 
 void jmk_log_deinit(struct jmk_log *log) {
+    if (log->lent)
+        munmap(log->lent, 2 * log->size);
+    log->lent = NULL;
     if (log->page)
         munmap(log->page, whole_size(log));
     log->page = NULL;
@@ -198,6 +202,55 @@ void *jmk_log_open(struct jmk_log *log, uint32_t size, uint64_t floor) {
     if (end - relaxed(&log->page->tail) > log->size)
         evict(log, end - log->size, floor);
     return jmk_log_at(log, head) + JMK_FRAME_HEADER;
+}
+
+/* ---- memory that is lent ---- */
+
+/* The ring is sealed by now, so that no new map can be written to; but a copy of ours can. */
+static int make_lent(struct jmk_log *log) {
+    uint64_t size = log->size;
+    uint8_t *area = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (area == MAP_FAILED)
+        return -errno;
+    for (int i = 0; i < 2; i++) {
+        if (mremap(log->base, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, area + (uint64_t)i * size) ==
+            MAP_FAILED) {
+            int error = -errno;
+            munmap(area, 2 * size);
+            return error;
+        }
+    }
+    madvise(area, 2 * size, MADV_DONTFORK);
+    log->lent = area;
+    return 0;
+}
+
+int jmk_log_lend(struct jmk_log *log, void **where) {
+    int error = log->lent ? 0 : make_lent(log);
+
+    if (!error)
+        *where = log->lent + ((uint8_t *)*where - log->base);
+    return error;
+}
+
+int jmk_log_take_back(struct jmk_log *log, void *where, size_t size, void **area, size_t *length) {
+    uint64_t page = header_size(), place = (uint64_t)((uint8_t *)where - log->lent);
+    uint64_t first = place / page * page, end = (place + size + page - 1) / page * page;
+    uint8_t *own = mmap(log->lent + first, end - first, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+
+    if (own == MAP_FAILED)
+        return -errno;
+    memcpy(where, log->base + place, size);
+    if (first)
+        munmap(log->lent, first);
+    if (end < 2 * log->size)
+        munmap(log->lent + end, 2 * log->size - end);
+    log->lent = NULL; /* the next one gets another map */
+    *area = own;
+    *length = end - first;
+    return 0;
 }
 
 static void mark(struct jmk_log *log, struct jmk_mark place, uint64_t length) {

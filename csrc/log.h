@@ -21,6 +21,7 @@ struct jmk_mark {
 struct jmk_log {
     struct jmk_log_page *page; /* what readers may see */
     uint8_t *base;             /* size bytes, mapped twice back to back */
+    uint8_t *lent;             /* the same once more, for what users write in place; or NULL */
     uint64_t size;
     int fd;                /* -1: there is no memfd here */
     bool shareable;        /* nobody but us can write, shrink or grow what fd stands for */
@@ -46,6 +47,19 @@ static inline uint8_t *jmk_log_at(const struct jmk_log *log, uint64_t offset) {
  * behind floor is given up; the caller made sure that this suffices.
  */
 void *jmk_log_open(struct jmk_log *log, uint32_t size, uint64_t floor);
+
+/*
+ * The same memory in another map, which can be taken from whoever writes there: *where is a payload
+ * that jmk_log_open returned, and becomes its place in that map. 0, or -errno.
+ */
+int jmk_log_lend(struct jmk_log *log, void **where);
+
+/*
+ * Take it back for good: what stands at where, size bytes that jmk_log_lend gave, and the rest of their
+ * pages become memory of its own, with the same bytes, at the same address. *area and *length say
+ * what the caller has to unmap. 0, or -errno: nothing has changed.
+ */
+int jmk_log_take_back(struct jmk_log *log, void *where, size_t size, void **area, size_t *length);
 
 /* Finish the frame opened last. Returns its id. */
 uint64_t jmk_log_seal(struct jmk_log *log, uint32_t size);

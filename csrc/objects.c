@@ -9,6 +9,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
+#include <stdbool.h>
+#include <sys/mman.h>
 
 #include "jumiks.h"
 
@@ -18,6 +20,7 @@
 struct state {
     PyTypeObject *window;
     PyTypeObject *gathered;
+    PyTypeObject *reservation;
 };
 
 /*
@@ -66,90 +69,6 @@ static PyObject *list_of(const struct jmk_slice *items, Py_ssize_t count) {
     }
     return list;
 }
-
-/* ---- Publisher: append one message ---- */
-
-struct publisher {
-    PyObject_HEAD PyObject *owner;
-    jmk_server *server;
-    int (*append)(jmk_server *, const void *, size_t, uint64_t *);
-    void (*kick)(jmk_server *);
-};
-
-static PyObject *publisher_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    PyObject *owner, *server, *append, *kick;
-    struct publisher *self;
-
-    (void)keywords;
-    if (!PyArg_ParseTuple(args, "OO!O!O!", &owner, &PyLong_Type, &server, &PyLong_Type, &append,
-                          &PyLong_Type, &kick))
-        return NULL;
-    self = (struct publisher *)PyType_GenericAlloc(type, 0);
-    if (!self)
-        return NULL;
-    self->owner = Py_NewRef(owner);
-    self->server = pointer_from(server);
-    *(void **)&self->append = pointer_from(append);
-    *(void **)&self->kick = pointer_from(kick);
-    return (PyObject *)self;
-}
-
-static void publisher_dealloc(PyObject *object) {
-    PyTypeObject *type = Py_TYPE(object);
-
-    Py_XDECREF(((struct publisher *)object)->owner);
-    PyObject_Free(object);
-    Py_DECREF(type);
-}
-
-static int append_large(struct publisher *self, const Py_buffer *view, uint64_t *id) {
-    int result;
-
-    Py_BEGIN_ALLOW_THREADS result = self->append(self->server, view->buf, (size_t)view->len, id);
-    if (result == 0)
-        self->kick(self->server);
-    Py_END_ALLOW_THREADS return result;
-}
-
-/* The id, or a return code, which is always below the first id. */
-static PyObject *publisher_append(PyObject *object, PyObject *data) {
-    struct publisher *self = (struct publisher *)object;
-    Py_buffer view;
-    uint64_t id = 0;
-    int result;
-
-    if (get_bytes(data, -1, &view) < 0)
-        return NULL;
-    if (view.len > LARGE) {
-        result = append_large(self, &view, &id);
-    } else {
-        result = self->append(self->server, view.buf, (size_t)view.len, &id);
-        if (result == 0)
-            self->kick(self->server);
-    }
-    PyBuffer_Release(&view);
-    return result == 0 ? PyLong_FromUnsignedLongLong(id) : PyLong_FromLong(result);
-}
-
-static PyMethodDef publisher_methods[] = {
-    {"append", publisher_append, METH_O, "Append one message: its id, or a return code."},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyType_Slot publisher_slots[] = {
-    {Py_tp_new, publisher_new},
-    {Py_tp_dealloc, publisher_dealloc},
-    {Py_tp_methods, publisher_methods},
-    {Py_tp_doc, "Publisher(owner, server, append, kick): addresses as integers."},
-    {0, NULL},
-};
-
-static PyType_Spec publisher_spec = {
-    .name = "jumiks._objects.Publisher",
-    .basicsize = sizeof(struct publisher),
-    .flags = Py_TPFLAGS_DEFAULT,
-    .slots = publisher_slots,
-};
 
 /* ---- Receiver: take what has come, as bytes ---- */
 
@@ -394,6 +313,8 @@ struct window {
     Py_ssize_t size;
     int readonly;
     Py_ssize_t exports;
+    void *area; /* what is its own, to be unmapped; or NULL */
+    size_t area_length;
 };
 
 static PyObject *window_make(PyTypeObject *type, PyObject *owner, const void *memory, size_t size,
@@ -421,9 +342,12 @@ static PyObject *window_new(PyTypeObject *type, PyObject *args, PyObject *keywor
 }
 
 static void window_dealloc(PyObject *object) {
+    struct window *self = (struct window *)object;
     PyTypeObject *type = Py_TYPE(object);
 
-    Py_XDECREF(((struct window *)object)->owner);
+    if (self->area)
+        munmap(self->area, self->area_length);
+    Py_XDECREF(self->owner);
     PyObject_Free(object);
     Py_DECREF(type);
 }
@@ -467,6 +391,314 @@ static PyType_Spec window_spec = {
     .basicsize = sizeof(struct window),
     .flags = Py_TPFLAGS_DEFAULT,
     .slots = window_slots,
+};
+
+/* ---- Publisher: whatever takes the publisher's turn, and gives it back before it returns ---- */
+
+struct publisher {
+    PyObject_HEAD PyObject *owner;
+    jmk_server *server;
+    const struct jmk_publishing *core;
+};
+
+static PyObject *publisher_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    PyObject *owner, *server, *core;
+    struct publisher *self;
+
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, "OO!O!", &owner, &PyLong_Type, &server, &PyLong_Type, &core))
+        return NULL;
+    self = (struct publisher *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        return NULL;
+    self->owner = Py_NewRef(owner);
+    self->server = pointer_from(server);
+    self->core = pointer_from(core);
+    return (PyObject *)self;
+}
+
+static void publisher_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+
+    Py_XDECREF(((struct publisher *)object)->owner);
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+static int append_large(struct publisher *self, const Py_buffer *view, uint64_t *id) {
+    int result;
+
+    Py_BEGIN_ALLOW_THREADS result =
+        self->core->append(self->server, view->buf, (size_t)view->len, id);
+    if (result == 0)
+        self->core->kick(self->server);
+    Py_END_ALLOW_THREADS return result;
+}
+
+/* The id, or a return code, which is always below the first id. */
+static PyObject *publisher_append(PyObject *object, PyObject *data) {
+    struct publisher *self = (struct publisher *)object;
+    Py_buffer view;
+    uint64_t id = 0;
+    int result;
+
+    if (get_bytes(data, -1, &view) < 0)
+        return NULL;
+    if (view.len > LARGE) {
+        result = append_large(self, &view, &id);
+    } else {
+        result = self->core->append(self->server, view.buf, (size_t)view.len, &id);
+        if (result == 0)
+            self->core->kick(self->server);
+    }
+    PyBuffer_Release(&view);
+    return result == 0 ? PyLong_FromUnsignedLongLong(id) : PyLong_FromLong(result);
+}
+
+/* Should a wait that gave result go on? Signal handlers run here, and not where the turn could be lost. */
+static bool goes_on(int result) {
+    return result == -EINTR && PyErr_CheckSignals() == 0;
+}
+
+static PyObject *publisher_append_many(PyObject *object, PyObject *args) {
+    struct state *state = PyType_GetModuleState(Py_TYPE(object));
+    struct publisher *self = (struct publisher *)object;
+    struct gathered *found;
+    struct jmk_account holder = {0};
+    Py_ssize_t done;
+    uint64_t first = 0;
+    long long timeout;
+    int64_t deadline;
+    size_t count;
+    int result;
+
+    if (!PyArg_ParseTuple(args, "O!nL", state->gathered, &found, &done, &timeout))
+        return NULL;
+    deadline = self->core->deadline(timeout);
+    count = (size_t)PyTuple_Size(found->items);
+    do {
+        Py_BEGIN_ALLOW_THREADS result = self->core->publish_many(
+            self->server, found->slices, count, (size_t *)&done, &first, deadline, &holder);
+        if (result != 0 && result != -EINTR)
+            self->core->yield(self->server);
+        Py_END_ALLOW_THREADS
+    } while (goes_on(result));
+    if (result == -EINTR) {
+        self->core->yield(self->server);
+        return NULL;
+    }
+    return Py_BuildValue("inKy#", result, done, (unsigned long long)first, (const char *)&holder,
+                         (Py_ssize_t)sizeof holder);
+}
+
+static PyObject *publisher_reserve(PyObject *object, PyObject *args);
+
+static PyMethodDef publisher_methods[] = {
+    {"append", publisher_append, METH_O, "Append one message: its id, or a return code."},
+    {"append_many", publisher_append_many, METH_VARARGS,
+     "append_many(gathered, done, timeout): (return code, done, first id, holder's account)."},
+    {"reserve", publisher_reserve, METH_VARARGS,
+     "reserve(size, timeout, fail): a Reservation; fail(return code, holder's account) raises."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot publisher_slots[] = {
+    {Py_tp_new, publisher_new},
+    {Py_tp_dealloc, publisher_dealloc},
+    {Py_tp_methods, publisher_methods},
+    {Py_tp_doc, "Publisher(owner, server, core): addresses as integers; core is jmk_publishing()."},
+    {0, NULL},
+};
+
+static PyType_Spec publisher_spec = {
+    .name = "jumiks._objects.Publisher",
+    .basicsize = sizeof(struct publisher),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = publisher_slots,
+};
+
+/* ---- Reservation: a message that is written in place ---- */
+
+/*
+ * No bytecode stands between taking the turn and what gives it back, so no signal's exception can come
+ * there: `with` calls both in C, and a reservation that is lost inside gives the turn back as it goes.
+ */
+struct reservation {
+    PyObject_HEAD struct publisher *publisher;
+    PyObject *fail;
+    Py_ssize_t size;
+    long long timeout;
+    bool entered, open;
+    uint64_t id;
+    struct window *window;
+    PyObject *view;
+};
+
+static PyObject *publisher_reserve(PyObject *object, PyObject *args) {
+    struct state *state = PyType_GetModuleState(Py_TYPE(object));
+    struct reservation *self;
+    Py_ssize_t size;
+    long long timeout;
+    PyObject *fail;
+
+    if (!PyArg_ParseTuple(args, "nLO", &size, &timeout, &fail))
+        return NULL;
+    self = (struct reservation *)PyType_GenericAlloc(state->reservation, 0);
+    if (!self)
+        return NULL;
+    self->publisher = (struct publisher *)Py_NewRef(object);
+    self->fail = Py_NewRef(fail);
+    self->size = size;
+    self->timeout = timeout;
+    return (PyObject *)self;
+}
+
+/* Whoever still looks through the window keeps what stands there, and cannot reach the log any more. */
+static int take_back(struct reservation *self) {
+    struct window *window = self->window;
+    PyObject *done = PyObject_CallMethod(self->view, "release", NULL);
+    int result;
+
+    if (!done)
+        PyErr_Clear(); /* it is in use: that counts as an export */
+    Py_XDECREF(done);
+    if (!window->exports || !self->size)
+        return 0;
+    result =
+        self->publisher->core->take_back(self->publisher->server, window->memory,
+                                         (size_t)self->size, &window->area, &window->area_length);
+    if (result == 0)
+        Py_CLEAR(window->owner);
+    return result;
+}
+
+/* End it: commit it, or discard it. A return code. What it held of the server is let go. */
+static int end_reservation(struct reservation *self, bool publish) {
+    const struct jmk_publishing *core = self->publisher->core;
+    jmk_server *server = self->publisher->server;
+    int result;
+
+    self->open = false;
+    result = self->window ? take_back(self) : 0;
+    if (!publish || result != 0)
+        core->discard(server);
+    else
+        result = core->commit(server, &self->id);
+    if (publish && result == 0)
+        core->kick(server);
+    Py_CLEAR(self->view);
+    Py_CLEAR(self->window);
+    Py_CLEAR(self->publisher);
+    return result;
+}
+
+static void reservation_dealloc(PyObject *object) {
+    struct reservation *self = (struct reservation *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    PyObject *kind, *error, *trace;
+
+    PyErr_Fetch(&kind, &error, &trace);
+    if (self->open)
+        end_reservation(self, false);
+    PyErr_Restore(kind, error, trace);
+    Py_XDECREF((PyObject *)self->publisher); /* of one that was never entered */
+    Py_XDECREF(self->fail);
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+static PyObject *fail_with(struct reservation *self, int result, const struct jmk_account *holder) {
+    return PyObject_CallFunction(self->fail, "iy#", result, (const char *)holder,
+                                 holder ? (Py_ssize_t)sizeof *holder : (Py_ssize_t)0);
+}
+
+static PyObject *reservation_enter(PyObject *object, PyObject *unused) {
+    struct reservation *self = (struct reservation *)object;
+    struct state *state = PyType_GetModuleState(Py_TYPE(object));
+    struct publisher *publisher = self->publisher;
+    struct jmk_account holder = {0};
+    int64_t deadline;
+    void *where;
+    int result;
+
+    (void)unused;
+    if (self->entered)
+        return fail_with(self, 0, NULL);
+    deadline = publisher->core->deadline(self->timeout);
+    do {
+        Py_BEGIN_ALLOW_THREADS result = publisher->core->reserve(
+            publisher->server, (size_t)self->size, &where, deadline, &holder);
+        Py_END_ALLOW_THREADS
+    } while (goes_on(result));
+    if (result == -EINTR)
+        return NULL;
+    if (result != 0)
+        return fail_with(self, result, &holder);
+    self->entered = self->open = true;
+    self->window =
+        (struct window *)window_make(state->window, publisher->owner, where, (size_t)self->size, 0);
+    self->view = self->window ? PyMemoryView_FromObject((PyObject *)self->window) : NULL;
+    if (!self->view) {
+        PyObject *kind, *error, *trace;
+
+        PyErr_Fetch(&kind, &error, &trace);
+        Py_CLEAR(self->window);
+        end_reservation(self, false);
+        PyErr_Restore(kind, error, trace);
+        return NULL;
+    }
+    return Py_NewRef(self->view);
+}
+
+static PyObject *reservation_exit(PyObject *object, PyObject *args) {
+    struct reservation *self = (struct reservation *)object;
+    PyObject *kind, *error, *trace;
+    int result;
+
+    if (!PyArg_ParseTuple(args, "OOO", &kind, &error, &trace))
+        return NULL;
+    if (!self->open)
+        return fail_with(self, 0, NULL);
+    result = end_reservation(self, kind == Py_None);
+    if (result != 0 && kind == Py_None)
+        return fail_with(self, result, NULL);
+    Py_RETURN_NONE;
+}
+
+static PyObject *reservation_packet_id(PyObject *object, void *closure) {
+    uint64_t id = ((struct reservation *)object)->id;
+
+    (void)closure;
+    if (!id)
+        Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(id);
+}
+
+static PyMethodDef reservation_methods[] = {
+    {"__enter__", reservation_enter, METH_NOARGS, "Wait for room; the message's bytes."},
+    {"__exit__", reservation_exit, METH_VARARGS, "Publish it, or after an exception discard it."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef reservation_getset[] = {
+    {"packet_id", reservation_packet_id, NULL,
+     "The id of the message, once it is published; None before.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot reservation_slots[] = {
+    {Py_tp_dealloc, reservation_dealloc},
+    {Py_tp_methods, reservation_methods},
+    {Py_tp_getset, reservation_getset},
+    {Py_tp_doc, "What Server.reserve returns; a context manager, to be entered once."},
+    {0, NULL},
+};
+
+static PyType_Spec reservation_spec = {
+    .name = "jumiks._objects.Reservation",
+    .basicsize = sizeof(struct reservation),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = reservation_slots,
 };
 
 /* ---- lists of what was received ---- */
@@ -547,7 +779,8 @@ static int fill_module(PyObject *module) {
     if (add_type(module, &publisher_spec, "Publisher", NULL) < 0 ||
         add_type(module, &receiver_spec, "Receiver", NULL) < 0 ||
         add_type(module, &gathered_spec, "Gathered", &state->gathered) < 0 ||
-        add_type(module, &window_spec, "Window", &state->window) < 0)
+        add_type(module, &window_spec, "Window", &state->window) < 0 ||
+        add_type(module, &reservation_spec, "Reservation", &state->reservation) < 0)
         return -1;
     return 0;
 }
@@ -557,6 +790,7 @@ static int traverse_module(PyObject *module, visitproc visit, void *arg) {
 
     Py_VISIT((PyObject *)state->window);
     Py_VISIT((PyObject *)state->gathered);
+    Py_VISIT((PyObject *)state->reservation);
     return 0;
 }
 
@@ -565,6 +799,7 @@ static int clear_module(PyObject *module) {
 
     Py_CLEAR(state->window);
     Py_CLEAR(state->gathered);
+    Py_CLEAR(state->reservation);
     return 0;
 }
 

@@ -173,6 +173,9 @@ int jmk_server_reserve(jmk_server *server, size_t size, void **where) {
     error = admitted(server, size);
     if (!error) {
         *where = open_frame(server, size);
+        error = jmk_log_lend(&server->log, where);
+    }
+    if (!error) {
         server->turn = myself();
         server->reserving = true;
         server->reserved = (uint32_t)size;
@@ -203,10 +206,76 @@ static int end_reservation(struct jmk_server *server, uint64_t *id) {
     return error;
 }
 
+int jmk_server_take_back(jmk_server *server, void *where, size_t size, void **area,
+                         size_t *length) {
+    int error = jmk_server_usable(server);
+
+    if (error)
+        return error;
+    pthread_mutex_lock(&server->log_lock);
+    error = jmk_log_take_back(&server->log, where, size, area, length);
+    pthread_mutex_unlock(&server->log_lock);
+    return error;
+}
+
 int jmk_server_commit(jmk_server *server, uint64_t *id) {
     return end_reservation(server, id);
 }
 
 int jmk_server_discard(jmk_server *server) {
     return end_reservation(server, NULL);
+}
+
+/* ---- waiting until it went in ---- */
+
+static int wait_until(jmk_server *server, size_t size, int64_t deadline,
+                      struct jmk_account *holder) {
+    int64_t left = deadline == INT64_MAX ? -1 : deadline - jmk_now();
+
+    return jmk_server_wait_room(server, size, left < 0 && deadline != INT64_MAX ? 0 : left, holder);
+}
+
+static int publish_many(jmk_server *server, const struct jmk_slice *slices, size_t count,
+                        size_t *done, uint64_t *first_id, int64_t deadline,
+                        struct jmk_account *holder) {
+    int error;
+
+    do {
+        error = jmk_server_append_many(server, slices, count, done, first_id);
+        if (error == JMK_E_FULL || error == JMK_E_TURN)
+            error = wait_until(server, slices[*done].size, deadline, holder);
+        else
+            break;
+    } while (!error);
+    return error;
+}
+
+static int reserve(jmk_server *server, size_t size, void **where, int64_t deadline,
+                   struct jmk_account *holder) {
+    int error;
+
+    do {
+        error = jmk_server_reserve(server, size, where);
+        if (error == JMK_E_FULL || error == JMK_E_TURN)
+            error = wait_until(server, size, deadline, holder);
+        else
+            break;
+    } while (!error);
+    return error;
+}
+
+const void *jmk_publishing(void) {
+    static const struct jmk_publishing calls = {
+        .deadline = jmk_deadline,
+        .append = jmk_server_append,
+        .kick = jmk_server_kick,
+        .publish_many = publish_many,
+        .yield = jmk_server_yield,
+        .reserve = reserve,
+        .take_back = jmk_server_take_back,
+        .commit = jmk_server_commit,
+        .discard = jmk_server_discard,
+    };
+
+    return &calls;
 }

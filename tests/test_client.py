@@ -572,8 +572,7 @@ def test_views_show_the_packet_itself(server: Server) -> None:
         server.publish_many([b"12345678"] * 10)
         all_arrived(server, FIRST_ID + 9)
         views = client.receive_many(DEADLINE).views()
-        from_buffer = ffi.from_buffer  # type: ignore[attr-defined]
-        places = [address_of(from_buffer(view)) for view in views]
+        places = [address_of(ffi.from_buffer(view)) for view in views]
     # They lie side by side, as they came: a header of 16 bytes before each.
     assert [place - places[0] for place in places] == [24 * number for number in range(10)]
 

@@ -136,13 +136,13 @@ def test_a_flood_without_messages_leaves_the_event_loop_to_others(
         async with AsyncClient(address) as client:
             ticking = asyncio.create_task(tick())
             for receive in (client.receive, client.receive_many):
-                with taking(0.5, 2), pytest.raises(jumiks.Timeout):
+                with taking(0.5, 4), pytest.raises(jumiks.Timeout):
                     await receive(0.5)
             ticking.cancel()
         return longest
 
     with flooded(address, flood):
-        assert asyncio.run(main()) < 0.4
+        assert asyncio.run(main()) < 1.5
 
 
 def test_a_timeout_above_a_second_is_no_longer_than_it_says(address: str) -> None:

@@ -9,13 +9,22 @@ import errno
 import os
 
 from ._core import ffi, lib
-from ._objects import Publisher, Receiver, Window, gather, message_list, view_list
+from ._objects import (
+    Gathered,
+    Publisher,
+    Receiver,
+    Reservation,
+    gather,
+    message_list,
+    view_list,
+)
 from .errors import Busy, Closed, Forked, JumiksError
 
 __all__ = [
+    "Gathered",
     "Publisher",
     "Receiver",
-    "Window",
+    "Reservation",
     "address_of",
     "check",
     "check_callback",

@@ -1,11 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from types import TracebackType
 
 from typing_extensions import Buffer
 
 class Publisher:
-    def __new__(cls, owner: object, server: int, append: int, kick: int, /) -> Publisher: ...
+    def __new__(cls, owner: object, server: int, core: int, /) -> Publisher: ...
     def append(self, data: Buffer, /) -> int: ...
+    def append_many(
+        self, found: Gathered, done: int, timeout: int, /
+    ) -> tuple[int, int, int, bytes]: ...
+    def reserve(
+        self, size: int, timeout: int, fail: Callable[[int, bytes], object], /
+    ) -> Reservation: ...
+
+class Reservation:
+    @property
+    def packet_id(self) -> int | None: ...
+    def __enter__(self) -> memoryview: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None: ...
 
 class Receiver:
     def __new__(

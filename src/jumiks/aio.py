@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeVar, Unpack
 
 from . import access, lag
 from ._loops import Loop, current
-from ._native import check, check_callback, ffi, gather, lib, nanoseconds
+from ._native import Reservation, check, check_callback, ffi, gather, lib, nanoseconds
 from .batch import Batch
 from .client import (
     ARENA_SIZE,
@@ -38,7 +38,6 @@ from .server import (
     LINGER,
     LOG_SIZE,
     MAX_CLIENTS,
-    Reservation,
     Server,
     _Wait,
 )
@@ -615,26 +614,31 @@ class AsyncServer(_Twin[Server]):
         server = self._open()
         wait = _Wait(server, timeout)
         found = gather(messages)
-        handle = server._open()
+        server._open()
         while self._in_batch:
             await self._for_batch(server, wait)
         if not found.count:
             return server.publish_many(())
-        slices = ffi.cast("struct jmk_slice *", found.address)
-        done, first = ffi.new("size_t *", 0), ffi.new("uint64_t *", 0)
+        done = first = 0
         self._in_batch = True
         try:
-            while code := lib.jmk_server_append_many(handle, slices, found.count, done, first):
-                # The turn belongs to a thread, and other tasks of this one would be held up by it.
-                lib.jmk_server_yield(handle)
+            while True:
+                # The turn belongs to a thread, and other tasks of this one would be held up by it,
+                # so it is given back each time.
+                before = done
+                code, done, begin, _ = server._turns().append_many(found, done, 0)
+                first = begin if not before else first
+                if not code:
+                    return range(first, first + found.count)
                 if code == lib.JMK_E_TOO_LARGE:
-                    size = max(slices[index].size for index in range(found.count))
+                    raise server._too_large(found)
+                if code == lib.JMK_E_TIMEOUT:
+                    size = ffi.cast("struct jmk_slice *", found.address)[done].size
+                    await self._for_room(server, wait, lib.JMK_E_FULL, size, done)
                 else:
-                    size = slices[done[0]].size
-                await self._for_room(server, wait, code, size, done[0])
+                    check(code, "server")
         finally:
             self._in_batch = False
-        return range(first[0], first[0] + found.count)
 
     async def _for_batch(self, server: Server, wait: _Wait) -> None:
         if wait.left() == 0:

@@ -612,10 +612,9 @@ class Client(Connecting, Generic[Item]):
         # Into a list of bytes, in one call; or a gap that comes first.
         if self._gaps and (gap := self._tell()) is not None:
             return gap
+        limit = nanoseconds(timeout)
         deadline = inf if timeout is None else time.monotonic() + timeout
-        found: tuple[int, int, list[bytes]] | int | Gap = self._prepare().take(
-            self._out, -1 if timeout is None else nanoseconds(timeout)
-        )
+        found: tuple[int, int, list[bytes]] | int | Gap = self._prepare().take(self._out, limit)
         if isinstance(found, int):
             found = self._again(
                 found, timeout, deadline, lambda now, left: now.take(self._out, left)
@@ -636,10 +635,9 @@ class Client(Connecting, Generic[Item]):
         # For a batch, which stays in the arena: first id, count, address; or a gap before it.
         if self._gaps and (gap := self._tell()) is not None:
             return gap
+        limit = nanoseconds(timeout)
         deadline = inf if timeout is None else time.monotonic() + timeout
-        found: tuple[int, int, int, int] | int | Gap = self._prepare().look(
-            self._out, nanoseconds(timeout)
-        )
+        found: tuple[int, int, int, int] | int | Gap = self._prepare().look(self._out, limit)
         if isinstance(found, int):
             found = self._again(
                 found, timeout, deadline, lambda now, left: now.look(self._out, left)

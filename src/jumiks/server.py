@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias
 
 from . import access, address, lag
 from ._native import (
+    Gathered,
     Publisher,
-    Window,
+    Reservation,
     address_of,
     check,
     check_callback,
@@ -38,7 +39,7 @@ from .watch import LAG_WARNING, LagWatch, parse_part
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from ._core import Account, Array, Slices
+    from ._core import Account
     from ._core import Server as Handle
 
 __all__ = ["Server"]
@@ -66,6 +67,7 @@ MOST_MESSAGE: Final = (1 << 32) - 65
 """Bytes a frame's size field can tell, less what goes around them."""
 
 _MOST_KEEP: Final = 1 << 62
+_LONGEST: Final = (1 << 63) - 1
 
 _INTERPRETERS: Final = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
 _EXIT_PATIENCE: Final = 5.0
@@ -234,6 +236,7 @@ class Server:
     ) -> None:
         self._handle: Handle | None = None
         self._append: _Append = _closed
+        self._publisher: Publisher | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
         policy = lag.parse(on_lag, max_lag, patience)
@@ -294,16 +297,12 @@ class Server:
             _end_core(handle)
             raise
         self._handle = handle
-        self._append = Publisher(
-            handle,
-            address_of(handle),
-            address_of(ffi.addressof(lib, "jmk_server_append")),
-            address_of(ffi.addressof(lib, "jmk_server_kick")),
-        ).append
+        publisher = Publisher(handle, address_of(handle), address_of(lib.jmk_publishing()))
+        self._publisher, self._append = publisher, publisher.append
         try:
             self._control.start()
         except BaseException:
-            self._handle, self._append = None, _closed
+            self._handle, self._append, self._publisher = None, _closed, None
             _end_core(handle)
             raise
         _open_servers.add(self)
@@ -353,6 +352,20 @@ class Server:
 
     # ---- publishing ----
 
+    def _limit(self, timeout: float | None) -> int:
+        # In the control thread nothing waits; see `_Wait`.
+        limit = nanoseconds(timeout)
+        return 0 if self._control.is_current() else limit
+
+    def _turns(self) -> Publisher:
+        publisher = self._publisher
+        if publisher is None:
+            check(lib.JMK_E_CLOSED, "server")
+        assert publisher is not None
+        if self._pid != os.getpid():
+            check(lib.JMK_E_FORKED, "server")
+        return publisher
+
     def publish(self, data: Buffer, timeout: float | None = None) -> int:
         """Publish one message; returns its packet id.
 
@@ -397,40 +410,30 @@ class Server:
             MessageTooLarge: one of them is; none was published.
             Busy, Closed: as for `publish`; the first ones may have been published.
         """
-        nanoseconds(timeout)
+        limit = self._limit(timeout)
         found = gather(messages)
-        handle = self._open()
+        publisher = self._turns()
         if not found.count:
             next_id = self.stats().next_id
             return range(next_id, next_id)
-        slices = ffi.cast("struct jmk_slice *", found.address)
-        done, first = ffi.new("size_t *", 0), ffi.new("uint64_t *", 0)
-        code = lib.jmk_server_append_many(handle, slices, found.count, done, first)
+        code, done, first, holder = publisher.append_many(found, 0, limit)
+        if code == lib.JMK_E_TOO_LARGE:
+            raise self._too_large(found)
         if code:
-            self._publish_rest(handle, code, slices, found.count, done, first, timeout)
-        return range(first[0], first[0] + found.count)
+            self._raise(code, timeout, holder, done)
+        return range(first, first + found.count)
 
-    def _publish_rest(
-        self,
-        handle: Handle,
-        code: int,
-        slices: Slices,
-        count: int,
-        done: Array[int],
-        first: Array[int],
-        timeout: float | None,
-    ) -> None:
-        wait = _Wait(self, timeout)
-        try:
-            while code:
-                if code == lib.JMK_E_TOO_LARGE:
-                    size = max(slices[index].size for index in range(count))
-                else:
-                    size = slices[done[0]].size
-                wait.for_room(code, size, published=done[0])
-                code = lib.jmk_server_append_many(handle, slices, count, done, first)
-        finally:
-            lib.jmk_server_yield(handle)
+    def _too_large(self, found: Gathered) -> MessageTooLarge:
+        slices = ffi.cast("struct jmk_slice *", found.address)
+        size = max(slices[index].size for index in range(found.count))
+        return MessageTooLarge(size, self.max_message)
+
+    def _raise(
+        self, code: int, timeout: float | None, account: bytes, published: int = 0
+    ) -> NoReturn:
+        holder = ffi.from_buffer("struct jmk_account *", account)
+        _Wait(self, timeout).again(code, "publish", holder, published)
+        raise AssertionError(code)
 
     def reserve(self, size: int, timeout: float | None = None) -> Reservation:
         """Write a message in place: a context manager that hands out its bytes in the log.
@@ -438,8 +441,11 @@ class Server:
         Leaving the block publishes it, an exception in the block discards it. Other publishers wait
         meanwhile. ::
 
-            with server.reserve(1024) as view:
-                file.readinto(view)
+            with server.reserve(image.nbytes) as view:
+                numpy.frombuffer(view, image.dtype)[:] = image.ravel()
+
+        What was made of the view and outlives the block (an array, a slice) keeps the bytes that
+        were there on leaving, in memory of its own: it never reaches the log.
 
         Args:
             size: bytes; all of them are published.
@@ -447,15 +453,24 @@ class Server:
 
         Raises:
             MessageTooLarge, Timeout, Busy, Closed: as for `publish`, when the block is entered.
-            BufferError: on leaving it, if a view of the memory is still in use; then the message is
-                discarded.
+            OSError: the system lacks memory for it.
         """
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"size is a number of bytes, not {size!r}")
         if size < 0:
             raise ValueError(f"size={size}: it must be 0 bytes or more")
-        nanoseconds(timeout)
-        return Reservation(self, size, timeout)
+        limit = self._limit(timeout)
+
+        def fail(code: int, holder: bytes) -> None:
+            if not code:
+                raise JumiksError("a reservation is entered once: call reserve() again")
+            if code == lib.JMK_E_TOO_LARGE:
+                raise MessageTooLarge(size, self.max_message)
+            if not holder:
+                check(code, "server")
+            self._raise(code, timeout, holder)
+
+        return self._turns().reserve(min(size, _LONGEST), limit, fail)
 
     def drain(self, timeout: float | None = None) -> None:
         """Wait until every client has acked all that is published by now, or is gone.
@@ -567,14 +582,15 @@ class Server:
         """
         wait = nanoseconds(linger)
         if self._pid != os.getpid():
-            self._handle, self._append = None, _closed
+            self._handle, self._append, self._publisher = None, _closed, None
             self._control.leave_to_parent()
             return
         if sys.is_finalizing():
             self._close_at_exit()
             return
         with self._lock:
-            handle, self._handle, self._append = self._handle, None, _closed
+            handle, self._handle = self._handle, None
+            self._append, self._publisher = _closed, None
         if handle is not None:
             lib.jmk_server_close(handle, wait)
             self._control.close()
@@ -594,13 +610,15 @@ class Server:
 
     def _close_at_exit(self) -> None:
         # No other Python thread runs any more, so none is waited for, nor a lock that one may hold.
-        handle, self._handle, self._append = self._handle, None, _closed
+        handle, self._handle = self._handle, None
+        self._append, self._publisher = _closed, None
         if handle is not None:
             lib.jmk_server_close(handle, 0)
             self._control.stop_listening()
 
     def _end_now(self, patience: float) -> None:
-        handle, self._handle, self._append = self._handle, None, _closed
+        handle, self._handle = self._handle, None
+        self._append, self._publisher = _closed, None
         if handle is not None and self._pid == os.getpid():
             self._warn_unclosed()
             lib.jmk_server_close(handle, 0)
@@ -679,60 +697,3 @@ class _Wait:
             holder=info,
             published=published,
         )
-
-
-class Reservation:
-    """What `Server.reserve` returns; a context manager, to be entered once."""
-
-    def __init__(self, server: Server, size: int, timeout: float | None) -> None:
-        self._server = server
-        self._size = size
-        self._timeout = timeout
-        self._handle: Handle | None = None
-        self._window: Window | None = None
-        self._view: memoryview | None = None
-        self.packet_id: int | None = None
-        """The id of the message, once it is published."""
-
-    def __enter__(self) -> memoryview:
-        if self._window is not None or self.packet_id is not None:
-            raise JumiksError("a reservation is entered once: call reserve() again")
-        handle, wait = self._server._open(), _Wait(self._server, self._timeout)
-        where = ffi.new("void **")
-        while code := lib.jmk_server_reserve(handle, self._size, where):
-            wait.for_room(code, self._size)
-        self._handle = handle
-        self._window = Window(handle, address_of(where[0]), self._size, False)
-        self._view = memoryview(self._window)
-        return self._view
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        handle, window, view = self._handle, self._window, self._view
-        assert handle is not None
-        assert window is not None
-        assert view is not None
-        self._handle = self._view = None
-        try:
-            view.release()
-            if window.exports:
-                raise BufferError(
-                    "a view of the reserved memory is still in use: release it inside the block; "
-                    "the message was discarded"
-                )
-        except BufferError:
-            lib.jmk_server_discard(handle)
-            if kind is None:
-                raise
-            return
-        if kind is not None:
-            check(lib.jmk_server_discard(handle), "server")
-            return
-        packet_id = ffi.new("uint64_t *", 0)
-        check(lib.jmk_server_commit(handle, packet_id), "server")
-        lib.jmk_server_kick(handle)
-        self.packet_id = packet_id[0]

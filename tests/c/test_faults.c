@@ -406,6 +406,10 @@ static void publish_in_place(int keep) {
     int code;
 
     while ((code = jmk_server_reserve(server, size, &where)) != 0) {
+        if (code < 0) { /* no map for it: nothing was reserved */
+            note(code, "reserve");
+            return;
+        }
         if (!wait_room(code, size))
             return;
     }

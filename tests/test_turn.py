@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An exception at any bytecode, as a signal's handler may raise one, leaves the turn to others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from support_api import DEADLINE, Task
+
+import jumiks
+from jumiks import Client, Server
+
+PACKAGE = str(Path(jumiks.__file__).parent)
+
+
+class AlarmError(Exception):
+    """What a handler raises."""
+
+
+def raises_at(number: int, call: Callable[[], object]) -> bool:
+    """Call it, and raise at the bytecode of this number in the package; False if it has fewer."""
+    left = number
+
+    def local(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise AlarmError
+        return local
+
+    def trace(frame: FrameType, _: str, __: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        return local
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with suppress(jumiks.Timeout, jumiks.JumiksError):
+            call()
+    except AlarmError:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def reserve(server: Server, timeout: float | None) -> None:
+    with server.reserve(3, timeout) as view:
+        view[:] = b"new"
+
+
+CALLS: dict[str, Callable[[Server], object]] = {
+    "publish": lambda server: server.publish(b"new", 0),
+    "publish_many": lambda server: server.publish_many([b"new"] * 3, 0),
+    "reserve": lambda server: reserve(server, 0),
+    "drain": lambda server: server.drain(0),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("room", [5000, 1])
+def test_an_exception_at_any_bytecode_loses_no_turn(
+    address: str, call: Callable[[Server], object], room: int
+) -> None:
+    # With room for one the second of a batch has to wait, and the wait is over at once.
+    with Server(address, on_lag="block", max_lag=room) as server, Client(address) as client:
+        number = 0
+        while raises_at(number, lambda: call(server)):
+            number += 1
+            while True:
+                with suppress(jumiks.Timeout):
+                    client.receive_many(0)
+                    client.ack()
+                    continue
+                break
+            server.drain(DEADLINE)
+            assert Task(lambda: server.publish(b"other", 0)).result()
+        assert number > 10
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_exception_at_any_bytecode_of_a_wait_loses_no_turn(
+    address: str, call: Callable[[Server], object]
+) -> None:
+    with Server(address, on_lag="block", max_lag=2) as server, Client(address) as client:
+        server.publish_many([b"old", b"old"])
+        number = 0
+        while raises_at(number, lambda: call(server)):
+            number += 1
+
+            def other() -> None:
+                with pytest.raises(jumiks.Timeout) as caught:
+                    server.publish(b"other", 0)
+                assert caught.value.holder is not None  # the client, and no publisher
+
+            Task(other).result()
+        assert number > 10
+        assert len(client.receive_many(DEADLINE)) == 2
