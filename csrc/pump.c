@@ -61,6 +61,7 @@ void jmk_pump_lock(struct jmk_server *server) {
 }
 
 bool jmk_pump_try(struct jmk_server *server) {
+    jmk_fence();
     return pthread_mutex_trylock(&server->pump_lock) == 0;
 }
 
@@ -70,6 +71,7 @@ static bool behind(struct jmk_server *server) {
 
 void jmk_pump_unlock(struct jmk_server *server) {
     pthread_mutex_unlock(&server->pump_lock);
+    jmk_fence();
     if (atomic_load(&server->contended) && atomic_exchange(&server->contended, 0))
         jmk_progress(server);
     if (atomic_load(&server->parked) && behind(server) && atomic_exchange(&server->parked, 0))

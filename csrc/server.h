@@ -23,7 +23,8 @@
  * then looks at the log's end, then sleeps. Both are sequentially consistent, so at least one sees
  * the other: nothing published is left lying. A publisher that finds the thread parked sends itself
  * (jmk_server_kick), or wakes it. One whose try of the lock fails leaves its message to the holder,
- * who looks at the log's end once more after unlocking.
+ * who looks at the log's end once more after unlocking. A mutex promises no order between a publish
+ * and a try that fails, nor between unlocking and the loads behind it: both have a full fence.
  *
  * Waiters sleep on the word progress. Whoever changes what they wait for raises it (jmk_progress);
  * one that failed to get pump_lock sets contended first and tries again, so the holder, who looks at
