@@ -192,6 +192,7 @@ static void evict(struct jmk_log *log, uint64_t goal, uint64_t floor) {
     JMK_POINT(JMK_AT_OLDEST);
     atomic_store_explicit(&log->page->tail, tail, memory_order_release);
     JMK_POINT(JMK_AT_TAIL);
+    /* Not just a release fence: x86 lets the stores of a large memcpy overtake the tail's. */
     jmk_fence();
 }
 

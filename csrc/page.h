@@ -28,20 +28,24 @@ struct jmk_log_page {
     _Atomic uint64_t control;           /* control packets sent so far, to any client */
 };
 
-/*
- * What was stored before is visible to whoever sees what is stored next; what is loaded next is
- * loaded after what was loaded before. Full, so it also keeps a load behind an earlier store.
- */
-static inline void jmk_fence(void) {
 #if defined(__SANITIZE_THREAD__) && !defined(__clang__)
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wtsan" /* it does not model fences; two processes need this one */
+#pragma GCC diagnostic ignored "-Wtsan" /* it does not model fences; two processes need these */
 #endif
+
+/* All loads and stores before it take effect before all that come after it. */
+static inline void jmk_fence(void) {
     atomic_thread_fence(memory_order_seq_cst);
+}
+
+/* What was loaded before was loaded before what comes next. Costs nothing on x86. */
+static inline void jmk_acquire_fence(void) {
+    atomic_thread_fence(memory_order_acquire);
+}
+
 #if defined(__SANITIZE_THREAD__) && !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
-}
 
 /* One client's own page, with what the two have to tell each other. The server believes nothing. */
 struct jmk_cursor_page {

@@ -385,8 +385,8 @@ static bool reader_ack_is_due(const struct jmk_client *client, uint64_t handled)
 }
 
 static bool still_there(const struct jmk_log_reader *reader, uint64_t offset) {
-    jmk_fence(); /* what was read before was read before the tail is */
-    return atomic_load(&reader->page->tail) <= offset;
+    jmk_acquire_fence(); /* what was read before was read before the tail is */
+    return atomic_load_explicit(&reader->page->tail, memory_order_acquire) <= offset;
 }
 
 static bool pin_whole(const struct jmk_arena *arena) {
@@ -543,7 +543,8 @@ static void wake_up(struct jmk_client *client) {
     struct jmk_log_reader *reader = client->reader;
 
     if (reader->sleep % 2) {
-        atomic_store_explicit(&reader->cursor->sleeping, ++reader->sleep, memory_order_release);
+        /* Relaxed, as it may come late: that costs a ring that nobody needed. */
+        atomic_store_explicit(&reader->cursor->sleeping, ++reader->sleep, memory_order_relaxed);
         JMK_POINT(JMK_AT_AWAKE);
     }
     if (reader->polled)
