@@ -49,6 +49,8 @@ enum call {
     fstat_,
     epoll_create1_,
     eventfd_,
+    inotify_init1_,
+    inotify_add_watch_,
     epoll_ctl_,
     epoll_wait_,
     epoll_pwait2_,
@@ -89,6 +91,8 @@ static const struct call_kind calls[CALLS] = {
     [fstat_] = {"fstat", {ENOMEM}},
     [epoll_create1_] = {"epoll_create1", {EMFILE, ENFILE, ENOMEM}},
     [eventfd_] = {"eventfd", {EMFILE, ENFILE, ENOMEM}},
+    [inotify_init1_] = {"inotify_init1", {EMFILE, ENFILE, ENOMEM}},
+    [inotify_add_watch_] = {"inotify_add_watch", {EACCES, ENOENT, ENOMEM, ENOSPC}},
     [epoll_ctl_] = {"epoll_ctl", {ENOSPC, ENOMEM}},
     [epoll_wait_] = {"epoll_wait", {EINTR}},
     [epoll_pwait2_] = {"epoll_pwait2", {EINTR, ENOSYS, EPERM}},
@@ -191,6 +195,8 @@ WRAP(int, -1, fallocate, (int fd, int mode, off_t from, off_t size), (fd, mode, 
 WRAP(int, -1, fstat, (int fd, struct stat *out), (fd, out))
 WRAP(int, -1, epoll_create1, (int flags), (flags))
 WRAP(int, -1, eventfd, (unsigned count, int flags), (count, flags))
+WRAP(int, -1, inotify_init1, (int flags), (flags))
+WRAP(int, -1, inotify_add_watch, (int fd, const char *path, uint32_t events), (fd, path, events))
 WRAP(int, -1, epoll_wait, (int fd, struct epoll_event *out, int most, int timeout),
      (fd, out, most, timeout))
 WRAP(int, -1, setsockopt, (int fd, int level, int name, const void *value, socklen_t size),

@@ -329,6 +329,18 @@ static int attach(struct follower *follower, int fd, struct jmk_attached *attach
 }
 
 /* One more client, unless a fault is in its way. */
+/* A page whose end cannot be told of is one all the same. */
+static void watch_page(int page_fd) {
+    int watch_fd = jmk_page_watch_new(), watch;
+
+    note(watch_fd < 0 ? watch_fd : 0, "page_watch_new");
+    if (watch_fd < 0)
+        return;
+    watch = jmk_page_watch(watch_fd, page_fd);
+    note(watch < 0 ? watch : 0, "page_watch");
+    __real_close(watch_fd);
+}
+
 static void enter(enum jmk_mode mode, enum role role) {
     struct follower *follower = &followers[follower_count];
     struct jmk_attached attached;
@@ -353,6 +365,8 @@ static void enter(enum jmk_mode mode, enum role role) {
     follower->key = attached.key;
     atomic_store(&follower->next, attached.first_id);
     follower_count++;
+    if (attached.cursor_fd >= 0)
+        watch_page(attached.cursor_fd);
     code = make_client(follower, ends[1], &attached);
     note(code, "client_new");
     CHECK_EQUAL(jmk_server_release(server, attached.key), 0);
