@@ -19,6 +19,7 @@
 #include "point.h"
 
 #define READS 4 /* times ACKS before somebody else gets his turn */
+#define MOST_QUEUED 1024 /* twice what the kernel's default lets an unread socket hold */
 #define ACKS 64 /* acks a recvmmsg takes where no descriptors can come */
 
 /* recv gave 0: the end of the stream, or an empty packet, which no peer may send. */
@@ -159,6 +160,18 @@ uint64_t jmk_session_got(const struct jmk_session *session, enum jmk_reason reas
     if (session->mode == JMK_SHARED && reason != JMK_R_LEFT && reason != JMK_R_CLOSING)
         return session->acked_id;
     return session->sent_id;
+}
+
+bool jmk_session_holds_descriptors(struct jmk_session *session) {
+    if (session->guard == JMK_GUARD_NONE)
+        return false;
+    for (int i = 0; i < MOST_QUEUED; i++) {
+        if (jmk_guard_check(&session->guard, session->fd, MSG_DONTWAIT) == JMK_E_PROTOCOL)
+            return true;
+        if (recv(session->fd, NULL, 0, MSG_DONTWAIT) < 0 && errno != ECONNRESET)
+            return false;
+    }
+    return false;
 }
 
 void jmk_session_drop_page(struct jmk_session *session) {

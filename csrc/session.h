@@ -142,6 +142,12 @@ uint64_t jmk_session_got(const struct jmk_session *session, enum jmk_reason reas
 /* What its socket holds: sent, and not yet read; bytes, with the kernel's overhead. */
 uint64_t jmk_session_unread(const struct jmk_session *session);
 
+/*
+ * Of one that is shut: whether descriptors are unread in its socket; all before them is dropped. The
+ * peer's own socket may be one, which then stays open, with nobody to read it, as long as this is.
+ */
+bool jmk_session_holds_descriptors(struct jmk_session *session);
+
 /* Give its page back. */
 void jmk_session_drop_page(struct jmk_session *session);
 

@@ -287,6 +287,21 @@ def test_a_ready_made_socket_refuses_descriptors_once_it_is_served(address: str)
                 socket.send_fds(sock, [REPLY], [file.fileno()])
 
 
+@all_modes
+def test_who_sends_its_own_connection_and_goes_keeps_no_place(
+    address: str, kernel: str, mode: str
+) -> None:
+    with Harassed(address) as harassed:
+        with client_by_hand(harassed.server, address, mode) as sock:
+            harassed.publish()
+            wait_until(lambda: all(info.sent_id for info in harassed.server.clients))
+            with suppress(PermissionError):
+                socket.send_fds(sock, [ACK], [sock.fileno()])
+        # Nobody can read what it was sent any more, and only we could ever close it.
+        harassed.reasons(1)
+        wait_until(lambda: harassed.server.stats().unread == 0)
+
+
 # ---- a server ----
 
 

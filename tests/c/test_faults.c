@@ -81,7 +81,7 @@ static const struct scenario scenarios[] = {
      {epoll_pwait2_, 0, EPERM, 1, FOR_EVER},
      JMK_GUARD_NONE},
     {"full sockets", JMK_BLOCK, PACKETS, 1u << PATIENT, {send_, 0, EAGAIN, 1, 40}, JMK_GUARD_NONE},
-    {"guarded", JMK_BLOCK, ALL_MODES, STEADY | 1u << LEAVER, {0}, JMK_GUARD_ALWAYS},
+    {"guarded", JMK_BLOCK, ALL_MODES, STEADY | 1u << LEAVER | 1u << KICKED, {0}, JMK_GUARD_ALWAYS},
     {"guarded at first", JMK_BLOCK, ALL_MODES, STEADY, {0}, JMK_GUARD_UNTIL_EMPTY},
     {"no more threads",
      JMK_BLOCK,
