@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "../c/check.h"
 
@@ -39,6 +40,32 @@ static inline uint64_t take_near(struct input *input, uint64_t base) {
     uint64_t step = take(input, 1);
 
     return step == 0x80 ? take(input, 8) : base + (uint64_t)(int64_t)(int8_t)step;
+}
+
+/*
+ * Send a packet with up to 253 descriptors, all of the sender's own socket. False if it was not sent: the
+ * kernel may refuse descriptors, and the socket may be full, or shut.
+ */
+static inline bool send_with_descriptors(int fd, const void *data, size_t size, size_t count) {
+    char room[CMSG_SPACE(253 * sizeof fd)] = {0};
+    struct iovec part = {(void *)(uintptr_t)data, size};
+    struct msghdr packet = {.msg_iov = &part,
+                            .msg_iovlen = 1,
+                            .msg_control = room,
+                            .msg_controllen = CMSG_SPACE(count * sizeof fd)};
+    struct cmsghdr *note = CMSG_FIRSTHDR(&packet);
+
+    *note = (struct cmsghdr){CMSG_LEN(count * sizeof fd), SOL_SOCKET, SCM_RIGHTS};
+    for (size_t i = 0; i < count; i++)
+        memcpy(CMSG_DATA(note) + i * sizeof fd, &fd, sizeof fd);
+    return sendmsg(fd, &packet, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+}
+
+/* As a server makes its sockets on a kernel that can: no descriptors come to this one. */
+static inline void refuse_descriptors(int fd) {
+    int passed = 0;
+
+    setsockopt(fd, SOL_SOCKET, 83 /* SO_PASSRIGHTS */, &passed, sizeof passed);
 }
 
 /* What is run: it returns 0, or does not return. */

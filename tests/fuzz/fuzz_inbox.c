@@ -386,8 +386,13 @@ static void receive_some(void) {
     receive(take_handled(), 0);
 }
 
-static void shut(void) {
-    shutdown(run.server, take(&run.input, 1) & 1 ? SHUT_WR : SHUT_RDWR);
+static void shut_or_send_descriptors(void) {
+    uint64_t how = take(&run.input, 1);
+
+    if (how < 0x80)
+        shutdown(run.server, how & 1 ? SHUT_WR : SHUT_RDWR);
+    else if (run.client->config.guard == JMK_GUARD_ALWAYS) /* to others the kernel lets nobody */
+        send_with_descriptors(run.server, run.packet, run.size, how & 0x40 ? 253 : 1);
 }
 
 static void put_much_or_close(void) {
@@ -400,9 +405,22 @@ static void put_much_or_close(void) {
 }
 
 static void (*const steps[])(void) = {
-    put_message, send_message,       put_fragment, send_fragment,     put_frame, put_bye,
-    put_any,     send_packet,        receive_next, receive_some,      ack,       read_acks,
-    hold,        receive_to_the_end, shut,         put_much_or_close,
+    put_message,
+    send_message,
+    put_fragment,
+    send_fragment,
+    put_frame,
+    put_bye,
+    put_any,
+    send_packet,
+    receive_next,
+    receive_some,
+    ack,
+    read_acks,
+    hold,
+    receive_to_the_end,
+    shut_or_send_descriptors,
+    put_much_or_close,
 };
 
 static void start(void) {
@@ -416,10 +434,15 @@ static void start(void) {
         .mode = how & 16 ? JMK_CLASSIC : JMK_FRAMED,
         .max_packet = MAX_PACKET,
         .max_message = MAX_MESSAGE,
+        .guard = how & 64    ? JMK_GUARD_ALWAYS
+                 : how & 128 ? JMK_GUARD_UNTIL_EMPTY
+                             : JMK_GUARD_NONE,
     };
     int fds[2], least = 1;
 
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+    if (config.guard != JMK_GUARD_ALWAYS)
+        refuse_descriptors(fds[0]);
     if (how & 32) /* a socket that is full of acks soon */
         setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &least, sizeof least);
     CHECK_EQUAL(jmk_client_new(&run.client, fds[0], &config), 0);

@@ -143,8 +143,13 @@ static void store_bytes(void) {
 }
 
 static void send_packet(const void *packet, size_t size) {
-    send(run.server, packet, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (take(&run.input, 1) & 1)
+    uint64_t how = take(&run.input, 1);
+
+    if (how < 0xc0)
+        send(run.server, packet, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    else
+        send_with_descriptors(run.server, packet, size, how & 0x20 ? 253 : 1);
+    if (how & 1)
         atomic_fetch_add(&run.page->control, 1);
 }
 
@@ -388,6 +393,7 @@ static bool start(void) {
     struct jmk_client_config config = {
         .first_id = first_id,
         .mode = JMK_SHARED,
+        .guard = JMK_GUARD_ALWAYS,
         .log_fd = how & 64 ? run.tempts[how >> 1 & 3] : run.log_fd,
         .cursor_fd = how & 128 ? run.tempts[how >> 1 & 3] : run.cursor_fd,
         .first_offset = how & 8 ? take(&run.input, 8) : 0,

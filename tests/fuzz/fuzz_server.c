@@ -239,11 +239,13 @@ static void publish(size_t size) {
 /* ---- what the others do ---- */
 
 static void attach(struct client *client, uint32_t mode, uint64_t start, uint32_t max_packet,
-                   bool narrow) {
+                   bool narrow, bool guarded) {
     int fds[2], least = 1, code;
 
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
     CHECK_EQUAL(jmk_socket_prepare(run.shop->server, fds[0], &max_packet), 0);
+    if (!guarded)
+        refuse_descriptors(fds[0]);
     if (narrow) /* a socket that a few packets fill */
         setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &least, sizeof least);
     *client = (struct client){.mode = mode, .fd = fds[1]};
@@ -281,7 +283,7 @@ static void attach_one(void) {
     uint64_t start = how & 4 ? take_near(&run.input, run.shop->next) : how >> 3 & 1;
 
     leave(run.one);
-    attach(run.one, (uint32_t)(how >> 4) % 3, start, how & 1 ? 512 : 0, (how & 65) == 65);
+    attach(run.one, (uint32_t)(how >> 4) % 3, start, how & 1 ? 512 : 0, (how & 65) == 65, how & 32);
     if (run.one->life == OPEN && how & 2)
         jmk_server_release(run.shop->server, run.one->attached.key);
 }
@@ -317,8 +319,13 @@ static void say_answer(void) {
 
 static void say_any(void) {
     uint8_t bytes[32];
+    size_t how = (size_t)take(&run.input, 1);
+    size_t size = take_bytes(&run.input, bytes, how % sizeof bytes);
 
-    say(bytes, take_bytes(&run.input, bytes, (size_t)take(&run.input, 1) % sizeof bytes));
+    if (how < 0x80)
+        say(bytes, size);
+    else if (run.one->life == OPEN)
+        send_with_descriptors(run.one->fd, bytes, size, how & 0x40 ? 253 : 1);
 }
 
 static void say_many(void) {
@@ -434,7 +441,7 @@ static void start(uint64_t how) {
         open_shop(run.shop, how % POLICIES);
     run.attached = run.gone = 0;
     fill_ring();
-    attach(&run.clients[HONEST], JMK_FRAMED, 0, 0, false);
+    attach(&run.clients[HONEST], JMK_FRAMED, 0, 0, false, false);
     CHECK_EQUAL(run.clients[HONEST].attached.first_offset, run.shop->offset);
     CHECK_EQUAL(jmk_server_release(run.shop->server, run.clients[HONEST].attached.key), 0);
 }
