@@ -23,6 +23,21 @@ struct state {
     PyTypeObject *reservation;
 };
 
+/* Is it a buffer, but not in one piece? Each exporter has an error of its own for that. */
+static bool is_strided(PyObject *object) {
+    PyObject *kind, *error, *trace;
+    bool strided = false;
+    Py_buffer view;
+
+    PyErr_Fetch(&kind, &error, &trace);
+    if (PyObject_GetBuffer(object, &view, PyBUF_FULL_RO) == 0) {
+        strided = !PyBuffer_IsContiguous(&view, 'C');
+        PyBuffer_Release(&view);
+    }
+    PyErr_Restore(kind, error, trace);
+    return strided;
+}
+
 /*
  * The contiguous bytes of any object that has some. position is the item's place in a sequence, or
  * -1; it is named in the error.
@@ -36,7 +51,7 @@ static int get_bytes(PyObject *object, Py_ssize_t position, Py_buffer *view) {
                          : PyUnicode_FromFormat("message %zd of the sequence", position);
     if (!where)
         return -1;
-    if (PyErr_ExceptionMatches(PyExc_BufferError)) {
+    if (PyErr_ExceptionMatches(PyExc_BufferError) || is_strided(object)) {
         PyErr_Clear();
         PyErr_Format(PyExc_BufferError, "%U is not contiguous in memory: copy it with bytes()",
                      where);

@@ -10,6 +10,8 @@ from math import inf
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from .errors import JumiksError
+
 if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import Future
@@ -75,6 +77,11 @@ class _Asyncio:
         await self._asyncio.sleep(seconds)
 
     async def readable(self, descriptor: int, look: Callable[[], bool], timeout: float) -> None:
+        if self._asyncio.get_running_loop() is not self._loop:
+            raise JumiksError(
+                "this client was made in another event loop, which it stays with: "
+                "make a new one in the loop that runs now"
+            )
         waiter = self._waiter = self._loop.create_future()
         self._look = look
         timer = None
@@ -92,9 +99,9 @@ class _Asyncio:
                 timer.cancel()
 
     def _unwatch(self) -> None:
-        if self._watched >= 0:
+        if self._watched >= 0 and not self._loop.is_closed():
             self._loop.remove_reader(self._watched)
-            self._watched = -1
+        self._watched = -1
 
     def _ready(self) -> None:
         waiter = self._waiter
@@ -116,7 +123,7 @@ class _Asyncio:
     def close(self, descriptor: int) -> None:
         if self._watched == descriptor:
             self._unwatch()
-        if self._waiter is not None:
+        if self._waiter is not None and not self._loop.is_closed():
             _wake(self._waiter)
         if self._threads is not None:
             self._threads.close()

@@ -244,12 +244,15 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
                     continue
                 quarter = client._quarter()
                 ack_at = client._out + quarter
-                for message in client._messages:
+                messages = client._messages
+                for message in messages:
                     client._left -= 1
                     client._out += 1
                     yield message
                     if client._handle is None:
                         return
+                    if client._messages is not messages:
+                        break  # in a forked child, where they are the parent's
                     if client._out >= ack_at or monotonic() >= self._turn_ends:
                         self._ack(client._out)
                         ack_at = client._out + quarter

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -16,6 +17,32 @@ if TYPE_CHECKING:
     from ._core import Client as Handle
 
 __all__ = ["Batch"]
+
+
+class _Watch:
+    """Whether the memory that views show has stayed as it was, also once nobody holds it."""
+
+    __slots__ = ("_arena", "_was_whole")
+
+    def __init__(self) -> None:
+        self._was_whole = True
+        self._arena: weakref.ref[Arena] | None = None
+
+    def over(self, held: Arena) -> Arena:
+        """The arena, to be let go of with its last view; what it was like then is kept."""
+        arena = ffi.gc(held, self._let_go)
+        self._arena = weakref.ref(arena)
+        return arena
+
+    def _let_go(self, held: Arena) -> None:
+        self._was_whole = bool(lib.jmk_arena_whole(held)) and self._was_whole
+        lib.jmk_arena_free(held)
+
+    def is_whole(self) -> bool:
+        arena = self._arena() if self._arena is not None else None
+        if arena is not None and self._was_whole:
+            self._was_whole = bool(lib.jmk_arena_whole(arena))
+        return self._was_whole
 
 
 class Batch(Sequence[bytes]):
@@ -43,6 +70,7 @@ class Batch(Sequence[bytes]):
         "_loans",
         "_lost",
         "_views",
+        "_watch",
         "first_id",
     )
 
@@ -61,6 +89,7 @@ class Batch(Sequence[bytes]):
         self._list = messages
         self._views: list[memoryview] | None = None
         self._arena: Arena | None = None
+        self._watch: _Watch | None = None
         self._client = client
         self._items = items
         self._loans = loans
@@ -73,11 +102,15 @@ class Batch(Sequence[bytes]):
 
     @property
     def valid(self) -> bool:
-        """Whether the messages, and views of them, still are what was received."""
+        """Whether the messages, and views of them, still are what was received.
+
+        Once False it stays so. It is about all that was made of the views, too, for as long as
+        any of that lives, whatever became of the batch and its client.
+        """
+        if not self._lost and self._watch is not None:
+            self._lost = not self._watch.is_whole()
         if self._lost:
             return False
-        if self._arena is not None:
-            return bool(lib.jmk_arena_whole(self._arena))
         return self._client is None or bool(lib.jmk_client_whole(self._client))
 
     def _messages(self) -> list[bytes]:
@@ -113,9 +146,9 @@ class Batch(Sequence[bytes]):
         """The messages as read-only memoryviews, not copied if asked for before anything else.
 
         They stay valid as long as they live, and keep the memory of all they were received with.
-        Where the client reads the server's log itself they are released by the next receive, or by
-        an `ack` of the batch. What was made of them and lives on (a slice, an array) keeps all from
-        this batch on from being acked, so the client's lag grows; see `valid`.
+        Where the client reads the server's log itself they are released by the next receive, by an
+        `ack` of the batch, or by `close`. What was made of them and lives on (a slice, an array)
+        keeps all from this batch on from being acked, so the client's lag grows; see `valid`.
 
         Raises:
             Overwritten: they are gone already.
@@ -124,7 +157,8 @@ class Batch(Sequence[bytes]):
             if self._client is None:
                 self._views = [memoryview(message) for message in self._messages()]
             else:
-                arena = ffi.gc(lib.jmk_client_hold(self._client), lib.jmk_arena_free)
+                self._watch = _Watch()
+                arena = self._watch.over(lib.jmk_client_hold(self._client))
                 self._views = view_list(arena, self._items, self._count)
                 self._arena = arena
                 self._client = None
@@ -136,7 +170,7 @@ class Batch(Sequence[bytes]):
         # Views of the log, but for those that something else was made of.
         if self._arena is None:
             return
-        self._lost = not lib.jmk_arena_whole(self._arena)
+        self._lost = not self.valid
         if self._loans is not None:
             for view in self._views or ():
                 with suppress(BufferError):

@@ -273,6 +273,7 @@ class Client(Connecting, Generic[Item]):
         self._left = 0
         self._last_batch: weakref.ref[Batch] | None = None
         self._loans: list[Batch] = []  # those whose views are of the log itself
+        self._settling = threading.RLock()  # over the last batch's memory, and what is lent
         self._lock = threading.Lock()  # over who has the handle, and the way back
         self._return: Return | None = None
         self._wanted = _parse_start(start)
@@ -576,12 +577,15 @@ class Client(Connecting, Generic[Item]):
                     continue
                 quarter = self._quarter()
                 due, ack_at = monotonic() + _ACK_TIME, self._out + quarter
-                for message in self._messages:
+                messages = self._messages
+                for message in messages:
                     self._left -= 1
                     self._out += 1
                     yield message
                     if self._handle is None:
                         return
+                    if self._messages is not messages:
+                        break  # in a forked child, where they are the parent's
                     # A slow loop acks by time, and within a long batch often enough for max_lag.
                     if self._out >= ack_at or monotonic() >= due:
                         self._ack(self._out)
@@ -653,10 +657,8 @@ class Client(Connecting, Generic[Item]):
         receiver = self._receiver
         if receiver is None:
             raise Closed("this client is closed")
-        if self._last_batch is not None:
+        if self._last_batch is not None or self._loans:
             self._settle_batch()
-        while self._loans:
-            self._loans.pop()._take_back()
         return receiver
 
     def _again(
@@ -683,11 +685,15 @@ class Client(Connecting, Generic[Item]):
         return found
 
     def _settle_batch(self) -> None:
-        # The last batch's memory is about to be used again, or to be given back.
-        batch = self._last_batch() if self._last_batch is not None else None
-        self._last_batch = None
-        if batch is not None:
-            batch._settle()
+        # The last batch's memory is about to be used again, or given back. Whoever comes while
+        # another thread does this waits for its end, as that reads the memory.
+        with self._settling:
+            batch = self._last_batch() if self._last_batch is not None else None
+            if batch is not None:
+                batch._settle()
+            self._last_batch = None
+            while self._loans:
+                self._loans.pop()._take_back()
 
     def _ending(self, code: int) -> Exception:
         handle = self._handle
