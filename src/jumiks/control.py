@@ -50,6 +50,9 @@ BACKOFF: Final = 0.1
 
 _LONGEST_SLEEP: Final = 3600.0  # epoll cannot wait for any number of seconds
 
+_NO_THREAD: Final = "can't start new thread"
+"""What Python says when the system refuses a thread (EAGAIN), in 3.11 to 3.14."""
+
 _ACCEPTS: Final = 32
 _SPARE: Final = 2
 _REPLY_LIMIT: Final = 4096
@@ -194,27 +197,34 @@ class Control:
             self._monitors = Monitors(monitor, self._epoll, self._status)
             self._spare = _Spare(self._wake_fd)
             self.pages = Pages(self._epoll)
+            self.thread = threading.Thread(
+                target=self._run, name=f"jumiks {listener.address}", daemon=True
+            )
         except BaseException:
             os.close(self._wake_fd)
             raise
-        self.thread = threading.Thread(
-            target=self._run, name=f"jumiks {listener.address}", daemon=True
-        )
 
     def start(self) -> None:
         """Start the thread.
 
         Raises:
             OSError: the system allows no further one. All is given back then.
+            RuntimeError: Python allows none: in this interpreter, or so late.
         """
         try:
             self.thread.start()
         except BaseException as error:
             self._tear_down()
-            if isinstance(error, RuntimeError):  # Python knows no errno; it is always this one
+            if not isinstance(error, RuntimeError):
+                raise
+            # Python gives no errno, so its text has to tell the system's refusal from its own.
+            if str(error) == _NO_THREAD:
                 text = f"cannot start the server's thread: {os.strerror(errno.EAGAIN)}"
                 raise OSError(errno.EAGAIN, text) from error
-            raise
+            raise RuntimeError(
+                f"cannot start the server's thread: {error}: make the server in the main "
+                "interpreter, before it shuts down"
+            ) from error
 
     def is_current(self) -> bool:
         """Whether the caller runs in this thread: in a callback, or a logging handler."""
