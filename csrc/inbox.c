@@ -96,7 +96,7 @@ static int ack_classic(struct jmk_client *client, uint64_t handled) {
             packets[n].msg_hdr.msg_iov = &parts[n];
             packets[n].msg_hdr.msg_iovlen = 1;
         }
-        sent = sendmmsg(client->fd, packets, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+        sent = jmk_sendmmsg(client->fd, packets, n, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (jmk_client_refused(sent))
             return -EAGAIN;
         acked = sent < 0 ? handled : ids[sent - 1];
@@ -374,7 +374,7 @@ static int take_packets(struct jmk_client *client, int flags) {
 
     if (client->guard != JMK_GUARD_NONE)
         return take_guarded(client, flags);
-    n = recvmmsg(client->fd, client->inbox.headers, (unsigned)client->inbox.slots, flags, NULL);
+    n = jmk_recvmmsg(client->fd, client->inbox.headers, (unsigned)client->inbox.slots);
     return n < 0 ? -errno : n;
 }
 

@@ -23,6 +23,8 @@
 void (*jmk_at_point)(enum jmk_point point);
 #endif
 
+atomic_bool jmk_no_sendmmsg, jmk_no_recvmmsg;
+
 static atomic_uint process = 1;
 static pthread_once_t process_once = PTHREAD_ONCE_INIT;
 

@@ -3,8 +3,12 @@
 #ifndef JMK_OS_H
 #define JMK_OS_H
 
+#include <errno.h>
 #include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 #define JMK_CLEANUP(function) __attribute__((cleanup(function)))
 #define JMK_SECOND 1000000000LL
@@ -29,6 +33,54 @@ struct epoll_event;
 
 /* epoll_wait with a timeout in ns; in whole ms, rounded up, where the kernel has no finer one. */
 int jmk_epoll_wait(int epoll_fd, struct epoll_event *events, int most, int64_t timeout);
+
+/* Set once a sandbox has refused the call: whatever knows no such call forbids it for good. */
+extern atomic_bool jmk_no_sendmmsg, jmk_no_recvmmsg;
+
+static inline bool jmk_refused(atomic_bool *refused) {
+    if (errno == ENOSYS || errno == EPERM)
+        atomic_store_explicit(refused, true, memory_order_relaxed);
+    return atomic_load_explicit(refused, memory_order_relaxed);
+}
+
+/* sendmmsg, or one packet after the other where that is refused. Inline, so that each caller is a
+ * place of its own to tests/c/faults.h. */
+__attribute__((always_inline)) static inline int jmk_sendmmsg(int fd, struct mmsghdr *packets,
+                                                              unsigned count, int flags) {
+    unsigned sent = 0;
+
+    if (!atomic_load_explicit(&jmk_no_sendmmsg, memory_order_relaxed)) {
+        int found = sendmmsg(fd, packets, count, flags);
+        if (found >= 0 || !jmk_refused(&jmk_no_sendmmsg))
+            return found;
+    }
+    for (; sent < count; sent++) {
+        ssize_t length = sendmsg(fd, &packets[sent].msg_hdr, flags);
+        if (length < 0)
+            return sent ? (int)sent : -1;
+        packets[sent].msg_len = (unsigned)length;
+    }
+    return (int)sent;
+}
+
+/* The same for recvmmsg, without waiting. */
+__attribute__((always_inline)) static inline int jmk_recvmmsg(int fd, struct mmsghdr *packets,
+                                                              unsigned count) {
+    unsigned received = 0;
+
+    if (!atomic_load_explicit(&jmk_no_recvmmsg, memory_order_relaxed)) {
+        int found = recvmmsg(fd, packets, count, MSG_DONTWAIT, NULL);
+        if (found >= 0 || !jmk_refused(&jmk_no_recvmmsg))
+            return found;
+    }
+    for (; received < count; received++) {
+        ssize_t length = recvmsg(fd, &packets[received].msg_hdr, MSG_DONTWAIT);
+        if (length < 0)
+            return received ? (int)received : -1;
+        packets[received].msg_len = (unsigned)length;
+    }
+    return (int)received;
+}
 
 /* Cleanup for a local descriptor; -1 is none. */
 void jmk_close_fd(int *fd);

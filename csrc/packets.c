@@ -15,6 +15,7 @@
  */
 #include <errno.h>
 
+#include "os.h"
 #include "session.h"
 
 #define BATCHES 4 /* sendmmsg calls before somebody else gets his turn */
@@ -146,7 +147,7 @@ static int packet_send(struct jmk_session *session, struct jmk_supply supply,
             return 0;
         if (session->mode == JMK_CLASSIC && too_large(session, outbox->parts[0][0].iov_len))
             return -EMSGSIZE;
-        sent = sendmmsg(session->fd, outbox->packets, (unsigned)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+        sent = jmk_sendmmsg(session->fd, outbox->packets, (unsigned)n, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent < 0 && errno != EAGAIN)
             return -errno;
         if (sent > 0)

@@ -54,7 +54,7 @@ static int receive(struct jmk_session *session, struct mmsghdr *packets, int mos
 
     if (error)
         return error;
-    *count = recvmmsg(session->fd, packets, (unsigned)most, MSG_DONTWAIT, NULL);
+    *count = jmk_recvmmsg(session->fd, packets, (unsigned)most);
     return *count < 0 ? -errno : 0;
 }
 

@@ -60,6 +60,7 @@ enum call {
     getsockopt_,
     ioctl_,
     send_,
+    sendmsg_,
     sendmmsg_,
     recv_,
     recvmmsg_,
@@ -102,9 +103,10 @@ static const struct call_kind calls[CALLS] = {
     [getsockopt_] = {"getsockopt", {ENOBUFS}},
     [ioctl_] = {"ioctl", {EINVAL}},
     [send_] = {"send", {EAGAIN, EINTR, ENOBUFS, ENOMEM, EPIPE, ECONNRESET}},
-    [sendmmsg_] = {"sendmmsg", {EAGAIN, EINTR, ENOBUFS, ENOMEM, EPIPE, ECONNRESET, SHORT}},
+    [sendmsg_] = {"sendmsg", {EAGAIN, EINTR, ENOBUFS, ENOMEM, EPIPE, ECONNRESET}},
+    [sendmmsg_] = {"sendmmsg", {EAGAIN, EINTR, ENOBUFS, EPIPE, ECONNRESET, ENOSYS, EPERM, SHORT}},
     [recv_] = {"recv", {EAGAIN, EINTR, ENOMEM, ECONNRESET}},
-    [recvmmsg_] = {"recvmmsg", {EAGAIN, EINTR, ENOMEM, ECONNRESET, SHORT}},
+    [recvmmsg_] = {"recvmmsg", {EAGAIN, EINTR, ENOMEM, ECONNRESET, ENOSYS, EPERM, SHORT}},
     [recvmsg_] = {"recvmsg", {EAGAIN, EINTR, ENOMEM, ECONNRESET}},
     [poll_] = {"poll", {EINTR, ENOMEM}},
     [ppoll_] = {"ppoll", {EINTR, ENOMEM}},
@@ -347,6 +349,14 @@ ssize_t __wrap_send(int fd, const void *data, size_t size, int flags) {
     int error = failure(send_, HERE, possible);
 
     return error ? broken(fd, error) : __real_send(fd, data, size, flags);
+}
+
+ssize_t __real_sendmsg(int fd, const struct msghdr *packet, int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *packet, int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *packet, int flags) {
+    int error = failure(sendmsg_, HERE, 1);
+
+    return error ? broken(fd, error) : __real_sendmsg(fd, packet, flags);
 }
 
 int __real_sendmmsg(int fd, struct mmsghdr *packets, unsigned count, int flags);
