@@ -168,6 +168,7 @@ static void wait_for_end(struct jmk_server *server, struct jmk_session *session,
     session->deadline = jmk_now() + GOODBYE_TIME;
     session->index = server->ending_count;
     server->ending[server->ending_count++] = session;
+    jmk_server_wake(server); /* the thread may be asleep, for longer than that */
 }
 
 static void say_goodbye(struct jmk_server *server, struct jmk_session *session) {

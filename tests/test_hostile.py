@@ -3,6 +3,7 @@
 
 import array
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,7 +40,7 @@ from support_wire import (
 )
 
 import jumiks
-from jumiks import Client, ConnectionLost, EndReason, Gap, ProtocolError, Refused, Timeout
+from jumiks import Client, ConnectionLost, EndReason, Gap, ProtocolError, Refused, Server, Timeout
 
 both_modes = pytest.mark.parametrize("framed", [True, False], ids=["framed", "classic"])
 
@@ -1113,3 +1115,41 @@ def test_whatever_a_client_says_the_others_go_on(address: str) -> None:
         wait_until(lambda: harassed.server.stats().clients == 1)
         allowed = {EndReason.LEFT, EndReason.PROTOCOL}
         assert {reason for _, reason in harassed.ends} <= allowed
+
+
+# ---- classic clients that do not close ----
+
+
+def hung_up(sock: socket.socket) -> bool:
+    """Whether the other end has closed its descriptor, and not only stopped sending."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+
+def pump_sleeps() -> bool:
+    for task in Path("/proc/self/task").iterdir():
+        if (task / "comm").read_text() == "jumiks pump\n":
+            return (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return False
+
+
+@pytest.mark.parametrize("end", ["disconnect", "lag", "a broken ack"])
+def test_a_classic_client_that_does_not_close_is_closed_in_the_end(address: str, end: str) -> None:
+    # Its end is caused while the thread is asleep without a deadline.
+    lagging = end == "lag"
+    with (
+        Server(address, max_lag=1 if lagging else None, patience=0) as server,
+        dial(address) as sock,
+    ):
+        sock.recv(4096)
+        sock.send(HELLO)
+        server.wait_for_clients(1, DEADLINE)
+        wait_until(pump_sleeps)
+        if end == "disconnect":
+            server.disconnect(server.clients[0])
+        elif lagging:
+            server.publish_many([b"one", b"two", b"three"])
+        else:
+            sock.send(b"no ack")
+        wait_until(lambda: hung_up(sock))
