@@ -19,6 +19,8 @@ enum jmk_point {
     JMK_AT_RESUME,    /* a client was told where to go on, control is not raised */
     JMK_AT_BYE,       /* a goodbye was said, control is not raised */
     JMK_AT_GONE,      /* it is */
+    JMK_AT_PARKED,    /* the thread says that it parks, and has not looked since */
+    JMK_AT_UNLOCKED,  /* pump_lock was given back, nobody has looked since */
     JMK_AT_WANTED,    /* a publisher said what it waits for, and has not looked since */
     JMK_AT_ACK,       /* client: a message was handled, its ack is not stored */
     JMK_AT_ACKED,     /* client: it is */

@@ -71,6 +71,7 @@ static bool behind(struct jmk_server *server) {
 
 void jmk_pump_unlock(struct jmk_server *server) {
     pthread_mutex_unlock(&server->pump_lock);
+    JMK_POINT(JMK_AT_UNLOCKED);
     jmk_fence();
     if (atomic_load(&server->contended) && atomic_exchange(&server->contended, 0))
         jmk_progress(server);
@@ -681,6 +682,7 @@ static int park(struct jmk_server *server, struct epoll_event *events, int timeo
     int count;
 
     atomic_store(&server->parked, 1);
+    JMK_POINT(JMK_AT_PARKED);
     if (behind(server))
         timeout = 0;
     count = epoll_wait(server->epoll_fd, events, JMK_EVENTS, timeout);

@@ -372,7 +372,8 @@ static int reader_ack(struct jmk_client *client, uint64_t handled) {
     pthread_mutex_unlock(&reader->lock);
     atomic_store(&client->acked_id, acked);
     tell(client, acked);
-    if (atomic_load(&reader->page->control) != reader->control)
+    /* Who may be polling the socket must find the ring there: the next receive reads it. */
+    if (!reader->polled && atomic_load(&reader->page->control) != reader->control)
         read_socket(client);
     answer_if_due(client, handled);
     return 0;
@@ -627,6 +628,9 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
     failed = read_socket(client);
     if (failed)
         return failed;
+    /* It may have been the ring of this sleep, late and for what was read before: begin another. */
+    if (error == JMK_E_TIMEOUT)
+        atomic_store(&reader->cursor->sleeping, reader->sleep += 2);
     if (error != JMK_E_TIMEOUT || news(client) || reader->skipping != before)
         return error == JMK_E_TIMEOUT ? 0 : error;
     reader->polled = true;

@@ -96,13 +96,14 @@ def test_whatever_the_core_calls_can_be_made_to_fail_or_cannot_fail(build: Build
     assert called - wrapped <= CANNOT_FAIL
 
 
-def test_threads_do_not_race(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["threads", "order"])
+def test_threads_do_not_race(name: str, tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
     flags = [*FLAGS, "-fsanitize=thread"]
     if not links(compiler, flags, tmp_path):
         pytest.skip("the compiler has no thread sanitizer here")
-    program = tmp_path / "threads"
-    run(compiler, *flags, ROOT / "tests" / "c" / "test_threads.c", *CORE, "-o", program)
+    program = tmp_path / name
+    run(compiler, *flags, ROOT / "tests" / "c" / f"test_{name}.c", *CORE, "-o", program)
     run(program)
