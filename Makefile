@@ -170,7 +170,7 @@ $(BENCH_BUILT): $(BUILT)
 	@mkdir -p $(RESULTS)
 	@touch $@
 
-bench: $(BENCH_BUILT) ## Measure beside nine rivals and plain C: tables, JSON and plots
+bench: $(BENCH_BUILT) ## Measure beside eight rivals and plain C: tables, JSON and plots
 	$(BENCH) --benchmark-json=$(RESULTS)/latest.json $(ARGS)
 	$(PY) -m bench.plot $(RESULTS)/latest.json $(RESULTS)
 
