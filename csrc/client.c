@@ -168,19 +168,23 @@ int jmk_client_ack(jmk_client *client, uint64_t handled, int64_t timeout) {
 
 /* ---- receiving ---- */
 
-/* The server is dead. */
-static void end_stream(struct jmk_client *client) {
+void jmk_client_end_stream(struct jmk_client *client) {
     jmk_close_fd(&client->server_fd);
     shutdown(client->fd, SHUT_RD);
 }
 
-/* True if the server was found dead. */
-static bool look_after(struct jmk_client *client) {
+static bool is_dead(const struct jmk_client *client) {
     struct pollfd server = {.fd = client->server_fd, .events = POLLIN};
 
-    if (client->server_fd < 0 || poll(&server, 1, 0) <= 0)
+    return (client->reader && jmk_reader_is_orphaned(client)) ||
+           (client->server_fd >= 0 && poll(&server, 1, 0) > 0);
+}
+
+/* True if the server was found dead. */
+static bool look_after(struct jmk_client *client) {
+    if (!is_dead(client))
         return false;
-    end_stream(client);
+    jmk_client_end_stream(client);
     return true;
 }
 
@@ -209,7 +213,9 @@ int jmk_client_wait(struct jmk_client *client, int64_t deadline, bool writable_t
     if (count < 0)
         return -errno;
     if (polled[1].revents)
-        end_stream(client);
+        jmk_client_end_stream(client);
+    else if (count == 0 && look_after(client))
+        return 0;
     return count == 0 && long_wait ? -EINTR : 0;
 }
 

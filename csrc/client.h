@@ -101,6 +101,9 @@ int jmk_reader_init(struct jmk_client *client);
 /* The last message that the server published, by its header page. */
 uint64_t jmk_reader_published_id(const struct jmk_client *client);
 
+/* Has the server's thread died, by its header page? */
+bool jmk_reader_is_orphaned(const struct jmk_client *client);
+
 /* The server broke the protocol: nothing is received any more. */
 void jmk_client_break(struct jmk_client *client, const char *text);
 
@@ -113,6 +116,9 @@ int jmk_client_guard(struct jmk_client *client, int flags);
 /* A BYE came. False if it is none. */
 bool jmk_client_end(struct jmk_client *client, const struct jmk_header *header,
                     const uint8_t *payload);
+
+/* The server is dead: what is queued stays readable, and then comes the end. */
+void jmk_client_end_stream(struct jmk_client *client);
 
 /* recv gave 0: the end of the stream, or an empty packet, which no server may send. */
 void jmk_client_end_or_empty(struct jmk_client *client);

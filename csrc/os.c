@@ -41,6 +41,30 @@ unsigned jmk_process(void) {
     return atomic_load_explicit(&process, memory_order_relaxed);
 }
 
+/* The list's head: its first entry, how far behind an entry its word is, and none being added. */
+void jmk_testament_open(struct jmk_testament *testament, _Atomic uint32_t *word) {
+    long id = syscall(SYS_gettid);
+
+    testament->entry = testament->head;
+    testament->head[0] = &testament->entry;
+    testament->head[1] = (void *)((uintptr_t)word - (uintptr_t)&testament->entry);
+    testament->head[2] = NULL;
+    testament->word = NULL;
+    if (id <= 0 || syscall(SYS_get_robust_list, 0, &testament->before, &testament->size) < 0 ||
+        syscall(SYS_set_robust_list, testament->head, sizeof testament->head) < 0)
+        return;
+    testament->word = word;
+    atomic_store(word, (uint32_t)id);
+}
+
+void jmk_testament_close(struct jmk_testament *testament) {
+    if (!testament->word)
+        return;
+    atomic_store(testament->word, 0);
+    testament->head[0] = testament->head; /* empty, should the next call fail */
+    syscall(SYS_set_robust_list, testament->before, testament->size);
+}
+
 int64_t jmk_now(void) {
     struct timespec now;
 

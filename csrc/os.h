@@ -14,6 +14,21 @@
 #define JMK_SECOND 1000000000LL
 
 /* CLOCK_MONOTONIC, ns. */
+/*
+ * A word that the kernel marks with FUTEX_OWNER_DIED when this thread dies, however it does. The thread
+ * that called open calls close before it ends. Where the system refuses, nothing is marked.
+ */
+struct jmk_testament {
+    void *head[3]; /* struct robust_list_head */
+    void *entry;   /* the one in that list */
+    _Atomic uint32_t *word;
+    void *before; /* what the C library had registered */
+    size_t size;
+};
+
+void jmk_testament_open(struct jmk_testament *testament, _Atomic uint32_t *word);
+void jmk_testament_close(struct jmk_testament *testament);
+
 int64_t jmk_now(void);
 
 /* now + timeout; a negative timeout, or one too far to count, is INT64_MAX: never. */

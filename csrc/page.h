@@ -26,7 +26,11 @@ struct jmk_log_page {
     _Alignas(64) _Atomic uint64_t tail; /* offset of the oldest frame kept */
     _Atomic uint64_t oldest_id;         /* its id */
     _Atomic uint64_t control;           /* control packets sent so far, to any client */
+    /* The server's thread, by its own number; 0: not told. As it dies the kernel sets a bit. */
+    _Atomic uint32_t owner;
 };
+
+#define JMK_OWNER_DIED 0x40000000u /* FUTEX_OWNER_DIED */
 
 #if defined(__SANITIZE_THREAD__) && !defined(__clang__)
 #pragma GCC diagnostic push

@@ -718,9 +718,11 @@ static void take_wake(struct jmk_server *server, const struct epoll_event *event
 void *jmk_pump_thread(void *argument) {
     struct jmk_server *server = argument;
     bool finished = false, fast = false;
+    struct jmk_testament testament;
     uint64_t seen = JMK_FIRST_ID;
     int timeout = -1;
 
+    jmk_testament_open(&testament, &server->log.page->owner);
     while (!finished) {
         struct epoll_event events[JMK_EVENTS];
         int count = fast ? nap(server, events) : park(server, events, timeout);
@@ -738,6 +740,7 @@ void *jmk_pump_thread(void *argument) {
         atomic_fetch_add_explicit(&server->rounds, 1, memory_order_relaxed);
         jmk_pump_unlock(server);
     }
+    jmk_testament_close(&testament);
     atomic_store(&server->finished, 1);
     jmk_progress(server);
     notify(server); /* the control plane may be waiting for this too */

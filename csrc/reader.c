@@ -621,6 +621,8 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
     JMK_POINT(JMK_AT_SLEEP);
     if (news(client))
         return 0;
+    if (jmk_reader_is_orphaned(client))
+        jmk_client_end_stream(client);
     if (deadline == INT64_MAX && !full)
         return jmk_client_waited(client, read_packet(client, 0));
     error = jmk_client_wait(client, deadline, full);
@@ -641,6 +643,10 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
 
 uint64_t jmk_reader_published_id(const struct jmk_client *client) {
     return atomic_load(&client->reader->page->next_id) - 1;
+}
+
+bool jmk_reader_is_orphaned(const struct jmk_client *client) {
+    return atomic_load(&client->reader->page->owner) & JMK_OWNER_DIED;
 }
 
 static bool reader_whole(const struct jmk_client *client) {

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ends in different pid namespaces, as of containers, and a /proc that hides or lies."""
 
+import errno
 import functools
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from conftest import NOBODY, preamble, wait_until
 from support_api import DEADLINE, FOREIGN_ENVIRONMENT
 
-from jumiks import Monitor, Server
+from jumiks import Client, ConnectionLost, Monitor, Server, ServerClosed, Timeout
 from jumiks.cli.status import Look, report
 
 SERVER = """
@@ -152,3 +153,135 @@ os._exit(0)
             Server(address)
         process.stdin.close()
         wait_until(lambda: process.stdout is not None and process.stdout.read() == "")
+
+
+# ---- a server that dies while its child holds its sockets ----
+
+MORTAL = """
+import os, sys
+server = jumiks.Server(sys.argv[1], share_log=True)
+server.wait_for_clients(1)
+server.publish(b"last words")
+if os.fork() == 0:
+    print("ready", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+if sys.argv[2] == "exec":
+    os.execv("/bin/true", ["true"])
+while True:
+    os.wait()
+"""
+
+
+@contextmanager
+def mortal(address: object, how: str) -> Iterator[subprocess.Popen[str]]:
+    """A server that dies once a client is there, and while its child lives."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", preamble() + MORTAL, str(address), how]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+
+
+def reach(address: str | os.PathLike[str]) -> Client:
+    found: list[Client] = []
+
+    def connected() -> bool:
+        try:
+            found.append(Client(address, start="oldest"))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        return True
+
+    wait_until(connected)
+    return found[0]
+
+
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
+@pytest.mark.parametrize("how", ["kill", "exec"])
+def test_a_shared_log_tells_of_the_death_of_its_server_without_any_descriptor(
+    address: str, monkeypatch: pytest.MonkeyPatch, how: str, timeout: float | None
+) -> None:
+    def refuse(pid: int, flags: int = 0) -> int:
+        raise OSError(errno.ENOSYS, "no pidfd here")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with mortal(address, how) as process, reach(address) as client:
+        assert client.receive(DEADLINE) == b"last words"
+        if how == "kill":
+            process.kill()
+        with pytest.raises(ConnectionLost):
+            client.receive(timeout)
+
+
+CLIENT_ELSEWHERE = """
+import asyncio, sys
+async def last():
+    async with jumiks.AsyncClient(sys.argv[1], start="oldest") as client:
+        try:
+            print((await client.receive()).decode(), flush=True)
+            await client.receive()
+        except jumiks.ConnectionLost:
+            print("lost", flush=True)
+def plain():
+    with jumiks.Client(sys.argv[1], start="oldest") as client:
+        try:
+            print(client.receive().decode(), flush=True)
+            client.receive()
+        except jumiks.ConnectionLost:
+            print("lost", flush=True)
+if sys.argv[2] == "asyncio":
+    asyncio.run(last())
+else:
+    plain()
+"""
+
+
+@needs_pid_namespace
+@pytest.mark.parametrize("kind", ["asyncio", "plain"])
+def test_a_client_in_another_pid_namespace_notices_that_its_server_died(
+    path: Path, kind: str
+) -> None:
+    with mortal(path, "kill") as process:
+        wait_until(path.exists)
+        command = ["unshare", *PID_NAMESPACE, "--mount-proc", sys.executable, "-c"]
+        command += [preamble() + CLIENT_ELSEWHERE, str(path), kind]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "last words\n"
+            process.kill()
+            process.wait(DEADLINE)
+            assert client.communicate(timeout=DEADLINE)[0] == "lost\n"
+
+
+def test_the_death_of_a_child_is_not_taken_for_its_parents(address: str) -> None:
+    script = """
+import os, sys
+server = jumiks.Server(sys.argv[1], share_log=True)
+server.wait_for_clients(1)
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+print("ready", flush=True)
+sys.stdin.read(1)
+server.publish(b"alive")
+server.close()
+"""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", preamble() + script, address]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        with reach(address) as client:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            with pytest.raises(Timeout):
+                client.receive(1.5)  # it has looked once by then
+            process.communicate("x")
+            assert client.receive(DEADLINE) == b"alive"
+            with pytest.raises(ServerClosed):
+                client.receive(DEADLINE)

@@ -442,7 +442,7 @@ class Client(Connecting, Generic[Item]):
         check(code, "client")
         descriptor = sock.detach()
         handle = ffi.gc(out[0], lib.jmk_client_free)
-        self._watch_server(handle)
+        self._watch_server(handle, handshake.shared)
         receiver = Receiver(
             handle,
             address_of(out[0]),
@@ -456,9 +456,9 @@ class Client(Connecting, Generic[Item]):
         self._mode = _MODES[config.mode]
         self._max_lag = hello.max_lag
 
-    def _watch_server(self, handle: Handle) -> None:
-        # In our own process we would not see its end.
-        self._watched = False
+    def _watch_server(self, handle: Handle, shared: bool) -> None:
+        # A log tells of its server's death itself. In our own process we would not see it.
+        self._watched = shared
         if self._server_pid in (0, os.getpid()):
             return
         try:
