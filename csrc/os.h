@@ -13,7 +13,6 @@
 #define JMK_CLEANUP(function) __attribute__((cleanup(function)))
 #define JMK_SECOND 1000000000LL
 
-/* CLOCK_MONOTONIC, ns. */
 /*
  * A word that the kernel marks with FUTEX_OWNER_DIED when this thread dies, however it does. The thread
  * that called open calls close before it ends. Where the system refuses, nothing is marked.
@@ -29,6 +28,7 @@ struct jmk_testament {
 void jmk_testament_open(struct jmk_testament *testament, _Atomic uint32_t *word);
 void jmk_testament_close(struct jmk_testament *testament);
 
+/* CLOCK_MONOTONIC, ns. */
 int64_t jmk_now(void);
 
 /* now + timeout; a negative timeout, or one too far to count, is INT64_MAX: never. */
