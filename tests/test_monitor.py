@@ -193,6 +193,23 @@ def test_questions_of_any_kind_are_paced(
             sock.recv(1 << 18)
 
 
+def test_who_asks_without_end_keeps_nobody_else_from_an_answer(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jumiks.monitor.LEAST_PAUSE", 0.2)
+    with Server(address), raw_monitor(address) as greedy, raw_monitor(address) as other:
+        for _ in range(10):
+            greedy.send(ASK)
+        other.send(ASK)
+        assert read_answer(other)[1] == 7
+        greedy.setblocking(False)
+        answers = 0
+        with suppress(BlockingIOError):
+            while greedy.recv(1 << 18):
+                answers += 1
+        assert answers < 10
+
+
 def test_an_answer_that_comes_late_is_not_taken_for_another(address: str) -> None:
     with Server(address), Monitor(address) as monitor:
         assert monitor._sock is not None

@@ -186,6 +186,9 @@ class Monitors:
             self._drop(watcher)
             return
         watcher.kind, _, watcher.asked = _HEADER.unpack_from(packet)
+        # Behind all who have asked before, or who asks without end would always come first.
+        descriptor = watcher.sock.fileno()
+        self._watchers[descriptor] = self._watchers.pop(descriptor)
         self._epoll.modify(watcher.sock.fileno(), 0)
         self.expire(time.monotonic())
 
