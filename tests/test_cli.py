@@ -24,8 +24,10 @@ from jumiks.cli import main
 from jumiks.cli.framing import LENGTH, read_messages, write_messages
 from jumiks.cli.pages import commands
 from jumiks.cli.parser import EXAMPLES, make_parser
-from jumiks.cli.status import Look, age, report, short, user_of
+from jumiks.cli.status import Look, age, as_ascii, report, short, user_of
 from jumiks.handshake import FIRST_ID
+from jumiks.monitor import parse_status
+from jumiks.watch import share
 
 JUMIKS = (sys.executable, "-m", "jumiks.cli")
 PIPE = subprocess.PIPE
@@ -467,6 +469,21 @@ def test_status_as_json_is_what_the_server_gave(address: str) -> None:
     with Server(address), Client(address):
         _, output, _ = run("status", address, "--json")
     assert len(json.loads(output)["clients"]) == 1
+
+
+def test_status_as_json_does_nothing_to_a_terminal() -> None:
+    text = '{"a":\r"\x9b2J\u202e\x7f\U000e0041 \\u001b", "b":\t1}\n'
+    shown = as_ascii(text)
+    assert shown.isascii()
+    assert shown.isprintable()
+    assert json.loads(shown) == json.loads(text)
+
+
+def test_a_log_of_no_size_divides_nothing() -> None:
+    told = {"address": "@a", "on_lag": "skip", "stats": {}, "clients": [{"mode": "shared"}]}
+    status = parse_status(json.dumps(told))
+    assert share(status.clients[0], status.max_lag, status.stats.log_size) == 0
+    assert report(Look(status, status))
 
 
 def test_rates_are_taken_between_two_looks(address: str) -> None:

@@ -22,6 +22,7 @@ from jumiks import (
     ClientInfo,
     Closed,
     ConnectionLost,
+    Gap,
     Monitor,
     Peer,
     ProtocolError,
@@ -338,8 +339,9 @@ LYING = LYING[:-1] + b', "now": 1, "started": 0, "monitors": 1, "stats": {}, "cl
         (HEADER.pack(1, 0, 1) + b"\xff", "cannot be read: JSONDecodeError"),
         (HEADER.pack(1, 0, 1) + b"[]", "cannot be read: TypeError"),
         (HEADER.pack(1, 2, 1), "does not know what a status is"),
-        (HEADER.pack(1, 0, 1) + b"[" * 200_000, "cannot be read: RecursionError"),
-        (HEADER.pack(1, 0, 1) + LYING % (b"1e999", b"0"), "cannot be read: OverflowError"),
+        (HEADER.pack(1, 0, 1) + b"[" * 200_000, "cannot be read: it has too many parts"),
+        (HEADER.pack(1, 0, 1) + (b"[" + b" " * 20) * 5000, "cannot be read: RecursionError"),
+        (HEADER.pack(1, 0, 1) + LYING % (b"1e999", b"0"), "cannot be read: TypeError"),
         (HEADER.pack(1, 0, 1) + LYING % (b"1", b"9" * 5000), "cannot be read: ValueError"),
         (b"short", "too short for an answer"),
     ],
@@ -349,6 +351,60 @@ def test_an_answer_that_makes_no_sense_is_a_protocol_error(
 ) -> None:
     with stranger(address, HELLO, WELCOME, answer), Monitor(address) as monitor:
         with pytest.raises(ProtocolError, match=words):
+            monitor.status()
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", "18446744073709551616", "1e300", '"1"'])
+@pytest.mark.parametrize(
+    "name", ["now", "started", "pid", "max_lag", "log_size", "since", "last_ack", "lag", "uid"]
+)
+def test_a_figure_that_cannot_be_is_a_protocol_error(name: str, value: str) -> None:
+    told = json.loads(LYING % (b"1", b"1"))
+    client = {"key": 1, "pid": 1, "mode": "shared", "command": "a"}
+    told["clients"] = [client]
+    where = told["stats"] if name == "log_size" else told if name in told else client
+    parse_status(json.dumps(told))
+    where[name] = "here"
+    with pytest.raises(ProtocolError, match=f"TypeError.*{name} is"):
+        parse_status(json.dumps(told).replace('"here"', value))
+
+
+@pytest.mark.parametrize("lost", [["\x1b[2J", 3], [1, "\x1b[2J"], [1], [1, 2, 3], [-1, 2]])
+def test_ends_of_a_gap_that_cannot_be_are_a_protocol_error(lost: list[object]) -> None:
+    told = json.loads(LYING % (b"1", b"1"))
+    told["clients"] = [{"mode": "shared", "lost": [1, 2]}]
+    assert parse_status(json.dumps(told)).clients[0].lost == Gap(1, 2)
+    told["clients"][0]["lost"] = lost
+    with pytest.raises(ProtocolError):
+        parse_status(json.dumps(told))
+
+
+@pytest.mark.parametrize("part", [b"[],", b"{},", b"[[[[1]]]],"])
+def test_a_status_of_many_parts_takes_neither_time_nor_memory(part: bytes) -> None:
+    body = LYING[:-1] % (b"1", b"1") + b', "more": [' + part * (1 << 18) + b"1]}"
+    with pytest.raises(ProtocolError, match="too many parts"):
+        parse_status(body.decode())
+
+
+def test_a_status_of_a_great_many_clients_with_names_of_brackets_can_be_read(address: str) -> None:
+    with Server(address) as server, Client(address), Monitor(address) as monitor:
+        server.wait_for_clients(1, DEADLINE)
+        told = json.loads(monitor.status().raw)
+    told["clients"] = 2000 * [told["clients"][0] | {"command": 15 * "[", "lost": [1, 2]}]
+    assert len(parse_status(json.dumps(told)).clients) == 2000
+
+
+def test_an_answer_that_is_too_long_is_a_protocol_error(address: str) -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.send(HELLO)
+        connection.recv(100)
+        connection.send(WELCOME)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                connection.send(HEADER.pack(1, 1, 1) + bytes(100_000))
+
+    with listening(address) as listener, one_connection(listener, serve):
+        with Monitor(address) as monitor, pytest.raises(ProtocolError, match="longer than 8388608"):
             monitor.status()
 
 

@@ -42,7 +42,13 @@ LEAST_PAUSE: Final = 0.02
 
 _SHARE: Final = 19
 _PACKET: Final = 32768
-_MOST_ANSWER: Final = 64 << 20
+_MOST_ANSWER: Final = 8 << 20
+"""Bytes: more than ten thousand clients, which take about a second to read."""
+
+_SPARSE: Final = 16
+"""Of so many bytes one opens a list or an object at most: those take long to make, and memory."""
+
+_MOST_NUMBER: Final = (1 << 64) - 1
 _HEADER: Final = struct.Struct("<HHI")
 _STATUS: Final = 1
 _MORE: Final = 1
@@ -277,20 +283,22 @@ def parse_status(text: str) -> ServerStatus:
     Raises:
         ProtocolError: it is no status.
     """
+    if text.count("[") + text.count("{") > len(text) / _SPARSE + 100:
+        raise ProtocolError("the server's status cannot be read: it has too many parts")
     try:
         found = json.loads(text)
         figures = found["stats"]
         return ServerStatus(
             address=_word(found["address"]),
-            pid=int(found["pid"]),
-            server_id=int(found["server_id"]),
-            max_lag=int(found["max_lag"]),
+            pid=_number(found, "pid"),
+            server_id=_number(found, "server_id"),
+            max_lag=_number(found, "max_lag"),
             on_lag=_word(found["on_lag"]),
-            now=float(found["now"]),
-            started=float(found["started"]),
-            monitors=int(found["monitors"]),
+            now=_moment(found, "now"),
+            started=_moment(found, "started"),
+            monitors=_number(found, "monitors"),
             stats=ServerStats(
-                **{each.name: int(figures.get(each.name, 0)) for each in fields(ServerStats)}
+                **{each.name: _number(figures, each.name) for each in fields(ServerStats)}
             ),
             clients=tuple(_client(each) for each in found["clients"]),
             raw=text,
@@ -303,7 +311,7 @@ def parse_status(text: str) -> ServerStatus:
         TypeError,
         ValueError,
     ) as error:
-        raise ProtocolError(f"the server's status cannot be read: {error!r}") from error
+        raise ProtocolError(f"the server's status cannot be read: {error!r:.200}") from error
 
 
 def _word(value: object) -> str:
@@ -311,29 +319,41 @@ def _word(value: object) -> str:
     return printable(str(value or ""))
 
 
+def _number(found: Mapping[str, object], name: str) -> int:
+    value = found.get(name, 0)
+    if not isinstance(value, int) or not 0 <= value <= _MOST_NUMBER:
+        raise TypeError(f"{name} is {value!r:.50}")
+    return value
+
+
+def _moment(found: Mapping[str, object], name: str) -> float:
+    value = found.get(name, 0.0)
+    if not isinstance(value, int | float) or not 0 <= value <= _MOST_NUMBER:
+        raise TypeError(f"{name} is {value!r:.50}")
+    return float(value)
+
+
+def _gap(lost: object) -> Gap | None:
+    if not isinstance(lost, list):
+        return None
+    first, last = lost
+    ends = {"first": first, "last": last}
+    return Gap(_number(ends, "first"), _number(ends, "last"))
+
+
 def _client(found: Mapping[str, object]) -> ClientInfo:
-    def number(name: str) -> int:
-        value = found.get(name, 0)
-        if not isinstance(value, int):
-            raise TypeError(f"{name} is {value!r}")
-        return value
-
-    def moment(name: str) -> float | None:
-        value = found.get(name)
-        return float(value) if isinstance(value, int | float) else None
-
-    lost = found.get("lost")
     names = [name for name in _PLAIN if name not in ("mode", "since", "last_ack")]
-    figures = {name: number(name) for name in names}
+    figures = {name: _number(found, name) for name in names}
+    pid, uid, gid = (_number(found, name) for name in ("pid", "uid", "gid"))
     return ClientInfo(
-        peer=Peer(number("pid"), number("uid"), number("gid"), command=_word(found.get("command"))),
+        peer=Peer(pid, uid, gid, command=_word(found.get("command"))),
         mode=_word(found["mode"]),
-        since=moment("since") or 0.0,
-        last_ack=moment("last_ack"),
+        since=_moment(found, "since"),
+        last_ack=None if found.get("last_ack") is None else _moment(found, "last_ack"),
         reason=None,
         limit=0,
         limit_kind="",
-        lost=Gap(*lost) if isinstance(lost, list) else None,
+        lost=_gap(found.get("lost")),
         error="",
         **figures,
     )

@@ -76,10 +76,11 @@ def share(info: ClientInfo, max_lag: int, log_size: int) -> float:
     Args:
         info: the client.
         max_lag: messages; 0 is no limit.
-        log_size: bytes.
+        log_size: bytes; 0 is not known.
     """
     of_messages = info.lag / max_lag if max_lag else 0.0
-    return max(of_messages, info.lag_bytes / log_size)
+    of_bytes = info.lag_bytes / log_size if log_size else 0.0
+    return max(of_messages, of_bytes)
 
 
 def parse_part(part: object) -> float:

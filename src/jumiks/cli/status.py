@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pwd
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ __all__ = ["run"]
 HEAD: Final = (
     *("PID", "COMMAND", "USER", "MODE", "LAG", "SENT", "ACKED", "MSG/S", "BYTES/S", "AGE"),
 )
+_PLAIN: Final = frozenset(map(chr, range(0x20, 0x7F)))
 _LEFT: Final = {"COMMAND", "USER", "MODE"}
 
 
@@ -27,12 +29,24 @@ def run(options: argparse.Namespace) -> int:
     with Monitor(options.address) as monitor:
         status = monitor.status()
         if options.json:
-            print(status.raw)
+            print(as_ascii(status.raw))
             return 0
         time.sleep(options.interval)
         for line in report(Look(monitor.status(), status)):
             print(line)
     return 0
+
+
+def as_ascii(text: str) -> str:
+    """A JSON text that says the same, and does nothing to a terminal.
+
+    What may come in it outside of its strings is ASCII, and of that nothing but white space needs
+    to go.
+    """
+    return "".join(
+        char if char in _PLAIN else " " if char in "\t\r\n" else json.dumps(char)[1:-1]
+        for char in text
+    )
 
 
 @dataclass(frozen=True, slots=True)
