@@ -195,7 +195,7 @@ def test_an_accept_that_fails_is_tried_again(address: str, error: str) -> None:
 
 @pytest.mark.parametrize("error", ["ENOMEM", "ENOBUFS", "EPIPE", "ECONNRESET", "ENOTCONN"])
 @pytest.mark.parametrize(
-    ("call", "nth"), [("send", 1), ("send", 2), ("recv", 1), ("sendmsg", 1), ("getsockopt", 1)]
+    ("call", "nth"), [("send", 1), ("send", 2), ("recv", 1), ("sendmsg", 1), ("getsockopt", 2)]
 )
 def test_a_call_that_fails_in_the_handshake_costs_that_connection_alone(
     address: str, call: str, nth: int, error: str

@@ -89,6 +89,12 @@ static const struct scenario scenarios[] = {
     {"no recvmmsg", JMK_BLOCK, PACKETS, STEADY, {recvmmsg_, 0, EPERM, 1, FOR_EVER}, JMK_GUARD_NONE},
     {"full sockets", JMK_BLOCK, PACKETS, 1u << PATIENT, {send_, 0, EAGAIN, 1, 40}, JMK_GUARD_NONE},
     {"guarded", JMK_BLOCK, ALL_MODES, STEADY | 1u << LEAVER | 1u << KICKED, {0}, JMK_GUARD_ALWAYS},
+    {"guarded and cut",
+     JMK_DISCONNECT,
+     1u << JMK_FRAMED,
+     1u << KEEN | 1u << LAZY,
+     {0},
+     JMK_GUARD_ALWAYS},
     {"guarded at first", JMK_BLOCK, ALL_MODES, STEADY, {0}, JMK_GUARD_UNTIL_EMPTY},
     {"no more threads",
      JMK_BLOCK,
@@ -420,6 +426,21 @@ static void publish(void) {
     jmk_server_kick(server);
 }
 
+/* Whoever wrote in place keeps the memory, and writes there later: not into the log. */
+static int keep_what_was_lent(void *where, size_t size) {
+    void *area;
+    size_t length;
+    int code = jmk_server_take_back(server, where, size, &area, &length);
+
+    if (code < 0) {
+        note(code, "take_back");
+        return 0;
+    }
+    memset(area, 0xff, length);
+    munmap(area, length);
+    return 1;
+}
+
 static void publish_in_place(int keep) {
     size_t size = size_of(published + 1);
     uint64_t id = 0;
@@ -435,6 +456,8 @@ static void publish_in_place(int keep) {
             return;
     }
     make_message(published + 1, where);
+    if (keep && published % 2)
+        keep = keep_what_was_lent(where, size);
     CHECK_EQUAL(keep ? jmk_server_commit(server, &id) : jmk_server_discard(server), 0);
     if (keep)
         WRONG_IF(id != ++published, "id %llu is not the next", (unsigned long long)id);
