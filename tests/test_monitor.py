@@ -6,9 +6,12 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -28,10 +31,14 @@ from jumiks import (
     ProtocolError,
     Refused,
     Server,
+    ServerStats,
+    ServerStatus,
     Timeout,
 )
+from jumiks.cli.status import Look, report
 from jumiks.handshake import FIRST_ID, Capability, Status
 from jumiks.monitor import MOST, parse_status
+from jumiks.watch import share
 
 HEADER = struct.Struct("<HHI")
 ASK = HEADER.pack(1, 0, 7)
@@ -335,9 +342,11 @@ LYING = LYING[:-1] + b', "now": 1, "started": 0, "monitors": 1, "stats": {}, "cl
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (HEADER.pack(1, 0, 1) + b"{}", "cannot be read: KeyError"),
         (HEADER.pack(1, 0, 1) + b"\xff", "cannot be read: JSONDecodeError"),
-        (HEADER.pack(1, 0, 1) + b"[]", "cannot be read: TypeError"),
+        (HEADER.pack(1, 0, 1) + b"[]", "cannot be read: AttributeError"),
+        (HEADER.pack(1, 0, 1) + b'{"stats": 1}', "cannot be read: AttributeError"),
+        (HEADER.pack(1, 0, 1) + b'{"clients": 1}', "cannot be read: TypeError"),
+        (HEADER.pack(1, 0, 1) + b'{"pid": null}', "cannot be read: TypeError"),
         (HEADER.pack(1, 2, 1), "does not know what a status is"),
         (HEADER.pack(1, 0, 1) + b"[" * 200_000, "cannot be read: it has too many parts"),
         (HEADER.pack(1, 0, 1) + (b"[" + b" " * 20) * 5000, "cannot be read: RecursionError"),
@@ -462,6 +471,61 @@ def test_a_later_version_may_say_more_and_an_older_one_less(address: str) -> Non
     found["clients"][0]["packets"] = "many"
     with pytest.raises(ProtocolError, match="packets is 'many'"):
         parse_status(json.dumps(found))
+
+
+def names_in(
+    found: dict[str, object] | list[object], path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[str | int, ...]]:
+    """Where each name of a status is."""
+    for name, value in found.items() if isinstance(found, dict) else enumerate(found):
+        if isinstance(name, str):
+            yield (*path, name)
+        if isinstance(value, dict | list):
+            yield from names_in(value, (*path, name))
+
+
+def test_each_name_that_is_not_there_is_taken_for_0(address: str) -> None:
+    with Server(address, max_lag=9), Client(address), Monitor(address) as monitor:
+        told = monitor.status()
+    whole = json.loads(told.raw)
+    for *outer, last in names_in(whole):
+        found = json.loads(told.raw)
+        holder = found
+        for step in outer:
+            holder = holder[step]
+        del holder[last]
+        lines = report(Look(parse_status(json.dumps(found)), told))
+        assert len(lines) == (4 if last == "clients" and not outer else 7), last
+    assert parse_status("{}") == ServerStatus(
+        address="",
+        pid=0,
+        server_id=0,
+        max_lag=0,
+        on_lag="",
+        now=0.0,
+        started=0.0,
+        monitors=0,
+        stats=ServerStats(**dict.fromkeys((each.name for each in fields(ServerStats)), 0)),
+        clients=(),
+        raw="{}",
+    )
+    (bare,) = parse_status('{"clients": [{}]}').clients
+    assert (bare.mode, bare.command, bare.pid, bare.lag, bare.last_ack) == ("", "", 0, 0, None)
+    assert share(bare, 0, 0) == 0.0
+
+
+def test_jumiks_status_shows_a_server_that_tells_nothing(address: str) -> None:
+    answers = (HEADER.pack(1, 0, number) + b'{"clients": [{}]}' for number in (1, 2))
+    with stranger(address, HELLO, WELCOME, *answers):
+        done = subprocess.run(
+            [sys.executable, "-m", "jumiks.cli", "status", "--interval", "0.01", address],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=True,
+        )
+    assert "next id 0" in done.stdout
+    assert done.stderr == ""
 
 
 # ---- it slows nobody

@@ -278,7 +278,7 @@ class ServerStatus:
 
 
 def parse_status(text: str) -> ServerStatus:
-    """Read an answer. What is not known is ignored, and a figure that is not there is 0.
+    """Read an answer. A name that is not known is ignored; one that is not there is 0, "" or empty.
 
     Raises:
         ProtocolError: it is no status.
@@ -287,26 +287,25 @@ def parse_status(text: str) -> ServerStatus:
         raise ProtocolError("the server's status cannot be read: it has too many parts")
     try:
         found = json.loads(text)
-        figures = found["stats"]
+        figures = found.get("stats", {})
         return ServerStatus(
-            address=_word(found["address"]),
+            address=_word(found.get("address")),
             pid=_number(found, "pid"),
             server_id=_number(found, "server_id"),
             max_lag=_number(found, "max_lag"),
-            on_lag=_word(found["on_lag"]),
+            on_lag=_word(found.get("on_lag")),
             now=_moment(found, "now"),
             started=_moment(found, "started"),
             monitors=_number(found, "monitors"),
             stats=ServerStats(
                 **{each.name: _number(figures, each.name) for each in fields(ServerStats)}
             ),
-            clients=tuple(_client(each) for each in found["clients"]),
+            clients=tuple(_client(each) for each in found.get("clients", ())),
             raw=text,
         )
     except (
         ArithmeticError,
         AttributeError,
-        KeyError,
         RecursionError,
         TypeError,
         ValueError,
@@ -347,7 +346,7 @@ def _client(found: Mapping[str, object]) -> ClientInfo:
     pid, uid, gid = (_number(found, name) for name in ("pid", "uid", "gid"))
     return ClientInfo(
         peer=Peer(pid, uid, gid, command=_word(found.get("command"))),
-        mode=_word(found["mode"]),
+        mode=_word(found.get("mode")),
         since=_moment(found, "since"),
         last_ack=None if found.get("last_ack") is None else _moment(found, "last_ack"),
         reason=None,
