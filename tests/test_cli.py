@@ -273,7 +273,7 @@ def test_a_server_that_dies_is_status_4(address: str) -> None:
             serve.kill()
             status, _, errors = finish(listen)
     assert status == 4
-    assert errors.endswith(f"end of stream from '{address}': the server died\n")
+    assert errors.endswith(f"end of stream from '{address}' without a goodbye: the server died\n")
 
 
 def _clients_of(address: str) -> int:
@@ -519,7 +519,7 @@ def test_without_rich_top_says_how_to_get_it_and_status_works(address: str) -> N
             [*python, "top", address], capture_output=True, text=True, check=False
         )
         assert done.returncode == 1
-        assert done.stderr == "jumiks: top needs rich: pip install 'jumiks[cli]'\n"
+        assert done.stderr == "jumiks: top needs rich, which is not installed: pip install rich\n"
         subprocess.run([*python, "status", address], stdout=PIPE, check=True)
 
 

@@ -975,7 +975,7 @@ def test_a_plain_connection_has_everything_too_when_the_server_closes(address: s
         task.result()
         assert got == messages
         assert isinstance(end, ConnectionLost)
-        assert "a plain 1.0 server gives no reason" in str(end)
+        assert "a plain 1.0 connection gives no reason" in str(end)
 
 
 def test_after_the_end_every_receive_says_so_again(address: str) -> None:

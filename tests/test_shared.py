@@ -755,6 +755,23 @@ def test_an_answer_that_cannot_be_ends_that_connection(address: str, answer: int
             ends_with_protocol(client, harassed)
 
 
+def test_who_has_read_nothing_answers_with_the_id_before_its_first(address: str) -> None:
+    with Harassed(address, on_lag="skip", max_lag=10, patience=0) as harassed:
+        with hand_made_client(harassed.server, address) as client:
+            for _ in range(12):
+                harassed.publish()
+                harassed.witness.wait_for(len(harassed.published))
+            assert client.control().kind == SKIP
+            client.sock.send(reference.encode_ack(FIRST_ID - 1) + bytes(8))
+            resume = client.control()
+            assert resume.kind == RESUME
+            last = harassed.publish()
+            assert FIRST_ID < resume.id <= last
+            client.sock.send(reference.encode_ack(last))  # an ack is told apart by its length
+            harassed.server.drain(DEADLINE)
+            assert not harassed.ends
+
+
 def test_a_second_answer_ends_that_connection(address: str) -> None:
     with Harassed(address, on_lag="skip", max_lag=10, patience=0) as harassed:
         with hand_made_client(harassed.server, address) as client:
@@ -1052,12 +1069,13 @@ def test_a_gap_with_nothing_behind_it_is_told_at_the_end(address: str, share_log
                 witness.wait_for(number + 1)
             server.close()
             got = []
-            with pytest.raises(ConnectionLost, match="before this client had taken") as caught:
+            with pytest.raises(ConnectionLost, match="before this client had received") as caught:
                 while True:
                     got.append(client.receive(DEADLINE))
             assert got == witness.messages[: len(got)]
             lost = (caught.value.first_lost, caught.value.last_lost)
             assert lost == (FIRST_ID + len(got), FIRST_ID + 24)
+            assert "goodbye" not in str(caught.value)  # it did say one
 
 
 def test_a_client_that_was_cut_reads_what_is_kept_and_is_told_the_rest(address: str) -> None:

@@ -20,7 +20,7 @@
             ├── ServerClosed                    the server closed in good order
             ├── Disconnected                    the server's user ended it
             ├── Lagged                          this client fell too far behind
-            ├── ConnectionLost                  it ended without a goodbye
+            ├── ConnectionLost                  it ended before everything was received
             └── ProtocolError                   the other end broke the protocol
 
 The facts are attributes. What the operating system refuses stays the `OSError` that it is, and a
@@ -317,7 +317,10 @@ class Disconnected(ConnectionEnded):
 
 
 class ConnectionLost(ConnectionEnded):
-    """The connection ended without a goodbye: the other process died, or was killed.
+    """The connection ended before everything was received, or nobody can say whether it was.
+
+    The server died, or it closed while this client had messages left to receive, or it is a plain
+    1.0 connection, which ends without a reason.
 
     Args:
         reason: what was seen.
@@ -326,7 +329,7 @@ class ConnectionLost(ConnectionEnded):
     """
 
     def __init__(self, reason: str, *, first_lost: int = 0, last_lost: int = 0) -> None:
-        text = f"the connection ended without a goodbye: {reason}"
+        text = reason
         if first_lost:
             text += f"; lost: {_messages(first_lost, last_lost)}"
         super().__init__(text)

@@ -273,8 +273,8 @@ COMMANDS: Final = {
     ),
     "top": Command(
         "the same, live",
-        "Show the same, live, with a bar for each client's lag. Needs rich: "
-        "pip install 'jumiks[cli]'.",
+        "Show the same, live, with a bar per client: its lag as a share of its limit. Needs rich: "
+        "pip install rich.",
         _top,
         "top",
     ),

@@ -22,7 +22,7 @@ try:
     from rich.table import Table
     from rich.text import Text
 except ImportError as error:
-    raise JumiksError("top needs rich: pip install 'jumiks[cli]'") from error
+    raise JumiksError("top needs rich, which is not installed: pip install rich") from error
 
 __all__ = ["run"]
 
