@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A plain 1.0 client: cc -o plain_client plain_client.c && ./plain_client @ADDRESS */
+/* The least client of docs/protocol.md: cc -o plain_client plain_client.c && ./plain_client @ADDRESS */
+#include <errno.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <unistd.h>
 
-static char packet[1 << 18];
+static char packet[1 << 19]; /* holds all that the usual net.core.wmem_max lets be sent */
 
 int main(int argc, char **argv) {
     struct sockaddr_un at = {.sun_family = AF_UNIX};
@@ -21,18 +21,19 @@ int main(int argc, char **argv) {
     memcpy(at.sun_path, argv[1], length);
     if (at.sun_path[0] == '@') /* an abstract name begins with NUL */
         at.sun_path[0] = 0;
-    if (connect(fd, (void *)&at, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length))) {
-        perror(argv[1]);
-        return 1;
-    }
-    if (recv(fd, hello, sizeof hello, 0) < 6 || hello[0] != 1 || hello[1] || hello[2] || hello[3])
-        return 1;
+    if (connect(fd, (void *)&at, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)))
+        return perror(argv[1]), 1;
+    if (recv(fd, hello, sizeof hello, 0) < 6 || memcmp(hello, "\1\0\0", 4) != 0)
+        return fputs("this is no jumiks 1.0 server\n", stderr), 1;
     send(fd, reply, sizeof reply, MSG_NOSIGNAL);
-    while ((n = recv(fd, packet, sizeof packet, 0)) >= 8) {
+    while ((n = recv(fd, packet, sizeof packet, MSG_TRUNC)) != 0) { /* 0 bytes are the end */
+        if (n < 0 && errno == ECONNRESET)
+            continue; /* the server closed with acks unread: its packets are still here */
+        if (n < 8 || (size_t)n > sizeof packet)
+            return fputs("a packet cannot be read, or is too large or too short\n", stderr), 1;
         fwrite(packet + 8, 1, (size_t)n - 8, stdout);
         putchar('\n');
         fflush(stdout);
-        send(fd, packet, 8, MSG_NOSIGNAL); /* acked once it is handled */
+        send(fd, packet, 8, MSG_NOSIGNAL); /* acked once it is handled; if it closed: read on */
     }
-    return close(fd);
 }

@@ -1,27 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain 1.0 client of the standard library alone.
+"""The least client of docs/protocol.md, with the standard library alone: plain 1.0.
 
 python examples/plain_client.py @ADDRESS
-
-One message a packet, each acked: all that docs/protocol.md asks of the least client.
 """
 
 import socket
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+
+LARGEST = 1 << 19  # a sender with the usual net.core.wmem_max cannot send a larger packet
 
 
 def messages(address: str) -> Iterator[bytes]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        major, minor = struct.unpack_from("<HH", sock.recv(64))
-        if (major, minor) != (1, 0):
-            sys.exit(f"the server speaks {major}.{minor}")
+        hello = sock.recv(64)
+        if len(hello) < 6 or hello[:4] != b"\1\0\0\0":
+            sys.exit(f"this is no jumiks 1.0 server: its hello is {hello.hex()!r}")
         sock.send(struct.pack("<HHH", 1, 0, 0))
-        while packet := sock.recv(1 << 18):
+        while True:
+            try:
+                packet, _, flags, _ = sock.recvmsg(LARGEST)
+            except ConnectionResetError:
+                continue  # the server closed with acks unread: its packets are still here
+            if not packet:
+                return
+            if flags & socket.MSG_TRUNC or len(packet) < 8:
+                sys.exit(f"a packet was larger than {LARGEST} bytes, or too short for its id")
             yield packet[8:]
-            sock.send(packet[:8])
+            with suppress(BrokenPipeError, ConnectionResetError):  # it closed: read on
+                sock.send(packet[:8])
 
 
 if __name__ == "__main__":
