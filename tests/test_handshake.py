@@ -15,6 +15,7 @@ from jumiks.handshake import (
     FIRST_ID,
     START_NOW,
     START_OLDEST,
+    UNTOLD_PACKET,
     VERSION,
     Capability,
     ClientHandshake,
@@ -325,6 +326,18 @@ def test_more_left_out_than_there_can_be_breaks_the_handshake(first_id: int) -> 
     client.receive(ServerHello(capabilities=FRAMES).encode())
     with pytest.raises(ProtocolError, match="leaves 7 messages out before"):
         client.receive(Welcome(0, FRAMES, first_id, left_out=7).encode())
+
+
+@pytest.mark.parametrize(
+    ("told", "wish", "said"),
+    [(0, 1 << 22, UNTOLD_PACKET), (0, 0, UNTOLD_PACKET), (0, 4096, 4096), (512, 1 << 22, 1 << 22)],
+)
+def test_a_client_says_what_it_takes_of_a_server_that_does_not_tell(
+    told: int, wish: int, said: int
+) -> None:
+    hello = ServerHello(capabilities=FRAMES, max_packet=told).encode()
+    reply = ClientHello.decode(ClientHandshake(FRAMES, max_packet=wish).receive(hello))
+    assert reply.max_packet == said
 
 
 def test_a_classic_client_gets_no_welcome() -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +13,17 @@ from typing import NamedTuple
 import pytest
 import reference
 
-from jumiks import handshake
+from jumiks import ClientInfo, ServerStats, handshake, monitor
 from jumiks._native import lib
-from jumiks.handshake import Capability, ClientHello, ServerHello, Status, Welcome
+from jumiks.handshake import (
+    UNTOLD_PACKET,
+    Capability,
+    ClientHello,
+    ServerHello,
+    Status,
+    Welcome,
+)
+from jumiks.server import HANDSHAKE_TIMEOUT, SEND_BUFFER
 
 pytestmark = pytest.mark.no_core
 
@@ -318,6 +327,35 @@ def test_the_words_of_the_shared_pages_stand_where_the_page_says(tmp_path: Path)
     source.write_text('#include <stddef.h>\n#include "page.h"\n' + "\n".join(checks) + "\n")
     folder = Path(__file__).parent.parent / "csrc"
     subprocess.run(["cc", "-std=c11", f"-I{folder}", "-fsyntax-only", source], check=True)
+
+
+def number_before(words: str) -> int:
+    """The number that stands before these words on the page, whose lines may break anywhere."""
+    (found,) = re.findall(rf"([\d,]*\d) ?{words}", " ".join(PAGE.split()))
+    return int(found.replace(",", ""))
+
+
+def test_figures_on_the_page_are_those_of_the_code() -> None:
+    largest = 2 * SEND_BUFFER - 32
+    assert number_before(", of which the kernel makes") == SEND_BUFFER
+    assert number_before(", so its largest packet is") == 2 * SEND_BUFFER
+    assert number_before("bytes, with a message of") == largest
+    assert f"with a message of {largest - 8:,}." in PAGE
+    assert number_before("bytes then, or less where its reply") == UNTOLD_PACKET
+    assert number_before("seconds by default") == HANDSHAKE_TIMEOUT
+    assert number_before("bytes, and at most the hello's") == monitor._PACKET
+    assert number_before("MiB. A request that comes") == monitor._MOST_ANSWER >> 20
+
+
+def test_units_are_told_of_names_that_a_status_has() -> None:
+    (units,) = tables(("name", "unit", "meaning"))
+    named = {name.strip() for row in units for name in row[0].split(",")}
+    assert named <= {each.name for each in (*fields(ServerStats), *fields(ClientInfo))}
+    counts = {"key", "pid", "uid", "gid", "command", "mode"}
+    plain = {"published", "delivered", "messages", "packets", "skipped", "clients", "worst_lag"}
+    for name in {*monitor._PLAIN, *(each.name for each in fields(ServerStats))} - counts - plain:
+        sized = name.endswith(("bytes", "_id")) or name in ("log_size", "log_used", "log_held")
+        assert name in named or sized, name
 
 
 def test_the_framed_examples_make_one_connection() -> None:

@@ -64,6 +64,7 @@ from .handshake import (
     FIRST_ID,
     START_NOW,
     START_OLDEST,
+    UNTOLD_PACKET,
     Capability,
     ClientHandshake,
     ServerHello,
@@ -97,7 +98,7 @@ OnGap: TypeAlias = Callable[[Gap], object] | Literal["raise", "yield"] | None
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds by default to connect and shake hands; a live server needs well under one."""
 
-CLASSIC_PACKET: Final = 262144
+CLASSIC_PACKET: Final = UNTOLD_PACKET
 """The largest packet taken from a plain 1.0 server, which does not tell. One that left its socket
 at the system's default cannot send more than 212960 bytes."""
 
@@ -184,10 +185,14 @@ class Client(Connecting, Generic[Item]):
 
     Raises:
         ConnectionRefusedError, FileNotFoundError: nobody serves that address.
+        PermissionError: the permissions of the path or its directory do not let this user through.
         Timeout: the server did not answer in time.
         Refused: the server did not let this client in; the text says why.
         VersionMismatch: the server speaks another version.
         ProtocolError: that is no jumiks server.
+        ConnectionLost: the server closed, or died, before it had answered.
+        TypeError, ValueError: an argument is wrong; the text says what would be right.
+        OSError: the system lacks something, such as a descriptor or memory.
 
     Being cut for its lag, refused, or disconnected by the server's user ends a client for good.
     One thread receives at a time; any thread may `close`. What was handed out counts as handled,
@@ -411,7 +416,7 @@ class Client(Connecting, Generic[Item]):
         config.max_packet = min(CLASSIC_PACKET, self._arena_size)
         config.mode = lib.JMK_CLASSIC
         if handshake.framed:
-            config.max_packet = min(hello.max_packet or CLASSIC_PACKET, self._arena_size)
+            config.max_packet = min(hello.max_packet or UNTOLD_PACKET, self._arena_size)
             config.mode = lib.JMK_FRAMED
         if handshake.shared:
             assert welcome is not None
@@ -492,7 +497,7 @@ class Client(Connecting, Generic[Item]):
             ServerClosed: the server closed in good order, and all was received.
             Lagged: the server cut this client; the exception has the figures.
             Disconnected: the server's user ended the connection.
-            ConnectionLost: it ended without a goodbye.
+            ConnectionLost: the server died, or it closed before all was received.
             ProtocolError: the server broke the protocol.
             Busy: another thread is receiving.
             Closed: this client is closed, perhaps while this waited.
@@ -714,8 +719,8 @@ class Client(Connecting, Generic[Item]):
 
     def _lost(self, handle: Handle) -> ConnectionLost:
         plain = self._mode == "classic"
-        words = "a plain 1.0 server gives no reason" if plain else "the server died"
-        reason = f"end of stream from {self._address!r}: {words}"
+        words = "a plain 1.0 connection gives no reason" if plain else "the server died"
+        reason = f"end of stream from {self._address!r} without a goodbye: {words}"
         # The log is there still, and read to its end, unless the server was just cutting us.
         first, last = self._next(), lib.jmk_client_published_id(handle)
         if last < first:
@@ -744,7 +749,7 @@ class Client(Connecting, Generic[Item]):
         if words.reason == lib.JMK_R_CLOSING and not words.first_lost:
             return ServerClosed("the server closed, and all it published was received")
         reason = (
-            "the server closed before this client had taken everything"
+            "the server closed in good order before this client had received everything"
             if words.reason == lib.JMK_R_CLOSING
             else f"the server gave reason {words.reason}, which this version does not know"
         )

@@ -49,6 +49,9 @@ START_NOW = 0
 START_OLDEST = 1
 """Start with the oldest message that the server keeps."""
 
+UNTOLD_PACKET = 262144
+"""The largest packet taken from a server whose hello does not tell its own, bytes."""
+
 _START_RULE = (
     f"it must be {START_NOW} (now), {START_OLDEST} (the oldest kept), or a packet id, which is "
     f"{FIRST_ID} or more"
@@ -639,6 +642,9 @@ class ClientHandshake:
             raise VersionMismatch(ours=VERSION, theirs=hello.version)
         if self._start_for is not None:
             self._reply = replace(self._reply, start=self._start_for(hello))
+        if not hello.max_packet:
+            most = min(self._reply.max_packet or UNTOLD_PACKET, UNTOLD_PACKET)
+            self._reply = replace(self._reply, max_packet=most)
         if hello.extended:
             return _ClientEvent.EXTENDED_HELLO, self._reply.encode()
         if self._reply.start != START_NOW:
