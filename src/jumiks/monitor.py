@@ -251,30 +251,33 @@ def as_json(
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """What a server told of itself; its figures and its clients' are taken one after the other."""
+    """What a server told of itself; its figures and its clients' are taken one after the other.
+
+    Args:
+        address: its address, as its user wrote it.
+        pid: its process id as the kernel shows it here; 0 if it is not in our pid namespace.
+        server_id: its random number, new each time a server starts.
+        max_lag: messages a client may be behind; 0 is no limit.
+        on_lag: its lag policy: `"disconnect"`, `"block"` or `"skip"`.
+        now: when it answered, seconds on the clock of `time.monotonic`.
+        started: when it started, seconds on that clock.
+        monitors: monitors connected now, this one included.
+        stats: its figures.
+        clients: its clients, each with its figures.
+        raw: the JSON as it came, which a later version may say more in.
+    """
 
     address: str
-    """As its user wrote it."""
     pid: int
-    """Its process id as the kernel shows it here; 0 if it is not in our pid namespace."""
     server_id: int
-    """Its random number."""
     max_lag: int
-    """Messages; 0 is no limit."""
     on_lag: str
-    """`"disconnect"`, `"block"` or `"skip"`."""
     now: float
-    """When, on the clock of `time.monotonic`, s."""
     started: float
-    """When it started, on that clock."""
     monitors: int
-    """Monitors connected, this one included."""
     stats: ServerStats
-    """Its figures."""
     clients: tuple[ClientInfo, ...]
-    """Its clients, each with its figures."""
     raw: str
-    """The JSON as it came, which a later version may say more in."""
 
 
 def parse_status(text: str) -> ServerStatus:

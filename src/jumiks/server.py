@@ -190,8 +190,9 @@ class Server:
         mode: permissions of the path, such as 0o660; the umask decides by default.
         group: group of the path, a name or a number; 0o660 is the mode then by default.
         allow: who may connect: None for the default (the server's own user and root on an abstract
-            address; whom the file's permissions let through on a path), `"anyone"`, a user id,
-            several of them, or a function that takes a `Peer` and returns True or False.
+            address; whom the file's permissions let through on a path), `"anyone"`, a user id, a
+            `Group`, a list or set of user ids and Groups, or a function that takes a `Peer` and
+            returns True or False.
         share_log: whether clients that can may read the log itself, which is the fastest way.
             Whoever may connect may read all that the log keeps; nobody else can write it.
         monitor: who may look at the status (`jumiks status`), in the words of `allow`: None for the

@@ -18,22 +18,25 @@ __all__ = ["ClientInfo", "EndReason", "Gap", "GapReason", "ServerStats"]
 
 
 class EndReason(enum.Enum):
-    """Why a connection ended, as the server saw it."""
+    """Why a connection ended, as the server saw it.
+
+    Members:
+        LAGGED: it fell too far behind, and the lag policy cut it.
+        CLOSING: the server closed.
+        PROTOCOL: the client broke the protocol.
+        TOO_LARGE: a message did not fit into a packet of this plain 1.0 client.
+        DISCONNECTED: `Server.disconnect` was called for it.
+        LEFT: the client closed its end, or died.
+        ERROR: the operating system failed; `ClientInfo.error` says how.
+    """
 
     LAGGED = lib.JMK_R_LAGGED
-    """The lag policy cut it."""
     CLOSING = lib.JMK_R_CLOSING
-    """The server closed."""
     PROTOCOL = lib.JMK_R_PROTOCOL
-    """The client broke the protocol."""
     TOO_LARGE = lib.JMK_R_TOO_LARGE
-    """A message did not fit the packet of a plain 1.0 client."""
     DISCONNECTED = lib.JMK_R_KICKED
-    """`Server.disconnect`."""
     LEFT = lib.JMK_R_LEFT
-    """The client closed its end, or died."""
     ERROR = lib.JMK_R_ERROR
-    """The operating system failed; `ClientInfo.error` says how."""
 
 
 class GapReason(enum.Enum):
@@ -72,52 +75,58 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """One client as the server sees it, at one moment. Ids are 0 where there is none."""
+    """One client as the server sees it, at one moment. Ids are 0 where there is none.
+
+    Args:
+        key: number that names the client within its server; never used again.
+        peer: its process, as the kernel names it.
+        mode: `"shared"` if it reads the log, `"framed"`, or `"classic"` for one message a packet.
+        lag: messages that were offered to it and are not acked.
+        lag_bytes: bytes of the log that these messages hold.
+        worst_lag: the largest `lag` that was seen, messages.
+        queued: messages published and not sent to it yet; 0 if it reads the log itself.
+        kernel_bytes: bytes in its socket, sent and not read yet, with the kernel's overhead.
+        unacked: messages sent to it and not acked.
+        sent_id: packet id of the last message that went to its socket whole, or was offered in the
+            log; 0 if none.
+        acked_id: packet id of the last message it has acked; 0 if none.
+        messages: messages sent to it so far.
+        bytes: bytes sent to it so far, headers included.
+        packets: packets sent to it so far.
+        skipped: messages it was made to miss so far.
+        since: when it was let in, seconds on the clock of `time.monotonic`.
+        last_ack: when its last ack was seen, seconds on that clock; None if there was none.
+        reason: why it is gone; None while it is not.
+        limit: the limit at which it was cut, in the unit of `limit_kind`; 0 if the reason is not
+            `LAGGED`.
+        limit_kind: `"messages"` (`max_lag`) or `"bytes"` (the log); "" if the reason is not
+            `LAGGED`.
+        lost: messages that it did not get, if it is gone or was skipped; None if there are none.
+        error: what the operating system said, if the reason is `ERROR`; else "".
+    """
 
     key: int
-    """Names the client within its server; never used again."""
     peer: Peer
-    """Its process, from the kernel."""
     mode: str
-    """`"shared"` if it reads the log, `"framed"`, or `"classic"` for one message a packet."""
     lag: int
-    """Messages that were offered to it and not acked."""
     lag_bytes: int
-    """Bytes of the log that it holds."""
     worst_lag: int
-    """The largest `lag` that was seen."""
     queued: int
-    """Messages published and not sent to it yet; none if it reads the log itself."""
     kernel_bytes: int
-    """What its socket holds, sent and not yet read; with the kernel's overhead."""
     unacked: int
-    """Messages sent to it and not acked."""
     sent_id: int
-    """The last message wholly handed to its socket."""
     acked_id: int
-    """The last message it has acked."""
     messages: int
-    """Messages sent to it."""
     bytes: int
-    """The same in bytes, headers included."""
     packets: int
-    """The same in packets."""
     skipped: int
-    """Messages that its cursor jumped over."""
     since: float
-    """When it was let in, on the clock of `time.monotonic`, s."""
     last_ack: float | None
-    """When its last ack came, on that clock."""
     reason: EndReason | None
-    """Why it is gone; None while it is not."""
     limit: int
-    """The limit that it exceeded, if `LAGGED`."""
     limit_kind: str
-    """That limit's unit: `"messages"`, `"bytes"`, or `""`."""
     lost: Gap | None
-    """What it did not get, if it is gone or was skipped."""
     error: str
-    """What the operating system said, if the reason is `ERROR`."""
 
     @property
     def pid(self) -> int:
@@ -177,44 +186,50 @@ def client_info(account: Account, peer: Peer) -> ClientInfo:
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
-    """A server's figures, all of one moment."""
+    """A server's figures, all of one moment.
+
+    Args:
+        oldest_id: packet id of the oldest message that the log keeps; `next_id` if it keeps none.
+        next_id: the packet id that the next message gets.
+        log_size: bytes of the log.
+        log_used: bytes of the log that keep messages.
+        log_held: bytes of those that some client has not acked.
+        published: messages published so far.
+        published_bytes: bytes of payload published so far.
+        delivered: messages sent so far, to all clients together, also to those that are gone.
+        delivered_bytes: bytes sent so far, headers included, likewise.
+        packets: packets sent so far, likewise.
+        skipped: messages that clients were made to miss so far, likewise.
+        clients: clients connected now.
+        unread: clients that are gone and have neither read all they were sent nor closed; they keep
+            their places.
+        kernel_bytes: bytes in the sockets of all these, sent and not read yet, with the kernel's
+            overhead.
+        cursor_pages: cursor pages held by users that `max_clients_per_user` binds, also by their
+            clients that are gone.
+        rounds: times the server looked for something to send or for acks.
+        inline_rounds: times it did so in a publisher's own thread; counted in `rounds` too.
+        waits: times a publisher had to wait for a client.
+    """
 
     oldest_id: int
-    """The oldest message that the log keeps."""
     next_id: int
-    """The packet id that the next message gets."""
     log_size: int
-    """Bytes."""
     log_used: int
-    """Bytes of it that keep messages."""
     log_held: int
-    """Bytes of those that some client has not acked."""
     published: int
-    """Messages."""
     published_bytes: int
-    """The same in bytes of payload."""
     delivered: int
-    """Messages sent to clients, all together, also to those that are gone."""
     delivered_bytes: int
-    """The same in bytes, headers included."""
     packets: int
-    """The same in packets."""
     skipped: int
-    """Messages skipped, all clients together."""
     clients: int
-    """Clients connected."""
     unread: int
-    """Clients gone that have neither read all they were sent nor closed: they keep their places."""
     kernel_bytes: int
-    """What the sockets of all these hold, sent and not yet read; with the kernel's overhead."""
     cursor_pages: int
-    """Cursor pages held by users whom `max_clients_per_user` binds, also by clients gone."""
     rounds: int
-    """Times the pump looked for work."""
     inline_rounds: int
-    """Those of them in a publisher's own thread."""
     waits: int
-    """Times a publisher had to wait."""
 
 
 def server_stats(stats: Stats, cursor_pages: int) -> ServerStats:
