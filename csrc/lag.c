@@ -26,7 +26,7 @@
  *
  * A newcomer is at most half way from the start. It counts as fast only once it has shown that it
  * keeps up: half a limit was published while it was there, or it has been there for patience and has
- * acked all that it was offered.
+ * acked all that it was offered. History that it acked shows nothing: it could do so unread.
  */
 #include <errno.h>
 
@@ -116,11 +116,11 @@ static bool keeps_up(const struct jmk_server *server, const struct jmk_session *
 
     if (session->state != JMK_LIVE || session->replaying || session->acked_id < half)
         return false;
-    if (session->first_id - 1 < half)
+    if (session->shown_from - 1 < half)
         return true; /* without its acks it would be past half by now */
     if (session->acked_id + 1 != demand->id)
         return false;
-    if (session->first_id - 1 == half)
+    if (session->shown_from - 1 == half && session->shown_from != demand->id)
         return true;
     counts_from = patience_from(server, session->account.since);
     if (counts_from > now && counts_from < *look_at)

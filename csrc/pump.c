@@ -277,6 +277,7 @@ void jmk_pump_enter(struct jmk_server *server, struct jmk_session *session, stru
 
     jmk_session_place(session, &server->log, place);
     session->first_id = place.id;
+    session->shown_from = server->log.write.id;
     session->due_id = 0;
     session->replaying = place.id != server->log.write.id;
     session->backlog = server->config.max_lag ? server->log.write.id - place.id : 0;

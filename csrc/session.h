@@ -92,6 +92,7 @@ struct jmk_session {
     uint64_t mark;         /* number of the first log mark behind offset */
     uint64_t acked_id;     /* acked cursor */
     uint64_t first_id;     /* where it started, or went on after a gap */
+    uint64_t shown_from;   /* what was published from this id on it had to keep up with */
     uint64_t gap_first;    /* what was skipped last */
     uint64_t gap_last;
     uint64_t backlog;       /* what it had behind it at its start, until it is within max_lag */

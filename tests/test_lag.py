@@ -340,6 +340,22 @@ def test_who_came_too_late_to_have_fallen_behind_shows_nothing_by_keeping_up(
             assert_cuts(server, cuts)
 
 
+def test_a_history_that_was_acked_shows_nothing(address: str) -> None:
+    with serving(address, max_lag=10, patience=60) as (server, _), raw_client(server, address):
+        server.publish_many([SLOT] * 10)
+        with raw_client(server, address, start=FIRST_ID + 4) as newcomer:
+            newcomer.ack(FIRST_ID + 9)
+            acked(server, FIRST_ID + 9)
+            assert_cuts(server, False)
+
+
+def test_who_came_before_anything_was_published_shows_nothing(address: str) -> None:
+    with serving(address, max_lag=1, patience=60) as (server, _), raw_client(server, address):
+        server.publish(SLOT)
+        with raw_client(server, address):
+            assert_cuts(server, False)
+
+
 def test_all_at_their_limit_make_publish_wait_for_patience_and_then_are_cut(address: str) -> None:
     with serving(address, max_lag=3, patience=0.2) as (server, ends):
         with raw_client(server, address), raw_client(server, address, framed=False):
