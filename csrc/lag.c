@@ -157,6 +157,18 @@ static void keep_term(const struct jmk_server *server, struct jmk_session *sessi
     session->due_limit = limit;
 }
 
+/*
+ * When its term ends. All clients together get no more than patience: one that comes while publish
+ * outruns all, and is at its limit at once, has what is left of that.
+ */
+static int64_t term_end(const struct jmk_server *server, const struct jmk_session *session) {
+    int64_t since = session->due_since;
+
+    if (server->outrun && server->outrun_since < since)
+        since = server->outrun_since;
+    return patience_from(server, since);
+}
+
 /* Cut or skip one that did not meet its term, or may not have one. */
 static void act_on(struct jmk_server *server, struct jmk_session *session) {
     if (server->config.policy == JMK_SKIP && session->state == JMK_LIVE) {
@@ -194,7 +206,7 @@ static void judge_one(struct jmk_server *server, struct jmk_session *session,
     if (limit == JMK_LIMIT_NONE && (block || !outrun || !session->due_id))
         return;
     if (!held)
-        due = block || outrun ? patience_from(server, session->due_since) : now;
+        due = block || outrun ? term_end(server, session) : now;
     if (now >= due) {
         act_on(server, session);
         verdict->again = true;
@@ -218,6 +230,8 @@ static struct verdict judge(struct jmk_server *server, size_t size, int64_t now)
         judge_one(server, server->live[i], &demand, outrun, now, &verdict);
     outrun = !verdict.open && server->config.policy != JMK_BLOCK;
     server->stale = server->stale || outrun != server->outrun;
+    if (outrun && !server->outrun)
+        server->outrun_since = now;
     server->outrun = outrun;
     return verdict;
 }

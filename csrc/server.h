@@ -78,6 +78,7 @@ struct jmk_server {
     uint32_t streak; /* inline rounds since the thread's last */
     bool saying_goodbye;
     bool outrun; /* the admission is closed until some client is at most half way: see lag.c */
+    int64_t outrun_since; /* from when on that has been so */
     bool catching_up; /* some client that began in the past was never within max_lag yet */
     struct jmk_session *first_event, *last_event;
     struct jmk_stats gone; /* counters of sessions that are no more */

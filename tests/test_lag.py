@@ -356,6 +356,19 @@ def test_who_came_before_anything_was_published_shows_nothing(address: str) -> N
             assert_cuts(server, False)
 
 
+def test_publish_waits_no_longer_for_one_that_comes_while_it_waits(address: str) -> None:
+    """One that starts at its limit: with a term of its own, it would add to the wait."""
+    with serving(address, max_lag=3, patience=1.0) as (server, _), raw_client(server, address):
+        server.publish_many([b"x"] * 3)
+        assert_refused(server)
+        pass_time(0.5)
+        with raw_client(server, address, start=FIRST_ID):
+            with suppress(Timeout):
+                server.publish(b"x", timeout=0)
+            pass_time(0.5)
+            server.publish(b"x", timeout=0)
+
+
 def test_all_at_their_limit_make_publish_wait_for_patience_and_then_are_cut(address: str) -> None:
     with serving(address, max_lag=3, patience=0.2) as (server, ends):
         with raw_client(server, address), raw_client(server, address, framed=False):
