@@ -261,7 +261,11 @@ class Check:
         first, last, number, *_ = words
         why = Why(number)
         self.counts["gaps"] += 1
-        if why == Why.EVICTED and self.comes_back and first == FIRST_ID != self.expected:
+        # A start at the oldest may leave out what no later client has room for: no move.
+        server = servers.get(self.server)
+        began = self.start == OLDEST and not self.expected and server is not None and server.alive
+        at_first = first == FIRST_ID != self.expected
+        if why == Why.EVICTED and self.comes_back and at_first and not began:
             self._move(servers)
         if self.expected or self.server:
             self._at(first, "a gap from")
