@@ -7,6 +7,7 @@ its first message is there. Then the same while the silent ones are replaced as 
 so that newcomers share the server's time and its backlog with thousands of others a second.
 """
 
+import resource
 import socket
 import tempfile
 import time
@@ -91,6 +92,14 @@ def times(address: str, seconds: float, before: Callable[[], object] = int) -> l
     return found
 
 
+def held() -> int:
+    """How many connections a peer holds: those that the server accepts are to be open still."""
+    backlog = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return min(MAX_JOINING + backlog, most - 64)
+
+
 def settled(server: int) -> int:
     """How many descriptors it has once it has given back what it is giving back."""
     found = [0, 1]
@@ -135,7 +144,7 @@ def main() -> None:
                 # A newcomer is one too many: a silent one takes the place of what it cost.
                 found["half-open at the limit"] = times(address, options.seconds, silent.add)
                 figures["half-open"] = len(descriptors_of(server)) - idle
-            storm = (program, address, "silent", options.seconds + 1, options.peers, MAX_JOINING)
+            storm = (program, address, "silent", options.seconds + 1, options.peers, held())
             with storming(*storm) as storms, ThreadPoolExecutor(1) as pool:
                 replaced = pool.submit(let_loose, storms, options.seconds + 1)
                 wait_for(lambda: len(descriptors_of(server)) > idle + MAX_JOINING // 2, "a storm")
