@@ -18,15 +18,17 @@
  * A pin is a batch in use through views: acks stop in front of it until it is dropped, by whatever
  * thread. The reader lives as long as its client, or a pin.
  *
- * Nothing from the server is believed. The maps cannot shrink (their seals are looked at first), so
- * using them cannot fault; each word is loaded once, and checked against the end before it is used.
+ * Nothing from the server is believed. The maps cannot shrink, nor lack memory (their seals and their
+ * kind of pages are looked at first), so using them cannot fault; each word is loaded once, and checked against the end before it is used.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "client.h"
@@ -97,17 +99,37 @@ static bool is_sealed(int fd, int needed) {
     return seals >= 0 && (seals & needed) == needed;
 }
 
-/* The ring's size, if it is one that a ring can have, and nobody can change what fd stands for. */
+/*
+ * Is it memory of ordinary pages? To be asked of what has seals. Huge pages have them too, and a hole
+ * in one that is cut into them may find none left to fill it: to read there would be SIGBUS.
+ */
+static int check_pages(int fd) {
+    struct statfs kind;
+
+    if (fstatfs(fd, &kind) < 0)
+        return -errno;
+    return kind.f_type == TMPFS_MAGIC ? 0 : JMK_E_LOG;
+}
+
+/*
+ * The ring's size, if it is one that a ring can have, and nobody can change what fd stands for. It has
+ * no holes: to read one would fill it, on our account.
+ */
 static int trusted_size(int fd, uint64_t *size) {
     struct stat stat;
+    int error;
 
     if (!is_sealed(fd, F_SEAL_SHRINK | F_SEAL_GROW) ||
         !(is_sealed(fd, F_SEAL_FUTURE_WRITE) || is_sealed(fd, F_SEAL_WRITE)))
         return JMK_E_LOG;
+    error = check_pages(fd);
+    if (error)
+        return error;
     if (fstat(fd, &stat) < 0)
         return -errno;
     *size = (uint64_t)stat.st_size - header_size();
-    if ((uint64_t)stat.st_size < 2 * header_size() || *size & (*size - 1))
+    if ((uint64_t)stat.st_size < 2 * header_size() || *size & (*size - 1) ||
+        stat.st_blocks < stat.st_size / 512)
         return JMK_E_SHAPE;
     return 0;
 }
@@ -145,9 +167,13 @@ static int map_log(struct jmk_log_reader *reader, int fd) {
 static int map_cursor(struct jmk_log_reader *reader, int fd) {
     struct stat stat;
     void *at;
+    int error;
 
     if (!is_sealed(fd, F_SEAL_SHRINK))
         return JMK_E_LOG;
+    error = check_pages(fd);
+    if (error)
+        return error;
     if (fstat(fd, &stat) < 0)
         return -errno;
     if ((uint64_t)stat.st_size < sizeof *reader->cursor)

@@ -63,6 +63,7 @@ class HandMadeLog:
         cursor_size: bytes of the cursor page.
         cursor_seals: of its memfd.
         words: the header's words that differ from what is right, by where they stand.
+        sparse: whether the ring has holes.
     """
 
     def __init__(
@@ -74,12 +75,15 @@ class HandMadeLog:
         cursor_size: int = PAGE,
         cursor_seals: int = SEAL_SHRINK | SEAL_GROW,
         words: dict[int, int] | None = None,
+        sparse: bool = False,
     ) -> None:
         self.size = size
         whole = PAGE + size if file_size is None else file_size
         self.fd = os.memfd_create("jumiks-hand-made", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self.cursor_fd = os.memfd_create("jumiks-hand-made", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, whole)
+        if not sparse:
+            os.posix_fallocate(self.fd, 0, whole)
         os.ftruncate(self.cursor_fd, cursor_size)
         self.words = Words(self.fd, whole, writable=True)
         # A page of a size that no client may take is not mapped.

@@ -211,6 +211,28 @@ def test_a_log_that_is_none_is_a_protocol_error(address: str, options: dict[str,
             lie_at_the_door(address, log)
 
 
+def test_a_log_with_holes_is_a_protocol_error(address: str) -> None:
+    with HandMadeLog(sparse=True) as log:
+        log.publish(b"hi")
+        with pytest.raises(ProtocolError, match="no log, or another than it says"):
+            lie_at_the_door(address, log)
+
+
+def test_a_cursor_page_of_huge_pages_is_a_protocol_error(address: str) -> None:
+    # A hole that its server cuts into it could not be filled: SIGBUS.
+    try:
+        huge = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | os.MFD_HUGETLB)
+    except OSError:
+        pytest.skip("this kernel has no huge pages")
+    try:
+        os.ftruncate(huge, 1 << 30)
+        fcntl.fcntl(huge, fcntl.F_ADD_SEALS, SEAL_SHRINK | SEAL_GROW)
+        with HandMadeLog() as log, pytest.raises(ProtocolError, match="could change or cut"):
+            lie_at_the_door(address, log, [log.fd, huge])
+    finally:
+        os.close(huge)
+
+
 @pytest.mark.parametrize("words", [{"first_offset": 4}, {"first_id": FIRST_ID - 1}], ids=str)
 def test_a_welcome_to_a_place_that_cannot_be_is_a_protocol_error(
     address: str, words: dict[str, int]

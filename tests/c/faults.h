@@ -26,6 +26,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "../../csrc/frame.h"
@@ -47,6 +48,7 @@ enum call {
     fallocate_,
     fcntl_,
     fstat_,
+    fstatfs_,
     epoll_create1_,
     eventfd_,
     inotify_init1_,
@@ -90,6 +92,7 @@ static const struct call_kind calls[CALLS] = {
     [fallocate_] = {"fallocate", {ENOSPC, EINTR, EPERM, EOPNOTSUPP}},
     [fcntl_] = {"fcntl", {EPERM, EINVAL, EBUSY}},
     [fstat_] = {"fstat", {ENOMEM}},
+    [fstatfs_] = {"fstatfs", {ENOMEM, ENOSYS, EPERM}},
     [epoll_create1_] = {"epoll_create1", {EMFILE, ENFILE, ENOMEM}},
     [eventfd_] = {"eventfd", {EMFILE, ENFILE, ENOMEM}},
     [inotify_init1_] = {"inotify_init1", {EMFILE, ENFILE, ENOMEM}},
@@ -195,6 +198,7 @@ WRAP(int, -1, madvise, (void *at, size_t size, int advice), (at, size, advice))
 WRAP(int, -1, memfd_create, (const char *name, unsigned flags), (name, flags))
 WRAP(int, -1, fallocate, (int fd, int mode, off_t from, off_t size), (fd, mode, from, size))
 WRAP(int, -1, fstat, (int fd, struct stat *out), (fd, out))
+WRAP(int, -1, fstatfs, (int fd, struct statfs *out), (fd, out))
 WRAP(int, -1, epoll_create1, (int flags), (flags))
 WRAP(int, -1, eventfd, (unsigned count, int flags), (count, flags))
 WRAP(int, -1, inotify_init1, (int flags), (flags))
