@@ -421,7 +421,9 @@ class Monitor(Connecting):
         except TimeoutError as error:
             raise Timeout(f"{self._address!r} gave no status within {self._timeout:g} s") from error
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise ConnectionLost(f"end of stream from {self._address!r}") from error
+            raise ConnectionLost(
+                f"end of stream from {self._address!r}: the server is gone"
+            ) from error
         return replace(parse_status(body.decode("utf-8", "replace")), pid=self._server_pid)
 
     def _answer(self, sock: socket.socket, deadline: float | None) -> bytearray:
