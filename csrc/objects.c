@@ -168,7 +168,8 @@ static PyObject *receiver_take(PyObject *object, PyObject *args) {
     list = receiver_list(self);
     if (!list) /* torn: a server that goes on like that must not keep us from the clock */
         return PyErr_Occurred() ? NULL : PyLong_FromLong(-EINTR);
-    return Py_BuildValue("KKN", (unsigned long long)self->batch.first_id,
+    return Py_BuildValue("KKKN", (unsigned long long)self->batch.first_id,
+                         (unsigned long long)(self->batch.first_id + self->batch.count - 1),
                          (unsigned long long)self->batch.lost, list);
 }
 
@@ -187,7 +188,7 @@ static PyObject *receiver_look(PyObject *object, PyObject *args) {
 
 static PyMethodDef receiver_methods[] = {
     {"take", receiver_take, METH_VARARGS,
-     "take(handled, timeout): (first id, lost, list of bytes), or a return code."},
+     "take(handled, timeout): (first id, last id, lost, list of bytes), or a return code."},
     {"look", receiver_look, METH_VARARGS,
      "look(handled, timeout): (first id, lost, count, address), or a return code."},
     {NULL, NULL, 0, NULL},

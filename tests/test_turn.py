@@ -3,55 +3,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 from support_api import DEADLINE, Task
+from support_opcodes import raises_at
 
 import jumiks
 from jumiks import Client, Server
-
-PACKAGE = str(Path(jumiks.__file__).parent)
-
-
-class AlarmError(Exception):
-    """What a handler raises."""
-
-
-def raises_at(number: int, call: Callable[[], object]) -> bool:
-    """Call it, and raise at the bytecode of this number in the package; False if it has fewer."""
-    left = number
-
-    def local(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
-        if event == "opcode":
-            left -= 1
-            if left < 0:
-                sys.settrace(None)
-                raise AlarmError
-        return local
-
-    def trace(frame: FrameType, _: str, __: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_opcodes = True
-        return local
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        with suppress(jumiks.Timeout, jumiks.JumiksError):
-            call()
-    except AlarmError:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
 
 
 def reserve(server: Server, timeout: float | None) -> None:

@@ -206,7 +206,11 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
     async def receive(self, timeout: float | None = None) -> Item:
         """Receive one message, waiting for it if need be; see `Client.receive`."""
         client = self._client
-        if not client._left or self._receiving or time.monotonic() >= self._turn_ends:
+        if (
+            client._out >= client._taken[1]
+            or self._receiving
+            or time.monotonic() >= self._turn_ends
+        ):
             return await self._surely(client.receive, timeout)
         return client.receive(0)
 
@@ -232,30 +236,34 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
             while client._before:
                 yield await self.receive()
             while client._receiver is not None:
-                if not client._left:
+                if not client._has_taken():
                     gap = await self._surely(client._take, None)
                     if gap is not None:
+                        gap = client._hand_out(gap)
                         yield gap  # type: ignore[misc]
                         continue
-                if client._left == 1:
-                    client._left = 0
-                    client._out += 1
-                    yield next(client._messages)
+                out, taken = client._out, client._taken
+                first, last, _, messages = taken
+                if last - out == 1:
+                    message = messages[-1]
+                    client._out = last
+                    yield message
                     continue
                 quarter = client._quarter()
-                ack_at = client._out + quarter
-                messages = client._messages
+                ack_at = out + quarter
+                if out >= first:
+                    messages = messages[out + 1 - first :]
                 for message in messages:
-                    client._left -= 1
-                    client._out += 1
+                    out += 1
+                    client._out = out
                     yield message
                     if client._handle is None:
                         return
-                    if client._messages is not messages:
-                        break  # in a forked child, where they are the parent's
-                    if client._out >= ack_at or monotonic() >= self._turn_ends:
-                        self._ack(client._out)
-                        ack_at = client._out + quarter
+                    if client._out is not out or client._taken is not taken:
+                        break  # it received otherwise as well; a forked child has none of these
+                    if out >= ack_at or monotonic() >= self._turn_ends:
+                        self._ack(out)
+                        ack_at = out + quarter
                         if monotonic() >= self._turn_ends:
                             await pause(0)
                             self._new_turn()
@@ -316,7 +324,7 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
         try:
             if client._return is not None:
                 await self._come_back(client, client._return, deadline)
-            code = 0 if client._left else self._peek()
+            code = 0 if client._has_taken() else self._peek()
             if code not in _NOTHING:
                 if self._turn_is_over():
                     await self._the_loop().pause(0)
@@ -341,7 +349,7 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
     def _peek(self) -> int:
         # What it finds stays in the core until it is asked for again; an end or an error as well.
         client = self._client
-        if client._receiver is None or client._gaps:
+        if client._receiver is None or client._gaps.untold:
             return 0
         found = client._prepare().look(client._out, 0)
         return found if isinstance(found, int) else 0

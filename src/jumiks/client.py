@@ -20,6 +20,7 @@ from typing import (
     Final,
     Generic,
     Literal,
+    NamedTuple,
     NoReturn,
     Self,
     TypeAlias,
@@ -115,13 +116,28 @@ _MODES: Final = {
 _START_NAMES: Final = {"now": START_NOW, "oldest": START_OLDEST}
 
 
+class _Gaps(NamedTuple):
+    """What is known of gaps; replaced as a whole, so that none is counted or told in part."""
+
+    missed: int = 0
+    counted: int = 0
+    """The last message of the last gap that the server made."""
+    untold: tuple[Gap, ...] = ()
+
+
+_Taken: TypeAlias = "tuple[int, int, int, list[bytes]]"
+"""Messages made into bytes objects, not all of them handed out: first id, last id, how many are
+missing before the first, themselves."""
+
+_NOTHING: Final[_Taken] = (0, 0, 0, [])
+
 _clients: weakref.WeakSet[Client[bytes] | Client[bytes | Gap]] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
     # What the parent had received and not handed out is the parent's.
     for client in _clients:
-        client._left, client._messages = 0, iter(())
+        client._taken = _NOTHING
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -266,16 +282,13 @@ class Client(Connecting, Generic[Item]):
         _clients.add(self)
         self._address = str(self._where)
         self._on_gap = on_gap
-        self._gaps: list[Gap] = []  # not told yet
-        self._missed = 0
-        self._told = 0  # the last message of the last gap that was counted
+        self._gaps: _Gaps = _Gaps()
         self._server_id = 0
         self._first = 0  # the first message of this connection; 0 if the server did not say
-        self._out = 0  # the last message handed out ...
-        self._held = 0  # ... and how many of the last are not handled yet, for all we know ...
-        self._acked = 0  # ... unless they were acked by hand, up to here
-        self._messages: Iterator[Item] = iter(())
-        self._left = 0
+        self._taken: _Taken = _NOTHING
+        self._out = 0  # the last message handed out, whose moving is what hands out
+        self._together = (0, 0)  # first and last of what `receive_many` handed out last
+        self._acked = 0  # what was acked by hand
         self._last_batch: weakref.ref[Batch] | None = None
         self._loans: list[Batch] = []  # those whose views are of the log itself
         self._settling = threading.RLock()  # over the last batch's memory, and what is lent
@@ -361,7 +374,7 @@ class Client(Connecting, Generic[Item]):
         hello, welcome = handshake.hello, handshake.welcome
         assert hello is not None
         first = welcome.first_id if welcome else 0
-        gaps = list(self._gaps_on_return(hello.server_id, first, ending))
+        gaps: list[Gap] = list(self._gaps_on_return(hello.server_id, first, ending))
         if ending is None and FIRST_ID <= self._wanted < first:
             gaps = [Gap(self._wanted, first - 1, GapReason.EVICTED)]
         if ending is None and self._wanted == START_OLDEST and welcome and welcome.left_out:
@@ -371,14 +384,14 @@ class Client(Connecting, Generic[Item]):
         except BaseException:
             rights.hang_up(sock, self._guarded)
             raise
-        if hello.server_id != self._server_id or not hello.server_id:
-            self._told = 0
-            if ending is not None:
-                self._out = self._held = self._acked = 0  # its ids begin anew
+        known: _Gaps = self._gaps
+        same = hello.server_id == self._server_id != 0
+        if ending is not None and not same:
+            self._taken = _NOTHING
+            self._out = self._acked = 0  # its ids begin anew
         self._server_id, self._first = hello.server_id, first
-        for gap in gaps:
-            self._missed += gap.count or 0
-        self._gaps += gaps
+        missed = known.missed + sum(gap.count or 0 for gap in gaps)
+        self._gaps = _Gaps(missed, known.counted if same else 0, (*known.untold, *gaps))
 
     def _gaps_on_return(
         self, server_id: int, first: int, ending: ConnectionEnded | None
@@ -505,17 +518,21 @@ class Client(Connecting, Generic[Item]):
         """
         if timeout is not None:
             nanoseconds(timeout)
-        if not self._left:
+        out = self._out + 1
+        first, last, _, messages = self._taken
+        if out > last:
             gap = self._take(timeout)
             if gap is not None:
-                return gap  # type: ignore[return-value]
+                return self._hand_out(gap)  # type: ignore[return-value]
+            out = self._out + 1
+            first, last, _, messages = self._taken
         elif self._handle is None:
             raise Closed("this client is closed")
         if self._before:
-            self._ack(self._out + 1)
-        self._left -= 1
-        self._out += 1
-        return next(self._messages)
+            self._ack(out)
+        message = messages[out - first]
+        self._out = out
+        return message
 
     @overload
     def receive_many(self: Client[bytes], timeout: float | None = None) -> Batch: ...
@@ -526,18 +543,18 @@ class Client(Connecting, Generic[Item]):
 
         Args, Raises: as for `receive`. With `ack="before"` all of them count as handled.
         """
-        if self._before and not self._left and (gap := self._take(timeout)) is not None:
-            return gap
-        if self._left and self._handle is not None:
-            messages: list[bytes] = list(self._messages)  # type: ignore[arg-type]
+        if self._before and not self._has_taken() and (gap := self._take(timeout)) is not None:
+            return self._hand_out(gap)
+        if self._has_taken() and self._handle is not None:
+            first, last, _, messages = self._taken
+            left = messages[self._out + 1 - first :]
             if self._before:
-                self._messages = iter(messages)
-                self._ack(self._out + len(messages))
-            batch = Batch(self._out + 1, len(messages), messages=messages)
+                self._ack(last)
+            batch = Batch(self._out + 1, len(left), messages=left)
         else:
             found = self._look(timeout)
             if isinstance(found, Gap):
-                return found
+                return self._hand_out(found)
             first_id, count, items = found
             handle = self._handle
             if handle is None:
@@ -545,11 +562,13 @@ class Client(Connecting, Generic[Item]):
             loans = self._loans if self._mode == "shared" else None
             batch = Batch(first_id, count, client=handle, items=items, loans=loans)
             self._last_batch = weakref.ref(batch)
-        last_id, count = batch.last_id, len(batch)
-        self._left = 0
+        last_id = batch.last_id
+        self._together = batch.first_id, last_id
         self._out = last_id
-        self._held = 0 if self._before else count
         return batch
+
+    def _has_taken(self) -> bool:
+        return self._out < self._taken[1]
 
     def __iter__(self) -> Iterator[Item]:
         """Receive message after message, until the server closes in good order, or this client.
@@ -569,32 +588,36 @@ class Client(Connecting, Generic[Item]):
         monotonic = time.monotonic
         try:
             while self._receiver is not None:
-                if not self._left:
+                if self._out >= self._taken[1]:
                     gap = self._take(None)
                     if gap is not None:
+                        gap = self._hand_out(gap)
                         yield gap  # type: ignore[misc]
                         continue
-                if self._left == 1:
+                out, taken = self._out, self._taken
+                first, last, _, messages = taken
+                if last - out == 1:
                     # The next receive acks it: no clock needed, and a slow stream has no other.
-                    self._left = 0
-                    self._out += 1
-                    yield next(self._messages)
+                    message = messages[-1]
+                    self._out = last
+                    yield message
                     continue
                 quarter = self._quarter()
-                due, ack_at = monotonic() + _ACK_TIME, self._out + quarter
-                messages = self._messages
+                due, ack_at = monotonic() + _ACK_TIME, out + quarter
+                if out >= first:
+                    messages = messages[out + 1 - first :]
                 for message in messages:
-                    self._left -= 1
-                    self._out += 1
+                    out += 1
+                    self._out = out
                     yield message
                     if self._handle is None:
                         return
-                    if self._messages is not messages:
-                        break  # in a forked child, where they are the parent's
+                    if self._out is not out or self._taken is not taken:
+                        break  # it received otherwise as well; a forked child has none of these
                     # A slow loop acks by time, and within a long batch often enough for max_lag.
-                    if self._out >= ack_at or monotonic() >= due:
-                        self._ack(self._out)
-                        due, ack_at = monotonic() + _ACK_TIME, self._out + quarter
+                    if out >= ack_at or monotonic() >= due:
+                        self._ack(out)
+                        due, ack_at = monotonic() + _ACK_TIME, out + quarter
         except (ServerClosed, Closed):
             return
 
@@ -614,35 +637,35 @@ class Client(Connecting, Generic[Item]):
         for message in self:
             handler(message)
 
-    # A signal's exception may come at any call below. Until `_out` has moved, the same messages are
-    # received again; and it moves in one step with what belongs to it, as no call stands between.
+    # A signal's exception may come at any bytecode. Until `_out` has moved, the same messages are
+    # received again. It moves last, and in one store, and Python handles no signal between that and
+    # the `return` or `yield` behind it: neither is a call, nor a jump back.
 
     def _take(self, timeout: float | None) -> Gap | None:
         # Into a list of bytes, in one call; or a gap that comes first.
-        if self._gaps and (gap := self._tell()) is not None:
+        if self._gaps.untold and (gap := self._tell()) is not None:
             return gap
+        self._taken = _NOTHING  # while it waits it keeps none of the old ones in memory
         limit = nanoseconds(timeout)
         deadline = inf if timeout is None else time.monotonic() + timeout
-        found: tuple[int, int, list[bytes]] | int | Gap = self._prepare().take(self._out, limit)
+        found: _Taken | int | Gap = self._prepare().take(self._out, limit)
         if isinstance(found, int):
             found = self._again(
                 found, timeout, deadline, lambda now, left: now.take(self._out, left)
             )
         if isinstance(found, Gap):
             return found
-        first_id, lost, messages = found
+        first_id, _, lost, _ = found
         if lost and (gap := self._skipped(first_id - lost, first_id - 1)) is not None:
             return gap
-        iterator, count = iter(messages), len(messages)
-        self._messages = iterator
+        # In this order: none of the old ones are left, whatever comes between.
         self._out = first_id - 1
-        self._held = 0 if self._before else 1
-        self._left = count
+        self._taken = found
         return None
 
     def _look(self, timeout: float | None) -> tuple[int, int, int] | Gap:
         # For a batch, which stays in the arena: first id, count, address; or a gap before it.
-        if self._gaps and (gap := self._tell()) is not None:
+        if self._gaps.untold and (gap := self._tell()) is not None:
             return gap
         limit = nanoseconds(timeout)
         deadline = inf if timeout is None else time.monotonic() + timeout
@@ -758,25 +781,33 @@ class Client(Connecting, Generic[Item]):
     # ---- gaps ----
 
     def _skipped(self, first: int, last: int) -> Gap | None:
-        if last != self._told:  # else these messages are received again, and that was told
+        known: _Gaps = self._gaps
+        if last != known.counted:  # else these messages are received again, and that was told
             gap = Gap(first, last)
-            self._missed += last - first + 1
-            self._gaps.append(gap)
-            self._told = last
+            self._gaps = _Gaps(known.missed + last - first + 1, last, (*known.untold, gap))
         return self._tell()
 
     def _tell(self) -> Gap | None:
-        # What is due is told, or returned to be handed out.
-        while self._gaps:
-            gap = self._gaps[0]
-            if callable(self._on_gap):
-                self._on_gap(gap)  # if it raises, it is told again
-            self._gaps.pop(0)
-            if self._on_gap == "raise":
-                raise MessagesLost(gap)
+        # What is due is told; what is to be handed out is returned, and `_hand_out` follows.
+        while self._gaps.untold:
+            gap = self._gaps.untold[0]
             if self._on_gap == "yield":
                 return gap
+            if self._on_gap == "raise":
+                error = MessagesLost(gap)
+                self._hand_out(gap)
+                raise error
+            if callable(self._on_gap):
+                self._on_gap(gap)  # if it raises, it is told again
+            self._hand_out(gap)
         return None
+
+    def _hand_out(self, gap: Gap) -> Gap:
+        # As for a message, what follows the store is no place for a signal.
+        known: _Gaps = self._gaps
+        rest = _Gaps(known.missed, known.counted, known.untold[1:])
+        self._gaps = rest
+        return gap
 
     # ---- coming back ----
 
@@ -854,7 +885,15 @@ class Client(Connecting, Generic[Item]):
         That is behind the last message that counts as handled, as `ack` says: "after" has the one
         in work received again, "before" does not.
         """
-        return max(self._out - self._held, self._acked) + 1 if self._out else self._first
+        return max(self._handled(), self._acked) + 1 if self._out else self._first
+
+    def _handled(self) -> int:
+        # The last message that counts as handled, for all we know.
+        out = self._out
+        if self._before:
+            return out
+        first, last = self._together
+        return (first if out == last else out) - 1
 
     @property
     def lag(self) -> int:
@@ -865,7 +904,7 @@ class Client(Connecting, Generic[Item]):
     @property
     def missed(self) -> int:
         """Messages lost in gaps, all together; `on_gap` tells which."""
-        return self._missed
+        return self._gaps.missed
 
     def fileno(self) -> int:
         """The connection's descriptor, to wait until it is readable.
@@ -903,7 +942,7 @@ class Client(Connecting, Generic[Item]):
         if handle is None:
             return
         self._settle_batch()
-        lib.jmk_client_ack(handle, max(0, self._out - self._held), 0)
+        lib.jmk_client_ack(handle, max(0, self._handled()), 0)
         lib.jmk_client_close(handle)
 
     def __reduce__(self) -> NoReturn:

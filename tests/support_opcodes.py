@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An exception at every bytecode of the package, one after the other: what a signal's handler does.
+
+`raises_at` raises before the bytecode of a given number. Python itself handles signals in fewer
+places: where a function begins, at a jump back, and once a call is over. So one kind is left out:
+those on the way from the end of a `with` block to the call of `__exit__`. No statement is safe
+there, and no signal comes there.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import jumiks
+
+PACKAGE = str(Path(jumiks.__file__).parent)
+
+ALL = bool(os.environ.get("JUMIKS_TEST_EXAMPLES"))
+"""Whether to try every bytecode where a call has thousands, and not some of them."""
+
+
+_OUT = ("LOAD_FAST", "LOAD_FAST_BORROW", "RETURN_VALUE", "YIELD_VALUE")
+_TO_HANDLER = ("STORE_FAST", "PUSH_NULL", "PRECALL", "CALL")
+
+
+class AlarmError(Exception):
+    """What a handler raises."""
+
+
+class Alarm:
+    """Where the exception came: the function's name, and the bytecode's."""
+
+    def __init__(self) -> None:
+        self.function = self.opcode = ""
+
+    def came_from(self, frame: FrameType) -> None:
+        self.function = frame.f_code.co_name
+        self.opcode = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+
+    @property
+    def at_the_very_end(self) -> bool:
+        """Whether nothing was left to do but to hand out; no signal is handled there."""
+        return self.opcode in _OUT or (self.function == "run" and self.opcode in _TO_HANDLER)
+
+
+@cache
+def ways_out(code: CodeType) -> frozenset[int]:
+    """Where the bytecodes stand that leave a `with` block: they load three times None, and call."""
+    found: set[int] = set()
+    steps = list(dis.get_instructions(code))
+    for index in range(len(steps) - 4):
+        nones = steps[index : index + 3]
+        if any((each.opname, each.argval) != ("LOAD_CONST", None) for each in nones):
+            continue
+        first, last = index, index + 3
+        while steps[first - 1].opname in ("SWAP", "NOP"):
+            first -= 1
+        while steps[last].opname in ("PRECALL", "CACHE"):
+            last += 1
+        found.update(each.offset for each in steps[first : last + 1])
+    return frozenset(found)
+
+
+def raises_at(number: int, call: Callable[[], object], alarm: Alarm | None = None) -> bool:
+    """Call it, and raise at the bytecode of this number in the package; False if it has fewer."""
+    left = number
+
+    def local(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if event == "opcode" and frame.f_lasti not in ways_out(frame.f_code):
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                if alarm is not None:
+                    alarm.came_from(frame)
+                raise AlarmError
+        return local
+
+    def trace(frame: FrameType, _: str, __: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        return local
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, AlarmError):
+            before_hook(unraisable)
+
+    before, before_hook = sys.gettrace(), sys.unraisablehook
+    sys.unraisablehook = hook
+    sys.settrace(trace)
+    try:
+        with suppress(jumiks.JumiksError, AlarmError):
+            call()
+    finally:
+        sys.settrace(before)
+        sys.unraisablehook = before_hook
+    return left < 0  # Python swallows what is raised while something is given up
+
+
+def numbers(step: int) -> Iterator[int]:
+    """0, 1, 2, ...; or with gaps of about `step`, others each time, where not all are tried."""
+    number = 0 if ALL else int.from_bytes(os.urandom(2)) % step
+    while True:
+        yield number
+        number += 1 if ALL else step

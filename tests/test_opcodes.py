@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An exception at any bytecode, as a signal's handler may raise one, loses and doubles nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, TypedDict
+
+import pytest
+from support_api import DEADLINE
+from support_opcodes import Alarm, raises_at
+
+from jumiks import Batch, Client, Server
+
+
+class Way(TypedDict, total=False):
+    share_log: bool
+    framed: bool
+
+
+WAYS: dict[str, Way] = {
+    "shared": {},
+    "framed": {"share_log": False},
+    "classic": {"framed": False},
+}
+
+COUNT = 3
+"""Messages that a call is tried on."""
+
+
+class Enough(Exception):
+    """What ends `run`."""
+
+
+Received = list[bytes | Batch]
+
+
+def receive(client: Client, into: Received) -> None:
+    for _ in range(COUNT):
+        into.append(client.receive(DEADLINE))
+
+
+def iterate(client: Client, into: Received) -> None:
+    for message in client:
+        into.append(message)
+        if len(into) == COUNT:
+            break
+
+
+def run(client: Client, into: Received) -> None:
+    def handler(message: bytes) -> None:
+        into.append(message)
+        if len(into) == COUNT:
+            raise Enough
+
+    with suppress(Enough):
+        client.run(handler)
+
+
+def receive_many(client: Client, into: Received) -> None:
+    into.append(client.receive_many(DEADLINE))
+
+
+def receive_one_then_many(client: Client, into: Received) -> None:
+    into.append(client.receive(DEADLINE))
+    into.append(client.receive_many(DEADLINE))
+
+
+def receive_and_ack(client: Client, into: Received) -> None:
+    receive(client, into)
+    client.ack()
+
+
+CALLS: dict[str, Callable[[Client, Received], None]] = {
+    "receive": receive,
+    "for": iterate,
+    "run": run,
+    "receive_many": receive_many,
+    "one then many": receive_one_then_many,
+    "ack": receive_and_ack,
+}
+
+
+def ids_of(received: Received) -> list[int]:
+    found = []
+    for each in received:
+        if isinstance(each, bytes):
+            found.append(int(each))
+        else:
+            ids = [int(message) for message in each]
+            assert ids == list(range(each.first_id, each.last_id + 1))
+            found += ids
+    return found
+
+
+def rest(client: Client, last: int) -> list[int]:
+    """What it receives up to the message with the id `last`."""
+    found = []
+    while client.last_id < last:
+        found.append(int(client.receive(DEADLINE)))
+        assert client.last_id == found[-1]
+    return found
+
+
+@pytest.mark.parametrize("ack", ["after", "before"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_exception_at_any_bytecode_loses_and_doubles_no_message(
+    address: str,
+    call: Callable[[Client, Received], None],
+    way: str,
+    ack: Literal["after", "before"],
+) -> None:
+    number = -1
+    with (
+        Server(address, on_lag="block") as server,
+        Client(address, ack=ack, **WAYS[way]) as client,
+    ):
+        raised = True
+        while raised:
+            number += 1
+            first = server.stats().next_id
+            ids = range(first, first + COUNT)
+            assert server.publish_many([b"%d" % each for each in ids]) == ids
+            received: Received = []
+            alarm = Alarm()
+            raised = raises_at(number, lambda: call(client, received), alarm)  # noqa: B023
+            last, resume_at = client.last_id, client.resume_at
+            got = ids_of(received)
+            received.clear()
+            got += rest(client, ids[-1])
+            assert got == sorted(set(got))
+            lost = sorted(set(ids) - set(got))
+            if lost:
+                # It was being handed out, and no signal is handled there.
+                assert raised
+                assert alarm.at_the_very_end, (alarm.function, alarm.opcode, lost)
+                assert lost[-1] == last
+                assert resume_at == (lost[0] if ack == "after" else last + 1)
+            client.ack()
+            server.drain(DEADLINE)  # nothing holds an ack back
+    assert number > 10
