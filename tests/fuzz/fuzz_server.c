@@ -24,6 +24,7 @@
 #define MAX_MESSAGE (LOG_SIZE / 4)
 #define MAX_LAG 12
 #define POLICIES 3
+#define KINDS (2 * POLICIES) /* each policy with the patience it is for, and with next to none */
 #define CLIENTS 4
 #define MAX_CLIENTS 16 /* some that left may not be known to have, so it is a bound too */
 #define HONEST (CLIENTS - 1)
@@ -54,16 +55,19 @@ struct shop {
 
 static struct {
     struct input input;
-    struct shop kept[POLICIES], own, *shop;
+    struct shop kept[KINDS], own, *shop;
     struct client clients[CLIENTS];
     struct client *one; /* whose turn it is */
     unsigned attached, gone;
 } run;
 
-static void open_shop(struct shop *shop, uint64_t policy) {
+static void open_shop(struct shop *shop, uint64_t kind) {
+    uint64_t policy = kind % POLICIES;
     struct jmk_config config = {.log_size = LOG_SIZE,
                                 .max_lag = MAX_LAG,
-                                .patience = policy == JMK_BLOCK ? -1 : 0,
+                                .patience = kind >= POLICIES      ? 1
+                                            : policy == JMK_BLOCK ? -1
+                                                                  : 0,
                                 .policy = (uint32_t)policy,
                                 .max_message = MAX_MESSAGE,
                                 .max_clients = MAX_CLIENTS,
@@ -436,9 +440,9 @@ static void collect(bool closing) {
 }
 
 static void start(uint64_t how) {
-    run.shop = how & 0xe0 ? &run.kept[how % POLICIES] : &run.own;
+    run.shop = how & 0xe0 ? &run.kept[how % KINDS] : &run.own;
     if (!run.shop->server)
-        open_shop(run.shop, how % POLICIES);
+        open_shop(run.shop, how % KINDS);
     run.attached = run.gone = 0;
     fill_ring();
     attach(&run.clients[HONEST], JMK_FRAMED, 0, 0, false, false);
