@@ -145,10 +145,10 @@ class Batch(Sequence[bytes]):
     def views(self) -> list[memoryview]:
         """The messages as read-only memoryviews, not copied if asked for before anything else.
 
-        They stay valid as long as they live, and keep the memory of all they were received with.
-        Where the client reads the server's log itself they are released by the next receive, by an
-        `ack` of the batch, or by `close`. What was made of them and lives on (a slice, an array)
-        keeps all from this batch on from being acked, so the client's lag grows; see `valid`.
+        They stay valid as long as they live, and keep the memory of the whole batch. Views of a
+        shared log are different: they end at the next receive, at an `ack` of the batch, or at
+        `close`. What was made of them and lives on (a slice, an array) keeps this batch and all
+        behind it from being acked, so the client's lag grows; see `valid`.
 
         Raises:
             Overwritten: they are gone already.

@@ -191,9 +191,9 @@ class Client(Connecting, Generic[Item]):
             skipped for this client (its policy says so), no longer had, or took with it. A
             function is called with it; "raise" raises `MessagesLost`; "yield" has it received like
             a message; by default `missed` alone counts it.
-        ack: when a message counts as handled. "after", by default: once the user comes back for
-            more, so one who dies in the middle of a message can have it again, at `resume_at`.
-            "before": as it is handed out, so nobody gets it twice, and one who dies loses it.
+        ack: when a message counts as handled. "after", the default: when you ask for the next one.
+            After a crash you can get it again, at `resume_at`. "before": when it is handed out. You
+            never get it twice, and a crash loses it.
         reconnect: whether to come back to the address when the server has closed, died or was
             started again, and when; True is `Backoff()`. The stream goes on behind the last message
             handed out, if the server is the same and has it still; otherwise with the oldest that

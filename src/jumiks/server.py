@@ -171,10 +171,10 @@ class Server:
         on_lag: what happens to a client at its limit. `"disconnect"` cuts it, `"block"` makes
             `publish` wait for it, `"skip"` has it miss messages, counted and reported. See
             docs/lag-policy.md.
-        patience: seconds that a client at its limit has to work off half of that limit; one that
-            does not is cut, or skipped. `publish` waits meanwhile, unless another client is at most
-            half way to its limit. 1 by default; 0 never waits; None, the default with `"block"`,
-            waits without end.
+        patience: seconds that a client at its limit has to work off half of that limit. A client
+            that does not is disconnected, or with `"skip"` skipped. `publish` waits meanwhile,
+            unless another client is at most half way to its limit. 1 by default; 0 never waits;
+            None, the default with `"block"`, waits without end.
         log_size: bytes of the log, rounded up to a power of two; allocated at once.
         keep: messages of history, before those that some client has not acked, that stay for who
             comes later (`Client(start=...)`), as far as they fit in `keep_bytes`.
@@ -402,7 +402,7 @@ class Server:
         """Publish messages, all in one crossing into C; returns their packet ids, without holes.
 
         Args:
-            messages: buffers; looked at once, before the first of them is published.
+            messages: buffers; all are checked before the first of them is published.
             timeout: as for `publish`.
 
         Raises:

@@ -129,8 +129,8 @@ def _serve(parser: argparse.ArgumentParser) -> None:
         "--on-lag",
         choices=get_args(OnLag),
         default="disconnect",
-        help="what happens to a client that is: it is cut (the default), the input waits for it, "
-        "or it misses messages",
+        help="what to do with a client at that limit: disconnect it (the default), wait for it "
+        "(block), or have it miss messages (skip)",
     )
     parser.add_argument(
         "--mode", type=_mode, metavar="MODE", help="permissions of the path, such as 0660"
@@ -196,8 +196,8 @@ def _listen(parser: argparse.ArgumentParser) -> None:
         "--exec",
         dest="command",
         metavar="CMD",
-        help="run a shell command for each message, which stands in its input, and its id in "
-        "$JUMIKS_ID; the message is acked when it exits 0, and jumiks ends when it does not",
+        help="run a shell command per message: the message is its input, and the id is in "
+        "$JUMIKS_ID; the message is acked if it exits 0, and jumiks ends if it does not",
     )
 
 
