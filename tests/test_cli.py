@@ -218,7 +218,7 @@ def test_a_gap_is_told_on_standard_error(address: str) -> None:
 
 
 def test_a_path_gets_its_mode(path: Path) -> None:
-    with command("serve", path, "--mode", "0620", "--group", "0") as serve:
+    with command("serve", path, "--mode", "0620", "--group", str(os.getegid())) as serve:
         wait_until(path.exists)
         wait_until(lambda: path.stat().st_mode & 0o777 == 0o620)
         assert finish(serve) == (0, b"", "")
