@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import mmap
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -217,6 +218,14 @@ class Notes:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell has what it starts in the background ignore these, and children inherit that.
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     is_worker = hasattr(config, "workerinput")
     if SHARE_LOG and not is_worker and config.pluginmanager.has_plugin("cacheprovider"):
         config.pluginmanager.register(Notes(config.cache))
