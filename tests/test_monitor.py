@@ -349,7 +349,11 @@ LYING = LYING[:-1] + b', "now": 1, "started": 0, "monitors": 1, "stats": {}, "cl
         (HEADER.pack(1, 0, 1) + b'{"pid": null}', "cannot be read: TypeError"),
         (HEADER.pack(1, 2, 1), "does not know what a status is"),
         (HEADER.pack(1, 0, 1) + b"[" * 200_000, "cannot be read: it has too many parts"),
-        (HEADER.pack(1, 0, 1) + (b"[" + b" " * 20) * 5000, "cannot be read: RecursionError"),
+        # Python 3.14 goes as deep as its stack is large, and finds the end missing first.
+        (
+            HEADER.pack(1, 0, 1) + (b"[" + b" " * 20) * 5000,
+            "cannot be read: (RecursionError|JSONDecodeError)",
+        ),
         (HEADER.pack(1, 0, 1) + LYING % (b"1e999", b"0"), "cannot be read: TypeError"),
         (HEADER.pack(1, 0, 1) + LYING % (b"1", b"9" * 5000), "cannot be read: ValueError"),
         (b"short", "too short for an answer"),
