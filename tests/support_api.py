@@ -136,8 +136,14 @@ def often(action: Callable[[], object], pause: float) -> Iterator[None]:
         task.result()
 
 
-def run_script(script: str, *arguments: object) -> str:
-    """Run a script in a process of its own; what it prints. It fails the test if it fails."""
+def run_script(script: str, *arguments: object, before: str = "") -> str:
+    """Run a script in a process of its own; what it prints. It fails the test if it fails.
+
+    Args:
+        script: finds `jumiks` imported.
+        arguments: are its `sys.argv[1:]`.
+        before: is run before that import.
+    """
     # A fork beside threads, which later versions of Python warn of, is what some are about.
     command = [
         sys.executable,
@@ -146,12 +152,12 @@ def run_script(script: str, *arguments: object) -> str:
         "-W",
         "ignore::DeprecationWarning",
         "-c",
-        preamble() + script,
+        before + preamble() + script,
     ]
     done = subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
 

@@ -9,13 +9,13 @@ import grp
 import inspect
 import logging
 import os
-import select
 import socket
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, cast
 
+from ._green import is_readable
 from .errors import printable
 
 __all__ = ["Allow", "Group", "Peer"]
@@ -127,9 +127,7 @@ def command_of(sock: socket.socket, pid: int) -> str:
     (pidfd,) = _INT.unpack(found)
     try:
         name = process_name(pid)
-        died = select.poll()
-        died.register(pidfd, select.POLLIN)
-        return "" if died.poll(0) else name
+        return "" if is_readable(pidfd) else name
     finally:
         os.close(pidfd)
 

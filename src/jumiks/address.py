@@ -29,7 +29,6 @@ import errno
 import fcntl
 import logging
 import os
-import select
 import socket
 import stat
 import time
@@ -42,6 +41,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from . import rights
+from ._green import accept, is_readable, is_socket, new_socket, real_socket
 from .access import Peer, group_id
 from .errors import AddressInUse, Timeout
 
@@ -129,7 +129,7 @@ def parse(address: object) -> Address:
     """
     if isinstance(address, Address):
         return address
-    if isinstance(address, socket.socket):
+    if is_socket(address):
         return _parse_socket(address)
     if isinstance(address, str):
         return _parse_abstract(address) if address.startswith("@") else _parse_path(address)
@@ -214,7 +214,7 @@ class Listener:
         # Connections that wait already may have come when descriptors were not refused yet.
         self._guarded = rights.may_come(sock)
         self._refuses = rights.refuse(sock)
-        if self._refuses and not _is_readable(sock):
+        if self._refuses and not is_readable(sock.fileno()):
             self._guarded = False
         # A forked child that lets go of its copy must not take the file from its parent.
         self._pid = os.getpid()
@@ -230,7 +230,7 @@ class Listener:
             OSError: as accept(2) does; BlockingIOError if there is none.
         """
         try:
-            return self.sock.accept()[0]
+            return accept(self.sock)
         except BlockingIOError:
             if self._refuses:
                 self._guarded = False  # those that came before it refused descriptors are through
@@ -256,7 +256,7 @@ class Listener:
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)  # nobody gets in any more
             while self._guarded:
-                rights.hang_up(self.sock.accept()[0], guarded=True)
+                rights.hang_up(accept(self.sock), guarded=True)
 
     def __enter__(self) -> Self:
         return self
@@ -268,12 +268,6 @@ class Listener:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _is_readable(sock: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _remove(path: str, device: int, inode: int) -> None:
@@ -333,7 +327,7 @@ def _check_mode(mode: int | None) -> int | None:
 
 
 def _new_socket(*, takes_descriptors: bool = False) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    sock = new_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     sock.setblocking(False)
     if not takes_descriptors:
         rights.refuse(sock)
@@ -341,8 +335,8 @@ def _new_socket(*, takes_descriptors: bool = False) -> socket.socket:
 
 
 def _listen_ready(where: Address, backlog: int) -> Listener:
-    sock = where.ready
-    assert sock is not None
+    assert where.ready is not None
+    sock = real_socket(where.ready)
     _listening.add(sock)
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         rights.refuse(sock)

@@ -31,6 +31,7 @@ from typing import (
 )
 
 from . import address, rights
+from ._green import cooperates, until_readable
 from ._native import (
     Receiver,
     address_of,
@@ -106,6 +107,15 @@ at the system's default cannot send more than 212960 bytes."""
 _GRACE: Final = 0.05
 """Seconds behind the deadline after which packets without a message are looked at no more."""
 
+_GREEN_LOOK: Final = 1.0
+"""Seconds after which a client that lets greenlets run looks whether its server is alive."""
+
+_GREEN_TURN: Final = 0.01
+"""Seconds that it receives without letting others run, while there are messages."""
+
+_LEAST_SLEEP: Final = 1e-6  # gevent takes a sleep of 0 for one that lets no timer run
+
+_LATE_ACK_LOOK: Final = 0.01
 _ACK_TIME: Final = 0.01
 _ACK_PATIENCE: Final = 1_000_000_000  # ns; a live server reads acks well within
 _MODES: Final = {
@@ -295,6 +305,9 @@ class Client(Connecting, Generic[Item]):
         self._lock = threading.Lock()  # over who has the handle, and the way back
         self._return: Return | None = None
         self._wanted = _parse_start(start)
+        self._green = cooperates()
+        self._waiting = False  # one greenlet is, while others run
+        self._turn_ends = 0.0
         if on_gap not in ("raise", "yield", None) and not callable(on_gap):
             raise TypeError(f"on_gap is 'raise', 'yield', a function or None, not {on_gap!r}")
         if ack not in ("after", "before"):
@@ -648,6 +661,9 @@ class Client(Connecting, Generic[Item]):
         self._taken = _NOTHING  # while it waits it keeps none of the old ones in memory
         limit = nanoseconds(timeout)
         deadline = inf if timeout is None else time.monotonic() + timeout
+        if self._green:
+            limit = 0
+            self._give_way()
         found: _Taken | int | Gap = self._prepare().take(self._out, limit)
         if isinstance(found, int):
             found = self._again(
@@ -669,6 +685,9 @@ class Client(Connecting, Generic[Item]):
             return gap
         limit = nanoseconds(timeout)
         deadline = inf if timeout is None else time.monotonic() + timeout
+        if self._green:
+            limit = 0
+            self._give_way()
         found: tuple[int, int, int, int] | int | Gap = self._prepare().look(self._out, limit)
         if isinstance(found, int):
             found = self._again(
@@ -699,18 +718,46 @@ class Client(Connecting, Generic[Item]):
         # After a signal the wait goes on, and on a new connection; all other codes raise.
         found: _T | int = code
         while isinstance(found, int):
-            if found == lib.JMK_E_TIMEOUT or (
+            if found == lib.JMK_E_TIMEOUT and self._green and time.monotonic() < deadline:
+                self._let_others_run(deadline)
+            elif found == lib.JMK_E_TIMEOUT or (
                 # Without a signal, that is packet after packet with no message in them.
                 found == -errno.EINTR and time.monotonic() > deadline + _GRACE
             ):
                 raise Timeout(f"no message within {timeout:g} s")
-            if found != -errno.EINTR:
+            elif found != -errno.EINTR:
                 self._come_back(self._ending(found), deadline)
                 if (gap := self._tell()) is not None:
                     return gap
             left = None if deadline == inf else max(0.0, deadline - time.monotonic())
-            found = take(self._prepare(), nanoseconds(left))
+            found = take(self._prepare(), 0 if self._green else nanoseconds(left))
         return found
+
+    def _give_way(self) -> None:
+        # A stream that never ends must not hold up all other greenlets.
+        if time.monotonic() >= self._turn_ends:
+            time.sleep(_LEAST_SLEEP)
+            self._turn_ends = time.monotonic() + _GREEN_TURN
+
+    def _let_others_run(self, deadline: float) -> None:
+        # In C it would wait with all greenlets. What is taken is taken by this one alone, so one
+        # that is killed while it waits here loses nothing.
+        handle = self._handle  # keeps the descriptor open should another greenlet close
+        if handle is None:
+            return
+        if self._waiting:
+            check(lib.JMK_E_BUSY, "client")
+        # The socket may have been full of acks: then the next look sends this one again.
+        shared = self._mode == "shared"
+        late = not shared and lib.jmk_client_acked_id(handle) < self._out
+        pause = _LATE_ACK_LOOK if late else _GREEN_LOOK
+        self._waiting = True
+        try:
+            until_readable((self._descriptor,), max(0.0, min(deadline - time.monotonic(), pause)))
+        finally:
+            self._waiting = False
+            self._turn_ends = time.monotonic() + _GREEN_TURN
+            del handle
 
     def _settle_batch(self) -> None:
         # The last batch's memory is about to be used again, or given back. Whoever comes while

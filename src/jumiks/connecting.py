@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import os
-import select
 import socket
 import struct
 import time
@@ -19,6 +18,7 @@ from math import inf
 from typing import Final, TypeAlias, TypeVar
 
 from . import address, rights
+from ._green import until_readable
 from .errors import ConnectionLost, ProtocolError, Timeout
 from .handshake import Capability, ClientHandshake
 
@@ -60,12 +60,8 @@ def descriptors_received() -> Iterator[list[int]]:
 
 def wait_for(wait: Wait, wake: int = -1) -> None:
     """Wait, in this thread, or until `wake` is readable."""
-    poll = select.poll()
-    for descriptor in (wait[0], wake):
-        if descriptor >= 0:
-            poll.register(descriptor, select.POLLIN)
-    # Rounded up: a wait that is cut short is only repeated.
-    poll.poll(int(min(wait[1], _WITHOUT_LIMIT) * 1000) + 1)
+    descriptors = [descriptor for descriptor in (wait[0], wake) if descriptor >= 0]
+    until_readable(descriptors, min(wait[1], _WITHOUT_LIMIT))
 
 
 def in_thread(steps: Generator[Wait, None, _T]) -> _T:

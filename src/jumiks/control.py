@@ -23,6 +23,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from . import rights
+from ._green import new_thread, original
 from ._native import check, ffi, lib
 from .access import Peer, Quota, Rule, command_of
 from .access import check as may_connect
@@ -185,21 +186,20 @@ class Control:
         """Who is behind each key the core knows; entries go with their CLOSED event."""
         self.present: set[int] = set()
         """Keys of the clients that were let in and are not gone, guarded by `changed`."""
-        self.changed = threading.Condition()
+        # Greenlets look at it again and again; who waits for it is a thread.
+        self.changed = threading.Condition(original("_thread", "RLock")())
         self.endings = dict.fromkeys(EndReason, 0)
         """How many clients are gone, by reason; written by the thread alone."""
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            self._epoll = select.epoll()
+            self._epoll = original("select", "epoll")()
             for descriptor in (self._wake_fd, self._event_fd, listener.fileno()):
                 self._epoll.register(descriptor, select.EPOLLIN)
             self._about = about
             self._monitors = Monitors(monitor, self._epoll, self._status)
             self._spare = _Spare(self._wake_fd)
             self.pages = Pages(self._epoll)
-            self.thread = threading.Thread(
-                target=self._run, name=f"jumiks {listener.address}", daemon=True
-            )
+            self.thread = new_thread(self._run, f"jumiks {listener.address}")
         except BaseException:
             os.close(self._wake_fd)
             raise

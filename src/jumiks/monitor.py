@@ -19,10 +19,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
 from . import access, address, rights
+from ._green import let_others_run
 from .access import Allow, Peer, Rule
 from .connecting import Connecting, in_thread
 from .errors import Closed, ConnectionLost, ProtocolError, Refused, Timeout, printable
@@ -429,6 +431,7 @@ class Monitor(Connecting):
     def _answer(self, sock: socket.socket, deadline: float | None) -> bytearray:
         body = bytearray()
         while len(body) <= _MOST_ANSWER:
+            let_others_run(sock.fileno(), inf if deadline is None else deadline)
             _wait_until(deadline, sock)
             if self._guarded and rights.come_next(sock):
                 raise ProtocolError("the server sent descriptors that nobody asked for")

@@ -17,6 +17,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import Final
 
+from ._green import original
 from ._native import lib
 
 __all__: list[str] = []
@@ -80,7 +81,7 @@ class Pages:
     def read(self) -> None:
         """Take off the account what is gone."""
         with suppress(BlockingIOError):
-            told = os.read(self._watch_fd, _READ)
+            told = original("os", "read")(self._watch_fd, _READ)
             for watch, mask, _, _ in _EVENT.iter_unpack(told):  # none has a name behind it
                 if mask & _DELETED and (uid := self._users.pop(watch, None)) is not None:
                     self._held[uid] -= 1

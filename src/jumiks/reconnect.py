@@ -6,12 +6,12 @@ from __future__ import annotations
 import logging
 import os
 import random
-import select
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ._green import is_readable
 from ._native import nanoseconds
 from .connecting import Wait, wait_for
 from .errors import Closed, ConnectionEnded, ProtocolError, Refused, Timeout
@@ -186,7 +186,7 @@ class Return:
                 if client._handle is None:
                     raise Closed("this client is closed")
                 return True  # another thread was here
-            if left > 0 and (descriptor < 0 or not _is_readable(descriptor)):
+            if left > 0 and (descriptor < 0 or not is_readable(descriptor)):
                 return False
             try:
                 self._wait = next(self._steps)
@@ -237,9 +237,3 @@ class Return:
 
     def __del__(self) -> None:
         self._close()  # not by `end`: somebody may be waiting for it
-
-
-def _is_readable(descriptor: int) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))

@@ -13,10 +13,12 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias, TypeVar
 
 from . import access, address, lag
+from ._green import Pauses, cooperates, new_thread, original
 from ._native import (
     Gathered,
     Publisher,
@@ -73,6 +75,19 @@ _INTERPRETERS: Final = "_interpreters" if sys.version_info >= (3, 13) else "_xxs
 _EXIT_PATIENCE: Final = 5.0
 
 _Append: TypeAlias = "Callable[[Buffer], int]"
+_T = TypeVar("_T")
+
+
+def _other_greenlets_bring(condition: Callable[[], bool], seconds: float | None = None) -> bool:
+    """Let other greenlets run until it holds, or the time is over; returns whether it does."""
+    deadline = inf if seconds is None else time.monotonic() + seconds
+    pauses = Pauses()
+    while not condition():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        pauses(left)
+    return True
 
 
 def _closed(_data: Buffer) -> int:
@@ -239,7 +254,7 @@ class Server:
         self._append: _Append = _closed
         self._publisher: Publisher | None = None
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = original("_thread", "allocate_lock")()
         policy = lag.parse(on_lag, max_lag, patience)
         rule = access.parse(allow)
         if not isinstance(share_log, bool):
@@ -417,12 +432,24 @@ class Server:
         if not found.count:
             next_id = self.stats().next_id
             return range(next_id, next_id)
-        code, done, first, holder = publisher.append_many(found, 0, limit)
+        code, done, first, holder = self._beside_greenlets(
+            lambda: publisher.append_many(found, 0, limit)
+        )
         if code == lib.JMK_E_TOO_LARGE:
             raise self._too_large(found)
         if code:
             self._raise(code, timeout, holder, done)
         return range(first, first + found.count)
+
+    def _beside_greenlets(self, call: Callable[[], _T]) -> _T:
+        # It waits in C with the turn, which belongs to a thread: so in one of its own.
+        if not cooperates() or self._control.is_current():
+            return call()
+        outcome: list[_T] = []
+        thread = new_thread(lambda: outcome.append(call()), "jumiks batch")
+        thread.start()
+        _other_greenlets_bring(lambda: not thread.is_alive())
+        return outcome[0]
 
     def _too_large(self, found: Gathered) -> MessageTooLarge:
         slices = ffi.cast("struct jmk_slice *", found.address)
@@ -433,7 +460,7 @@ class Server:
         self, code: int, timeout: float | None, account: bytes, published: int = 0
     ) -> NoReturn:
         holder = ffi.from_buffer("struct jmk_account *", account)
-        _Wait(self, timeout).again(code, "publish", holder, published)
+        _Wait(self, timeout, over=True).again(code, "publish", holder, published)
         raise AssertionError(code)
 
     def reserve(self, size: int, timeout: float | None = None) -> Reservation:
@@ -471,7 +498,10 @@ class Server:
                 check(code, "server")
             self._raise(code, timeout, holder)
 
-        return self._turns().reserve(min(size, _LONGEST), limit, fail)
+        publisher = self._turns()
+        if cooperates() and limit and size <= self.max_message:
+            _Wait(self, timeout).for_room(lib.JMK_E_FULL, size)
+        return publisher.reserve(min(size, _LONGEST), limit, fail)
 
     def drain(self, timeout: float | None = None) -> None:
         """Wait until every client has acked all that is published by now, or is gone.
@@ -485,7 +515,7 @@ class Server:
         """
         handle, wait = self._open(), _Wait(self, timeout)
         last, holder = self.stats().next_id - 1, ffi.new("struct jmk_account *")
-        while code := lib.jmk_server_wait_acked(handle, last, wait.left(), holder):
+        while code := lib.jmk_server_wait_acked(handle, last, wait.limit(), holder):
             wait.again(code, "drain", holder)
 
     # ---- clients ----
@@ -517,10 +547,13 @@ class Server:
                     "wait_for_clients from another thread"
                 )
             limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
-            if not control.changed.wait_for(enough, limit):
-                raise Timeout(
-                    f"{len(control.present)} of {count} clients connected within {timeout:g} s"
-                )
+            found = cooperates() or control.changed.wait_for(enough, limit)
+        if cooperates():
+            found = _other_greenlets_bring(enough, limit)
+        if not found:
+            raise Timeout(
+                f"{len(control.present)} of {count} clients connected within {timeout:g} s"
+            )
         self._open()
 
     @property
@@ -581,7 +614,10 @@ class Server:
         Args:
             linger: seconds that clients have, all together, to take what was published.
         """
-        wait = nanoseconds(linger)
+        self._close(nanoseconds(linger))
+
+    def _close(self, wait: int, *, at_once: bool = False) -> None:
+        # At once is without a switch to other greenlets: a collector may have come anywhere.
         if self._pid != os.getpid():
             self._handle, self._append, self._publisher = None, _closed, None
             self._control.leave_to_parent()
@@ -597,10 +633,12 @@ class Server:
             self._control.close()
             with self._control.changed:
                 self._control.changed.notify_all()
-        thread = self._control.thread
-        if thread is threading.current_thread():
+        if self._control.is_current():
             return  # called by a callback: the thread ends when that returns
+        thread = self._control.thread
         try:
+            if cooperates() and not at_once:
+                _other_greenlets_bring(lambda: not thread.is_alive())
             thread.join()
         except BaseException:
             # Ctrl-C: no more patience, but the end stays orderly.
@@ -646,13 +684,13 @@ class Server:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None and self._pid == os.getpid():
             self._warn_unclosed()
-            self.close(0)
+            self._close(0, at_once=True)
 
 
 class _Wait:
     """A publisher's wait, over as many calls into C as signals and other publishers make of it."""
 
-    def __init__(self, server: Server, timeout: float | None) -> None:
+    def __init__(self, server: Server, timeout: float | None, *, over: bool = False) -> None:
         self._server = server
         self._timeout = timeout
         # Callbacks, and what logging calls, run in the control thread: it lets clients in, so it
@@ -661,12 +699,17 @@ class _Wait:
         limit = 0 if self._in_control else nanoseconds(timeout)
         self._deadline = None if limit < 0 else time.monotonic_ns() + limit
         self._holder = ffi.new("struct jmk_account *")
+        self._pauses = Pauses() if cooperates() and not over else None
 
     def left(self) -> int:
         """Nanoseconds until the deadline; -1 if there is none."""
         if self._deadline is None:
             return -1
         return max(0, self._deadline - time.monotonic_ns())
+
+    def limit(self) -> int:
+        """Nanoseconds that the core may wait: none where greenlets do."""
+        return self.left() if self._pauses is None else 0
 
     def for_room(self, code: int, size: int, published: int = 0) -> None:
         """Wait until an append that gave `code` is worth another try, or raise why it is not."""
@@ -675,12 +718,16 @@ class _Wait:
         if code not in (lib.JMK_E_FULL, lib.JMK_E_TURN):
             check(code, "server")
         handle = self._server._open()
-        while code := lib.jmk_server_wait_room(handle, size, self.left(), self._holder):
+        while code := lib.jmk_server_wait_room(handle, size, self.limit(), self._holder):
             self.again(code, "publish", self._holder, published)
 
     def again(self, code: int, what: str, holder: Account, published: int = 0) -> None:
         """Return if a wait that gave `code` should go on, which is so after a signal."""
         if code == -errno.EINTR:
+            return
+        if code == lib.JMK_E_TIMEOUT and self._pauses is not None and (left := self.left()):
+            self._pauses(left / 1e9 if left > 0 else inf)
+            self._server._open()
             return
         if code != lib.JMK_E_TIMEOUT:
             check(code, "server")
