@@ -190,7 +190,7 @@ class Model(RuleBasedStateMachine):
             **mode,
         )
         assert client.server_id == self.server.server_id
-        due = client.resume_at
+        due = client.resume_at - client.missed  # what was left out at the oldest is told first
         if start == "now":
             assert due == self.next_id
         ledger = Ledger(client, self.generation, due)
