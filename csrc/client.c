@@ -16,6 +16,9 @@
  * wait is longer than a second: it ends as if there had been one then. Nor is a receive that reads
  * packet after packet without a message in them: its deadline holds, and signals are handled, whatever
  * the server sends.
+ *
+ * An end, once it is told, shuts the connection down: a server whose writes block must not stand still for
+ * as long as the user keeps the client. That is not earlier, as what was received before it is acked first.
  */
 #include "client.h"
 
@@ -228,6 +231,13 @@ static bool is_fruitless(int64_t *began, int64_t deadline) {
     return now - *began >= (now < deadline ? LONGEST_WAIT * JMK_SECOND : GRACE);
 }
 
+/* All that came before the end was handed out. What of that is handled is acked now or never. */
+static int tell_end(struct jmk_client *client, uint64_t handled) {
+    ack(client, handled);
+    shutdown(client->fd, SHUT_RDWR);
+    return (int)client->state;
+}
+
 static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
                    struct jmk_batch *batch) {
     int64_t deadline = timeout < 0 ? INT64_MAX : jmk_deadline(timeout), began = 0;
@@ -245,7 +255,7 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
         if (atomic_load(&client->closed))
             return JMK_E_CLOSED;
         if (client->state != JMK_OPEN)
-            return (int)client->state;
+            return tell_end(client, handled);
         if (again && is_fruitless(&began, deadline))
             return -EINTR;
         error = client->source->more(client, handled, deadline, batch);

@@ -420,13 +420,19 @@ class Monitor(Connecting):
             _wait_until(deadline, sock)
             sock.send(request(self._asked), socket.MSG_NOSIGNAL)
             body = self._answer(sock, deadline)
+            status = parse_status(body.decode("utf-8", "replace"))
         except TimeoutError as error:
             raise Timeout(f"{self._address!r} gave no status within {self._timeout:g} s") from error
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ConnectionLost(
                 f"end of stream from {self._address!r}: the server is gone"
             ) from error
-        return replace(parse_status(body.decode("utf-8", "replace")), pid=self._server_pid)
+        except (ConnectionLost, ProtocolError):
+            # No server stands still because the user keeps a monitor whose connection is over.
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            raise
+        return replace(status, pid=self._server_pid)
 
     def _answer(self, sock: socket.socket, deadline: float | None) -> bytearray:
         body = bytearray()
