@@ -181,7 +181,7 @@ static int drain(jmk_client *client, uint64_t *next, int intact) {
 static void drop_acks(int server) {
     uint64_t id;
 
-    while (recv(server, &id, sizeof id, MSG_DONTWAIT) >= 0)
+    while (recv(server, &id, sizeof id, MSG_DONTWAIT) > 0)
         ;
 }
 
