@@ -69,6 +69,18 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     return 0;
 }
 
+jmk_client *jmk_client_make(int fd, const struct jmk_client_config *config, int *error) {
+    enum jmk_guard guard = (enum jmk_guard)config->guard;
+    jmk_client *client = NULL;
+
+    *error = jmk_client_new(&client, fd, config);
+    if (*error) {
+        shutdown(fd, SHUT_RDWR);
+        jmk_guard_close(guard, &fd);
+    }
+    return client;
+}
+
 void jmk_client_watch(jmk_client *client, int pidfd) {
     client->server_fd = pidfd;
 }

@@ -224,6 +224,9 @@ unsigned jmk_dispose_pending(void);
 /* Make the log and start the data-plane thread. */
 int jmk_server_new(jmk_server **out, const struct jmk_config *config);
 
+/* The same, for who has to own it before anything else happens; NULL where it fails. */
+jmk_server *jmk_server_make(const struct jmk_config *config, int *error);
+
 /*
  * Stop at once if still running, and give everything back. It waits for nobody: where the thread is
  * not through yet, the thread gives everything back as it ends. Returns NULL.
@@ -360,6 +363,9 @@ struct jmk_client_config {
  * -EPROTONOSUPPORT: it has a layout of later days.
  */
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config);
+
+/* The same, for who has to own it before anything else happens. fd belongs to it, also where it fails. */
+jmk_client *jmk_client_make(int fd, const struct jmk_client_config *config, int *error);
 
 /*
  * Watch the server's process too, by its pidfd, which belongs to the client from now on: a child that

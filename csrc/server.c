@@ -87,6 +87,13 @@ int jmk_server_new(jmk_server **out, const struct jmk_config *config) {
     return 0;
 }
 
+jmk_server *jmk_server_make(const struct jmk_config *config, int *error) {
+    jmk_server *server = NULL;
+
+    *error = jmk_server_new(&server, config);
+    return server;
+}
+
 /* In a child the log is not mapped, the locks may be held, and connections are the parent's. */
 static void free_parts(struct jmk_server *server, bool ours) {
     for (uint32_t i = 0; i < server->slot_count; i++) {

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Literal, TypedDict
 
 import pytest
+from conftest import wait_until
 from support_api import DEADLINE
 from support_opcodes import Alarm, raises_at
 
@@ -67,6 +68,17 @@ def receive_one_then_many(client: Client, into: Received) -> None:
     into.append(client.receive_many(DEADLINE))
 
 
+def look(client: Client, into: Received) -> None:
+    into.append(batch := client.receive_many(DEADLINE))
+    batch.views()
+
+
+def look_and_read(client: Client, into: Received) -> None:
+    into.append(batch := client.receive_many(DEADLINE))
+    batch.views()
+    assert list(batch)
+
+
 def receive_and_ack(client: Client, into: Received) -> None:
     receive(client, into)
     client.ack()
@@ -78,6 +90,8 @@ CALLS: dict[str, Callable[[Client, Received], None]] = {
     "run": run,
     "receive_many": receive_many,
     "one then many": receive_one_then_many,
+    "views": look,
+    "views and bytes": look_and_read,
     "ack": receive_and_ack,
 }
 
@@ -140,4 +154,22 @@ def test_an_exception_at_any_bytecode_loses_and_doubles_no_message(
                 assert resume_at == (lost[0] if ack == "after" else last + 1)
             client.ack()
             server.drain(DEADLINE)  # nothing holds an ack back
+    assert number > 10
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_after_an_exception_at_any_bytecode_of_close_it_can_be_closed(
+    address: str, way: str
+) -> None:
+    with Server(address) as server:
+        number = -1
+        raised = True
+        while raised:
+            number += 1
+            client = Client(address, **WAYS[way])
+            server.publish(b"message")
+            assert client.receive(DEADLINE) == b"message"
+            raised = raises_at(number, client.close)
+            client.close()
+            wait_until(lambda: not server.clients)  # it has left, and its lock is free
     assert number > 10

@@ -7,6 +7,8 @@ time; csrc/jumiks.h says which calls are exceptions.
 
 import errno
 import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from ._core import ffi, lib
 from ._objects import (
@@ -33,8 +35,11 @@ __all__ = [
     "lib",
     "message_list",
     "nanoseconds",
+    "owned",
     "view_list",
 ]
+
+_T = TypeVar("_T")
 
 _SECOND = 1_000_000_000
 _LONGEST = (1 << 63) - 1
@@ -43,6 +48,17 @@ _LONGEST = (1 << 63) - 1
 def address_of(pointer: object) -> int:
     """Return a C pointer as a number, for the functions that know no cffi."""
     return int(ffi.cast("uintptr_t", pointer))
+
+
+def owned(made: Iterator[_T], free: Callable[[_T], object]) -> _T:
+    """Return a handle that is given back once nobody refers to it.
+
+    Args:
+        made: makes it when it is asked for its one item: a `map` over a function in C. So no
+            bytecode runs between the making and the owning, and no signal is handled there.
+        free: gives it back; called with NULL where it could not be made.
+    """
+    return next(map(ffi.gc, made, (free,)))
 
 
 def nanoseconds(seconds: float | None) -> int:

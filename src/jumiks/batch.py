@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, overload
 
-from ._native import ffi, lib, message_list, view_list
+from ._native import ffi, lib, message_list, owned, view_list
 from .errors import Overwritten
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ class _Watch:
         self._was_whole = True
         self._arena: weakref.ref[Arena] | None = None
 
-    def over(self, held: Arena) -> Arena:
-        """The arena, to be let go of with its last view; what it was like then is kept."""
-        arena = ffi.gc(held, self._let_go)
+    def over(self, client: Handle) -> Arena:
+        """The last batch's arena, let go of with its last view; what it was like then is kept."""
+        held = owned(map(lib.jmk_client_hold, (client,)), lib.jmk_arena_free)
+        arena = ffi.gc(held, self._look_once_more)
         self._arena = weakref.ref(arena)
         return arena
 
-    def _let_go(self, held: Arena) -> None:
+    def _look_once_more(self, held: Arena) -> None:
         self._was_whole = bool(lib.jmk_arena_whole(held)) and self._was_whole
-        lib.jmk_arena_free(held)
 
     def is_whole(self) -> bool:
         arena = self._arena() if self._arena is not None else None
@@ -157,13 +157,15 @@ class Batch(Sequence[bytes]):
             if self._client is None:
                 self._views = [memoryview(message) for message in self._messages()]
             else:
-                self._watch = _Watch()
-                arena = self._watch.over(lib.jmk_client_hold(self._client))
-                self._views = view_list(arena, self._items, self._count)
-                self._arena = arena
-                self._client = None
+                watch = _Watch()
+                arena = watch.over(self._client)
+                views = view_list(arena, self._items, self._count)
+                # In this order: a signal that comes between leaves nothing that is not taken back.
                 if self._loans is not None:
                     self._loans.append(self)
+                self._watch, self._arena = watch, arena
+                self._views = views
+                self._client = None
         return self._views
 
     def _take_back(self) -> None:

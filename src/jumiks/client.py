@@ -39,6 +39,7 @@ from ._native import (
     ffi,
     lib,
     nanoseconds,
+    owned,
 )
 from .batch import Batch
 from .connecting import (
@@ -103,6 +104,9 @@ CONNECT_TIMEOUT: Final = 5.0
 CLASSIC_PACKET: Final = UNTOLD_PACKET
 """The largest packet taken from a plain 1.0 server, which does not tell. One that left its socket
 at the system's default cannot send more than 212960 bytes."""
+
+_detach: Final = super(socket.socket, socket.socket).detach
+"""In C, and no bytecode."""
 
 _GRACE: Final = 0.05
 """Seconds behind the deadline after which packets without a message are looked at no more."""
@@ -286,6 +290,7 @@ class Client(Connecting, Generic[Item]):
     ) -> None:
         # All that comes before any I/O.
         self._handle: Handle | None = None
+        self._closing: Handle | None = None
         self._receiver: Receiver | None = None
         self._pid = os.getpid()
         self._where = address.parse(where)
@@ -463,20 +468,22 @@ class Client(Connecting, Generic[Item]):
             # All descriptors that it takes have come.
             last = rights.refuse(sock)
             config.guard = lib.JMK_GUARD_UNTIL_EMPTY if last else lib.JMK_GUARD_ALWAYS
-        out = ffi.new("jmk_client **")
-        code = lib.jmk_client_new(out, sock.fileno(), config)
+        descriptor, error = sock.fileno(), ffi.new("int *")
+        # The descriptor is in one pair of hands at a time, whatever comes between.
+        detached = map(_detach, (sock,))
+        made = map(lib.jmk_client_make, detached, (config,), (error,))
+        handle = owned(made, lib.jmk_client_free)
+        code = error[0]
         if code in (lib.JMK_E_LOG, lib.JMK_E_SHAPE):
             text = ffi.string(lib.jmk_error_text(code)).decode()
             raise ProtocolError(f"the server broke the handshake: {text}")
         if code < 0 and handshake.shared:
             raise CannotShareError(os.strerror(-code))
         check(code, "client")
-        descriptor = sock.detach()
-        handle = ffi.gc(out[0], lib.jmk_client_free)
         self._watch_server(handle, handshake.shared)
         receiver = Receiver(
             handle,
-            address_of(out[0]),
+            address_of(handle),
             *(
                 address_of(ffi.addressof(lib, f"jmk_client_{name}"))
                 for name in ("receive", "whole", "unread")
@@ -493,12 +500,11 @@ class Client(Connecting, Generic[Item]):
         if self._server_pid in (0, os.getpid()):
             return
         try:
-            pidfd = os.pidfd_open(self._server_pid)
+            next(map(lib.jmk_client_watch, (handle,), map(os.pidfd_open, (self._server_pid,))))
         except ProcessLookupError:
             raise ConnectionLost(f"the server of {self._address!r} died") from None
         except OSError:
             return  # this system has none, or has no descriptor to spare
-        lib.jmk_client_watch(handle, pidfd)
         self._watched = True
 
     def _open(self) -> Handle:
@@ -768,7 +774,9 @@ class Client(Connecting, Generic[Item]):
                 batch._settle()
             self._last_batch = None
             while self._loans:
-                self._loans.pop()._take_back()
+                batch = self._loans[0]
+                batch._take_back()
+                self._loans.remove(batch)
 
     def _ending(self, code: int) -> Exception:
         handle = self._handle
@@ -981,16 +989,21 @@ class Client(Connecting, Generic[Item]):
             handle, self._handle, self._receiver = self._handle, None, None
         else:
             with self._lock:
-                handle, self._handle = self._handle, None
-                self._receiver = None
-                way, self._return = self._return, None
-                if way is not None:
-                    way.end()
+                if self._handle is not None:
+                    self._closing = self._handle
+                self._handle = self._receiver = None
+                if self._return is not None:
+                    self._return.end()
+                self._return = None
+            handle = self._closing
         if handle is None:
             return
-        self._settle_batch()
-        lib.jmk_client_ack(handle, max(0, self._handled()), 0)
-        lib.jmk_client_close(handle)
+        try:
+            self._settle_batch()
+            lib.jmk_client_ack(handle, max(0, self._handled()), 0)
+        finally:
+            lib.jmk_client_close(handle)
+        self._closing = None  # until then the next call does what a signal kept this one from
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Client stays in its process: others make their own of the address")

@@ -30,6 +30,7 @@ from ._native import (
     gather,
     lib,
     nanoseconds,
+    owned,
 )
 from .control import Control, client_infos, log
 from .errors import JumiksError, MessageTooLarge, Timeout
@@ -334,16 +335,17 @@ class Server:
         config.max_message = self._max_message
         config.max_clients = slots
         config.send_buffer = SEND_BUFFER
-        out = ffi.new("jmk_server **")
+        error = ffi.new("int *")
+        handle = owned(map(lib.jmk_server_make, (config,), (error,)), lib.jmk_server_free)
         try:
-            check(lib.jmk_server_new(out, config), "server")
-        except OSError as error:
+            check(error[0], "server")
+        except OSError as failure:
             text = (
                 f"cannot make a log of {self._log_size} bytes in a memfd, "
-                f"or the thread that serves it: {error.strerror}"
+                f"or the thread that serves it: {failure.strerror}"
             )
-            raise OSError(error.errno, text) from error
-        return ffi.gc(out[0], lib.jmk_server_free)
+            raise OSError(failure.errno, text) from failure
+        return handle
 
     def _hello(self, offered: Capability) -> ServerHello:
         return ServerHello(
