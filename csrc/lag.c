@@ -270,8 +270,11 @@ static struct verdict judge_again(struct jmk_server *server, size_t size) {
     return verdict;
 }
 
-/* Is there room? If not, *look_at is when to look again at the latest, *holder who is in the way. */
-static int try_room(struct jmk_server *server, size_t size, int64_t *look_at,
+/*
+ * Is there room? If not, *look_at is when to look again at the latest, *holder who is in the way. The
+ * last look waits for the lock, so that no publish is refused because the thread had it just then.
+ */
+static int try_room(struct jmk_server *server, size_t size, bool last, int64_t *look_at,
                     struct jmk_account *holder) {
     struct verdict verdict;
 
@@ -280,7 +283,9 @@ static int try_room(struct jmk_server *server, size_t size, int64_t *look_at,
         return WAIT;
     if (!jmk_pump_try(server)) {
         atomic_store(&server->contended, 1);
-        if (!jmk_pump_try(server))
+        if (last)
+            jmk_pump_lock(server);
+        else if (!jmk_pump_try(server))
             return WAIT;
     }
     verdict = judge_again(server, size);
@@ -334,7 +339,7 @@ int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
 
         if (atomic_load(&server->closing))
             error = JMK_E_CLOSED;
-        else if (try_room(server, size, &look_at, holder) == READY)
+        else if (try_room(server, size, jmk_now() >= deadline, &look_at, holder) == READY)
             break;
         else
             error = sleep_on(server, seen, deadline, look_at, &pause);

@@ -7,7 +7,7 @@
  * Two locks, taken in this order: pump_lock, then log_lock.
  *
  * pump_lock covers sessions: sends, cursors, acks, attaching, ending, and the events. The data-plane
- * thread locks it; a publisher may only try to. Nobody blocks while holding it: every call to the
+ * thread locks it; a publisher only tries to, but for its last look before it gives up. Nobody blocks while holding it: every call to the
  * kernel under it is non-blocking.
  *
  * log_lock covers writing to the log, the turn, and lowering the admission. It is held for as long
