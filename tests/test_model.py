@@ -279,6 +279,9 @@ class Model(RuleBasedStateMachine):
         if ledger.client.mode == "classic":
             assert isinstance(error, ConnectionLost)  # a plain connection is told no reason
         if isinstance(error, Lagged) and error.first_lost:
+            generation = self.generations[ledger.client.server_id]
+            if generation != ledger.generation and ledger.due is not None:
+                ledger.moved(generation)  # cut by a server that it got nothing from
             assert ledger.due in (error.first_lost, None)
             assert error.first_lost <= error.last_lost
         ledger.client.close()
