@@ -18,6 +18,7 @@ from reference import Bye, Message, Reply, Welcome
 
 import jumiks
 from jumiks import Server
+from jumiks.control import SPARE
 
 FIRST_ID = 100000
 DEADLINE = 30.0
@@ -201,7 +202,7 @@ class Witness:
 
 def has_spares(server: Server) -> bool:
     """Whether it has let in who came last, and has its spare descriptors again."""
-    return len(server._control._spare._copies) == 2
+    return len(server._control._spare._copies) == SPARE
 
 
 class Harassed:

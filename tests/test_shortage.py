@@ -10,14 +10,18 @@ import os
 import subprocess
 import sys
 import textwrap
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
 from conftest import wait_until
+from support_api import Task
 from support_wire import DEADLINE, REPLY, dial
 
-from jumiks import Client, JumiksError, Server, Timeout
+from jumiks import Client, JumiksError, Monitor, Refused, Server, Timeout
+from jumiks.handshake import Status
 
 POOR = """
 import os, resource, sys, time
@@ -239,6 +243,103 @@ def test_newcomers_are_let_in_also_if_the_listener_cannot_be_watched_at_once(
     with Server(address) as server, Client(address) as innocent:
         control = control_of(server)
         control._epoll = watched = Faulty(control._epoll, "register", getattr(errno, error))
-        control._listener.sock = Faulty(control._listener.sock, "accept", errno.EMFILE)
+        control._listener.sock = Faulty(control._listener.sock, "accept", errno.ENFILE)
         check_that_all_is_well(server, innocent, address)
         assert watched.left < 0
+
+
+FEW = """
+import resource, sys, time
+from jumiks import Server
+
+address, spare = sys.argv[1], int(sys.argv[2])
+server = Server(address)
+used = len(__import__("os").listdir("/proc/self/fd")) - 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, used + spare))
+print(used + spare, flush=True)
+sys.stdin.read()
+server.close()
+"""
+
+
+@contextmanager
+def few_descriptors(address: str, spare: int) -> Iterator[int]:
+    """A server in a process with so many descriptors left; its limit."""
+    command = [sys.executable, "-c", FEW, address, str(spare)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+        process.communicate(timeout=DEADLINE)
+        assert process.returncode == 0
+
+
+def as_many_as_fit(address: str, stack: ExitStack, **options: Any) -> tuple[list[Client], Refused]:
+    clients: list[Client] = []
+    while True:
+        try:
+            client = Client(address, timeout=DEADLINE, **options)
+        except Refused as refused:
+            return clients, refused
+        clients.append(stack.enter_context(client))
+
+
+@pytest.mark.parametrize("share_log", [True, False])
+def test_whom_there_is_no_descriptor_for_reads_so(address: str, share_log: bool) -> None:
+    with few_descriptors(address, 6) as limit, ExitStack() as stack:
+        clients, refused = as_many_as_fit(address, stack, share_log=share_log)
+        assert 4 <= len(clients) <= 6
+        # Again and again: each gives back what it had.
+        for _ in range(20):
+            assert refused.status is Status.TOO_MANY_CLIENTS
+            assert f"all {limit} descriptors" in str(refused)
+            assert "ulimit -n" in str(refused)
+            more, refused = as_many_as_fit(address, stack, share_log=share_log)
+            clients += more  # a thread that closes descriptors may have been late
+            assert len(clients) <= 6
+        more = []
+        clients.pop().close()
+        # Its descriptor is closed when the server has seen the end.
+        deadline = time.monotonic() + DEADLINE
+        while not more and time.monotonic() < deadline:
+            more, refused = as_many_as_fit(address, stack, share_log=share_log)
+        assert more
+        assert refused.status is Status.TOO_MANY_CLIENTS
+
+
+def test_many_at_once_for_whom_there_is_no_descriptor_read_so(address: str) -> None:
+    with few_descriptors(address, 6), ExitStack() as stack:
+        as_many_as_fit(address, stack)
+        tasks = [Task(lambda: as_many_as_fit(address, stack)) for _ in range(20)]
+        for task in tasks:
+            _, refused = task.result()
+            assert refused.status is Status.TOO_MANY_CLIENTS
+
+
+def test_a_monitor_that_there_is_no_descriptor_for_reads_so(address: str) -> None:
+    with few_descriptors(address, 6), ExitStack() as stack:
+        as_many_as_fit(address, stack)
+        with pytest.raises(Refused, match="descriptors"):
+            Monitor(address, timeout=DEADLINE)
+
+
+def test_a_plain_client_that_there_is_no_descriptor_for_finds_the_end(address: str) -> None:
+    with few_descriptors(address, 6), ExitStack() as stack:
+        as_many_as_fit(address, stack)
+        with dial(address) as sock:
+            assert sock.recv(4096)
+            sock.send(bytes.fromhex("010000000000"))
+            with suppress(ConnectionResetError):
+                assert sock.recv(4096) == b""
+
+
+def test_one_that_says_nothing_does_not_keep_the_last_descriptor(address: str) -> None:
+    with few_descriptors(address, 6), ExitStack() as stack:
+        as_many_as_fit(address, stack)
+        for _ in range(3):
+            silent = stack.enter_context(dial(address))
+            assert silent.recv(4096)
+            _, refused = as_many_as_fit(address, stack)
+            assert refused.status is Status.TOO_MANY_CLIENTS
+            while silent.recv(4096):
+                pass

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import select
 import socket
 import threading
@@ -55,7 +56,8 @@ _NO_THREAD: Final = "can't start new thread"
 """What Python says when the system refuses a thread (EAGAIN), in 3.11 to 3.14."""
 
 _ACCEPTS: Final = 32
-_SPARE: Final = 2
+_FOR_ONE: Final = 2
+SPARE: Final = _FOR_ONE + 1
 _REPLY_LIMIT: Final = 4096
 _LEAST_PACKET: Final = 512
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
@@ -94,13 +96,17 @@ class _Joining:
         """Why it may not be a client; None if it may."""
         self.no_look = no_look
         """Why it may not be a monitor, if it may not be a client."""
+        self.in_spare = False
+        """Whether its descriptor is the spare one, as there was no other."""
         self.since = time.monotonic()
 
 
 class _Spare:
-    """Descriptors kept for letting in who has replied, as silent ones may have used up the rest.
+    """Descriptors kept for the time when all others are used up.
 
-    What that takes, the socket once more and the cursor page, is given back by then.
+    Two are for letting in who has replied, as silent ones may have used up the rest. What that
+    takes, the socket once more and the cursor page, is given back by then. One is for the
+    connection that there is no other for: it is told so, and refused.
 
     Args:
         descriptor: of which they are copies.
@@ -111,16 +117,18 @@ class _Spare:
         self._copies: list[int] = []
         self.take()
 
-    def take(self) -> None:
-        """Take what is missing, or as much as there is."""
+    def take(self) -> bool:
+        """Take what is missing, or as much as there is; returns whether that is all."""
         with suppress(OSError):
-            while len(self._copies) < _SPARE:
+            while len(self._copies) < SPARE:
                 self._copies.append(os.dup(self._descriptor))
+        return len(self._copies) == SPARE
 
-    def give(self) -> None:
-        """Let go of them."""
-        while self._copies:
+    def give(self, count: int = SPARE) -> None:
+        """Let go of so many of them."""
+        while self._copies and count:
             os.close(self._copies.pop())
+            count -= 1
 
 
 class Control:
@@ -350,7 +358,9 @@ class Control:
         if rights.crowded():
             self._go_deaf("connections whose peers sent descriptors are being closed")
             return
+        self._spare.take()
         for _ in range(_ACCEPTS):
+            in_spare = False
             try:
                 sock = self._listener.accept()
             except BlockingIOError:
@@ -359,17 +369,38 @@ class Control:
                 if error.errno not in _EXHAUSTED:
                     continue  # that one is gone already
                 if self._drop_a_silent_one():
+                    self._spare.take()
                     continue
-                self._go_deaf(str(error.strerror))
-                return
+                spare = self._accept_in_spare() if error.errno == errno.EMFILE else None
+                if spare is None:
+                    self._go_deaf(str(error.strerror))
+                    return
+                sock, in_spare = spare, True
             guarded = rights.may_come(sock)
             try:
-                self._greet(sock, guarded=guarded)
+                self._greet(sock, guarded=guarded).in_spare = in_spare
             except OSError as error:
                 self._journal.log(
                     logging.INFO, "a connection failed before the handshake: %s", error
                 )
                 rights.hang_up(sock, guarded)
+
+    def _accept_in_spare(self) -> socket.socket | None:
+        # One at a time: the others wait in the backlog until it is refused, or let in after all.
+        if not self._spare.take():
+            return None
+        self._spare.give(1)
+        try:
+            return self._listener.accept()
+        except OSError:
+            self._spare.take()
+            return None
+
+    def _shortage(self, joining: _Joining) -> str | None:
+        # Why one that came in the spare descriptor cannot stay; None if there are others by now.
+        if not joining.in_spare or self._spare.take():
+            return None
+        return _no_descriptors()
 
     def _go_deaf(self, reason: str) -> None:
         # The connection stays in the backlog, so epoll would say so at once, again and again.
@@ -386,7 +417,7 @@ class Control:
         else:
             self._deaf_until = None
 
-    def _greet(self, sock: socket.socket, *, guarded: bool) -> None:
+    def _greet(self, sock: socket.socket, *, guarded: bool) -> _Joining:
         sock.setblocking(False)
         limit = ffi.new("uint32_t *", 0)
         check(lib.jmk_socket_prepare(self._handle, sock.fileno(), limit), "server")
@@ -405,6 +436,7 @@ class Control:
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._joining[sock.fileno()] = joining
         self._joining_of[peer.uid] += 1
+        return joining
 
     def _dispensable(self, newcomers: Iterable[int] = ()) -> _Joining:
         # The oldest connection of the user that has most, newcomers counted, so that a user who
@@ -443,6 +475,10 @@ class Control:
         self._epoll.unregister(joining.sock.fileno())
         self._forget(joining)
         rights.close(joining.sock, joining.guarded)
+        if joining.in_spare:
+            self._spare.take()
+            if self._deaf_until is not None:
+                self._hear_again(time.monotonic())  # the next one may come
 
     def _forget(self, joining: _Joining) -> None:
         del self._joining[joining.sock.fileno()]
@@ -478,10 +514,10 @@ class Control:
             self._refuse(joining, Status.NOT_ALLOWED, joining.refusal)
         elif status is not Status.ACCEPTED:
             self._refuse(joining, status)
-        elif (reason := self._beyond_quota(joining)) is not None:
+        elif (reason := self._beyond_quota(joining) or self._shortage(joining)) is not None:
             self._refuse(joining, Status.TOO_MANY_CLIENTS, reason)
         else:
-            self._spare.give()
+            self._spare.give(_FOR_ONE)
             try:
                 self._let_in(joining)
             finally:
@@ -504,7 +540,7 @@ class Control:
         if reason is not None:
             self._refuse(joining, Status.NOT_ALLOWED, reason)
             return
-        reason = self._monitors.crowd(joining.peer)
+        reason = self._monitors.crowd(joining.peer) or self._shortage(joining)
         if reason is not None:
             self._refuse(joining, Status.TOO_MANY_CLIENTS, reason)
             return
@@ -541,8 +577,8 @@ class Control:
         # The core may close its descriptor at any moment from now on, so it gets one of its own.
         try:
             descriptor = os.dup(joining.sock.fileno())
-        except OSError as error:
-            self._refuse(joining, Status.INTERNAL, f"it failed to: {error.strerror}")
+        except OSError:
+            self._refuse(joining, Status.TOO_MANY_CLIENTS, _no_descriptors())
             return
         start = wish.start if joining.handshake.extended else 0
         code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
@@ -552,7 +588,10 @@ class Control:
             code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
         if code:
             os.close(descriptor)
-            self._refuse(joining, _STATUS_OF.get(code, Status.INTERNAL))
+            if code == -errno.EMFILE:
+                self._refuse(joining, Status.TOO_MANY_CLIENTS, _no_descriptors())
+            else:
+                self._refuse(joining, _STATUS_OF.get(code, Status.INTERNAL))
             return
         self._welcome(joining, attached)
 
@@ -649,6 +688,14 @@ class Control:
             function(*args)
         except Exception:
             log.exception("%r raised", function)
+
+
+def _no_descriptors() -> str:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        f"all {most} descriptors that its process may have are in use: "
+        "have its limit raised (ulimit -n, RLIMIT_NOFILE)"
+    )
 
 
 def _take_one(counts: Counter[int], uid: int) -> None:
