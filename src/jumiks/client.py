@@ -364,9 +364,9 @@ class Client(Connecting, Generic[Item]):
                 start_for=self._start_again if ending else None,
             )
             try:
-                with descriptors_received() as descriptors:
-                    sock = yield from self._connect(self._where, handshake, timeout, descriptors)
-                    self._join(sock, handshake, descriptors, ending)
+                with descriptors_received() as received:
+                    sock = yield from self._connect(self._where, handshake, timeout, received)
+                    self._join(sock, handshake, received.descriptors(), ending)
                 return
             except CannotShareError as error:
                 log.warning("%s: cannot read its log, so it has to send: %s", self._address, error)

@@ -12,8 +12,10 @@ import os
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from math import inf
 from typing import Final, TypeAlias, TypeVar
 
@@ -45,17 +47,40 @@ class CannotShareError(Exception):
     """This system does not let us map what the server shares."""
 
 
+_Answer: TypeAlias = "tuple[bytes, list[tuple[int, int, bytes]], int, object]"
+"""What recvmsg returns."""
+
+
+class Received(list[_Answer]):
+    """Packets that may have come with descriptors. They are in here before any bytecode follows."""
+
+    def take(self, sock: socket.socket, size: int, room: int, flags: int) -> _Answer:
+        """Receive a packet, which stays in the socket or not as `flags` say."""
+        self.extend(map(sock.recvmsg, (size,), (room,), (flags,)))
+        return self[-1]
+
+    def descriptors(self) -> list[int]:
+        """All that came."""
+        found = array.array("i")
+        for _, notes, _, _ in self:
+            for level, kind, data in notes:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    found.frombytes(data[: len(data) - len(data) % found.itemsize])
+        return list(found)
+
+
 @contextmanager
-def descriptors_received() -> Iterator[list[int]]:
-    """A list for the descriptors that come with a welcome; they are closed at the end."""
-    found: list[int] = []
+def descriptors_received() -> Iterator[Received]:
+    """What keeps the descriptors that come with a welcome; they are closed at the end."""
+    received = Received()
     try:
-        yield found
+        yield received
+        ours = received.descriptors()
+        # With no bytecode in between: a signal finds all of them here, or none.
+        deque(chain(map(os.close, ours), map(list.clear, (received,))), 0)
     except BaseException:
-        rights.dispose(found)  # they may be anything
+        rights.dispose(received.descriptors())  # they may be anything
         raise
-    for descriptor in found:
-        os.close(descriptor)
 
 
 def wait_for(wait: Wait, wake: int = -1) -> None:
@@ -93,7 +118,7 @@ class Connecting:
         where: address.Address,
         handshake: ClientHandshake,
         timeout: float | None,
-        descriptors: list[int],
+        received: Received,
     ) -> Generator[Wait, None, socket.socket]:
         deadline = inf if timeout is None else time.monotonic() + timeout
         self._server_pid = 0  # that of a server before is no more
@@ -108,7 +133,7 @@ class Connecting:
         with self._shaking_hands(sock, handshake, timeout):
             while not handshake.done:
                 try:
-                    self._shake(sock, handshake, descriptors)
+                    self._shake(sock, handshake, received)
                 except BlockingIOError:
                     left = deadline - time.monotonic()
                     if left <= 0:
@@ -116,16 +141,14 @@ class Connecting:
                     yield sock.fileno(), left
         return sock
 
-    def _shake(
-        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
-    ) -> None:
+    def _shake(self, sock: socket.socket, handshake: ClientHandshake, received: Received) -> None:
         # Take one packet of the handshake, and answer it.
         if handshake.hello is None:
             if self._guarded and rights.come_next(sock):
                 raise ProtocolError(UNINVITED)
             packet = sock.recv(LONG_PACKET)
         else:
-            packet = self._receive_welcome(sock, handshake, descriptors)
+            packet = self._receive_welcome(sock, handshake, received)
         if not packet:
             raise ConnectionLost(f"{self._address!r} closed the connection during the handshake")
         answer = handshake.receive(packet)
@@ -137,25 +160,21 @@ class Connecting:
             sock.send(answer, socket.MSG_NOSIGNAL)
 
     def _receive_welcome(
-        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
+        self, sock: socket.socket, handshake: ClientHandshake, received: Received
     ) -> bytes:
         # Descriptors come with the welcome to who asked for them, and at no other time. There is
         # room for two, and the packet stays there, so nothing is closed by this thread: neither
         # what there is no room for, nor, once both turn out to be good, our second reference.
         asked = Capability.LOG in handshake.wishes
         room = socket.CMSG_SPACE(_CREDENTIALS.size) + (socket.CMSG_LEN(2 * 4) if asked else 0)
-        packet, notes, flags, _ = sock.recvmsg(
-            LONG_PACKET, room, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
+        packet, notes, flags, _ = received.take(
+            sock, LONG_PACKET, room, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
         )
-        found = array.array("i")
         for level, kind, data in notes:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                found.frombytes(data[: len(data) - len(data) % found.itemsize])
-            elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                 self._server_pid = _CREDENTIALS.unpack(data)[0]
-        descriptors += found
         if flags & socket.MSG_CTRUNC:
-            if asked and len(found) < 2:
+            if asked and len(received.descriptors()) < 2:
                 raise CannotShareError("no room for two more descriptors")
             raise ProtocolError(_TOO_MANY if asked else UNINVITED)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)

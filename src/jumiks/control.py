@@ -198,8 +198,11 @@ class Control:
         self.changed = threading.Condition(original("_thread", "RLock")())
         self.endings = dict.fromkeys(EndReason, 0)
         """How many clients are gone, by reason; written by the thread alone."""
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_fd = -1
         try:
+            # With no bytecode in between, as a signal's handler may raise there.
+            made = map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))
+            next(map(setattr, (self,), ("_wake_fd",), made))
             self._epoll = original("select", "epoll")()
             for descriptor in (self._wake_fd, self._event_fd, listener.fileno()):
                 self._epoll.register(descriptor, select.EPOLLIN)
@@ -209,7 +212,8 @@ class Control:
             self.pages = Pages(self._epoll)
             self.thread = new_thread(self._run, f"jumiks {listener.address}")
         except BaseException:
-            os.close(self._wake_fd)
+            if self._wake_fd >= 0:
+                os.close(self._wake_fd)
             raise
 
     def start(self) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 from . import access, address, rights
 from ._green import let_others_run
 from .access import Allow, Peer, Rule
-from .connecting import Connecting, in_thread
+from .connecting import Connecting, Received, in_thread
 from .errors import Closed, ConnectionLost, ProtocolError, Refused, Timeout, printable
 from .handshake import Capability, ClientHandshake, Status
 from .stats import ClientInfo, Gap, ServerStats
@@ -396,7 +396,7 @@ class Monitor(Connecting):
         self._asked = 0
         handshake = ClientHandshake(Capability.MONITOR)
         # No descriptors come: it asks for no log.
-        sock = in_thread(self._connect(parsed, handshake, timeout, []))
+        sock = in_thread(self._connect(parsed, handshake, timeout, Received()))
         if Capability.MONITOR not in handshake.granted:
             rights.hang_up(sock, self._guarded)
             raise Refused("it gives no status", status=Status.NOT_ALLOWED)
