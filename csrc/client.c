@@ -210,8 +210,8 @@ int jmk_client_waited(struct jmk_client *client, int error) {
     return error == -EAGAIN || error == -ECONNRESET ? 0 : error;
 }
 
-int jmk_client_wait(struct jmk_client *client, int64_t deadline, bool writable_too) {
-    struct pollfd polled[2] = {{.fd = client->fd, .events = POLLIN},
+int jmk_client_wait(struct jmk_client *client, int64_t deadline, short events) {
+    struct pollfd polled[2] = {{.fd = client->fd, .events = events},
                                {.fd = client->server_fd, .events = POLLIN}};
     int64_t left = deadline == INT64_MAX ? INT64_MAX : deadline - jmk_now();
     bool long_wait = left > LONGEST_WAIT * JMK_SECOND;
@@ -222,8 +222,6 @@ int jmk_client_wait(struct jmk_client *client, int64_t deadline, bool writable_t
         return look_after(client) ? 0 : JMK_E_TIMEOUT;
     if (!long_wait)
         limit = (struct timespec){left / JMK_SECOND, left % JMK_SECOND};
-    if (writable_too)
-        polled[0].events |= POLLOUT;
     count = ppoll(polled, 2, &limit, NULL);
     if (count < 0)
         return -errno;

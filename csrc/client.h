@@ -3,12 +3,14 @@
 #ifndef JMK_CLIENT_H
 #define JMK_CLIENT_H
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
 #include "arena.h"
 #include "frame.h"
 #include "guard.h"
+#include "labels.h"
 
 #define JMK_MAX_SLOTS 64
 
@@ -64,6 +66,7 @@ struct jmk_inbox {
     uint64_t whole_id;         /* 0: none is being put together */
     uint32_t whole_total, whole_have;
 
+    struct jmk_labels *labels;      /* NULL: ids are ids */
     uint64_t hole_first, hole_last; /* ids skipped last: a classic client does not ack those */
     uint64_t unacked_bytes;
     int64_t acked_at;
@@ -125,9 +128,9 @@ void jmk_client_end_or_empty(struct jmk_client *client);
 
 /*
  * Wait until the socket is readable, or the server dead: 0, JMK_E_TIMEOUT, or -errno; -EINTR also after
- * a second.
+ * a second. Events are POLLIN, or POLLOUT for a socket that takes acks again, or both.
  */
-int jmk_client_wait(struct jmk_client *client, int64_t deadline, bool writable_too);
+int jmk_client_wait(struct jmk_client *client, int64_t deadline, short events);
 
 /* What a read that waited gave: 0 to look again, or -errno; -EINTR for nothing in a second. */
 int jmk_client_waited(struct jmk_client *client, int error);

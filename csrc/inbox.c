@@ -15,6 +15,9 @@
  * quarter of max_lag is the most that is ever kept back. An ack that the socket refuses is not lost:
  * the cursor stays where it is, and the next one covers it.
  *
+ * Labels. The ids of a plain 1.0 server mean nothing (labels.c): its messages get ids of ours here, and acks
+ * are sent with its own.
+ *
  * Everything from the server is checked here: the length of each packet and frame, ids, fragments.
  * What is wrong ends the connection for good: state says so to every later receive.
  */
@@ -34,6 +37,11 @@ int jmk_inbox_init(struct jmk_client *client) {
     inbox->pool = jmk_pool_new();
     if (!inbox->pool)
         return -ENOMEM;
+    if (client->config.labels) {
+        inbox->labels = jmk_labels_new();
+        if (!inbox->labels)
+            return -ENOMEM;
+    }
     inbox->acked_at = jmk_now();
     /* One line more than a packet: slots that start alike would compete for the same cache sets. */
     inbox->stride = ((client->config.max_packet + 63u) & ~(size_t)63) + 64;
@@ -48,6 +56,7 @@ int jmk_inbox_init(struct jmk_client *client) {
 static void inbox_free(struct jmk_client *client) {
     jmk_packets_free(client->inbox.arena);
     jmk_packets_free(client->inbox.whole);
+    client->inbox.labels = jmk_labels_free(client->inbox.labels);
     if (client->inbox.pool)
         jmk_pool_close(client->inbox.pool);
 }
@@ -78,6 +87,11 @@ static uint64_t after(const struct jmk_client *client, uint64_t id) {
     return id + 1 == client->inbox.hole_first ? client->inbox.hole_last + 1 : id + 1;
 }
 
+/* What the packet carried as its id. */
+static uint64_t label_of(const struct jmk_client *client, uint64_t id) {
+    return client->inbox.labels ? jmk_labels_of(client->inbox.labels, id) : id;
+}
+
 static int ack_classic(struct jmk_client *client, uint64_t handled) {
     uint64_t words[ACKS], acked = atomic_load(&client->acked_id), ids[ACKS];
     struct iovec parts[ACKS];
@@ -91,7 +105,7 @@ static int ack_classic(struct jmk_client *client, uint64_t handled) {
 
         for (; n < ACKS && after(client, id) <= handled; n++) {
             id = ids[n] = after(client, id);
-            words[n] = htole64(id);
+            words[n] = htole64(label_of(client, id));
             parts[n] = (struct iovec){&words[n], sizeof words[n]};
             packets[n].msg_hdr.msg_iov = &parts[n];
             packets[n].msg_hdr.msg_iovlen = 1;
@@ -287,6 +301,22 @@ static enum outcome take_framed(struct jmk_client *client, struct jmk_batch *bat
     return ON;
 }
 
+/*
+ * A message of a plain 1.0 server, whose ids are labels, gets an id of ours. False: it is for a later batch,
+ * or has to wait until there is room for its label.
+ */
+static bool number(struct jmk_client *client, struct jmk_batch *batch, uint64_t label,
+                   uint64_t *id) {
+    struct jmk_labels *labels = client->inbox.labels;
+
+    *id = client->next_id ? client->next_id : jmk_labels_start(label);
+    if (!jmk_labels_go_on(labels, *id, label) &&
+        (batch->count || !jmk_labels_add(labels, *id, label, atomic_load(&client->acked_id))))
+        return false;
+    batch->shift = label - *id;
+    return true;
+}
+
 static enum outcome take_classic(struct jmk_client *client, struct jmk_batch *batch,
                                  const uint8_t *data, size_t length) {
     uint64_t id;
@@ -294,7 +324,10 @@ static enum outcome take_classic(struct jmk_client *client, struct jmk_batch *ba
     if (length < JMK_CLASSIC_HEADER)
         return fault(client, "a packet is too short for a packet id");
     memcpy(&id, data, sizeof id);
-    return add(client, batch, client->inbox.arena, le64toh(id), data + JMK_CLASSIC_HEADER,
+    id = le64toh(id);
+    if (client->inbox.labels && !number(client, batch, id, &id))
+        return BEFORE;
+    return add(client, batch, client->inbox.arena, id, data + JMK_CLASSIC_HEADER,
                length - JMK_CLASSIC_HEADER);
 }
 
@@ -502,13 +535,20 @@ static int wait_and_read(struct jmk_client *client, uint64_t handled, int64_t de
     if (atomic_load(&client->closed))
         return JMK_E_CLOSED;
     if (deadline != INT64_MAX || acks_wait)
-        return jmk_client_wait(client, deadline, acks_wait);
+        return jmk_client_wait(client, deadline, acks_wait ? POLLIN | POLLOUT : POLLIN);
     if (client->inbox.whole_id)
         return jmk_client_waited(client, read_now(client, 0, batch));
     before = jmk_now();
     error = fill_one(client);
     client->inbox.slow = jmk_now() - before >= SLOW;
     return jmk_client_waited(client, error);
+}
+
+/* What is there could not be taken, for want of memory, or of room for labels, which acks make. */
+static int wait_to_take(struct jmk_client *client, uint64_t handled, int64_t deadline) {
+    if (!client->inbox.labels || handled <= atomic_load(&client->acked_id))
+        return -ENOMEM;
+    return inbox_ack(client, handled) == 0 ? 0 : jmk_client_wait(client, deadline, POLLOUT);
 }
 
 /* In a slow stream, where the last read had to wait, there is nothing now: it saves a call. */
@@ -521,7 +561,7 @@ static int inbox_more(struct jmk_client *client, uint64_t handled, int64_t deadl
         return 0;
     }
     if (client->inbox.taken < client->inbox.filled)
-        return -ENOMEM; /* what is there could not be taken; it is still there */
+        return wait_to_take(client, handled, deadline);
     if (!client->inbox.slow)
         error = read_now(client, MSG_DONTWAIT, batch);
     return error == -EAGAIN ? wait_and_read(client, handled, deadline, batch) : error;

@@ -183,6 +183,8 @@ struct jmk_batch {
     size_t bytes; /* payload */
     uint64_t first_id; /* ids in a batch have no holes */
     uint64_t lost; /* messages missing right before first_id (the server skipped them) */
+    uint64_t
+        shift; /* with labels: what each label is more than our id of it, modulo 2^64; else 0 */
 };
 
 /* The words of a BYE. */
@@ -345,13 +347,15 @@ const void *jmk_publishing(void);
 /* ---- client ---- */
 
 struct jmk_client_config {
-    uint64_t first_id; /* the welcome's; 0 = whatever comes first (a plain 1.0 server) */
+    uint64_t first_id; /* the welcome's; 0 = whatever comes first */
     uint64_t max_lag; /* the server's, messages; 0 = none or unknown */
     uint64_t arena_size; /* bytes of address space of one arena */
     uint32_t mode; /* enum jmk_mode */
     uint32_t guard; /* enum jmk_guard, of its socket */
     uint32_t max_packet; /* largest packet that may come, bytes */
     uint32_t max_message; /* largest message that may come, bytes */
+    uint32_t
+        labels; /* classic: ids are labels (a plain 1.0 server): see labels.c; 0 = they are not */
     int32_t log_fd; /* shared: the log's memfd, and ... */
     int32_t cursor_fd; /* ... that of its own page; both stay the caller's */
     uint64_t first_offset; /* shared: where the first message stands, or will, in the log */

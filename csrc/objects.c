@@ -168,9 +168,10 @@ static PyObject *receiver_take(PyObject *object, PyObject *args) {
     list = receiver_list(self);
     if (!list) /* torn: a server that goes on like that must not keep us from the clock */
         return PyErr_Occurred() ? NULL : PyLong_FromLong(-EINTR);
-    return Py_BuildValue("KKKN", (unsigned long long)self->batch.first_id,
+    return Py_BuildValue("KKKNK", (unsigned long long)self->batch.first_id,
                          (unsigned long long)(self->batch.first_id + self->batch.count - 1),
-                         (unsigned long long)self->batch.lost, list);
+                         (unsigned long long)self->batch.lost, list,
+                         (unsigned long long)self->batch.shift);
 }
 
 static PyObject *receiver_look(PyObject *object, PyObject *args) {
@@ -181,16 +182,17 @@ static PyObject *receiver_look(PyObject *object, PyObject *args) {
         return NULL;
     if (result != 0)
         return PyLong_FromLong(result);
-    return Py_BuildValue("KKnN", (unsigned long long)self->batch.first_id,
-                         (unsigned long long)self->batch.lost, (Py_ssize_t)self->batch.count,
+    return Py_BuildValue("KKKnN", (unsigned long long)self->batch.first_id,
+                         (unsigned long long)self->batch.lost,
+                         (unsigned long long)self->batch.shift, (Py_ssize_t)self->batch.count,
                          PyLong_FromVoidPtr((void *)(uintptr_t)self->batch.items));
 }
 
 static PyMethodDef receiver_methods[] = {
     {"take", receiver_take, METH_VARARGS,
-     "take(handled, timeout): (first id, last id, lost, list of bytes), or a return code."},
+     "take(handled, timeout): (first id, last id, lost, list of bytes, shift), or a return code."},
     {"look", receiver_look, METH_VARARGS,
-     "look(handled, timeout): (first id, lost, count, address), or a return code."},
+     "look(handled, timeout): (first id, lost, shift, count, address), or a return code."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -651,7 +651,7 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
         jmk_client_end_stream(client);
     if (deadline == INT64_MAX && !full)
         return jmk_client_waited(client, read_packet(client, 0));
-    error = jmk_client_wait(client, deadline, full);
+    error = jmk_client_wait(client, deadline, full ? POLLIN | POLLOUT : POLLIN);
     before = reader->skipping;
     failed = read_socket(client);
     if (failed)

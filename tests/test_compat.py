@@ -252,6 +252,24 @@ def test_our_clients_receive_and_ack_what_a_plain_server_publishes(
     ]
 
 
+def test_ids_that_repeat_and_jump_are_each_a_message_and_acked_as_they_are(address: str) -> None:
+    count = 3000
+    options = ("--clients", 2, "--count", count, "--ids", "repeated")
+    with classic_server(address, *options) as server, ExitStack() as stack:
+        witnesses = [
+            stack.enter_context(Witness(address, framed=framed)) for framed in (False, True)
+        ]
+        report = server.result()
+        for witness in witnesses:
+            assert isinstance(witness.wait_for_end(), ConnectionLost)
+            assert witness.ids == [FIRST_ID + (index | 1) for index in range(count)]
+            assert hashlib.sha256(b"".join(witness.messages)).hexdigest() == report["sha256"]
+            assert (witness.client.missed, witness.gaps) == (0, [])
+    assert report["clients"] == 2 * [
+        {"acked_id": FIRST_ID + count - 1, "acks": count, "each_in_order": True, "end": "served"}
+    ]
+
+
 def test_our_client_acks_every_message_by_hand_too(address: str) -> None:
     with classic_server(address, "--count", 20) as server, Client(address) as client:
         for _ in range(20):

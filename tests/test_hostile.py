@@ -747,15 +747,6 @@ def test_classic_packets_too_short_for_an_id_are_a_fault(address: str) -> None:
     assert "too short for a packet id" in str(error)
 
 
-def test_classic_ids_that_go_backwards_are_a_fault(address: str) -> None:
-    good = [reference.encode_classic(Message(number, b"fine")) for number in (7, 8, 8)]
-    with lied_to(address, good, framed=False) as client:
-        found, error = received(client)
-    assert found == [b"fine"] * 2
-    assert isinstance(error, ProtocolError)
-    assert "backwards" in str(error)
-
-
 def test_a_classic_packet_larger_than_the_arena_is_a_fault(address: str) -> None:
     packets = [reference.encode_classic(Message(7, bytes(size))) for size in (4088, 4089)]
     with lied_to(address, packets[:1], framed=False, arena_size=4096) as client:

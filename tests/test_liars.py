@@ -250,12 +250,11 @@ def test_an_empty_packet_is_a_protocol_error(address: str, mode: str) -> None:
     assert "an empty packet" in str(error)
 
 
-@all_modes
+@pytest.mark.parametrize("mode", ["framed", pytest.param("shared", marks=only_shared)])
 @pytest.mark.parametrize("size", [100, 70_000, 212_000])
 def test_rubbish_of_any_size_is_a_protocol_error(address: str, mode: str, size: int) -> None:
     def script(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        # Its first id is 0 for a classic client, which cannot be either.
         connection.send(bytes(8) + b"\xff" * (size - 8))
         while connection.recv(LARGE):
             pass
@@ -267,18 +266,30 @@ def test_rubbish_of_any_size_is_a_protocol_error(address: str, mode: str, size: 
 
 
 @pytest.mark.parametrize(
-    ("ids", "count"), [([0], 0), ([TOP], 0), ([5, 5], 1), ([5, 4], 1), ([TOP - 1, TOP], 1)]
+    ("ids", "count"),
+    [
+        ([0], 0),
+        ([TOP], 0),
+        ([FIRST_ID - 1], 0),
+        ([FIRST_ID, FIRST_ID], 1),
+        ([FIRST_ID + 1, FIRST_ID], 1),
+        ([TOP - 1, TOP], 1),
+    ],
 )
 def test_classic_ids_that_cannot_be_are_a_protocol_error(
     address: str, ids: list[int], count: int
 ) -> None:
+    welcome = reference.encode_welcome(Welcome(0, 0, FIRST_ID))
+
     def script(connection: socket.socket) -> None:
+        saying([], hello_of(), welcome)(connection)
         send_all(connection, [reference.encode_classic(Message(number, b"x")) for number in ids])
         while connection.recv(LARGE):
             pass
 
-    with met(address, "classic", script) as client:
-        found, error = received(client)
+    with listening(address) as listener, one_connection(listener, script):
+        with Client(address, framed=False) as client:
+            found, error = received(client)
     assert found == [b"x"] * count
     assert isinstance(error, ProtocolError)
 

@@ -100,6 +100,7 @@ class ClientConfig:
     mode: int
     max_packet: int
     max_message: int
+    labels: int
     log_fd: int
     cursor_fd: int
     first_offset: int

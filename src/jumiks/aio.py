@@ -243,7 +243,7 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
                         yield gap  # type: ignore[misc]
                         continue
                 out, taken = client._out, client._taken
-                first, last, _, messages = taken
+                first, last, _, messages, _ = taken
                 if last - out == 1:
                     message = messages[-1]
                     client._out = last

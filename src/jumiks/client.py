@@ -72,6 +72,7 @@ from .handshake import (
     ClientHandshake,
     ServerHello,
 )
+from .labels import Labels
 from .reconnect import Backoff, Return
 from .stats import Gap, GapReason
 
@@ -139,11 +140,11 @@ class _Gaps(NamedTuple):
     untold: tuple[Gap, ...] = ()
 
 
-_Taken: TypeAlias = "tuple[int, int, int, list[bytes]]"
+_Taken: TypeAlias = "tuple[int, int, int, list[bytes], int]"
 """Messages made into bytes objects, not all of them handed out: first id, last id, how many are
-missing before the first, themselves."""
+missing before the first, themselves, and what a plain server's ids are more than ours."""
 
-_NOTHING: Final[_Taken] = (0, 0, 0, [])
+_NOTHING: Final[_Taken] = (0, 0, 0, [], 0)
 
 _clients: weakref.WeakSet[Client[bytes] | Client[bytes | Gap]] = weakref.WeakSet()
 
@@ -304,6 +305,7 @@ class Client(Connecting, Generic[Item]):
         self._out = 0  # the last message handed out, whose moving is what hands out
         self._together = (0, 0)  # first and last of what `receive_many` handed out last
         self._acked = 0  # what was acked by hand
+        self._labels: Labels | None = None  # of a plain 1.0 server: all ids inside are our own
         self._last_batch: weakref.ref[Batch] | None = None
         self._loans: list[Batch] = []  # those whose views are of the log itself
         self._settling = threading.RLock()  # over the last batch's memory, and what is lent
@@ -410,6 +412,7 @@ class Client(Connecting, Generic[Item]):
         self._server_id, self._first = hello.server_id, first
         missed = known.missed + sum(gap.count or 0 for gap in gaps)
         self._gaps = _Gaps(missed, known.counted if same else 0, (*known.untold, *gaps))
+        self._labels = None if hello.extended else Labels()
 
     def _gaps_on_return(
         self, server_id: int, first: int, ending: ConnectionEnded | None
@@ -430,7 +433,7 @@ class Client(Connecting, Generic[Item]):
         if last >= due > 0:
             yield Gap(due, last, GapReason.ENDED)
         elif isinstance(ending, ConnectionLost) and self._mode != "shared":
-            yield Gap(due, None, GapReason.RESTARTED)
+            yield Gap(self._shown(due), None, GapReason.RESTARTED)
         if first > FIRST_ID:
             yield Gap(FIRST_ID, first - 1, GapReason.EVICTED)
 
@@ -441,6 +444,7 @@ class Client(Connecting, Generic[Item]):
         assert hello is not None
         config = ffi.new("struct jmk_client_config *")
         config.first_id = welcome.first_id if welcome else 0
+        config.labels = not hello.extended
         config.max_lag = hello.max_lag
         config.max_message = hello.max_message or (1 << 32) - 1
         config.arena_size = self._arena_size
@@ -538,13 +542,13 @@ class Client(Connecting, Generic[Item]):
         if timeout is not None:
             nanoseconds(timeout)
         out = self._out + 1
-        first, last, _, messages = self._taken
+        first, last, _, messages, _ = self._taken
         if out > last:
             gap = self._take(timeout)
             if gap is not None:
                 return self._hand_out(gap)  # type: ignore[return-value]
             out = self._out + 1
-            first, last, _, messages = self._taken
+            first, last, _, messages, _ = self._taken
         elif self._handle is None:
             raise Closed("this client is closed")
         if self._before:
@@ -565,11 +569,12 @@ class Client(Connecting, Generic[Item]):
         if self._before and not self._has_taken() and (gap := self._take(timeout)) is not None:
             return self._hand_out(gap)
         if self._has_taken() and self._handle is not None:
-            first, last, _, messages = self._taken
+            first, last, _, messages, _ = self._taken
             left = messages[self._out + 1 - first :]
             if self._before:
                 self._ack(last)
-            batch = Batch(self._out + 1, len(left), messages=left)
+            first_id, count = self._out + 1, len(left)
+            batch = Batch(self._shown(first_id), count, messages=left)
         else:
             found = self._look(timeout)
             if isinstance(found, Gap):
@@ -579,10 +584,10 @@ class Client(Connecting, Generic[Item]):
             if handle is None:
                 raise Closed("this client is closed")
             loans = self._loans if self._mode == "shared" else None
-            batch = Batch(first_id, count, client=handle, items=items, loans=loans)
+            batch = Batch(self._shown(first_id), count, client=handle, items=items, loans=loans)
             self._last_batch = weakref.ref(batch)
-        last_id = batch.last_id
-        self._together = batch.first_id, last_id
+        last_id = first_id + count - 1
+        self._together = first_id, last_id
         self._out = last_id
         return batch
 
@@ -614,7 +619,7 @@ class Client(Connecting, Generic[Item]):
                         yield gap  # type: ignore[misc]
                         continue
                 out, taken = self._out, self._taken
-                first, last, _, messages = taken
+                first, last, _, messages, _ = taken
                 if last - out == 1:
                     # The next receive acks it: no clock needed, and a slow stream has no other.
                     message = messages[-1]
@@ -677,7 +682,9 @@ class Client(Connecting, Generic[Item]):
             )
         if isinstance(found, Gap):
             return found
-        first_id, _, lost, _ = found
+        first_id, _, lost, _, shift = found
+        if self._labels is not None:
+            self._labels.note(first_id, shift)
         if lost and (gap := self._skipped(first_id - lost, first_id - 1)) is not None:
             return gap
         # In this order: none of the old ones are left, whatever comes between.
@@ -694,14 +701,16 @@ class Client(Connecting, Generic[Item]):
         if self._green:
             limit = 0
             self._give_way()
-        found: tuple[int, int, int, int] | int | Gap = self._prepare().look(self._out, limit)
+        found: tuple[int, int, int, int, int] | int | Gap = self._prepare().look(self._out, limit)
         if isinstance(found, int):
             found = self._again(
                 found, timeout, deadline, lambda now, left: now.look(self._out, left)
             )
         if isinstance(found, Gap):
             return found
-        first_id, lost, count, items = found
+        first_id, lost, shift, count, items = found
+        if self._labels is not None:
+            self._labels.note(first_id, shift)
         if lost and (gap := self._skipped(first_id - lost, first_id - 1)) is not None:
             return gap
         return first_id, count, items
@@ -888,7 +897,8 @@ class Client(Connecting, Generic[Item]):
         """Ack a message now, and all before it. Views of a shared log that it covers are released.
 
         Args:
-            packet_id: by default the last one that was handed out.
+            packet_id: by default the last one that was handed out. Of those that a plain 1.0 server
+                gave the same id, the last.
 
         Raises:
             AckError: it was not handed out (yet).
@@ -903,10 +913,11 @@ class Client(Connecting, Generic[Item]):
         handled = self._out if packet_id is None else packet_id
         if isinstance(handled, bool) or not isinstance(handled, int):
             raise TypeError(f"packet_id is a number, not {packet_id!r}")
+        if packet_id is not None and self._labels is not None:
+            handled = self._labels.find(packet_id, self._out)
         if handled > self._out or handled < 0:
-            raise AckError(
-                f"packet id {handled} was not handed out; the last one was {self._out or 'none'}"
-            )
+            last = self.last_id if self._out else "none"
+            raise AckError(f"packet id {packet_id} was not handed out; the last one was {last}")
         for batch in tuple(self._loans):
             if batch.last_id <= handled:
                 batch._take_back()  # else its views would hold the ack back
@@ -930,8 +941,15 @@ class Client(Connecting, Generic[Item]):
 
     @property
     def last_id(self) -> int:
-        """The packet id of the last message that was handed out; 0 if there was none."""
-        return self._out
+        """The packet id of the last message that was handed out; 0 if there was none.
+
+        A plain 1.0 server may repeat ids, or go back.
+        """
+        return self._shown(self._out)
+
+    def _shown(self, number: int) -> int:
+        # The id that the user sees of a message, or of the one to come.
+        return number if self._labels is None else self._labels.of(number)
 
     @property
     def resume_at(self) -> int:
@@ -940,7 +958,8 @@ class Client(Connecting, Generic[Item]):
         That is behind the last message that counts as handled, as `ack` says: "after" has the one
         in work received again, "before" does not.
         """
-        return max(self._handled(), self._acked) + 1 if self._out else self._first
+        handled = max(self._handled(), self._acked)
+        return self._shown(handled + 1) if self._out else self._first
 
     def _handled(self) -> int:
         # The last message that counts as handled, for all we know.
@@ -970,7 +989,7 @@ class Client(Connecting, Generic[Item]):
         return self._descriptor
 
     def __repr__(self) -> str:
-        state = "closed" if self._handle is None else f"last {self._out}"
+        state = "closed" if self._handle is None else f"last {self.last_id}"
         return f"<jumiks.Client {self._address} ({state})>"
 
     # ---- closing ----

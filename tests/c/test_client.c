@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "../../csrc/frame.h"
+#include "../../csrc/labels.h"
 #include "check.h"
 
 #define MAX_PACKET 2048u
@@ -299,10 +300,81 @@ static void a_classic_client_acks_no_gap_and_nothing_behind_one_too_early(void) 
     jmk_client_free(pair.client);
 }
 
+static struct pair labelled(void) {
+    struct jmk_client_config config = {.arena_size = 1 << 20,
+                                       .mode = JMK_CLASSIC,
+                                       .labels = 1,
+                                       .max_packet = MAX_PACKET,
+                                       .max_message = MAX_MESSAGE};
+    struct pair pair;
+    int fds[2];
+
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+    CHECK_EQUAL(jmk_client_new(&pair.client, fds[0], &config), 0);
+    pair.server = fds[1];
+    return pair;
+}
+
+static void send_label(int server, uint64_t label) {
+    uint64_t word = htole64(label);
+
+    CHECK_EQUAL(send(server, &word, sizeof word, MSG_NOSIGNAL), sizeof word);
+}
+
+static void labels_are_acked_as_they_came_and_count_for_nothing(void) {
+    const uint64_t labels[] = {5, 5, 6, 3, 0, 0, 1, UINT64_MAX, 0, 7};
+    const size_t counts[] = {1, 2, 1, 1, 2, 1, 1, 1}, total = sizeof labels / sizeof *labels;
+    struct pair pair = labelled();
+    struct jmk_batch batch = {.count = 0};
+    uint64_t last = 0;
+    size_t got = 0;
+
+    for (size_t i = 0; i < total; i++)
+        send_label(pair.server, labels[i]);
+    for (size_t i = 0; got < total; i++, got += batch.count) {
+        CHECK_EQUAL(jmk_client_receive(pair.client, last, 0, &batch), 0);
+        CHECK_EQUAL(batch.count, counts[i]);
+        CHECK_EQUAL(batch.lost, 0);
+        CHECK_EQUAL(batch.first_id, 5 + got);
+        CHECK_EQUAL(batch.first_id + batch.shift, labels[got]);
+        last = batch.first_id + batch.count - 1;
+    }
+    CHECK_EQUAL(jmk_client_receive(pair.client, last, 0, &batch), JMK_E_TIMEOUT);
+    for (size_t i = 0; i < total; i++)
+        expect_ack(pair.server, labels[i]);
+    close(pair.server);
+    jmk_client_free(pair.client);
+}
+
+/* Who never handles what it gets is told that there is no room; nothing is lost by that. */
+static void more_labels_than_there_is_room_for_wait_for_acks(void) {
+    struct pair pair = labelled();
+    struct jmk_batch batch;
+    uint64_t count = 0;
+    int code;
+
+    do {
+        while (send(pair.server, &(uint64_t){htole64(9)}, 8, MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+            continue;
+        code = jmk_client_receive(pair.client, 0, 0, &batch);
+        count += code == 0;
+    } while (code == 0);
+    CHECK_EQUAL(code, -ENOMEM);
+    CHECK_EQUAL(count, JMK_MOST_RUNS);
+    CHECK_EQUAL(jmk_client_receive(pair.client, 9, 0, &batch), 0);
+    CHECK_EQUAL(batch.first_id, 9 + count);
+    expect_ack(pair.server, 9);
+    CHECK(jmk_client_receive(pair.client, 9, 0, &batch) == -ENOMEM);
+    close(pair.server);
+    jmk_client_free(pair.client);
+}
+
 int main(void) {
     a_good_stream_comes_out_as_it_is();
     a_spoiled_stream_gives_documented_codes_only();
     an_ack_for_what_was_not_received_is_refused();
     a_classic_client_acks_no_gap_and_nothing_behind_one_too_early();
+    labels_are_acked_as_they_came_and_count_for_nothing();
+    more_labels_than_there_is_room_for_wait_for_acks();
     return 0;
 }

@@ -862,6 +862,27 @@ static void a_goodbye_is_kept_until_there_is_memory(void) {
     __real_close(ends[1]);
 }
 
+/* ---- what only the client of a plain 1.0 server has ---- */
+
+static void a_client_without_memory_for_labels_is_not_made(void) {
+    struct jmk_client_config config = {
+        .arena_size = 4096, .mode = JMK_CLASSIC, .labels = 1, .max_packet = 1024};
+    jmk_client *client;
+    int ends[2];
+
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+    for (unsigned nth = 1; nth <= 3; nth++) { /* the client, its pool, its labels */
+        condition = (struct fault){calloc_, 0, ENOMEM, nth, 1};
+        atomic_store(&faults_on, 1);
+        CHECK_EQUAL(jmk_client_new(&client, ends[0], &config), -ENOMEM);
+        atomic_store(&faults_on, 0);
+        CHECK_EQUAL(atomic_load(&condition_hits), nth);
+        atomic_store(&condition_hits, 0);
+    }
+    __real_close(ends[0]);
+    __real_close(ends[1]);
+}
+
 /* ---- all of them ---- */
 
 struct run {
@@ -1074,6 +1095,7 @@ int main(int count, char **words) {
         return run_one(words[2]);
     ledger = new_ledger();
     a_goodbye_is_kept_until_there_is_memory();
+    a_client_without_memory_for_labels_is_not_made();
     for (size_t i = 0; i < CHILDREN; i++)
         runs[i].ledger = new_ledger();
     for (size_t n = 0; n < SCENARIOS; n++) {

@@ -52,6 +52,10 @@ static struct {
     uint64_t received; /* the last id that came out */
     uint64_t handled; /* the highest that was said to be handled */
     uint64_t acked;   /* the last ack that came */
+    bool labels;      /* ids are labels: */
+    uint64_t start;   /* our id of the first message, ... */
+    uint64_t got[NOTES]; /* ... what the packets of all carried that came out, ... */
+    size_t count, acks;  /* ... how many those are, and those acked */
     int code;         /* how it ended; 0 = it goes on */
     struct held held[HELD];
     struct jmk_batch batch;
@@ -243,13 +247,18 @@ static void check_batch(const struct jmk_batch *batch) {
     CHECK(batch->count > 0 && batch->count <= JMK_MAX_ITEMS);
     CHECK(batch->first_id >= run.first && batch->first_id + batch->count > batch->first_id);
     CHECK_EQUAL(batch->lost, run.first ? batch->first_id - run.first : 0);
+    CHECK(run.labels ? batch->lost == 0 : batch->shift == 0);
+    if (!run.start)
+        run.start = batch->first_id;
     for (size_t i = 0; i < batch->count; i++) {
         const struct jmk_slice *item = &batch->items[i];
         const uint8_t *data = item->data;
 
         CHECK(data >= arena->memory && item->size <= MAX_MESSAGE);
         CHECK(data + item->size <= arena->memory + arena->size);
-        CHECK(was_sent(batch->first_id + i, item, 0));
+        CHECK(was_sent(batch->first_id + i + batch->shift, item, 0));
+        if (run.labels)
+            run.got[run.count++] = batch->first_id + i + batch->shift;
         bytes += item->size;
     }
     CHECK_EQUAL(batch->bytes, bytes);
@@ -335,6 +344,11 @@ static void read_acks(void) {
 
     while ((size = recv(run.server, word, sizeof word, MSG_DONTWAIT)) > 0) {
         CHECK_EQUAL(size, JMK_ACK_SIZE);
+        if (run.labels) { /* each packet once, in order, with what it carried */
+            CHECK(run.acks < run.count && run.start + run.acks <= run.handled);
+            CHECK_EQUAL(le64toh(word[0]), run.got[run.acks++]);
+            continue;
+        }
         CHECK(le64toh(word[0]) > run.acked);
         CHECK(le64toh(word[0]) <= run.handled);
         run.acked = le64toh(word[0]);
@@ -440,6 +454,8 @@ static void start(void) {
     };
     int fds[2], least = 1;
 
+    run.labels = config.mode == JMK_CLASSIC && !config.first_id;
+    config.labels = run.labels;
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
     if (config.guard != JMK_GUARD_ALWAYS)
         refuse_descriptors(fds[0]);
@@ -455,7 +471,8 @@ static void start(void) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     run.used = run.size = run.noted = 0;
-    run.received = run.handled = run.acked = 0;
+    run.received = run.handled = run.acked = run.start = 0;
+    run.count = run.acks = 0;
     run.total = run.offset = 0;
     run.code = 0;
     memset(&run.batch, 0, sizeof run.batch);

@@ -18,12 +18,25 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 FIRST_ID = 100000
 VERSION_SIZE = 6
+
+
+def rising(index: int) -> int:
+    """The id of a message, by its place: one more than the one before."""
+    return FIRST_ID + index
+
+
+def repeated(index: int) -> int:
+    """One thread takes the next id and another counts: two messages have the id of the second."""
+    return FIRST_ID + (index | 1)
+
+
+IDS = {"rising": rising, "repeated": repeated}
 
 
 def arguments() -> argparse.Namespace:
@@ -33,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=100, help="messages")
     parser.add_argument("--size", type=int, default=64, help="of a message, bytes")
     parser.add_argument("--file", type=Path, help="publish its lines, each with its end")
+    parser.add_argument("--ids", choices=IDS, default="rising", help="what ids are like")
     parser.add_argument("--interval", type=float, default=0, help="seconds between messages")
     parser.add_argument(
         "--window", type=int, help="messages to be ahead of the fastest client at most"
@@ -58,24 +72,30 @@ def payloads(options: argparse.Namespace) -> list[bytes]:
 class Session:
     """One client."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, id_of: Callable[[int], int]) -> None:
         self.connection = connection
+        self.id_of = id_of
         self.greeted = False
-        self.next_index = 0
-        self.first_id = self.acked_id = 0
+        self.first_index = self.next_index = 0
+        self.acked_id = 0
         self.acks = 0
         self.in_order = True
         self.end = ""
 
     def start(self, index: int) -> None:
         self.greeted = True
-        self.next_index = index
-        self.first_id = FIRST_ID + index
-        self.acked_id = self.first_id - 1
+        self.first_index = self.next_index = index
+        self.acked_id = FIRST_ID + index - 1
 
     @property
     def sent_id(self) -> int:
-        return FIRST_ID + self.next_index - 1
+        return self.id_of(self.next_index - 1) if self.next_index else FIRST_ID - 1
+
+    def owes(self, published: int) -> bool:
+        """Whether more acks are due."""
+        if self.in_order:
+            return self.acks < published - self.first_index
+        return self.acked_id < self.id_of(published - 1)
 
     def read_ack(self) -> None:
         try:
@@ -89,14 +109,14 @@ class Session:
         if not 0 < packet_id <= self.sent_id:
             self.end = "broken"
             return
+        self.in_order = self.in_order and packet_id == self.id_of(self.first_index + self.acks)
         self.acks += 1
-        self.in_order = self.in_order and packet_id == self.acked_id + 1
         self.acked_id = max(self.acked_id, packet_id)
 
     def send(self, messages: Sequence[bytes], published: int) -> None:
         """Send what is published, as far as the socket takes it."""
         while self.next_index < published and not self.end:
-            head = struct.pack("<Q", FIRST_ID + self.next_index)
+            head = struct.pack("<Q", self.id_of(self.next_index))
             try:
                 self.connection.send(head + messages[self.next_index])
             except BlockingIOError:
@@ -165,8 +185,7 @@ class Server:
         return lead >= int(self.options.window)
 
     def waits_for_acks(self) -> bool:
-        last_id = FIRST_ID + self.published - 1
-        return any(session.greeted and session.acked_id < last_id for session in self.live())
+        return any(session.greeted and session.owes(self.published) for session in self.live())
 
     def turns_until(self, deadline: float) -> None:
         while (left := deadline - time.monotonic()) > 0:
@@ -189,7 +208,7 @@ class Server:
         connection.setblocking(False)
         with suppress(BrokenPipeError, ConnectionResetError):  # reading finds the end
             connection.send(struct.pack("<3H", *self.version))
-        session = Session(connection)
+        session = Session(connection, IDS[self.options.ids])
         self.sessions.append(session)
         self.selector.register(connection, selectors.EVENT_READ, session)
 
