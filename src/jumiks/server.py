@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias, TypeVar
 
 from . import access, address, lag
-from ._green import Pauses, cooperates, new_thread, original
+from ._green import Pauses, cooperates, new_thread
 from ._native import (
     Gathered,
     Publisher,
@@ -255,7 +255,6 @@ class Server:
         self._append: _Append = _closed
         self._publisher: Publisher | None = None
         self._pid = os.getpid()
-        self._lock = original("_thread", "allocate_lock")()
         policy = lag.parse(on_lag, max_lag, patience)
         rule = access.parse(allow)
         if not isinstance(share_log, bool):
@@ -627,13 +626,14 @@ class Server:
         if sys.is_finalizing():
             self._close_at_exit()
             return
-        with self._lock:
-            handle, self._handle = self._handle, None
-            self._append, self._publisher = _closed, None
+        handle = self._handle
         if handle is not None:
+            # Each of these may be done twice, and what says that they are done comes last: after an
+            # exception in between, the next close does them again.
             lib.jmk_server_close(handle, wait)
             self._control.close()
             with self._control.changed:
+                self._append, self._publisher, self._handle = _closed, None, None
                 self._control.changed.notify_all()
         if self._control.is_current():
             return  # called by a callback: the thread ends when that returns
