@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import reference
-from conftest import MODE, wait_until
+from conftest import IS_ROOT, MODE, wait_until
 from support_api import DEADLINE, SMALL_LOG, Task, sockaddr, stranger
 from support_wire import listening, one_connection
 
@@ -289,7 +289,7 @@ def test_a_rule_of_its_own_says_who_may_look(address: str) -> None:
     assert [peer for peer, _ in asked] == [Peer(os.getpid(), os.geteuid(), os.getegid())]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(not IS_ROOT, reason="only root can be somebody else")
 def test_by_default_others_may_not_look_even_where_they_may_connect(address: str) -> None:
     def other() -> str:
         read, write = os.pipe()

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import NOBODY, preamble, wait_until
+from conftest import IS_ROOT, NOBODY, preamble, wait_until
 from support_api import DEADLINE, FOREIGN_ENVIRONMENT
 
 from jumiks import Client, ConnectionLost, Monitor, Server, ServerClosed, Timeout
@@ -107,7 +107,7 @@ print(repr(process_name(os.getpid())), flush=True)
 
 
 @pytest.mark.skipif(
-    os.geteuid() != 0 or not may_unshare("--mount"), reason="only root can hide processes"
+    not IS_ROOT or not may_unshare("--mount"), reason="only root can hide processes"
 )
 def test_an_owner_that_proc_hides_is_not_said_to_be_gone(path: Path) -> None:
     script = f"""

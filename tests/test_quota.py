@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 import reference
-from conftest import wait_until
+from conftest import IS_ROOT, wait_until
 from support_wire import DEADLINE, REPLY, Harassed, dial, packets_of, raw_client
 
 from jumiks import Client, Monitor, Peer, Refused, Server
@@ -17,7 +17,7 @@ from jumiks.control import MAX_JOINING
 from jumiks.handshake import Status
 from jumiks.monitor import MOST
 
-only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+only_root = pytest.mark.skipif(not IS_ROOT, reason="only root can be several users")
 
 ONE, OTHER = 4321, 4322
 

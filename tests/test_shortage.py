@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
-from conftest import wait_until
+from conftest import IS_ROOT, wait_until
 from support_api import Task
 from support_wire import DEADLINE, REPLY, dial
 
@@ -110,7 +110,7 @@ def test_a_client_that_finds_too_few_descriptors_says_so_and_leaves_nothing(
             assert client.receive(DEADLINE) == b"then"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user with no other threads")
+@pytest.mark.skipif(not IS_ROOT, reason="only root can become a user with no other threads")
 @pytest.mark.parametrize("threads", [1, 2], ids=["the core's", "the control plane's"])
 def test_a_server_that_may_start_no_thread_says_so_and_leaves_nothing(
     address: str, threads: int

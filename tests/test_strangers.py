@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import reference
-from conftest import wait_until
+from conftest import IS_ROOT, wait_until
 from reference import Reply
 from support_wire import FIRST_ID, HELLO, LARGE, REPLY, dial, packets_of
 
@@ -15,7 +15,7 @@ from jumiks import Client, Group, Monitor, Peer, Refused, Server, access
 from jumiks.access import OVERFLOW_GID, OVERFLOW_UID, Quota, Some
 from jumiks.handshake import Status
 
-only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+only_root = pytest.mark.skipif(not IS_ROOT, reason="only root can be several users")
 
 STRANGER = 4321
 UNMAPPED = Peer(0, OVERFLOW_UID, OVERFLOW_GID, frozenset((OVERFLOW_GID,)))
