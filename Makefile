@@ -22,7 +22,7 @@ C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-uvloop test-c fuzz model lint lint-c format sanitize coverage mutation dist bench \
+.PHONY: help venv demo test test-uvloop test-pythons test-c fuzz model lint lint-c format sanitize coverage mutation dist bench \
     bench-quick bench-check bench-baseline endurance clean
 
 help: ## Show what there is
@@ -49,6 +49,15 @@ test: $(BUILT) ## Run the tests, with the log shared and with packets
 
 test-uvloop: $(BUILT) ## Run the tests that need an event loop with uvloop as asyncio's
 	JUMIKS_TEST_UVLOOP=1 $(PY) $(PYTEST) tests/test_aio.py tests/test_watch.py -k "not trio and not uvloop"
+
+# What a Python can change; PYTHON_TESTS=tests runs all. The rest is C, or a matter of bytes.
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+PYTHON_TESTS ?= $(patsubst %,tests/test_%.py,access aio bad_input callbacks cli client deadlines errors \
+    exit fork keep lent monitor namespaces opentelemetry processes prometheus reconnect server \
+    subinterpreters systemd watch)
+
+test-pythons: $(BUILT) ## Run the tests that Python matters to with each other Python that is here
+	PY=$(PY) .ci/test_pythons "$(PYTHONS)" $(PYTEST) -p no:cacheprovider $(PYTHON_TESTS)
 
 test-c: ## Run the C core's own tests, without Python
 	@mkdir -p build/test-c
