@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 from conftest import IS_ROOT, NOBODY, preamble, wait_until
 from support_api import DEADLINE, FOREIGN_ENVIRONMENT
 
-from jumiks import Client, ConnectionLost, Monitor, Server, ServerClosed, Timeout
+from jumiks import Client, ConnectionLost, Monitor, Server, ServerClosed, Timeout, rights
 from jumiks.cli.status import Look, report
 
 SERVER = """
@@ -220,15 +221,16 @@ def test_a_shared_log_tells_of_the_death_of_its_server_without_any_descriptor(
 
 CLIENT_ELSEWHERE = """
 import asyncio, sys
+shared = sys.argv[3] == "shared"
 async def last():
-    async with jumiks.AsyncClient(sys.argv[1], start="oldest") as client:
+    async with jumiks.AsyncClient(sys.argv[1], start="oldest", share_log=shared) as client:
         try:
             print((await client.receive()).decode(), flush=True)
             await client.receive()
         except jumiks.ConnectionLost:
             print("lost", flush=True)
 def plain():
-    with jumiks.Client(sys.argv[1], start="oldest") as client:
+    with jumiks.Client(sys.argv[1], start="oldest", share_log=shared) as client:
         try:
             print(client.receive().decode(), flush=True)
             client.receive()
@@ -241,15 +243,28 @@ else:
 """
 
 
+def names_processes() -> bool:
+    """Whether the kernel names senders by descriptors, and refuses those of peers (Linux 6.16)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, rights.SO_PASSPIDFD, 1)
+        except OSError:
+            return False
+        return rights.refuse(sock)
+
+
 @needs_pid_namespace
+@pytest.mark.parametrize("delivery", ["shared", "packets"])
 @pytest.mark.parametrize("kind", ["asyncio", "plain"])
 def test_a_client_in_another_pid_namespace_notices_that_its_server_died(
-    path: Path, kind: str
+    path: Path, kind: str, delivery: str
 ) -> None:
+    if delivery == "packets" and not names_processes():
+        pytest.skip("this kernel cannot tell a client of packets (Linux 6.16)")
     with mortal(path, "kill") as process:
         wait_until(path.exists)
         command = ["unshare", *PID_NAMESPACE, "--mount-proc", sys.executable, "-c"]
-        command += [preamble() + CLIENT_ELSEWHERE, str(path), kind]
+        command += [preamble() + CLIENT_ELSEWHERE, str(path), kind, delivery]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
             assert client.stdout is not None
             assert client.stdout.readline() == "last words\n"

@@ -230,6 +230,8 @@ class Client(Connecting, Generic[Item]):
     and is acked, once the user comes back for more; `ack` says so earlier.
     """
 
+    _asks_for_process = True
+
     @overload
     def __init__(
         self: Client[bytes],
@@ -501,10 +503,15 @@ class Client(Connecting, Generic[Item]):
     def _watch_server(self, handle: Handle, shared: bool) -> None:
         # A log tells of its server's death itself. In our own process we would not see it.
         self._watched = shared
-        if self._server_pid in (0, os.getpid()):
+        if self._server_pid == os.getpid():
             return
+        if self._server_pid == 0 and self._server_pidfd < 0:
+            return  # it cannot be seen from here
         try:
-            next(map(lib.jmk_client_watch, (handle,), map(os.pidfd_open, (self._server_pid,))))
+            if self._server_pid:
+                next(map(lib.jmk_client_watch, (handle,), map(os.pidfd_open, (self._server_pid,))))
+            else:
+                next(map(lib.jmk_client_watch, (handle,), map(os.dup, (self._server_pidfd,))))
         except ProcessLookupError:
             raise ConnectionLost(f"the server of {self._address!r} died") from None
         except OSError:

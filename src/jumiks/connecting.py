@@ -14,7 +14,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from math import inf
 from typing import Final, TypeAlias, TypeVar
@@ -34,6 +34,9 @@ LONG_PACKET: Final = 4096
 _CREDENTIALS: Final = struct.Struct("3i")
 _WITHOUT_LIMIT: Final = 60.0
 """Seconds: a wait without a limit is as many of these as it takes."""
+
+SCM_PIDFD: Final = 4
+"""The socket module has no name for it (Linux 6.5)."""
 
 UNINVITED: Final = "the server broke the handshake: it sent descriptors that nobody asked for"
 _TOO_MANY: Final = (
@@ -59,14 +62,18 @@ class Received(list[_Answer]):
         self.extend(map(sock.recvmsg, (size,), (room,), (flags,)))
         return self[-1]
 
-    def descriptors(self) -> list[int]:
-        """All that came."""
+    def descriptors(self, kind: int = socket.SCM_RIGHTS) -> list[int]:
+        """All that came: those of the server, or the kernel's for its process (`SCM_PIDFD`)."""
         found = array.array("i")
         for _, notes, _, _ in self:
-            for level, kind, data in notes:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            for level, each, data in notes:
+                if (level, each) == (socket.SOL_SOCKET, kind):
                     found.frombytes(data[: len(data) - len(data) % found.itemsize])
-        return list(found)
+        return [descriptor for descriptor in found if descriptor >= 0]
+
+    def all(self) -> list[int]:
+        """All that has to be closed."""
+        return self.descriptors() + self.descriptors(SCM_PIDFD)
 
 
 @contextmanager
@@ -75,11 +82,11 @@ def descriptors_received() -> Iterator[Received]:
     received = Received()
     try:
         yield received
-        ours = received.descriptors()
+        ours = received.all()
         # With no bytecode in between: a signal finds all of them here, or none.
         deque(chain(map(os.close, ours), map(list.clear, (received,))), 0)
     except BaseException:
-        rights.dispose(received.descriptors())  # they may be anything
+        rights.dispose(received.all())  # they may be anything
         raise
 
 
@@ -112,6 +119,10 @@ class Connecting:
     """The server's process, by the kernel's word on who sent the welcome; 0 is unknown."""
     _guarded: bool = False
     """Whether descriptors may come to the socket: see `rights`."""
+    _server_pidfd: int = -1
+    """A descriptor for that process, as long as the handshake takes; -1 if none came."""
+    _asks_for_process: bool = False
+    """Whether the kernel shall send a descriptor for the server's process with the welcome."""
 
     def _connect(
         self,
@@ -121,7 +132,7 @@ class Connecting:
         received: Received,
     ) -> Generator[Wait, None, socket.socket]:
         deadline = inf if timeout is None else time.monotonic() + timeout
-        self._server_pid = 0  # that of a server before is no more
+        self._server_pid, self._server_pidfd = 0, -1  # that of a server before is no more
         rights.check_crowd()
         asks = Capability.LOG in handshake.wishes
         sock: socket.socket | None = None
@@ -157,6 +168,11 @@ class Connecting:
                 # The kernel shall say who sends the welcome. SO_PEERCRED names who called listen,
                 # which may be another process, and gone.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                if self._asks_for_process and not self._guarded:
+                    # From another pid namespace the number says nothing. Where the server could
+                    # send descriptors too, they would take the room.
+                    with suppress(OSError):  # Linux 6.5
+                        sock.setsockopt(socket.SOL_SOCKET, rights.SO_PASSPIDFD, 1)
             sock.send(answer, socket.MSG_NOSIGNAL)
 
     def _receive_welcome(
@@ -166,18 +182,25 @@ class Connecting:
         # room for two, and the packet stays there, so nothing is closed by this thread: neither
         # what there is no room for, nor, once both turn out to be good, our second reference.
         asked = Capability.LOG in handshake.wishes
-        room = socket.CMSG_SPACE(_CREDENTIALS.size) + (socket.CMSG_LEN(2 * 4) if asked else 0)
+        room = socket.CMSG_SPACE(_CREDENTIALS.size)
+        if asked:
+            room += socket.CMSG_LEN(2 * 4)
+        elif not self._guarded:
+            room += socket.CMSG_SPACE(4)
         packet, notes, flags, _ = received.take(
             sock, LONG_PACKET, room, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
         )
         for level, kind, data in notes:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                 self._server_pid = _CREDENTIALS.unpack(data)[0]
+        self._server_pidfd = next(iter(received.descriptors(SCM_PIDFD)), -1)
         if flags & socket.MSG_CTRUNC:
             if asked and len(received.descriptors()) < 2:
                 raise CannotShareError("no room for two more descriptors")
             raise ProtocolError(_TOO_MANY if asked else UNINVITED)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, rights.SO_PASSPIDFD, 0)
         sock.recv(LONG_PACKET)
         return packet
 

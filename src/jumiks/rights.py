@@ -20,8 +20,11 @@ __all__: list[str] = []
 SO_PASSRIGHTS: Final = 83
 """The socket module has no name for it (Linux 6.16)."""
 
-# What has the kernel send other control messages along; the last two have no name there either.
-_OTHERS: Final = (socket.SO_PASSCRED, socket.SO_PASSSEC, 76)  # 76 is SO_PASSPIDFD
+SO_PASSPIDFD: Final = 76
+"""Likewise (Linux 6.5)."""
+
+# What has the kernel send other control messages along.
+_OTHERS: Final = (socket.SO_PASSCRED, socket.SO_PASSSEC, SO_PASSPIDFD)
 
 
 def refuse(sock: socket.socket) -> bool:
