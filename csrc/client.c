@@ -69,13 +69,18 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     return 0;
 }
 
+/* End the connection, also for others who hold the descriptor, such as a forked child. */
+static void hang_up(int fd) {
+    shutdown(fd, SHUT_RDWR);
+}
+
 jmk_client *jmk_client_make(int fd, const struct jmk_client_config *config, int *error) {
     enum jmk_guard guard = (enum jmk_guard)config->guard;
     jmk_client *client = NULL;
 
     *error = jmk_client_new(&client, fd, config);
     if (*error) {
-        shutdown(fd, SHUT_RDWR);
+        hang_up(fd);
         jmk_guard_close(guard, &fd);
     }
     return client;
@@ -95,7 +100,7 @@ int jmk_client_close(jmk_client *client) {
     if (error)
         return error;
     if (!atomic_exchange(&client->closed, true))
-        shutdown(client->fd, SHUT_RDWR);
+        hang_up(client->fd);
     return 0;
 }
 
@@ -244,7 +249,7 @@ static bool is_fruitless(int64_t *began, int64_t deadline) {
 /* All that came before the end was handed out. What of that is handled is acked now or never. */
 static int tell_end(struct jmk_client *client, uint64_t handled) {
     ack(client, handled);
-    shutdown(client->fd, SHUT_RDWR);
+    hang_up(client->fd);
     return (int)client->state;
 }
 

@@ -86,12 +86,12 @@ client = jumiks.Client(sys.argv[1])
 held, never = threading.Event(), threading.Event()
 names = {}  # of its own: the thread's frame would keep the script's alive
 exec("""
-def hold(one, two, three, held, never):
-    with one, two, three:
+def hold(one, two, held, never):
+    with one, two:
         held.set()
         never.wait()
 """, names)
-locks = server._lock, server._control.changed, client._lock
+locks = server._control.changed, client._lock
 threading.Thread(target=names["hold"], args=(*locks, held, never), daemon=True).start()
 del locks
 held.wait()

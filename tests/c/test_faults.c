@@ -316,7 +316,11 @@ static int make_client(struct follower *follower, int fd, const struct jmk_attac
 
     if (follower->mode == JMK_CLASSIC)
         config.max_packet = LOG_SIZE / 4;
-    code = jmk_client_new(&follower->client, fd, &config);
+    if (follower->mode == JMK_CLASSIC && follower->role == KEEN && scenario->policy == JMK_BLOCK) {
+        config.labels = 1; /* as if of a plain server, which loses none */
+        config.first_id = 0;
+    }
+    follower->client = jmk_client_make(fd, &config, &code); /* fd is closed if that fails */
     if (attached->cursor_fd >= 0)
         __real_close(attached->cursor_fd);
     return code;
@@ -386,7 +390,6 @@ static void enter(enum jmk_mode mode, enum role role) {
     if (code) {
         follower->code = code;
         atomic_store(&follower->done, 1);
-        __real_close(ends[1]);
         return;
     }
     if (role == MOURNER)
