@@ -8,6 +8,7 @@ until it is readable; or -1, and how many seconds to wait.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 import struct
@@ -32,6 +33,7 @@ LONG_PACKET: Final = 4096
 """Bytes that hold any packet of a handshake."""
 
 _CREDENTIALS: Final = struct.Struct("3i")
+_CLOSING_PAUSE: Final = 0.01
 _WITHOUT_LIMIT: Final = 60.0
 """Seconds: a wait without a limit is as many of these as it takes."""
 
@@ -136,10 +138,16 @@ class Connecting:
         rights.check_crowd()
         asks = Capability.LOG in handshake.wishes
         sock: socket.socket | None = None
-        for sock, pause in address.connecting(where, timeout, takes_descriptors=asks):
-            if sock is None:
-                yield -1, pause
-        assert sock is not None
+        while sock is None:
+            closing = rights.closing()  # the one before, perhaps, by another thread
+            try:
+                for sock, pause in address.connecting(where, timeout, takes_descriptors=asks):
+                    if sock is None:
+                        yield -1, pause
+            except OSError as error:
+                if not closing or error.errno != errno.EMFILE or time.monotonic() > deadline:
+                    raise
+                yield -1, _CLOSING_PAUSE
         self._guarded = rights.may_come(sock)
         with self._shaking_hands(sock, handshake, timeout):
             while not handshake.done:

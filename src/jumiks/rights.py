@@ -92,6 +92,11 @@ def dispose(descriptors: Iterable[int]) -> None:
         lib.jmk_dispose(descriptor)
 
 
+def closing() -> bool:
+    """Whether a descriptor that was given to the other thread is not closed yet."""
+    return lib.jmk_dispose_pending() > 0
+
+
 def crowded() -> bool:
     """Whether so many closes are under way that no new connection should be made."""
     return lib.jmk_dispose_pending() >= lib.JMK_MOST_DISPOSED

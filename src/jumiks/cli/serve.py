@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 
 from jumiks.server import LOG_SIZE, Server
 from jumiks.systemd import listen_socket, notify
@@ -17,7 +18,33 @@ __all__ = ["run"]
 def run(options: argparse.Namespace) -> int:
     """Publish standard input to its end."""
     descriptor = standard_input()
-    server = Server(
+    server: Server | None = None
+    # A signal that raises while the server is made would leave it to nobody.
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    )
+    try:
+        try:
+            server = _make(options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        notify("READY=1")
+        if options.wait:
+            server.wait_for_clients(options.wait)
+        for messages in read_messages(descriptor, options.framing, server.max_message):
+            server.publish_many(messages)
+    except BaseException:
+        if server is not None:
+            notify("STOPPING=1")
+            server.close()
+        raise
+    notify("STOPPING=1")
+    server.close(options.linger)
+    return 0
+
+
+def _make(options: argparse.Namespace) -> Server:
+    return Server(
         listen_socket() if options.address == "systemd" else options.address,
         max_lag=options.max_lag,
         on_lag=options.on_lag,
@@ -28,19 +55,6 @@ def run(options: argparse.Namespace) -> int:
         group=_group(options.group),
         allow="anyone" if options.anyone else None,
     )
-    try:
-        notify("READY=1")
-        if options.wait:
-            server.wait_for_clients(options.wait)
-        for messages in read_messages(descriptor, options.framing, server.max_message):
-            server.publish_many(messages)
-    except BaseException:
-        notify("STOPPING=1")
-        server.close()
-        raise
-    notify("STOPPING=1")
-    server.close(options.linger)
-    return 0
 
 
 def _group(text: str | None) -> str | int | None:
