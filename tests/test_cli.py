@@ -30,6 +30,9 @@ from jumiks.monitor import parse_status
 from jumiks.watch import share
 
 JUMIKS = (sys.executable, "-m", "jumiks.cli")
+PRELOADED = [f"{name}={os.environ[name]}" for name in ("LD_PRELOAD",) if name in os.environ]
+IN_SHELL = " ".join(["env", *PRELOADED, *JUMIKS])
+"""The command as a line of a shell into which no sanitizer may be loaded."""
 PIPE = subprocess.PIPE
 
 
@@ -659,7 +662,7 @@ def ask_as_bash_does(words: Sequence[str]) -> str:
 @has("bash")
 @completions
 def test_bash_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
-    script = f'eval "$({" ".join(JUMIKS)} completion bash)"'
+    script = f'eval "$({IN_SHELL} completion bash)"'
     assert shell_says("bash", script + ask_as_bash_does(words), tmp_path) == found
 
 
@@ -669,7 +672,7 @@ def test_zsh_completes(words: Sequence[str], found: set[str], tmp_path: Path) ->
     # zsh itself leaves out the words that do not begin as the last one does.
     script = f"""
     autoload -U compinit; compinit -D -u
-    eval "$({" ".join(JUMIKS)} completion zsh)"
+    eval "$({IN_SHELL} completion zsh)"
     [[ $_comps[jumiks] == *_jumiks* ]] || exit 1
     emulate sh
     """
@@ -681,7 +684,7 @@ def test_zsh_completes(words: Sequence[str], found: set[str], tmp_path: Path) ->
 @completions
 def test_fish_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
     script = f"""
-    {" ".join(JUMIKS)} completion fish | source
+    {IN_SHELL} completion fish | source
     complete -C '{" ".join(words)}'
     """
     assert shell_says("fish", script, tmp_path) == found
@@ -689,7 +692,7 @@ def test_fish_completes(words: Sequence[str], found: set[str], tmp_path: Path) -
 
 def test_bash_completes_the_addresses_that_are_served(address: str, tmp_path: Path) -> None:
     script = f"""
-    eval "$({" ".join(JUMIKS)} completion bash)"
+    eval "$({IN_SHELL} completion bash)"
     COMP_WORDS=(jumiks listen '{address[:-2]}'); COMP_CWORD=2
     _jumiks; printf '%s\\n' "${{COMPREPLY[@]}}"
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Literal, TypedDict
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import wait_until
 from support_api import DEADLINE
 from support_opcodes import Alarm, raises_at
 
-from jumiks import Batch, Client, Server
+from jumiks import Batch, Client, ConnectionLost, Disconnected, Server, ServerClosed
 
 
 class Way(TypedDict, total=False):
@@ -172,4 +173,48 @@ def test_after_an_exception_at_any_bytecode_of_close_it_can_be_closed(
             raised = raises_at(number, client.close)
             client.close()
             wait_until(lambda: not server.clients)  # it has left, and its lock is free
+    assert number > 10
+
+
+QUESTIONS: dict[str, Callable[[Server], object]] = {
+    "stats": lambda server: server.stats(),
+    "clients": lambda server: server.clients,
+    "wait_for_clients": lambda server: server.wait_for_clients(1, DEADLINE),
+    "disconnect": lambda server: server.disconnect(server.clients[0]),
+    "endings": lambda server: server.endings,
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS.keys())
+def test_after_an_exception_at_any_bytecode_of_a_question_the_server_goes_on(
+    address: str, question: Callable[[Server], object]
+) -> None:
+    with Server(address) as server:
+        number = -1
+        raised = True
+        while raised:
+            number += 1
+            with Client(address) as client:
+                server.wait_for_clients(1, DEADLINE)
+                raised = raises_at(number, lambda: question(server))
+                server.publish(b"message")
+                with suppress(Disconnected):
+                    assert client.receive(DEADLINE) == b"message"
+            wait_until(lambda: not server.clients)
+    assert number > 3
+
+
+def test_after_an_exception_at_any_bytecode_of_a_server_s_close_it_can_be_closed(
+    address: str,
+) -> None:
+    number = -1
+    raised = True
+    while raised:
+        number += 1
+        server = Server(address)
+        with Client(address) as client:
+            raised = raises_at(number, partial(server.close, 0))
+            server.close(0)  # it gives the address back, and all that it had
+            with pytest.raises((ServerClosed, ConnectionLost)):
+                client.receive(DEADLINE)
     assert number > 10

@@ -121,7 +121,7 @@ class _Spare:
         """Take what is missing, or as much as there is; returns whether that is all."""
         with suppress(OSError):
             while len(self._copies) < SPARE:
-                self._copies.append(os.dup(self._descriptor))
+                self._copies.extend(map(os.dup, (self._descriptor,)))
         return len(self._copies) == SPARE
 
     def give(self, count: int = SPARE) -> None:
@@ -129,6 +129,9 @@ class _Spare:
         while self._copies and count:
             os.close(self._copies.pop())
             count -= 1
+
+    def __del__(self) -> None:
+        self.give()
 
 
 class Control:
@@ -212,8 +215,7 @@ class Control:
             self.pages = Pages(self._epoll)
             self.thread = new_thread(self._run, f"jumiks {listener.address}")
         except BaseException:
-            if self._wake_fd >= 0:
-                os.close(self._wake_fd)
+            self._close_wake_fd()
             raise
 
     def start(self) -> None:
@@ -279,10 +281,17 @@ class Control:
         self._spare.give()
         self._journal.close()
         with self.changed:
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+            self._close_wake_fd()
             self.changed.notify_all()
         del self._handle  # a closed server gives its log back, even if somebody still refers to it
+
+    def _close_wake_fd(self) -> None:
+        descriptor, self._wake_fd = self._wake_fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self._close_wake_fd()  # of one whose thread was never started
 
     def _until_next_deadline(self) -> float | None:
         # All have the same time, so the first that came is the first that is due.
