@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -218,3 +221,23 @@ def test_after_an_exception_at_any_bytecode_of_a_server_s_close_it_can_be_closed
             with pytest.raises((ServerClosed, ConnectionLost)):
                 client.receive(DEADLINE)
     assert number > 10
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_an_exception_at_any_bytecode_of_a_server_s_making_leaves_nothing(address: str) -> None:
+    """At some of them, as there are thousands: `nothing_is_left_behind` looks."""
+    made = False
+    step = 61
+
+    def make() -> None:
+        nonlocal made
+        with Server(address):
+            made = True
+            sys.settrace(None)
+
+    number = os.getpid() % step
+    while not made:
+        raises_at(number, make)
+        number += step
+        gc.collect()
+    assert number > 1000

@@ -131,7 +131,8 @@ class _Spare:
             count -= 1
 
     def __del__(self) -> None:
-        self.give()
+        if hasattr(self, "_copies"):
+            self.give()
 
 
 class Control:
@@ -291,7 +292,8 @@ class Control:
             os.close(descriptor)
 
     def __del__(self) -> None:
-        self._close_wake_fd()  # of one whose thread was never started
+        if hasattr(self, "_wake_fd"):
+            self._close_wake_fd()  # of one whose thread was never started
 
     def _until_next_deadline(self) -> float | None:
         # All have the same time, so the first that came is the first that is due.

@@ -638,6 +638,9 @@ class Server:
         if self._control.is_current():
             return  # called by a callback: the thread ends when that returns
         thread = self._control.thread
+        if thread.native_id is None and not thread.is_alive():
+            self._control.stop_listening()  # it was never started
+            return
         try:
             if cooperates() and not at_once:
                 _other_greenlets_bring(lambda: not thread.is_alive())
