@@ -19,9 +19,16 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import pytest
+
 import jumiks
 
 PACKAGE = str(Path(jumiks.__file__).parent)
+
+needs_bytecodes = pytest.mark.skipif(
+    sys.version_info >= (3, 12),
+    reason="from Python 3.12 on the first bytecodes of a call are not traced",
+)
 
 ALL = bool(os.environ.get("JUMIKS_TEST_EXAMPLES"))
 """Whether to try every bytecode where a call has thousands, and not some of them."""

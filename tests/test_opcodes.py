@@ -14,9 +14,11 @@ from typing import Literal, TypedDict
 import pytest
 from conftest import wait_until
 from support_api import DEADLINE
-from support_opcodes import Alarm, raises_at
+from support_opcodes import Alarm, needs_bytecodes, raises_at
 
 from jumiks import Batch, Client, ConnectionLost, Disconnected, Server, ServerClosed
+
+pytestmark = needs_bytecodes
 
 
 class Way(TypedDict, total=False):

@@ -8,10 +8,12 @@ from contextlib import suppress
 
 import pytest
 from support_api import DEADLINE, Task
-from support_opcodes import raises_at
+from support_opcodes import needs_bytecodes, raises_at
 
 import jumiks
 from jumiks import Client, Server
+
+pytestmark = needs_bytecodes
 
 
 def reserve(server: Server, timeout: float | None) -> None:
