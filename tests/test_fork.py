@@ -28,7 +28,8 @@ def with_child(what):
 def in_c():
     # Behind Python's back: no hook is called in the child.
     import ctypes
-    os.fork = ctypes.CDLL(None).fork
+    # PyDLL keeps the interpreter's lock: another thread's would never be given back in the child.
+    os.fork = ctypes.PyDLL(None).fork
 
 def refused(address):
     try:
