@@ -138,7 +138,7 @@ def test_an_owner_that_is_gone_is_said_to_be_gone(address: str) -> None:
 import ctypes, os, sys
 server = jumiks.Server(sys.argv[1])
 reading, writing = os.pipe()
-if ctypes.CDLL(None).fork() == 0:
+if ctypes.PyDLL(None).fork() == 0:
     print("ready", flush=True)
     sys.stdin.read()
 os._exit(0)
