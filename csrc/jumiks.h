@@ -209,7 +209,7 @@ const char *jmk_error_text(int code);
 
 /* ---- descriptors of peers ---- */
 
-/* jmk_dispose_pending: with so many, make no new connections. */
+/* While jmk_dispose_pending is this or more, make no new connections. */
 enum { JMK_MOST_DISPOSED = 256 };
 
 /*
@@ -226,7 +226,7 @@ unsigned jmk_dispose_pending(void);
 /* Make the log and start the data-plane thread. */
 int jmk_server_new(jmk_server **out, const struct jmk_config *config);
 
-/* The same, for who has to own it before anything else happens; NULL where it fails. */
+/* The same, but returns the handle, so that its owner has it at once. NULL if it fails. */
 jmk_server *jmk_server_make(const struct jmk_config *config, int *error);
 
 /*
@@ -368,7 +368,7 @@ struct jmk_client_config {
  */
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config);
 
-/* The same, for who has to own it before anything else happens. fd belongs to it, also where it fails. */
+/* The same, but returns the handle. It takes fd over, and closes it if it fails. */
 jmk_client *jmk_client_make(int fd, const struct jmk_client_config *config, int *error);
 
 /*

@@ -119,7 +119,7 @@ void jmk_server_forget(struct jmk_server *server, struct jmk_session *session);
 /* Make the thread look around, wherever it is. */
 void jmk_server_wake(struct jmk_server *server);
 
-/* The owner, or the thread, is through with the server: who comes second gives everything back. */
+/* Called once by the owner and once by the thread; the second call frees the server. */
 void jmk_server_leave(struct jmk_server *server);
 
 /* ---- pump.c ---- */
