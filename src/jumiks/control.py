@@ -214,6 +214,7 @@ class Control:
             self._monitors = Monitors(monitor, self._epoll, self._status)
             self._spare = _Spare(self._wake_fd)
             self.pages = Pages(self._epoll)
+            self._unclaimed = [True]  # popped by who tears down: the thread, or who cannot start it
             self.thread = new_thread(self._run, f"jumiks {listener.address}")
         except BaseException:
             self._close_wake_fd()
@@ -225,11 +226,14 @@ class Control:
         Raises:
             OSError: the system allows no further one. All is given back then.
             RuntimeError: Python allows none: in this interpreter, or so late.
+
+        What a signal's handler raises may come when the thread runs already: then `close` ends it.
         """
         try:
             self.thread.start()
         except BaseException as error:
-            self._tear_down()
+            if self._claim():
+                self._tear_down()
             if not isinstance(error, RuntimeError):
                 raise
             # Python gives no errno, so its text has to tell the system's refusal from its own.
@@ -254,7 +258,14 @@ class Control:
 
     # What follows runs in the thread.
 
+    def _claim(self) -> bool:
+        with suppress(IndexError):
+            return self._unclaimed.pop()
+        return False
+
     def _run(self) -> None:
+        if not self._claim():
+            return
         try:
             while not self._finished():
                 for descriptor, events in self._epoll.poll(self._until_next_deadline()):

@@ -319,7 +319,10 @@ class Server:
             self._control.start()
         except BaseException:
             self._handle, self._append, self._publisher = None, _closed, None
+            self._control.close()
             _end_core(handle)
+            if self._control.thread.is_alive():  # it had started when a signal's handler raised
+                self._control.thread.join()
             raise
         _open_servers.add(self)
 
