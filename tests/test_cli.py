@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from support_api import DEADLINE, FOREIGN_ENVIRONMENT, SMALL_LOG, Task
 
 from jumiks import Client, Monitor, Server, ServerClosed
 from jumiks.access import process_name
+from jumiks.cli import framing as framings
 from jumiks.cli import main
 from jumiks.cli.framing import LENGTH, read_messages, write_messages
 from jumiks.cli.pages import commands
@@ -34,6 +35,8 @@ PRELOADED = [f"{name}={os.environ[name]}" for name in ("LD_PRELOAD",) if name in
 IN_SHELL = " ".join(["env", *PRELOADED, *JUMIKS])
 """The command as a line of a shell into which no sanitizer may be loaded."""
 PIPE = subprocess.PIPE
+
+Split = Callable[[bytes], tuple[list[bytes], bytes]]
 
 
 @contextmanager
@@ -86,7 +89,7 @@ def test_a_message_that_never_ends_is_not_gathered_for_ever(
 ) -> None:
     file = tmp_path / "stream"
     file.write_bytes((5000).to_bytes(4, "little") + b"x" * 2000)
-    with file.open("rb") as stream, pytest.raises(ValueError, match="server takes, 1000 bytes"):
+    with file.open("rb") as stream, pytest.raises(ValueError, match="largest message, 1000 bytes"):
         list(read_messages(stream.fileno(), framing, 1000))
 
 
@@ -113,13 +116,123 @@ def test_the_last_line_needs_no_newline(address: str) -> None:
                 client.receive(DEADLINE)
 
 
-def test_input_that_cannot_be_messages_is_an_error(address: str) -> None:
-    status, _, errors = run("serve", address, "--length-prefixed", given=b"\5\0\0\0abc")
-    assert (status, errors) == (1, "jumiks: the input ends inside a message\n")
-    status, _, errors = run("serve", address, given=b"x" * (4 << 20) + b"more")
+def test_input_that_ends_inside_a_message_is_an_error(address: str) -> None:
+    status, _, errors = run("serve", address, "--length-prefixed", given=b"\0\0\0\0\5\0\0\0abc")
     assert status == 1
-    assert "message" in errors
-    assert "larger than" in errors
+    assert errors == (
+        "jumiks: the input ends inside message 2, after 7 bytes of it and its length: "
+        "leave out --length-prefixed if no length stands before each message\n"
+    )
+
+
+TOO_LARGE = [
+    (
+        (),
+        b"one\n\n",
+        b"x" * 1025 + b"\nend\n",
+        (
+            "line 3 is larger than the largest message, 1024 bytes: give --max-message a larger "
+            "size, or --null or --length-prefixed if newlines do not end the messages"
+        ),
+    ),
+    (
+        ("--null",),
+        b"one\0\0",
+        b"x" * 1025,
+        (
+            "message 3 is larger than the largest message, 1024 bytes: give --max-message a larger "
+            "size, or leave out --null if newlines end the messages"
+        ),
+    ),
+    (
+        ("--length-prefixed",),
+        b"\3\0\0\0one\0\0\0\0",
+        b"text",  # read as a length
+        (
+            "message 3 has a length of 1954047348 bytes, and is larger than the largest message, "
+            "1024 bytes: give --max-message a larger size, or leave out --length-prefixed if no "
+            "length stands before each message"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("framing", "good", "bad", "words"), TOO_LARGE, ids=["line", "null", "length"]
+)
+def test_a_message_that_is_too_large_is_told_with_its_place_and_a_way(
+    address: str, framing: Sequence[str], good: bytes, bad: bytes, words: str
+) -> None:
+    with command("serve", address, *framing, "--max-message", "1K", "--wait", 1) as serve:
+        wait_until(lambda: listens_at(address))
+        with Client(address) as client:
+            assert finish(serve, good + bad) == (1, b"", f"jumiks: {words}\n")
+            # All that came before it was published.
+            assert [client.receive(DEADLINE), client.receive(DEADLINE)] == [b"one", b""]
+            with pytest.raises(ServerClosed):
+                client.receive(DEADLINE)
+
+
+@pytest.mark.parametrize("framing", [b"\n", b"\0", LENGTH])
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
+def test_each_message_of_the_largest_size_passes_and_none_beyond(
+    framing: bytes | str, chunk: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("jumiks.cli.framing.CHUNK", chunk)
+    messages = [b"", b"x" * 9, b"y" * 10, b"z" * 10, b"", b"w" * 11, b"", b"v"]
+    file = tmp_path / "stream"
+    with file.open("wb") as stream:
+        write_messages(stream.fileno(), framing, messages)
+    found: list[bytes] = []
+    with (
+        file.open("rb") as stream,
+        pytest.raises(ValueError, match=r"^(line|message) 6 .* 10 bytes"),
+    ):
+        for part in read_messages(stream.fileno(), framing, 10):
+            found += part
+    assert found == messages[:5]
+
+
+@pytest.mark.parametrize("framing", [b"\n", LENGTH])
+def test_a_long_message_is_looked_through_once(
+    framing: bytes | str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes = []
+
+    def counted(split: Split) -> Split:
+        def count(data: bytes) -> tuple[list[bytes], bytes]:
+            sizes.append(len(data))
+            return split(data)
+
+        return count
+
+    by_end = framings._by_end
+    monkeypatch.setattr(framings, "CHUNK", 100)
+    monkeypatch.setattr(framings, "_by_length", counted(framings._by_length))
+    monkeypatch.setattr(framings, "_by_end", lambda end: counted(by_end(end)))
+    file = tmp_path / "stream"
+    with file.open("wb") as stream:
+        write_messages(stream.fileno(), framing, [b"x" * 50_000, b"end"])
+    with file.open("rb") as source:
+        parts = list(read_messages(source.fileno(), framing, 50_000))
+    assert [message for part in parts for message in part] == [b"x" * 50_000, b"end"]
+    assert sum(sizes) < 2 * 50_000
+
+
+@pytest.mark.parametrize("size", ["8388608", "8192k", "8M"])
+def test_serve_takes_messages_as_large_as_it_is_told(address: str, size: str) -> None:
+    line = b"x" * (8 << 20)
+    with command("serve", address, "--max-message", size, "--wait", 1) as serve:
+        wait_until(lambda: listens_at(address))
+        with Client(address) as client:
+            assert finish(serve, line + b"\n") == (0, b"", "")
+            assert client.receive(DEADLINE) == line
+
+
+def test_serve_refuses_a_largest_message_that_no_server_has(address: str) -> None:
+    status, _, errors = run("serve", address, "--max-message", "5G")
+    assert status == 1
+    assert errors == "jumiks: max_message=5368709120: it must be from 1 to 4294967231\n"
 
 
 # ---- serve and listen
@@ -626,7 +739,7 @@ completions = pytest.mark.parametrize(
     ("words", "found"),
     [
         (("jumiks", "sta"), {"status"}),
-        (("jumiks", "serve", "--max"), {"--max-lag"}),
+        (("jumiks", "serve", "--max-l"), {"--max-lag"}),
         (("jumiks", "serve", "@x", "--on-lag", ""), {"disconnect", "block", "skip"}),
         (("jumiks", "completion", "z"), {"zsh"}),
     ],

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import struct
@@ -29,21 +30,61 @@ def read_messages(descriptor: int, framing: bytes | str, largest: int) -> Iterat
         largest: the largest message, bytes.
 
     Raises:
-        ValueError: a message is larger, or the stream ends inside one that has a length.
+        ValueError: a message is larger, or the stream ends inside one that has a length. All
+            messages before it were yielded.
     """
     split = _by_length if isinstance(framing, str) else _by_end(framing)
-    rest = b""
+    parts: list[bytes] = []  # the message whose end has not come
+    have = wanted = count = 0
     while chunk := os.read(descriptor, CHUNK):
-        messages, rest = split(rest + chunk if rest else chunk)
-        if len(rest) > largest + _PREFIX.size:  # the whole ones are for the server to judge
-            raise ValueError(f"a message is larger than the server takes, {largest} bytes")
-        if messages:
-            yield messages
-    if not rest:
+        parts.append(chunk)
+        have += len(chunk)
+        # Each part is joined and looked through once, however long a message is.
+        whole = have >= wanted if isinstance(framing, str) else framing in chunk
+        if not whole and have <= largest:
+            continue
+        messages, rest = split(b"".join(parts))
+        fit = messages
+        if have > largest:  # else all of them do
+            fit = list(itertools.takewhile(lambda each: len(each) <= largest, messages))
+        if fit:
+            yield fit
+        count += len(fit)
+        size = len(messages[len(fit)]) if len(fit) < len(messages) else _begun(rest, framing)
+        if size > largest:
+            raise ValueError(_too_large(count + 1, size, framing, largest))
+        parts, have, wanted = [rest], len(rest), _PREFIX.size + size
+    if not have:
         return
     if isinstance(framing, str):
-        raise ValueError("the input ends inside a message")
-    yield [rest]
+        raise ValueError(
+            f"the input ends inside message {count + 1}, after {have} bytes of it and its "
+            "length: leave out --length-prefixed if no length stands before each message"
+        )
+    yield [b"".join(parts)]
+
+
+def _begun(rest: bytes, framing: bytes | str) -> int:
+    """Return the size of the message whose end has not come, as far as it is known."""
+    if not isinstance(framing, str):
+        return len(rest)
+    return int.from_bytes(rest[: _PREFIX.size], "little") if len(rest) >= _PREFIX.size else 0
+
+
+def _too_large(number: int, size: int, framing: bytes | str, largest: int) -> str:
+    if isinstance(framing, str):
+        what = f"message {number} has a length of {size} bytes, and"
+        or_else = "leave out --length-prefixed if no length stands before each message"
+    elif framing == b"\0":
+        what = f"message {number}"
+        or_else = "leave out --null if newlines end the messages"
+    else:
+        what = f"line {number}"
+        or_else = "--null or --length-prefixed if newlines do not end the messages"
+    return (
+        f"{what} is larger than the largest message, {largest} bytes: "
+        f"give --max-message a larger size, or {or_else}"
+    )
 
 
 def _by_end(end: bytes) -> Callable[[bytes], tuple[list[bytes], bytes]]:

@@ -76,14 +76,21 @@ class Keep(NamedTuple):
     bytes: int = 0
 
 
+def _unit(text: str) -> int:
+    return "KMG".find(text[-1:].upper()) + 1 if text else 0
+
+
+def _size(text: str) -> int:
+    unit = _unit(text)
+    return _count(text[:-1] if unit else text) << 10 * unit
+
+
 def _keep(text: str) -> Keep:
-    unit = "KMG".find(text[-1:].upper())
-    if not text or unit < 0:
-        return Keep(messages=_count(text))
-    return Keep(bytes=_count(text[:-1]) << 10 * (unit + 1))
+    return Keep(bytes=_size(text)) if _unit(text) else Keep(messages=_count(text))
 
 
 _keep.__name__ = "number, or number of bytes with a unit"
+_size.__name__ = "number of bytes, with a unit or without"
 _positive.__name__ = "number of seconds"
 _seconds.__name__ = "number of seconds"
 _count.__name__ = "number"
@@ -141,6 +148,13 @@ def _serve(parser: argparse.ArgumentParser) -> None:
         default=Keep(),
         metavar="N[K|M|G]",
         help="messages of history that stay for who comes later (--from), or bytes, with a unit",
+    )
+    parser.add_argument(
+        "--max-message",
+        type=_size,
+        metavar="N[K|M|G]",
+        help="largest message, bytes (default: 4M, or half of what --keep has in bytes if that is "
+        "more); the log takes at least four times as much memory",
     )
     parser.add_argument("--group", metavar="GROUP", help="group of the path, a name or a number")
     parser.add_argument(

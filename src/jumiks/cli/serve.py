@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import signal
 
-from jumiks.server import LOG_SIZE, Server
+from jumiks.server import LOG_SIZE, MOST_LOG_SIZE, Server
 from jumiks.systemd import listen_socket, notify
 
 from .framing import read_messages
@@ -44,13 +44,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _make(options: argparse.Namespace) -> Server:
+    # The server judges what is too much, and names the option for it.
+    room = min(4 * (options.max_message or 0), MOST_LOG_SIZE)
     return Server(
         listen_socket() if options.address == "systemd" else options.address,
         max_lag=options.max_lag,
         on_lag=options.on_lag,
-        log_size=max(LOG_SIZE, 2 * options.keep.bytes),
+        log_size=max(LOG_SIZE, 2 * options.keep.bytes, room),
         keep=options.keep.messages,
         keep_bytes=options.keep.bytes,
+        max_message=options.max_message,
         mode=options.mode,
         group=_group(options.group),
         allow="anyone" if options.anyone else None,
