@@ -14,9 +14,9 @@ WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
-BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
-CORE := $(filter-out csrc/objects.c,$(wildcard csrc/*.c))
-C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/peers/*.[ch] tests/endurance/*.[ch] bench/*.[ch] \
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*.py csrc/*.h csrc/*/*.[ch])
+CORE := $(filter-out csrc/python/%,$(wildcard csrc/*/*.c))
+C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/peers/*.[ch] tests/endurance/*.[ch] bench/*.[ch] \
     examples/*.c)
 C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
@@ -80,7 +80,7 @@ FUZZ_FLAGS := $(C_FLAGS) -DJMK_MAX_ITEMS=16 -fno-sanitize-recover=all
 FUZZ_OPTIONS := -max_len=512 -timeout=60 -rss_limit_mb=512 -dict=tests/fuzz/wire.dict \
     -print_final_stats=1 -verbosity=0
 
-$(FUZZ)/%.o: %.c $(wildcard csrc/*.h tests/c/*.h tests/fuzz/*.h)
+$(FUZZ)/%.o: %.c $(wildcard csrc/*.h csrc/*/*.h tests/c/*.h tests/fuzz/*.h)
 	@mkdir -p $(@D)
 	clang $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link,address,undefined -c -o $@ $<
 

@@ -61,7 +61,7 @@ class BuildExt(build_ext):
         def compile_strictly(
             obj: str, src: str, ext: str, cc_args: list[str], extra: list[str], pp_opts: list[str]
         ) -> None:
-            own = STRICT if Path(src).parent.name == "csrc" else []
+            own = STRICT if Path(src).parts[0] == "csrc" else []
             compile_one(obj, src, ext, cc_args, [*extra, *own], pp_opts)
 
         self.compiler._compile = compile_strictly
@@ -73,7 +73,8 @@ setup(
     ext_modules=[
         Extension(
             "jumiks._objects",
-            ["csrc/objects.c"],
+            ["csrc/python/objects.c"],
+            include_dirs=["csrc"],
             define_macros=[("Py_LIMITED_API", LIMITED_API)],
             py_limited_api=True,
         )

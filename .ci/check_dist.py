@@ -17,7 +17,7 @@ IN_SDIST = (
     "SECURITY.md",
     "csrc/build_core.py",
     "csrc/jumiks.h",
-    "csrc/objects.c",
+    "csrc/python/objects.c",
     "examples/systemd/jumiks-log.socket",
     "pyproject.toml",
     "setup.py",

@@ -34,13 +34,15 @@ def cut_cdef(header: str) -> str:
 def core_sources() -> list[str]:
     """Return the C files of the core, as paths from the project's root."""
     return [
-        f"{HERE.name}/{path.name}" for path in sorted(HERE.glob("*.c")) if path.name != "objects.c"
+        f"{HERE.name}/{path.relative_to(HERE)}"
+        for path in sorted(HERE.glob("*/*.c"))
+        if path.parent.name != "python"
     ]
 
 
 def core_headers() -> list[str]:
     """Return the headers of the core, likewise."""
-    return [f"{HERE.name}/{path.name}" for path in sorted(HERE.glob("*.h"))]
+    return [f"{HERE.name}/{path.relative_to(HERE)}" for path in sorted(HERE.rglob("*.h"))]
 
 
 def ffibuilder() -> FFI:

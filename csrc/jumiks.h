@@ -66,7 +66,7 @@ enum jmk_policy { JMK_DISCONNECT = 0, JMK_BLOCK = 1, JMK_SKIP = 2 };
 
 enum jmk_mode { JMK_CLASSIC = 0, JMK_FRAMED = 1, JMK_SHARED = 2 };
 
-/* What is to be done about descriptors that come with a peer's packets: see csrc/guard.c. */
+/* What is to be done about descriptors that come with a peer's packets: see csrc/common/guard.c. */
 enum jmk_guard {
     JMK_GUARD_NONE = 0,        /* nothing: the kernel has always refused them at the sender */
     JMK_GUARD_UNTIL_EMPTY = 1, /* it does so now: look at each packet until none is left */

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CORE = sorted(path for path in (ROOT / "csrc").glob("*.c") if path.name != "objects.c")
+CORE = sorted(path for path in (ROOT / "csrc").glob("*/*.c") if path.parent.name != "python")
 FLAGS = [
     *("-std=c11", "-D_GNU_SOURCE", "-DJMK_POINTS", "-g", "-O1", "-pthread"),
     *("-Wall", "-Wextra", "-Werror", "-Wconversion"),

@@ -51,13 +51,13 @@ def test_a_header_that_cannot_be_cut_is_refused(
 
 
 def test_every_c_file_is_built_into_one_of_the_two_modules(build_core: dict[str, Any]) -> None:
-    files = {f"csrc/{path.name}" for path in (ROOT / "csrc").glob("*.c")}
-    assert files == {*build_core["core_sources"](), "csrc/objects.c"}
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.c")}
+    assert files == {*build_core["core_sources"](), "csrc/python/objects.c"}
 
 
 def test_every_error_code_of_the_core_has_a_text_of_its_own() -> None:
     codes = set(re.findall(r"\b(JMK_E_\w+)\b[^/]*/\*", HEADER))
-    source = (ROOT / "csrc/error.c").read_text("utf-8")
+    source = (ROOT / "csrc/common/error.c").read_text("utf-8")
     assert len(codes) > 10
     assert {code for code in codes if code not in source} == set()
 

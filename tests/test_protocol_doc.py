@@ -324,7 +324,7 @@ def test_the_words_of_the_shared_pages_stand_where_the_page_says(tmp_path: Path)
         '_Static_assert(sizeof(struct jmk_cursor_page) == 192, "");',
     ]
     source = tmp_path / "words.c"
-    source.write_text('#include <stddef.h>\n#include "page.h"\n' + "\n".join(checks) + "\n")
+    source.write_text('#include <stddef.h>\n#include "common/page.h"\n' + "\n".join(checks) + "\n")
     folder = Path(__file__).parent.parent / "csrc"
     subprocess.run(["cc", "-std=c11", f"-I{folder}", "-fsyntax-only", source], check=True)
 

@@ -16,12 +16,12 @@
  *   H log.c jmk_log_end `end.id = atomic_load_explicit(&log->page->next_id, memory_order_acquire)`
  *   I log.c jmk_log_end `end.offset = atomic_load_explicit(&log->page->head, memory_order_acquire)`
  *   J log.c jmk_log_end `version % 2 == 0 && version == relaxed(&log->page->version)`
- *   K reader.c read_frames `atomic_load_explicit(&reader->page->head, memory_order_acquire)`
+ *   K receive_shared.c read_frames `atomic_load_explicit(&reader->page->head, memory_order_acquire)`
  *   K log.c jmk_log_seek `atomic_load_explicit(&log->page->head, memory_order_acquire)`
  *   K log.c jmk_log_find `atomic_load_explicit(&log->page->head, memory_order_acquire)`
  *   L log.c jmk_log_seek `atomic_load_explicit(&log->mark_head, memory_order_acquire)`
  *   L log.c jmk_log_mark_after `atomic_load_explicit(&log->mark_head, memory_order_acquire)`
- *   L packets.c mark_at `number < atomic_load_explicit(&log->mark_head, memory_order_acquire)`
+ *   L send_packets.c mark_at `number < atomic_load_explicit(&log->mark_head, memory_order_acquire)`
  *
  * F and G need no more than release and acquire here; sleep.pml and handover.pml need more of them.
  */

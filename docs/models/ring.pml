@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sleeping, ringing and acks of a client that reads the log itself (csrc/cursor.c, csrc/reader.c)
+ * Sleeping, ringing and acks of a client that reads the log itself (csrc/server/send_shared.c, csrc/client/receive_shared.c)
  *
  * A publisher stores the log's end and waits for room; the pump rings who sleeps, and parks; a client
  * reads, acks, and sleeps: all of it together, each load and store a step, in any order of the three.

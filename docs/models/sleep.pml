@@ -12,13 +12,13 @@
  *   C log.c jmk_log_publish `atomic_store_explicit(&log->page->version, version + 2, memory_order_seq_cst)`
  *   D log.c jmk_log_end `atomic_load_explicit(&log->page->version, memory_order_seq_cst)`
  *   E log.c jmk_log_end `end.offset = atomic_load_explicit(&log->page->head, memory_order_acquire)`
- *   F cursor.c offer `sleep = atomic_load(&session->cursor->sleeping)`
- *   G cursor.c ring `say(session, JMK_KIND_RING, next_id, 0, 0)`
- *   H reader.c read_frames `atomic_load_explicit(&reader->page->head, memory_order_acquire)`
- *   I reader.c reader_more `atomic_store(&reader->cursor->sleeping, ++reader->sleep)`
- *   J reader.c news `atomic_load(&reader->page->version)`
- *   K reader.c news `atomic_load(&reader->page->head) != reader->offset`
- *   L reader.c wake_up `atomic_store_explicit(&reader->cursor->sleeping, ++reader->sleep, memory_order_relaxed)`
+ *   F send_shared.c offer `sleep = atomic_load(&session->cursor->sleeping)`
+ *   G send_shared.c ring `say(session, JMK_KIND_RING, next_id, 0, 0)`
+ *   H receive_shared.c read_frames `atomic_load_explicit(&reader->page->head, memory_order_acquire)`
+ *   I receive_shared.c reader_more `atomic_store(&reader->cursor->sleeping, ++reader->sleep)`
+ *   J receive_shared.c news `atomic_load(&reader->page->version)`
+ *   K receive_shared.c news `atomic_load(&reader->page->head) != reader->offset`
+ *   L receive_shared.c wake_up `atomic_store_explicit(&reader->cursor->sleeping, ++reader->sleep, memory_order_relaxed)`
  *
  * J may find an odd number, of a publish that is under way: then K may not see the publish before,
  * but the end of the one under way comes after I, so whoever offers that sees the sleep.

@@ -8,25 +8,25 @@
  * store to SOCKET: what the kernel does is no less than that.
  *
  * The steps, and what they stand for:
- *   A cursor.c cursor_skip `insist(session, JMK_KIND_SKIP, session->sent_id, 0, 0)`
+ *   A send_shared.c cursor_skip `insist(session, JMK_KIND_SKIP, session->sent_id, 0, 0)`
  *   A session.c jmk_session_bye `send(session->fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL)`
- *   B cursor.c cursor_skip `atomic_fetch_add(&log->page->control, 1)`
+ *   B send_shared.c cursor_skip `atomic_fetch_add(&log->page->control, 1)`
  *   B session.c jmk_session_bye `atomic_fetch_add(&log->page->control, 1)`
  *   C pump.c jmk_pump_admit `before_offset = atomic_exchange(&server->admit_offset, admit_offset)`
  *   D log.c evict `atomic_store_explicit(&log->page->tail, tail, memory_order_release)`
  *   E log.c evict `jmk_fence()`
  *   F publish.c append `memcpy(open_frame(server, size), data, size)`
  *   G objects.c list_of `PyBytes_FromStringAndSize(items[i].data,`
- *   H reader.c still_there `jmk_acquire_fence()`
- *   I reader.c still_there `atomic_load_explicit(&reader->page->tail, memory_order_acquire) <= offset`
- *   J reader.c reader_take `atomic_load_explicit(&reader->page->control, memory_order_acquire) != reader->control`
- *   K reader.c read_socket `atomic_load(&client->reader->page->control)`
- *   L reader.c read_socket `error = read_packet(client, MSG_DONTWAIT)`
- *   M reader.c read_socket `client->reader->control = control`
- *   N reader.c store_ack `atomic_store(&reader->cursor->acked_id, acked)`
- *   O cursor.c cursor_look `atomic_load(&session->cursor->acked_id)`
+ *   H receive_shared.c still_there `jmk_acquire_fence()`
+ *   I receive_shared.c still_there `atomic_load_explicit(&reader->page->tail, memory_order_acquire) <= offset`
+ *   J receive_shared.c reader_take `atomic_load_explicit(&reader->page->control, memory_order_acquire) != reader->control`
+ *   K receive_shared.c read_socket `atomic_load(&client->reader->page->control)`
+ *   L receive_shared.c read_socket `error = read_packet(client, MSG_DONTWAIT)`
+ *   M receive_shared.c read_socket `client->reader->control = control`
+ *   N receive_shared.c store_ack `atomic_store(&reader->cursor->acked_id, acked)`
+ *   O send_shared.c cursor_look `atomic_load(&session->cursor->acked_id)`
  *
- * E is a release fence here, which is less than the code has: see csrc/log.c. C goes from thread to
+ * E is a release fence here, which is less than the code has: see csrc/server/log.c. C goes from thread to
  * thread under log_lock, which releases and acquires.
  */
 #define NO_WRITER_FENCE 1      /* flaw: without E, F may come before D */
@@ -119,7 +119,7 @@ proctype publisher() {
     fi
 }
 
-/* receiver_take in objects.c, and the looks at the socket of read_socket in reader.c. */
+/* receiver_take in objects.c, and the looks at the socket of read_socket in receive_shared.c. */
 proctype copier() {
     byte left, right, tail, control, known, packets;
 

@@ -11,13 +11,13 @@ from typing import Final
 __all__: list[str] = []
 
 MOST: Final = 8192
-"""Runs noted; more than the C core has of messages that are not acked (csrc/labels.h)."""
+"""Runs noted; more than the C core has of messages that are not acked (csrc/client/labels.h)."""
 
 _MODULUS: Final = 1 << 64
 
 
 class Labels:
-    """Which label each of our own ids has (csrc/labels.c), in runs that rise by one.
+    """Which label each of our own ids has (csrc/client/labels.c), in runs that rise by one.
 
     One thread notes; any may ask.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors that peers send (SCM_RIGHTS) where none are due; csrc/guard.c has the whole story.
+"""Descriptors that peers send (SCM_RIGHTS) where none are due: see csrc/common/guard.c.
 
 To close one may take as long as its sender likes, and the kernel closes what comes with a packet
 in the thread that reads or drops it. Linux 6.16 can refuse descriptors at the sender. A socket for

@@ -29,7 +29,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "../../csrc/frame.h"
+#include "common/frame.h"
 
 #define SITES 512
 #define FOR_EVER 1000000000u

@@ -10,8 +10,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "../../csrc/frame.h"
-#include "../../csrc/labels.h"
+#include "common/frame.h"
+#include "client/labels.h"
 #include "check.h"
 
 #define MAX_PACKET 2048u

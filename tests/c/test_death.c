@@ -2,7 +2,7 @@
 /*
  * Death at every point between two stores that the other end may see
  *
- * A process kills itself at one of the core's points (csrc/point.h), the first time it comes there
+ * A process kills itself at one of the core's points (csrc/common/point.h), the first time it comes there
  * or a later one. If it was the server, its client reads whole messages in order, to the end that was
  * published, and then finds the connection lost. If it was a client, the server notices, and another
  * client gets everything.
@@ -17,9 +17,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "../../csrc/frame.h"
-#include "../../csrc/page.h"
-#include "../../csrc/point.h"
+#include "common/frame.h"
+#include "common/page.h"
+#include "common/point.h"
 #include "check.h"
 
 #define LOG_SIZE 65536

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "../../csrc/jumiks.h"
+#include "jumiks.h"
 #include "check.h"
 
 int main(void) {

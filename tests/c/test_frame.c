@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The wire layout: one table of bytes for both directions, and every way to cut them short. */
-#include "../../csrc/frame.h"
+#include "common/frame.h"
 #include "check.h"
 
 #define MOST 32

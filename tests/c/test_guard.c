@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "guard.h"
+#include "common/guard.h"
 
 #define LINGER 40      /* s */
 #define SOON 10        /* s: far below that, and far above what anything here takes */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The ring against a model that simply remembers where each frame went. */
-#include "../../csrc/log.h"
+#include "server/log.h"
 
 #include <pthread.h>
 

@@ -2,7 +2,7 @@
 /*
  * Delays wherever the models say that an order matters (docs/models)
  *
- * Each thread waits for a moment, of a length that chance says, at the core's points (csrc/point.h):
+ * Each thread waits for a moment, of a length that chance says, at the core's points (csrc/common/point.h):
  * between what it stores for others and what it looks at then. In one part clients go to sleep just when
  * two publishers publish: each has to find its socket readable, as nothing else would wake it. In the
  * other a publisher runs over slow clients who copy with a pause in the middle: what they take for
@@ -17,7 +17,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "../../csrc/point.h"
+#include "common/point.h"
 #include "check.h"
 #include "jumiks.h"
 

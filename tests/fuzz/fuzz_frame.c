@@ -5,7 +5,7 @@
  * The input is one packet. Each figure that is decoded is held against one that is read here byte by
  * byte, and what was decoded must encode to the bytes it came from.
  */
-#include "../../csrc/frame.h"
+#include "common/frame.h"
 #include "fuzz.h"
 
 static uint64_t number_at(const uint8_t *at, size_t size) {

@@ -16,9 +16,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../../csrc/jumiks.h"
-#include "../../csrc/page.h"
+#include "common/page.h"
 #include "fuzz.h"
+#include "jumiks.h"
 
 #define LOG_SIZE 16384u
 #define MAX_MESSAGE (LOG_SIZE / 4)

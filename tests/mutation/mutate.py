@@ -40,7 +40,7 @@ BUILD = Path("build/mutation")
 TESTS = {
     "src/jumiks/lag.py": ["tests/test_bad_input.py", "tests/test_lag.py"],
     "src/jumiks/handshake.py": ["tests/test_handshake.py", "tests/test_protocol_doc.py"],
-    "csrc/lag.c": ["tests/test_lag.py", "tests/test_server.py", "tests/test_keep.py"],
+    "csrc/server/lag.c": ["tests/test_lag.py", "tests/test_server.py", "tests/test_keep.py"],
 }
 POLICY = re.compile(r"^/\* ---- the policy; .*?(?=^/\* ---- waiting)", re.MULTILINE | re.DOTALL)
 """What is changed of lag.c."""

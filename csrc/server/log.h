@@ -6,8 +6,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#include "frame.h"
-#include "page.h"
+#include "common/frame.h"
+#include "common/page.h"
 
 /* Frames between two marks fill at most this many bytes, unless one frame alone is larger. */
 #define JMK_LOG_STRIDE 65536u

@@ -11,7 +11,7 @@
  * the batch's beginning, what was copied may be torn and is given up, and the server's word about it
  * waits in the socket, as it is sent before the first frame is given up.
  *
- * Sleeping: cursor.c has the argument why no ring is lost. We store the sleep's number, an odd one,
+ * Sleeping: send_shared.c has the argument why no ring is lost. We store the sleep's number, an odd one,
  * look at the log's end once more, and wait on the socket. A receive that ran out of time leaves the
  * number there, so that the socket becomes readable for whoever polls it.
  *
@@ -31,10 +31,10 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "client.h"
-#include "os.h"
-#include "page.h"
-#include "point.h"
+#include "client/client.h"
+#include "common/os.h"
+#include "common/page.h"
+#include "common/point.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010

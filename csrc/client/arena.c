@@ -5,7 +5,7 @@
  * An arena belongs to one batch at a time. The next receive uses it again, unless somebody holds it;
  * then another one takes its place, from a small pool that outlives the client if it must.
  */
-#include "arena.h"
+#include "client/arena.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -19,13 +19,13 @@
  * Where the kernel was asked in the middle of a connection, what was sent before may be on its way.
  * A socket that was found empty since has none of it.
  */
-#include "guard.h"
+#include "common/guard.h"
 
 #include <errno.h>
 #include <sys/socket.h>
 
-#include "dispose.h"
-#include "os.h"
+#include "common/dispose.h"
+#include "common/os.h"
 
 #ifndef SO_PASSRIGHTS
 #define SO_PASSRIGHTS 83

@@ -3,11 +3,11 @@
  * One client as the server sees it: its cursors, its socket, its account
  *
  * A session owns a descriptor and two cursors into the log, sent and acked; there is no queue and
- * no copy. How messages reach it, and acks come back, is its path: packets.c or cursor.c. Here is
+ * no copy. How messages reach it, and acks come back, is its path: send_packets.c or send_shared.c. Here is
  * what all have in common: reading the socket, the goodbye, the account. Everything runs under the
  * server's pump lock.
  */
-#include "session.h"
+#include "server/session.h"
 
 #include <errno.h>
 #include <linux/sockios.h>
@@ -15,8 +15,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
-#include "os.h"
-#include "point.h"
+#include "common/os.h"
+#include "common/point.h"
 
 #define READS 4 /* times ACKS before somebody else gets his turn */
 #define MOST_QUEUED 1024 /* twice what the kernel's default lets an unread socket hold */

@@ -6,8 +6,8 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#include "guard.h"
-#include "log.h"
+#include "common/guard.h"
+#include "server/log.h"
 
 #define JMK_SEND_PACKETS 64
 
@@ -47,8 +47,8 @@ struct jmk_supply {
 };
 
 /*
- * How a session gets what is published, and tells what it has handled: by packets (packets.c), or
- * from the log itself (cursor.c). Errors are -errno of a dead connection, or JMK_E_PROTOCOL.
+ * How a session gets what is published, and tells what it has handled: by packets (send_packets.c), or
+ * from the log itself (send_shared.c). Errors are -errno of a dead connection, or JMK_E_PROTOCOL.
  */
 struct jmk_path {
     /*

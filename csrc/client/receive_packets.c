@@ -23,8 +23,8 @@
  */
 #include <errno.h>
 
-#include "client.h"
-#include "os.h"
+#include "client/client.h"
+#include "common/os.h"
 
 #define ACK_BYTES 65536           /* received and not acked */
 #define ACK_TIME (10 * 1000000LL) /* ns */

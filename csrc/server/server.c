@@ -13,7 +13,7 @@
  * A key is generation << 32 | slot. Events from epoll carry keys, never pointers, so one that is
  * late finds nobody.
  */
-#include "server.h"
+#include "server/server.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -21,7 +21,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "os.h"
+#include "common/os.h"
 
 #define MAX_PACKET 131072u   /* a single frame up to this goes whole */
 #define LEAST_PACKET 512u    /* what a peer must be able to take */

@@ -11,7 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "../../csrc/client.h"
+#include "client/client.h"
 #include "fuzz.h"
 
 #define MAX_PACKET 512u

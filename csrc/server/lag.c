@@ -30,8 +30,8 @@
  */
 #include <errno.h>
 
-#include "os.h"
-#include "server.h"
+#include "common/os.h"
+#include "server/server.h"
 
 #define FIRST_PAUSE (JMK_SECOND / 1000) /* before a waiter looks again by itself */
 #define LONGEST_PAUSE (JMK_SECOND / 30)

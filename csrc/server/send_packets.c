@@ -15,8 +15,8 @@
  */
 #include <errno.h>
 
-#include "os.h"
-#include "session.h"
+#include "common/os.h"
+#include "server/session.h"
 
 #define BATCHES 4 /* sendmmsg calls before somebody else gets his turn */
 #define FRAMED_PACKETS 8

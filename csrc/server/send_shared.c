@@ -35,9 +35,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "os.h"
-#include "point.h"
-#include "session.h"
+#include "common/os.h"
+#include "common/point.h"
+#include "server/session.h"
 
 static int make_page(void) {
     JMK_CLEANUP(jmk_close_fd) int fd = jmk_memfd("jumiks-cursor", sizeof(struct jmk_cursor_page));

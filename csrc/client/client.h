@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The inside of a client, shared by client.c, inbox.c and reader.c. */
+/* The inside of a client, shared by client.c, receive_packets.c and receive_shared.c. */
 #ifndef JMK_CLIENT_H
 #define JMK_CLIENT_H
 
@@ -7,10 +7,10 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#include "arena.h"
-#include "frame.h"
-#include "guard.h"
-#include "labels.h"
+#include "client/arena.h"
+#include "common/frame.h"
+#include "common/guard.h"
+#include "client/labels.h"
 
 #define JMK_MAX_SLOTS 64
 
@@ -22,7 +22,7 @@ enum jmk_client_state {
     JMK_BROKEN = JMK_E_PROTOCOL
 };
 
-/* Where messages come from, and acks go to: packets (inbox.c), or the log itself (reader.c). */
+/* Where messages come from, and acks go to: packets (receive_packets.c), or the log itself (receive_shared.c). */
 struct jmk_source {
     /* Put what is there into an empty batch. */
     void (*take)(struct jmk_client *client, struct jmk_batch *batch);

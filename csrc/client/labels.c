@@ -13,7 +13,7 @@
  * Numbers begin at the first label, so that they equal the labels of a server whose ids rise by one; but
  * not at 0, which means none, nor so high that they could run out.
  */
-#include "labels.h"
+#include "client/labels.h"
 
 #include <stdlib.h>
 

@@ -5,8 +5,8 @@
  * An append looks at the admission alone (server.h). Where that says no, the publisher has to wait:
  * lag.c.
  */
-#include "os.h"
-#include "server.h"
+#include "common/os.h"
+#include "server/server.h"
 
 #define STRIDE_MESSAGES 4096 /* a batch lets go of the lock at least this often */
 #define INLINE_CLIENTS 4

@@ -13,9 +13,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "../../csrc/client.h"
-#include "../../csrc/page.h"
-#include "../../csrc/point.h"
+#include "client/client.h"
+#include "common/page.h"
+#include "common/point.h"
 #include "fuzz.h"
 
 #ifndef F_SEAL_FUTURE_WRITE

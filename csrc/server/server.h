@@ -34,7 +34,7 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 
-#include "session.h"
+#include "server/session.h"
 
 #define JMK_EVENTS 64 /* epoll events taken at a time */
 #define JMK_WAKE_KEY 0 /* the wake_fd's; sessions' keys start above */

@@ -33,9 +33,9 @@
 #include <sched.h>
 #include <unistd.h>
 
-#include "os.h"
-#include "point.h"
-#include "server.h"
+#include "common/os.h"
+#include "common/point.h"
+#include "server/server.h"
 
 #define GOODBYE_TIME JMK_SECOND
 #define HUSH_AFTER 8 /* inline rounds in a row */

@@ -6,7 +6,7 @@
  * decodes here was sent by a peer, so nothing is believed: a length is compared before it is used,
  * and sums are made in 64 bits, where they cannot wrap.
  */
-#include "frame.h"
+#include "common/frame.h"
 
 size_t jmk_frame_check(const void *data, size_t length, struct jmk_header *out) {
     uint64_t whole;

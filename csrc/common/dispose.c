@@ -19,7 +19,7 @@
  * lock covers everything here. Nobody blocks while holding it. A forked child has the queue, as it
  * has copies of the descriptors, and none of the threads; the next jmk_dispose there starts one.
  */
-#include "dispose.h"
+#include "common/dispose.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +30,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "os.h"
+#include "common/os.h"
 
 #define THREADS 32
 #define IDLE (JMK_SECOND / 10)

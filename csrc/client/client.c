@@ -2,7 +2,7 @@
 /*
  * The client: receiving, acking, closing
  *
- * What is the same wherever messages come from; inbox.c and reader.c are the two sources. A batch is
+ * What is the same wherever messages come from; receive_packets.c and receive_shared.c are the two sources. A batch is
  * what one receive hands out. What the user has handled is acked by the next receive, at the latest
  * before it waits, or by hand.
  *
@@ -20,14 +20,14 @@
  * An end, once it is told, shuts the connection down: a server whose writes block must not stand still for
  * as long as the user keeps the client. That is not earlier, as what was received before it is acked first.
  */
-#include "client.h"
+#include "client/client.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "os.h"
+#include "common/os.h"
 
 #define LONGEST_WAIT 1 /* s; then we look after the server, and the user after signals */
 #define GRACE (JMK_SECOND / 200) /* for what is there already, behind the deadline */

@@ -6,8 +6,8 @@
  * not inherited at all (MADV_DONTFORK), so touching a handle there would hang or fault. A counter
  * that the fork itself raises in the child makes every entry point refuse instead.
  */
-#include "os.h"
-#include "point.h"
+#include "common/os.h"
+#include "common/point.h"
 
 #include <errno.h>
 #include <fcntl.h>
