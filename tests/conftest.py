@@ -25,7 +25,8 @@ from typing import Any
 import hypothesis
 import pytest
 
-from jumiks import AsyncServer, Server, rights
+from jumiks import AsyncServer, Server
+from jumiks._wire import rights
 
 SHARE_LOG = os.environ.get("JUMIKS_TEST_SHARE_LOG", "1") != "0"
 """Whether servers share their log by default, as they do for users; `make test` tries both."""

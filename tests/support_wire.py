@@ -18,7 +18,7 @@ from reference import Bye, Message, Reply, Welcome
 
 import jumiks
 from jumiks import Server
-from jumiks.control import SPARE
+from jumiks._server.control import SPARE
 
 FIRST_ID = 100000
 DEADLINE = 30.0

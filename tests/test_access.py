@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from conftest import IS_ROOT, descriptors, wait_until
 
-from jumiks import Client, ClientInfo, Server, access
-from jumiks.access import Group, Peer, command_of
+from jumiks import Client, ClientInfo, Server
+from jumiks._peer import Peer, command_of
+from jumiks._server import access
+from jumiks._server.access import Group
 
 SOMEBODY = 4321
 PEER = Peer(pid=77, uid=SOMEBODY, gid=SOMEBODY)

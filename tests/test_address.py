@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from conftest import IS_ROOT
 
-from jumiks import address as addresses
-from jumiks.access import Peer
-from jumiks.address import Kind, Listener, connecting, listen, parse
+from jumiks._peer import Peer
+from jumiks._wire import address as addresses
+from jumiks._wire.address import Kind, Listener, connecting, listen, parse
 from jumiks.errors import AddressInUse, Timeout
 
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can change the owner")
@@ -232,7 +232,7 @@ def test_a_stale_socket_file_is_replaced(path: Path) -> None:
 
 def test_the_socket_file_of_a_killed_server_is_replaced(path: Path) -> None:
     script = (
-        "import sys; from jumiks.address import listen; "
+        "import sys; from jumiks._wire.address import listen; "
         "held = listen(sys.argv[1]); print(flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(path)]
@@ -307,7 +307,7 @@ def test_close_finds_a_relative_path_from_another_directory(
 def test_a_copy_in_a_forked_child_does_not_remove_the_file(path: Path) -> None:
     script = """
 import os, sys
-from jumiks.address import listen
+from jumiks._wire.address import listen
 listener = listen(sys.argv[1])
 child = os.fork()
 if child == 0:
@@ -608,7 +608,7 @@ def test_of_servers_that_start_at_once_one_wins(path: Path, stale: bool) -> None
 def test_of_processes_that_start_at_once_one_wins(path: Path) -> None:
     script = """
 import sys
-from jumiks.address import listen
+from jumiks._wire.address import listen
 from jumiks.errors import AddressInUse
 print("ready", flush=True)
 sys.stdin.readline()

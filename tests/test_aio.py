@@ -36,7 +36,7 @@ from jumiks import (
     ServerClosed,
     Timeout,
 )
-from jumiks.handshake import FIRST_ID, Capability, ServerHello, Status, Welcome
+from jumiks._wire.handshake import FIRST_ID, Capability, ServerHello, Status, Welcome
 
 Run: TypeAlias = Callable[[Callable[[], Awaitable[None]]], None]
 

@@ -29,7 +29,7 @@ from jumiks import (
     Timeout,
     VersionMismatch,
 )
-from jumiks.handshake import FIRST_ID
+from jumiks._wire.handshake import FIRST_ID
 
 GOOD_HELLO = reference.encode_server_hello(
     reference.ServerHello((1, 0, 0), reference.FRAMES, 7, FIRST_ID, FIRST_ID, 0, 65536, 65536)

@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from support_api import DEADLINE, FOREIGN_ENVIRONMENT, SMALL_LOG, Task
 
 from jumiks import Client, Monitor, Server, ServerClosed
-from jumiks.access import process_name
+from jumiks._peer import process_name
+from jumiks._wire.handshake import FIRST_ID
+from jumiks._wire.status import parse_status
 from jumiks.cli import framing as framings
 from jumiks.cli import main
 from jumiks.cli.framing import LENGTH, read_messages, write_messages
 from jumiks.cli.pages import commands
 from jumiks.cli.parser import EXAMPLES, make_parser
 from jumiks.cli.status import Look, age, as_ascii, report, short, user_of
-from jumiks.handshake import FIRST_ID
-from jumiks.monitor import parse_status
-from jumiks.watch import share
+from jumiks.stats import share
 
 JUMIKS = (sys.executable, "-m", "jumiks.cli")
 PRELOADED = [f"{name}={os.environ[name]}" for name in ("LD_PRELOAD",) if name in os.environ]

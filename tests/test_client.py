@@ -49,7 +49,7 @@ from jumiks import (
     Timeout,
 )
 from jumiks._native import address_of, ffi
-from jumiks.handshake import FIRST_ID
+from jumiks._wire.handshake import FIRST_ID
 
 FIVE = [b"zero", b"one", b"two", b"three", b"four"]
 

@@ -22,7 +22,7 @@ from support_wire import hello_of, listening, one_connection, saying
 
 import jumiks
 from jumiks import AsyncClient, Client, Server
-from jumiks.handshake import FIRST_ID
+from jumiks._wire.handshake import FIRST_ID
 
 FLOOD = 5.0  # seconds, if nobody ends it: less than a test's deadline, and much more than is due
 

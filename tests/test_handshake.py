@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from jumiks.errors import ConnectionEnded, ProtocolError, Refused, VersionMismatch
-from jumiks.handshake import (
+from jumiks._wire.handshake import (
     FIRST_ID,
     START_NOW,
     START_OLDEST,
@@ -30,6 +29,7 @@ from jumiks.handshake import (
     Welcome,
     refusal_text,
 )
+from jumiks.errors import ConnectionEnded, ProtocolError, Refused, VersionMismatch
 
 pytestmark = pytest.mark.no_core
 

@@ -30,7 +30,7 @@ from jumiks import (
     ProtocolError,
     Timeout,
 )
-from jumiks.labels import MOST, Labels
+from jumiks._client.labels import MOST, Labels
 
 TOP = (1 << 64) - 1
 RUNS = 4096

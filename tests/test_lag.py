@@ -18,7 +18,7 @@ from support_wire import DEADLINE, FIRST_ID, Witness, packets_of, raw_client
 
 import jumiks
 from jumiks import Client, ClientInfo, EndReason, Gap, Lagged, Server, Timeout
-from jumiks.lag import parse
+from jumiks._server.lag import parse
 
 LOG = 65536
 """The smallest log, bytes."""

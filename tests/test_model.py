@@ -39,7 +39,7 @@ from jumiks import (
     ServerClosed,
     Timeout,
 )
-from jumiks.handshake import FIRST_ID
+from jumiks._wire.handshake import FIRST_ID
 
 MODES: list[dict[str, bool]] = [{}, {"share_log": False}, {"framed": False}]
 

@@ -35,10 +35,11 @@ from jumiks import (
     ServerStatus,
     Timeout,
 )
+from jumiks._server.monitors import MOST
+from jumiks._wire.handshake import FIRST_ID, Capability, Status
+from jumiks._wire.status import parse_status
 from jumiks.cli.status import Look, report
-from jumiks.handshake import FIRST_ID, Capability, Status
-from jumiks.monitor import MOST, parse_status
-from jumiks.watch import share
+from jumiks.stats import share
 
 HEADER = struct.Struct("<HHI")
 ASK = HEADER.pack(1, 0, 7)
@@ -178,7 +179,7 @@ def test_a_monitor_that_does_not_read_costs_one_answer(address: str) -> None:
 
 
 def test_answers_are_paced(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jumiks.monitor.LEAST_PAUSE", 3600)
+    monkeypatch.setattr("jumiks._server.monitors.LEAST_PAUSE", 3600)
     with Server(address), Monitor(address) as first, Monitor(address, timeout=0.05) as second:
         first.status()
         with pytest.raises(Timeout, match=r"no status within 0\.05 s"):
@@ -191,7 +192,7 @@ def test_answers_are_paced(address: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_questions_of_any_kind_are_paced(
     address: str, monkeypatch: pytest.MonkeyPatch, kind: int
 ) -> None:
-    monkeypatch.setattr("jumiks.monitor.LEAST_PAUSE", 3600)
+    monkeypatch.setattr("jumiks._server.monitors.LEAST_PAUSE", 3600)
     with Server(address), raw_monitor(address) as sock:
         for number in range(2):
             sock.send(HEADER.pack(kind, 0, number))
@@ -204,7 +205,7 @@ def test_questions_of_any_kind_are_paced(
 def test_who_asks_without_end_keeps_nobody_else_from_an_answer(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jumiks.monitor.LEAST_PAUSE", 0.2)
+    monkeypatch.setattr("jumiks._server.monitors.LEAST_PAUSE", 0.2)
     with Server(address), raw_monitor(address) as greedy, raw_monitor(address) as other:
         for _ in range(10):
             greedy.send(ASK)
@@ -247,7 +248,7 @@ def test_a_packet_that_is_no_request_ends_that_monitor_alone(address: str, packe
 def test_a_monitor_that_hangs_up_while_it_waits_is_let_go(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jumiks.monitor.LEAST_PAUSE", 0.2)
+    monkeypatch.setattr("jumiks._server.monitors.LEAST_PAUSE", 0.2)
     with Server(address), Monitor(address) as monitor:
         with raw_monitor(address) as sock:
             monitor.status()

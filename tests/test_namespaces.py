@@ -16,7 +16,8 @@ import pytest
 from conftest import IS_ROOT, NOBODY, preamble, wait_until
 from support_api import DEADLINE, FOREIGN_ENVIRONMENT
 
-from jumiks import Client, ConnectionLost, Monitor, Server, ServerClosed, Timeout, rights
+from jumiks import Client, ConnectionLost, Monitor, Server, ServerClosed, Timeout
+from jumiks._wire import rights
 from jumiks.cli.status import Look, report
 
 SERVER = """
@@ -98,7 +99,7 @@ print(status.pid, report(Look(status, status))[0], flush=True)
 def test_a_proc_of_another_namespace_is_not_asked_for_names(address: str) -> None:
     script = """
 import os, sys
-from jumiks.access import process_name
+from jumiks._peer import process_name
 print("ready", flush=True)
 print(repr(process_name(os.getpid())), flush=True)
 """

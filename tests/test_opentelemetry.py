@@ -9,7 +9,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from jumiks import Client, EndReason, Server
-from jumiks.metrics import metrics
+from jumiks._metrics import metrics
 from jumiks.opentelemetry import observe
 
 

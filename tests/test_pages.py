@@ -16,9 +16,9 @@ from reference import Reply
 from support_shared import CURSOR
 from support_wire import DEADLINE, LARGE, dial
 
-import jumiks.pages
 from jumiks import Client, Server
 from jumiks._native import lib
+from jumiks._server import pages
 
 pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="there are no pages")
 
@@ -91,7 +91,7 @@ def test_pages_that_cannot_be_watched_count_until_the_end(
         jmk_page_watch_new=lib.jmk_page_watch_new, jmk_page_watch=lib.jmk_page_watch
     )
     setattr(poor, missing, lambda *_: -errno.EMFILE)
-    monkeypatch.setattr(jumiks.pages, "lib", poor)
+    monkeypatch.setattr(pages, "lib", poor)
     with Server(address, max_clients_per_user=1) as server:
         modes = []
         for held in (1, 2, 2):

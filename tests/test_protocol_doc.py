@@ -13,9 +13,11 @@ from typing import NamedTuple
 import pytest
 import reference
 
-from jumiks import ClientInfo, ServerStats, handshake, monitor
+from jumiks import ClientInfo, ServerStats, monitor
 from jumiks._native import lib
-from jumiks.handshake import (
+from jumiks._server import monitors
+from jumiks._wire import handshake, status
+from jumiks._wire.handshake import (
     UNTOLD_PACKET,
     Capability,
     ClientHello,
@@ -343,7 +345,7 @@ def test_figures_on_the_page_are_those_of_the_code() -> None:
     assert f"with a message of {largest - 8:,}." in PAGE
     assert number_before("bytes then, or less where its reply") == UNTOLD_PACKET
     assert number_before("seconds by default") == HANDSHAKE_TIMEOUT
-    assert number_before("bytes, and at most the hello's") == monitor._PACKET
+    assert number_before("bytes, and at most the hello's") == monitors.MOST_PACKET
     assert number_before("MiB. A request that comes") == monitor._MOST_ANSWER >> 20
 
 
@@ -353,7 +355,7 @@ def test_units_are_told_of_names_that_a_status_has() -> None:
     assert named <= {each.name for each in (*fields(ServerStats), *fields(ClientInfo))}
     counts = {"key", "pid", "uid", "gid", "command", "mode"}
     plain = {"published", "delivered", "messages", "packets", "skipped", "clients", "worst_lag"}
-    for name in {*monitor._PLAIN, *(each.name for each in fields(ServerStats))} - counts - plain:
+    for name in {*status.PLAIN, *(each.name for each in fields(ServerStats))} - counts - plain:
         sized = name.endswith(("bytes", "_id")) or name in ("log_size", "log_used", "log_held")
         assert name in named or sized, name
 

@@ -12,10 +12,10 @@ from conftest import IS_ROOT, wait_until
 from support_wire import DEADLINE, REPLY, Harassed, dial, packets_of, raw_client
 
 from jumiks import Client, Monitor, Peer, Refused, Server
-from jumiks.access import Quota
-from jumiks.control import MAX_JOINING
-from jumiks.handshake import Status
-from jumiks.monitor import MOST
+from jumiks._server.access import Quota
+from jumiks._server.control import MAX_JOINING
+from jumiks._server.monitors import MOST
+from jumiks._wire.handshake import Status
 
 only_root = pytest.mark.skipif(not IS_ROOT, reason="only root can be several users")
 

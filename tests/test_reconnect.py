@@ -41,8 +41,8 @@ from jumiks import (
     ServerClosed,
     Timeout,
 )
-from jumiks.handshake import FIRST_ID, Status
-from jumiks.reconnect import Report, Return
+from jumiks._client.reconnect import Report, Return
+from jumiks._wire.handshake import FIRST_ID, Status
 
 __all__ = ["first_loop", "run"]
 

@@ -37,18 +37,10 @@ from support_wire import (
     saying,
 )
 
-from jumiks import (
-    AsyncClient,
-    Client,
-    ConnectionLost,
-    EndReason,
-    Monitor,
-    ProtocolError,
-    Server,
-    rights,
-)
+from jumiks import AsyncClient, Client, ConnectionLost, EndReason, Monitor, ProtocolError, Server
 from jumiks._native import lib
-from jumiks.address import listen
+from jumiks._wire import rights
+from jumiks._wire.address import listen
 
 LINGER = 30
 SOON = 10.0

@@ -40,7 +40,7 @@ from jumiks import (
     ServerClosed,
     Timeout,
 )
-from jumiks.handshake import FIRST_ID
+from jumiks._wire.handshake import FIRST_ID
 
 LARGE = bytes(1 << 16)
 """A few dozen of these are more than any socket holds."""

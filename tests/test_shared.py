@@ -68,7 +68,7 @@ from jumiks import (
     Server,
     Timeout,
 )
-from jumiks.lag import OnLag
+from jumiks._server.lag import OnLag
 
 pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
 

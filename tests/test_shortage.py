@@ -21,7 +21,7 @@ from support_api import Task
 from support_wire import DEADLINE, REPLY, dial
 
 from jumiks import Client, JumiksError, Monitor, Refused, Server, Timeout
-from jumiks.handshake import Status
+from jumiks._wire.handshake import Status
 
 POOR = """
 import os, resource, sys, time

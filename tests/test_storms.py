@@ -23,7 +23,7 @@ from support_api import Task, script_process
 from support_wire import DEADLINE, HELLO, REPLY, Harassed, dial, has_spares, raw_client
 
 from jumiks import Client, ConnectionLost, EndReason, Lagged, OnLag, Server, Timeout
-from jumiks.control import MAX_JOINING
+from jumiks._server.control import MAX_JOINING
 
 only_shared = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
 all_modes = pytest.mark.parametrize(

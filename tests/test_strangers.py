@@ -11,9 +11,11 @@ from conftest import IS_ROOT, wait_until
 from reference import Reply
 from support_wire import FIRST_ID, HELLO, LARGE, REPLY, dial, packets_of
 
-from jumiks import Client, Group, Monitor, Peer, Refused, Server, access
-from jumiks.access import OVERFLOW_GID, OVERFLOW_UID, Quota, Some
-from jumiks.handshake import Status
+from jumiks import Client, Group, Monitor, Peer, Refused, Server, _peer
+from jumiks._peer import OVERFLOW_GID, OVERFLOW_UID
+from jumiks._server import access
+from jumiks._server.access import Quota, Some
+from jumiks._wire.handshake import Status
 
 only_root = pytest.mark.skipif(not IS_ROOT, reason="only root can be several users")
 
@@ -39,7 +41,7 @@ def test_the_overflow_ids_are_the_kernels() -> None:
         assert int(file.read()) == OVERFLOW_UID
     with open("/proc/sys/kernel/overflowgid", encoding="ascii") as file:
         assert int(file.read()) == OVERFLOW_GID
-    assert access._overflow("nothing") == 65534
+    assert _peer._overflow("nothing") == 65534
 
 
 def test_an_unmapped_user_is_not_the_servers_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,9 @@ from conftest import ASYNCIO, wait_until
 from support_api import DEADLINE, SMALL_LOG
 
 from jumiks import AsyncServer, Client, ClientInfo, Peer, Refused, Server
-from jumiks.watch import LOG_BURST, LOG_WINDOW, Journal, LagWatch, share
+from jumiks._server.journal import LOG_BURST, LOG_WINDOW, Journal
+from jumiks._server.lag_watch import LagWatch
+from jumiks.stats import share
 
 INFO = ClientInfo(
     key=1,

@@ -28,10 +28,12 @@ from support_wire import (
     raw_client,
 )
 
-import jumiks.control
+import jumiks
 from jumiks import Backoff, Client, EndReason, Server, ServerClosed
 from jumiks._native import check, ffi, lib
-from jumiks.access import command_of
+from jumiks._peer import command_of
+from jumiks._server import control
+from jumiks._wire.handshake import Status
 from jumiks.stats import server_stats
 
 SOON = Backoff(first=0.001, most=0.02)
@@ -46,7 +48,7 @@ class Held:
         self.strike: Callable[[], object] = lambda: None
         self.until: Callable[[jumiks.ServerStats], bool] = lambda figures: figures.clients == 0
         self.struck = threading.Event()
-        monkeypatch.setattr(jumiks.control, "command_of", self._between)
+        monkeypatch.setattr(control, "command_of", self._between)
 
     def _between(self, sock: socket.socket, pid: int) -> str:
         # It runs in the control thread. The core counts a client until it ends it.
@@ -252,7 +254,7 @@ def test_servers_that_close_at_once_leave_no_stranger_to_whom_they_let_in(addres
             except (ConnectionRefusedError, ServerClosed, jumiks.ConnectionLost):
                 continue
             except jumiks.Refused as error:
-                if error.status != jumiks.handshake.Status.CLOSING:
+                if error.status != Status.CLOSING:
                     strange.append(error)
             except BaseException as error:
                 strange.append(error)

@@ -8,7 +8,12 @@ exactly what they missed.
 import logging as _logging
 from importlib.metadata import version as _version
 
-from .access import Allow, Group, Peer
+from ._client.reconnect import Backoff
+from ._gap import Gap, GapReason
+from ._peer import Peer
+from ._server.access import Allow, Group
+from ._server.lag import OnLag
+from ._wire.status import ServerStatus
 from .aio import AsyncClient, AsyncServer
 from .batch import Batch
 from .client import Client
@@ -32,11 +37,9 @@ from .errors import (
     Timeout,
     VersionMismatch,
 )
-from .lag import OnLag
-from .monitor import Monitor, ServerStatus
-from .reconnect import Backoff
+from .monitor import Monitor
 from .server import Server
-from .stats import ClientInfo, EndReason, Gap, GapReason, ServerStats
+from .stats import ClientInfo, EndReason, ServerStats
 
 __all__ = [
     "AckError",

@@ -11,15 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from ._core import ffi, lib
-from ._objects import (
-    Gathered,
-    Publisher,
-    Receiver,
-    Reservation,
-    gather,
-    message_list,
-    view_list,
-)
+from ._objects import Gathered, Publisher, Receiver, Reservation, gather, message_list, view_list
 from .errors import Busy, Closed, Forked, JumiksError
 
 __all__ = [

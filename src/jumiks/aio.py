@@ -18,31 +18,18 @@ from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeVar, Unpack, overload
 
-from . import access, lag
+from ._client.reconnect import Backoff, Return
+from ._gap import Gap
 from ._loops import Loop, current
 from ._native import Reservation, check, check_callback, ffi, gather, lib, nanoseconds
+from ._server import access, lag
+from ._server.lag_watch import LAG_WARNING
+from ._wire.handshake import FIRST_ID
 from .batch import Batch
-from .client import (
-    ARENA_SIZE,
-    CONNECT_TIMEOUT,
-    Client,
-    ClientOptions,
-    Item,
-    OnGap,
-)
+from .client import ARENA_SIZE, CONNECT_TIMEOUT, Client, ClientOptions, Item, OnGap
 from .errors import Busy, Closed, MessageTooLarge, ServerClosed, Timeout
-from .handshake import FIRST_ID
-from .reconnect import Backoff, Return
-from .server import (
-    HANDSHAKE_TIMEOUT,
-    LINGER,
-    LOG_SIZE,
-    MAX_CLIENTS,
-    Server,
-    _Wait,
-)
-from .stats import ClientInfo, EndReason, Gap, ServerStats
-from .watch import LAG_WARNING
+from .server import HANDSHAKE_TIMEOUT, LINGER, LOG_SIZE, MAX_CLIENTS, Server, _Wait
+from .stats import ClientInfo, EndReason, ServerStats
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

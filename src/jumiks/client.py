@@ -30,19 +30,7 @@ from typing import (
     overload,
 )
 
-from . import address, rights
-from ._green import cooperates, until_readable
-from ._native import (
-    Receiver,
-    address_of,
-    check,
-    ffi,
-    lib,
-    nanoseconds,
-    owned,
-)
-from .batch import Batch
-from .connecting import (
+from ._client.connecting import (
     LONG_PACKET,
     UNINVITED,
     CannotShareError,
@@ -51,6 +39,22 @@ from .connecting import (
     descriptors_received,
     in_thread,
 )
+from ._client.labels import Labels
+from ._client.reconnect import Backoff, Return
+from ._gap import Gap, GapReason
+from ._green import cooperates, until_readable
+from ._native import Receiver, address_of, check, ffi, lib, nanoseconds, owned
+from ._wire import address, rights
+from ._wire.handshake import (
+    FIRST_ID,
+    START_NOW,
+    START_OLDEST,
+    UNTOLD_PACKET,
+    Capability,
+    ClientHandshake,
+    ServerHello,
+)
+from .batch import Batch
 from .errors import (
     AckError,
     Closed,
@@ -63,18 +67,6 @@ from .errors import (
     ServerClosed,
     Timeout,
 )
-from .handshake import (
-    FIRST_ID,
-    START_NOW,
-    START_OLDEST,
-    UNTOLD_PACKET,
-    Capability,
-    ClientHandshake,
-    ServerHello,
-)
-from .labels import Labels
-from .reconnect import Backoff, Return
-from .stats import Gap, GapReason
 
 if TYPE_CHECKING:
     from ._core import Client as Handle

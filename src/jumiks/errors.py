@@ -32,7 +32,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from .stats import Gap
+    from ._gap import Gap
 
 __all__ = [
     "AckError",

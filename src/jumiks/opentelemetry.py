@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from ._metrics import MOST_CLIENTS, metrics
 from .errors import Closed
-from .metrics import MOST_CLIENTS, metrics
 
 if TYPE_CHECKING:
     from .aio import AsyncServer

@@ -16,8 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector as _Collector
 
+from ._metrics import MOST_CLIENTS, metrics
 from .errors import Closed
-from .metrics import MOST_CLIENTS, metrics
 
 if TYPE_CHECKING:
     from .aio import AsyncServer

@@ -17,7 +17,6 @@ from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias, TypeVar
 
-from . import access, address, lag
 from ._green import Pauses, cooperates, new_thread
 from ._native import (
     Gathered,
@@ -32,12 +31,14 @@ from ._native import (
     nanoseconds,
     owned,
 )
-from .control import Control, client_infos, log
+from ._server import access, lag
+from ._server.control import Control, client_infos, log
+from ._server.lag_watch import LAG_WARNING, LagWatch, parse_part
+from ._server.monitors import parse_rule
+from ._wire import address
+from ._wire.handshake import FIRST_ID, VERSION, Capability, ServerHello
 from .errors import JumiksError, MessageTooLarge, Timeout
-from .handshake import FIRST_ID, VERSION, Capability, ServerHello
-from .monitor import parse_rule
 from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
-from .watch import LAG_WARNING, LagWatch, parse_part
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

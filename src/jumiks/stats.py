@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from ._gap import Gap
 from ._native import lib
-from .access import Peer
+from ._peer import Peer
 
 if TYPE_CHECKING:
     from ._core import Account, Stats
 
-__all__ = ["ClientInfo", "EndReason", "Gap", "GapReason", "ServerStats"]
+__all__ = ["ClientInfo", "EndReason", "ServerStats"]
 
 
 class EndReason(enum.Enum):
@@ -37,40 +38,6 @@ class EndReason(enum.Enum):
     DISCONNECTED = lib.JMK_R_KICKED
     LEFT = lib.JMK_R_LEFT
     ERROR = lib.JMK_R_ERROR
-
-
-class GapReason(enum.Enum):
-    """Why messages are missing."""
-
-    SKIPPED = "the server skipped them, as its lag policy says"
-    EVICTED = "the server no longer had them"
-    ENDED = "the server ended first"
-    RESTARTED = "another server took its place"
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Messages that a client will not get.
-
-    Args:
-        first: the first of them; 0 if that is unknown.
-        last: the last one, inclusive; None if that is unknown, as the server that knew it is gone.
-        reason: why; gaps that differ in that alone are equal.
-    """
-
-    first: int
-    last: int | None
-    reason: GapReason = field(default=GapReason.SKIPPED, compare=False)
-
-    def __str__(self) -> str:
-        if self.last is None:
-            return f"messages from {self.first} on, nobody knows how many"
-        return f"messages {self.first} to {self.last}"
-
-    @property
-    def count(self) -> int | None:
-        """How many; None if that is unknown."""
-        return None if self.last is None else self.last - self.first + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,3 +203,16 @@ def server_stats(stats: Stats, cursor_pages: int) -> ServerStats:
     """Make a value of the core's figures, and of one that it does not know."""
     figures = {each.name: getattr(stats, each.name, cursor_pages) for each in fields(ServerStats)}
     return ServerStats(**figures)
+
+
+def share(info: ClientInfo, max_lag: int, log_size: int) -> float:
+    """How far a client is on its way to a limit; 1 is there.
+
+    Args:
+        info: the client.
+        max_lag: messages; 0 is no limit.
+        log_size: bytes; 0 is not known.
+    """
+    of_messages = info.lag / max_lag if max_lag else 0.0
+    of_bytes = info.lag_bytes / log_size if log_size else 0.0
+    return max(of_messages, of_bytes)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from jumiks import Client, Server
-from jumiks.control import MAX_JOINING
+from jumiks._server.control import MAX_JOINING
 
 from .common import (
     Children,

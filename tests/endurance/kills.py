@@ -34,8 +34,8 @@ from jumiks import (
     Server,
     ServerClosed,
 )
-from jumiks.handshake import Status
-from jumiks.lag import OnLag
+from jumiks._server.lag import OnLag
+from jumiks._wire.handshake import Status
 
 from .common import (
     FIRST_ID,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from jumiks import Client, ConnectionLost, Gap, Lagged, Overwritten, Server
-from jumiks.lag import OnLag
+from jumiks._server.lag import OnLag
 
 from .common import (
     DEADLINE,

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final
 
 from jumiks import Client, ConnectionEnded, Lagged, Server
-from jumiks.lag import OnLag
+from jumiks._server.lag import OnLag
 
 from .common import (
     Children,

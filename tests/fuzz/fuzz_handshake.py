@@ -19,8 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 
-from jumiks.errors import ProtocolError, Refused, VersionMismatch
-from jumiks.handshake import (
+from jumiks._wire.handshake import (
     FIRST_ID,
     Capability,
     ClientHandshake,
@@ -33,6 +32,7 @@ from jumiks.handshake import (
     Status,
     Welcome,
 )
+from jumiks.errors import ProtocolError, Refused, VersionMismatch
 
 FOUND = Path("build/fuzz/found-handshake")
 """Where an input goes that found something."""

@@ -38,8 +38,8 @@ AT_ONCE = 2 * (os.cpu_count() or 1)
 
 BUILD = Path("build/mutation")
 TESTS = {
-    "src/jumiks/lag.py": ["tests/test_bad_input.py", "tests/test_lag.py"],
-    "src/jumiks/handshake.py": ["tests/test_handshake.py", "tests/test_protocol_doc.py"],
+    "src/jumiks/_server/lag.py": ["tests/test_bad_input.py", "tests/test_lag.py"],
+    "src/jumiks/_wire/handshake.py": ["tests/test_handshake.py", "tests/test_protocol_doc.py"],
     "csrc/server/lag.c": ["tests/test_lag.py", "tests/test_server.py", "tests/test_keep.py"],
 }
 POLICY = re.compile(r"^/\* ---- the policy; .*?(?=^/\* ---- waiting)", re.MULTILINE | re.DOTALL)

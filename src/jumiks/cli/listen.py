@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from jumiks._gap import Gap
 from jumiks.client import Client
 from jumiks.errors import ServerClosed
-from jumiks.stats import Gap
 
 from .framing import write_all, write_messages
 from .streams import check_output, say

@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Final, NamedTuple, get_args
 
-from jumiks.lag import OnLag
+from jumiks._server.lag import OnLag
 
 from .framing import LENGTH
 from .streams import check_output

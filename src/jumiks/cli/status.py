@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jumiks.access import process_name
-from jumiks.monitor import Monitor, ServerStatus
+from jumiks._peer import process_name
+from jumiks._wire.status import ServerStatus
+from jumiks.monitor import Monitor
 from jumiks.stats import ClientInfo
 
 __all__ = ["run"]

@@ -11,7 +11,7 @@ from typing import Final
 
 from jumiks.errors import JumiksError
 from jumiks.monitor import Monitor
-from jumiks.watch import share
+from jumiks.stats import share
 
 from .status import HEAD, Look, cells, server_lines
 

@@ -17,8 +17,8 @@ from collections import Counter
 from contextlib import suppress
 from typing import Final
 
-from ._green import original
-from ._native import lib
+from .._green import original
+from .._native import lib
 
 __all__: list[str] = []
 

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
-from ._native import lib, nanoseconds
+from .._native import lib, nanoseconds
 
 __all__ = ["OnLag"]
 

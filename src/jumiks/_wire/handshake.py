@@ -14,7 +14,7 @@ from functools import cache
 from itertools import accumulate
 from typing import Self, TypeVar
 
-from .errors import ConnectionEnded, ProtocolError, Refused, VersionMismatch, printable
+from ..errors import ConnectionEnded, ProtocolError, Refused, VersionMismatch, printable
 
 __all__ = [
     "FIRST_ID",

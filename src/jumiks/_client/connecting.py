@@ -20,10 +20,10 @@ from itertools import chain
 from math import inf
 from typing import Final, TypeAlias, TypeVar
 
-from . import address, rights
-from ._green import until_readable
-from .errors import ConnectionLost, ProtocolError, Timeout
-from .handshake import Capability, ClientHandshake
+from .._green import until_readable
+from .._wire import address, rights
+from .._wire.handshake import Capability, ClientHandshake
+from ..errors import ConnectionLost, ProtocolError, Timeout
 
 __all__: list[str] = []
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ._green import is_readable
-from ._native import nanoseconds
+from .._green import is_readable
+from .._native import nanoseconds
+from .._wire.handshake import Status
+from ..errors import Closed, ConnectionEnded, ProtocolError, Refused, Timeout
 from .connecting import Wait, wait_for
-from .errors import Closed, ConnectionEnded, ProtocolError, Refused, Timeout
-from .handshake import Status
 
 if TYPE_CHECKING:
-    from .client import Client
-    from .stats import Gap
+    from .._gap import Gap
+    from ..client import Client
 
 __all__ = ["Backoff"]
 

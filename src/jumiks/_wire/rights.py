@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
-from ._native import lib
+from .._native import lib
 
 __all__: list[str] = []
 

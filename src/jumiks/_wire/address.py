@@ -40,10 +40,10 @@ from enum import Enum
 from types import TracebackType
 from typing import Final, Self
 
+from .._green import accept, is_readable, is_socket, new_socket, real_socket
+from .._peer import Peer, group_id
+from ..errors import AddressInUse, Timeout
 from . import rights
-from ._green import accept, is_readable, is_socket, new_socket, real_socket
-from .access import Peer, group_id
-from .errors import AddressInUse, Timeout
 
 __all__: list[str] = []
 

@@ -23,22 +23,25 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from . import rights
-from ._green import new_thread, original
-from ._native import check, ffi, lib
-from .access import Peer, Quota, Rule, command_of
+from .._green import new_thread, original
+from .._native import check, ffi, lib
+from .._peer import Peer, command_of
+from .._wire import rights
+from .._wire.address import Listener
+from .._wire.handshake import Capability, ServerHandshake, ServerHello, Status
+from .._wire.status import as_json
+from ..errors import JumiksError
+from ..stats import ClientInfo, EndReason, client_info, server_stats
+from .access import Quota, Rule
 from .access import check as may_connect
-from .address import Listener
-from .errors import JumiksError
-from .handshake import Capability, ServerHandshake, ServerHello, Status
-from .monitor import MonitorRule, Monitors, as_json
+from .journal import Journal
+from .lag_watch import LOOK_EVERY, LagWatch
+from .monitors import MonitorRule, Monitors
 from .pages import MORE_THAN_CONNECTIONS, Pages
-from .stats import ClientInfo, EndReason, client_info, server_stats
-from .watch import LOOK_EVERY, Journal, LagWatch
 
 if TYPE_CHECKING:
-    from ._core import Attached
-    from ._core import Server as Handle
+    from .._core import Attached
+    from .._core import Server as Handle
 
 __all__: list[str] = []
 

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages that a client does not get."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+__all__ = ["Gap", "GapReason"]
+
+
+class GapReason(enum.Enum):
+    """Why messages are missing."""
+
+    SKIPPED = "the server skipped them, as its lag policy says"
+    EVICTED = "the server no longer had them"
+    ENDED = "the server ended first"
+    RESTARTED = "another server took its place"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Messages that a client will not get.
+
+    Args:
+        first: the first of them; 0 if that is unknown.
+        last: the last one, inclusive; None if that is unknown, as the server that knew it is gone.
+        reason: why; gaps that differ in that alone are equal.
+    """
+
+    first: int
+    last: int | None
+    reason: GapReason = field(default=GapReason.SKIPPED, compare=False)
+
+    def __str__(self) -> str:
+        if self.last is None:
+            return f"messages from {self.first} on, nobody knows how many"
+        return f"messages {self.first} to {self.last}"
+
+    @property
+    def count(self) -> int | None:
+        """How many; None if that is unknown."""
+        return None if self.last is None else self.last - self.first + 1
