@@ -197,11 +197,12 @@ import json, sys, zlib
 import jumiks
 
 address, framed = sys.argv[1], sys.argv[2] == "framed"
-gaps, first, last, count, crc = [], 0, 0, 0, 0
+gaps, first, last, count, crc = [], 0, -1, 0, 0  # nothing yet
 
 def miss(gap):
-    global first
-    first = first or gap.first  # it may come before any message
+    global first, last
+    first = first or gap.first  # it may come before any message, and after all of them
+    last = gap.last
     gaps.append(gap.count)
 
 with jumiks.Client(address, framed=framed, on_gap=miss) as client:
