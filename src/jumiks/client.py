@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import logging
 import os
@@ -98,8 +99,8 @@ CLASSIC_PACKET: Final = UNTOLD_PACKET
 """The largest packet taken from a plain 1.0 server, which does not tell. One that left its socket
 at the system's default cannot send more than 212960 bytes."""
 
-_detach: Final = super(socket.socket, socket.socket).detach
-"""In C, and no bytecode."""
+_detach: Final = _socket.socket.detach
+"""In C, and no bytecode. `socket.socket` may be another class, where gevent has patched it."""
 
 _GRACE: Final = 0.05
 """Seconds behind the deadline after which packets without a message are looked at no more."""
