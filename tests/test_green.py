@@ -163,9 +163,12 @@ def test_close_gives_clients_in_other_greenlets_their_time(address: str, what: s
 server = jumiks.Server(address, share_log=False)
 client = jumiks.Client(address)
 numbers = [b"%2000d" % number for number in range(1000)]
+published = False
 
 def slowly():
     found = []
+    while not published:  # else it may have all of them before the server closes
+        time.sleep(0.005)
     for message in client:
         found.append(message)
         if len(found) % 100 == 0:
@@ -174,6 +177,7 @@ def slowly():
 
 reader = spawn(slowly)
 server.publish_many(numbers)
+published = True
 others_run(server.close, 20)
 assert join(reader) == numbers
 client.close()
