@@ -117,7 +117,7 @@ lint: $(BUILT) lint-c ## Check formats, style and types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(VENV)/bin/lint-imports --no-cache --quiet
+	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
 lint-c: $(BUILT)
