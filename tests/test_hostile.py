@@ -515,7 +515,16 @@ def test_newcomers_are_let_in_again_after_descriptors_ran_out(address: str, spar
                     sock.send(REPLY)
             server.publish("meanwhile")
             assert innocent.receive(DEADLINE) == b"meanwhile\n"
-        with Client(address) as newcomer:
+
+        def is_let_in() -> bool:
+            # The server has the descriptors back once it has seen that the others are gone.
+            with suppress(Refused):
+                newcomers.append(Client(address, timeout=DEADLINE))
+            return bool(newcomers)
+
+        newcomers: list[Client] = []
+        wait_until(is_let_in)
+        with newcomers[0] as newcomer:
             server.publish("then")
             assert newcomer.receive(DEADLINE) == b"then\n"
             assert innocent.receive(DEADLINE) == b"then\n"
