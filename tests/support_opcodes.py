@@ -2,9 +2,10 @@
 """An exception at every bytecode of the package, one after the other: what a signal's handler does.
 
 `raises_at` raises before the bytecode of a given number. Python itself handles signals in fewer
-places: where a function begins, at a jump back, and once a call is over. So one kind is left out:
-those on the way from the end of a `with` block to the call of `__exit__`. No statement is safe
-there, and no signal comes there.
+places: where a function begins, at a jump back, and once a call is over. So two kinds are left out,
+where no signal comes. From the end of a `with` block to the call of `__exit__` no statement is
+safe. At the first and the last bytecode of an `except` block the interpreter takes note of what it
+handles, and of its end: raised there, it would keep what was caught, and all that this refers to.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ ALL = bool(os.environ.get("JUMIKS_TEST_EXAMPLES"))
 """Whether to try every bytecode where a call has thousands, and not some of them."""
 
 
+_NOTES = ("PUSH_EXC_INFO", "POP_EXCEPT")
 _OUT = ("LOAD_FAST", "LOAD_FAST_BORROW", "RETURN_VALUE", "YIELD_VALUE")
 _TO_HANDLER = ("STORE_FAST", "PUSH_NULL", "PRECALL", "CALL")
 
@@ -59,10 +61,13 @@ class Alarm:
 
 
 @cache
-def ways_out(code: CodeType) -> frozenset[int]:
-    """Where the bytecodes stand that leave a `with` block: they load three times None, and call."""
-    found: set[int] = set()
+def never_interrupted(code: CodeType) -> frozenset[int]:
+    """Where the bytecodes stand that are left out.
+
+    Those that leave `with` load None three times, and call.
+    """
     steps = list(dis.get_instructions(code))
+    found = {each.offset for each in steps if each.opname in _NOTES}
     for index in range(len(steps) - 4):
         nones = steps[index : index + 3]
         if any((each.opname, each.argval) != ("LOAD_CONST", None) for each in nones):
@@ -82,7 +87,7 @@ def raises_at(number: int, call: Callable[[], object], alarm: Alarm | None = Non
 
     def local(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
-        if event == "opcode" and frame.f_lasti not in ways_out(frame.f_code):
+        if event == "opcode" and frame.f_lasti not in never_interrupted(frame.f_code):
             left -= 1
             if left < 0:
                 sys.settrace(None)

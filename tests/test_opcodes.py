@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from collections.abc import Callable
@@ -15,7 +16,18 @@ from conftest import wait_until
 from support_api import DEADLINE
 from support_opcodes import Alarm, needs_bytecodes, numbers, raises_at
 
-from jumiks import Batch, Client, ConnectionLost, Disconnected, Server, ServerClosed
+from jumiks import (
+    AddressInUse,
+    AsyncServer,
+    Backoff,
+    Batch,
+    Client,
+    ConnectionLost,
+    Disconnected,
+    Monitor,
+    Server,
+    ServerClosed,
+)
 
 pytestmark = needs_bytecodes
 
@@ -241,4 +253,65 @@ def test_an_exception_at_any_bytecode_of_a_server_s_making_leaves_nothing(addres
             break
         gc.collect()
         Server(address).close()  # so the address was given back
+    assert number > 1000
+
+
+def nobody_is_left(server: Server) -> bool:
+    """Whether it has no client and no monitor, but for the one that asks."""
+    with Monitor(server.address) as monitor:
+        return not server.clients and monitor.status().monitors == 1
+
+
+def is_free(address: str) -> bool:
+    try:
+        Server(address).close()
+    except AddressInUse:
+        return False
+    return True
+
+
+not_awaited = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+
+
+@not_awaited
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_an_exception_at_any_bytecode_of_an_async_server_s_life_leaves_nothing(
+    address: str,
+) -> None:
+    """In the loop's own thread; the server's making is in another, where no signal is handled."""
+
+    async def enter_server() -> None:
+        async with AsyncServer(address):
+            pass
+
+    for number in numbers(23):
+        if not raises_at(number, lambda: asyncio.run(enter_server())):
+            break
+        gc.collect()
+        wait_until(lambda: is_free(address))  # the thread that made it may not be through
+    assert number > 300
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("way", WAYS)
+def test_an_exception_at_any_bytecode_of_a_way_back_leaves_one_connection(
+    address: str, way: str
+) -> None:
+    """A way back that was cut short is gone on with by the next receive."""
+    # A server that closes waits a second for a client that gets one message a packet.
+    for number in numbers(701 if way == "classic" else 151):
+        with Server(address) as server:
+            client = Client(address, reconnect=Backoff(first=0, most=0), **WAYS[way])
+        with client, Server(address) as server:
+            server.publish(b"0")
+            got: list[bytes] = []
+            raised = raises_at(number, lambda: got.append(client.receive(DEADLINE)))  # noqa: B023
+            server.publish(b"1")
+            while got[-1:] != [b"1"]:
+                got.append(client.receive(DEADLINE))
+            wait_until(lambda: len(server.clients) == 1)
+            client.close()
+            wait_until(lambda: nobody_is_left(server))
+        if not raised:
+            break
     assert number > 1000

@@ -761,7 +761,7 @@ def test_a_closed_server_writes_to_no_descriptor_that_is_anothers_by_now(address
     # Its thread may be through before who closes it has woken it.
     server = Server(address)
     control = server._control
-    wake_fd = control._wake_fd
+    wake_fd = control._wake.fileno()
     server.close()
     others: list[int] = []
     try:

@@ -149,11 +149,21 @@ class _Threads:
         future: Future[T] = Future()
         self._work.put(lambda: _settle(future, function))
         if not self._idle.acquire(blocking=False) and self._count < THREADS:
-            threading.Thread(
-                target=_serve, args=(self._work, self._idle), name="jumiks waits", daemon=True
-            ).start()
-            self._count += 1
+            self._start_one()
         return future
+
+    def _start_one(self) -> None:
+        thread = threading.Thread(
+            target=_serve, args=(self._work, self._idle), name="jumiks waits", daemon=True
+        )
+        # Counted first: what a signal's handler raises may come when it runs already, and then it
+        # has to be told of the end.
+        self._count += 1
+        try:
+            thread.start()
+        except RuntimeError:
+            self._count -= 1  # the system allows no further one
+            raise
 
     def close(self) -> None:
         """Let the threads end once they have done what was submitted."""
@@ -162,7 +172,8 @@ class _Threads:
         self._count = 0
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_count"):  # else a signal's handler raised while it was made
+            self.close()
 
 
 def _serve(work: SimpleQueue[Callable[[], object] | None], idle: threading.Semaphore) -> None:

@@ -8,6 +8,8 @@ time; csrc/jumiks.h says which calls are exceptions.
 import errno
 import os
 from collections.abc import Callable, Iterator
+from io import FileIO
+from itertools import repeat
 from typing import TypeVar
 
 from ._core import ffi, lib
@@ -27,7 +29,9 @@ __all__ = [
     "lib",
     "message_list",
     "nanoseconds",
+    "new_eventfd",
     "owned",
+    "owned_descriptors",
     "view_list",
 ]
 
@@ -51,6 +55,23 @@ def owned(made: Iterator[_T], free: Callable[[_T], object]) -> _T:
         free: gives it back; called with NULL where it could not be made.
     """
     return next(map(ffi.gc, made, (free,)))
+
+
+def owned_descriptors(made: Iterator[int]) -> Iterator[FileIO]:
+    """Return what closes the descriptors at the latest once nobody refers to it.
+
+    An int would be lost with an exception between two bytecodes, and a `__del__` may be cut short
+    by one; this is in C.
+
+    Args:
+        made: makes one each time it is asked: a `map` over a function in C, as for `owned`.
+    """
+    return map(FileIO, made, repeat("r+"))
+
+
+def new_eventfd() -> FileIO:
+    """Return an eventfd, by which one thread wakes another."""
+    return next(owned_descriptors(map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))))
 
 
 def nanoseconds(seconds: float | None) -> int:

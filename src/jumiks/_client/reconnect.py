@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from .._green import is_readable
-from .._native import nanoseconds
+from .._native import nanoseconds, new_eventfd
 from .._wire.handshake import Status
 from ..errors import Closed, ConnectionEnded, ProtocolError, Refused, Timeout
 from .connecting import Wait, wait_for
@@ -136,7 +136,7 @@ class Return:
         self._ending = ending
         self._backoff = backoff
         self._steps = self._tries()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = new_eventfd()
         self._wait: Wait = (-1, 0.0)
         self._until = 0.0
         self.failure: Exception | None = None
@@ -206,7 +206,7 @@ class Return:
         descriptor, left = self.due()
         left = min(left, deadline - time.monotonic())
         if left > 0:
-            wait_for((descriptor, left), self._wake_fd)
+            wait_for((descriptor, left), self.fileno())
 
     def out_of_time(self) -> Timeout:
         """What a receive raises that has run out of time on the way."""
@@ -215,25 +215,21 @@ class Return:
         return error
 
     def fileno(self) -> int:
-        """Readable once it is ended."""
-        return self._wake_fd
+        """Readable once it is ended; -1 once it is over."""
+        return -1 if self._wake.closed else self._wake.fileno()
 
     def end(self) -> None:
         """Give up, and wake who waits; under the client's lock."""
         self._steps.close()
         self.failure = None  # its traceback has us, and would keep us for the collector
-        os.eventfd_write(self._wake_fd, 1)
+        os.eventfd_write(self._wake.fileno(), 1)
 
     def _finish(self) -> None:
         # Whoever has got here was the one who waited. What was raised may keep us for long.
         self._steps.close()
         self.failure = None
-        self._close()
-
-    def _close(self) -> None:
-        if self._wake_fd >= 0:
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+        self._wake.close()
 
     def __del__(self) -> None:
-        self._close()  # not by `end`: somebody may be waiting for it
+        if hasattr(self, "_wake"):
+            self._wake.close()  # not by `end`: somebody may be waiting for it

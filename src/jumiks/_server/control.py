@@ -20,11 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from io import FileIO
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from .._green import new_thread, original
-from .._native import check, ffi, lib
+from .._native import check, ffi, lib, new_eventfd, owned_descriptors
 from .._peer import Peer, command_of
 from .._wire import rights
 from .._wire.address import Listener
@@ -117,20 +118,21 @@ class _Spare:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._copies: list[int] = []
+        self._copies: list[FileIO] = []
         self.take()
 
     def take(self) -> bool:
         """Take what is missing, or as much as there is; returns whether that is all."""
         with suppress(OSError):
             while len(self._copies) < SPARE:
-                self._copies.extend(map(os.dup, (self._descriptor,)))
+                self._copies.extend(owned_descriptors(map(os.dup, (self._descriptor,))))
         return len(self._copies) == SPARE
 
     def give(self, count: int = SPARE) -> None:
         """Let go of so many of them."""
         while self._copies and count:
-            os.close(self._copies.pop())
+            self._copies[-1].close()
+            del self._copies[-1]
             count -= 1
 
     def __del__(self) -> None:
@@ -205,22 +207,19 @@ class Control:
         self.changed = threading.Condition(original("_thread", "RLock")())
         self.endings = dict.fromkeys(EndReason, 0)
         """How many clients are gone, by reason; written by the thread alone."""
-        self._wake_fd = -1
+        self._wake = new_eventfd()
         try:
-            # With no bytecode in between, as a signal's handler may raise there.
-            made = map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))
-            next(map(setattr, (self,), ("_wake_fd",), made))
             self._epoll = original("select", "epoll")()
-            for descriptor in (self._wake_fd, self._event_fd, listener.fileno()):
+            for descriptor in (self._wake.fileno(), self._event_fd, listener.fileno()):
                 self._epoll.register(descriptor, select.EPOLLIN)
             self._about = about
             self._monitors = Monitors(monitor, self._epoll, self._status)
-            self._spare = _Spare(self._wake_fd)
+            self._spare = _Spare(self._wake.fileno())
             self.pages = Pages(self._epoll)
             self._unclaimed = [True]  # popped by who tears down: the thread, or who cannot start it
             self.thread = new_thread(self._run, f"jumiks {listener.address}")
         except BaseException:
-            self._close_wake_fd()
+            self._wake.close()
             raise
 
     def start(self) -> None:
@@ -256,8 +255,8 @@ class Control:
         """Let nobody in any more; the thread ends when the core has said all its goodbyes."""
         self._closing = True
         with self.changed:  # once it is closed the number may be another's
-            if self._wake_fd >= 0:
-                os.eventfd_write(self._wake_fd, 1)
+            if not self._wake.closed:
+                os.eventfd_write(self._wake.fileno(), 1)
 
     # What follows runs in the thread.
 
@@ -296,18 +295,13 @@ class Control:
         self._spare.give()
         self._journal.close()
         with self.changed:
-            self._close_wake_fd()
+            self._wake.close()
             self.changed.notify_all()
         del self._handle  # a closed server gives its log back, even if somebody still refers to it
 
-    def _close_wake_fd(self) -> None:
-        descriptor, self._wake_fd = self._wake_fd, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
     def __del__(self) -> None:
-        if hasattr(self, "_wake_fd"):
-            self._close_wake_fd()  # of one whose thread was never started
+        if hasattr(self, "_wake"):
+            self._wake.close()  # of one whose thread was never started
 
     def _until_next_deadline(self) -> float | None:
         # All have the same time, so the first that came is the first that is due.
@@ -326,8 +320,8 @@ class Control:
     def _dispatch(self, descriptor: int, events: int) -> None:
         if descriptor == self._event_fd:
             self._take_events()
-        elif descriptor == self._wake_fd:
-            os.eventfd_read(self._wake_fd)
+        elif descriptor == self._wake.fileno():
+            os.eventfd_read(descriptor)
             for joining in list(self._joining.values()):
                 self._refuse(joining, Status.CLOSING)
             self.stop_listening()
