@@ -7,7 +7,7 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Literal, TypedDict
 
@@ -18,6 +18,7 @@ from support_opcodes import Alarm, needs_bytecodes, numbers, raises_at
 
 from jumiks import (
     AddressInUse,
+    AsyncClient,
     AsyncServer,
     Backoff,
     Batch,
@@ -262,6 +263,35 @@ def nobody_is_left(server: Server) -> bool:
         return not server.clients and monitor.status().monitors == 1
 
 
+MAKINGS: dict[str, Callable[[str], AbstractContextManager[object]]] = {
+    **{name: partial(Client, **way) for name, way in WAYS.items()},
+    "monitor": Monitor,
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("making", MAKINGS.values(), ids=MAKINGS)
+def test_an_exception_at_any_bytecode_of_a_client_s_making_leaves_nothing(
+    address: str, making: Callable[[str], AbstractContextManager[object]]
+) -> None:
+    made = False
+
+    def make() -> None:
+        nonlocal made
+        with making(address):
+            made = True
+            sys.settrace(None)
+
+    with Server(address) as server:
+        for number in numbers(53):
+            raises_at(number, make)
+            if made:
+                break
+            gc.collect()
+            wait_until(lambda: nobody_is_left(server))
+    assert number > 1000
+
+
 def is_free(address: str) -> bool:
     try:
         Server(address).close()
@@ -271,6 +301,27 @@ def is_free(address: str) -> bool:
 
 
 not_awaited = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+
+
+async def enter_client(address: str, way: Way) -> None:
+    async with AsyncClient(address, **way):
+        pass
+
+
+@not_awaited
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("way", WAYS)
+def test_an_exception_at_any_bytecode_of_an_async_client_s_life_leaves_nothing(
+    address: str, way: str
+) -> None:
+    with Server(address) as server:
+        for number in numbers(53):
+            raised = raises_at(number, lambda: asyncio.run(enter_client(address, WAYS[way])))
+            if not raised:
+                break
+            gc.collect()
+            wait_until(lambda: nobody_is_left(server))
+    assert number > 1000
 
 
 @not_awaited
@@ -290,6 +341,34 @@ def test_an_exception_at_any_bytecode_of_an_async_server_s_life_leaves_nothing(
         gc.collect()
         wait_until(lambda: is_free(address))  # the thread that made it may not be through
     assert number > 300
+
+
+def test_an_exception_at_any_bytecode_of_a_reserve_leaves_no_half_of_a_message(
+    address: str,
+) -> None:
+    """`test_turn.py` has the turn; this is what is published, and what the block had."""
+    kept: list[memoryview] = []
+
+    def fill() -> None:
+        with server.reserve(COUNT) as view:
+            kept.append(view[:])
+            view[:] = b"x" * COUNT
+
+    with Server(address, on_lag="block") as server, Client(address) as client:
+        number = -1
+        raised = True
+        while raised:
+            number += 1
+            raised = raises_at(number, fill)
+            kept.clear()
+            server.publish(b"next", DEADLINE)
+            got = client.receive(DEADLINE)
+            if got != b"next":
+                assert got == b"x" * COUNT
+                assert client.receive(DEADLINE) == b"next"
+            client.ack()
+            server.drain(DEADLINE)
+    assert number > 10
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
