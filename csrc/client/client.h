@@ -8,9 +8,9 @@
 #include <sys/uio.h>
 
 #include "client/arena.h"
+#include "client/labels.h"
 #include "common/frame.h"
 #include "common/guard.h"
-#include "client/labels.h"
 
 #define JMK_MAX_SLOTS 64
 

@@ -10,9 +10,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "common/frame.h"
-#include "client/labels.h"
 #include "check.h"
+#include "client/labels.h"
+#include "common/frame.h"
 
 #define MAX_PACKET 2048u
 #define MAX_MESSAGE 10000u

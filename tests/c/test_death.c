@@ -17,10 +17,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "common/frame.h"
 #include "common/page.h"
 #include "common/point.h"
-#include "check.h"
 
 #define LOG_SIZE 65536
 #define MAX_LAG 20

@@ -3,8 +3,8 @@
 #include <errno.h>
 #include <string.h>
 
-#include "jumiks.h"
 #include "check.h"
+#include "jumiks.h"
 
 int main(void) {
     const char *unknown = jmk_error_text(JMK_E_LAST);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The wire layout: one table of bytes for both directions, and every way to cut them short. */
-#include "common/frame.h"
 #include "check.h"
+#include "common/frame.h"
 
 #define MOST 32
 

@@ -17,8 +17,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "common/point.h"
 #include "check.h"
+#include "common/point.h"
 #include "jumiks.h"
 
 #define CLIENTS 2
