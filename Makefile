@@ -48,13 +48,14 @@ test: $(BUILT) ## Run the tests, with the log shared and with packets
 	JUMIKS_TEST_SHARE_LOG=0 $(PY) $(PYTEST) --not-again
 
 test-uvloop: $(BUILT) ## Run the tests that need an event loop with uvloop as asyncio's
-	JUMIKS_TEST_UVLOOP=1 $(PY) $(PYTEST) tests/test_aio.py tests/test_watch.py -k "not trio and not uvloop"
+	JUMIKS_TEST_UVLOOP=1 $(PY) $(PYTEST) tests/client/test_aio.py tests/server/test_watch.py -k "not trio and not uvloop"
 
 # What a Python can change; PYTHON_TESTS=tests runs all. The rest is C, or a matter of bytes.
 PYTHONS ?= python3.11 python3.12 python3.13 python3.14
-PYTHON_TESTS ?= $(patsubst %,tests/test_%.py,access aio bad_input callbacks cli client deadlines errors \
-    exit fork keep lent monitor namespaces opentelemetry processes prometheus reconnect server \
-    subinterpreters systemd watch)
+PYTHON_TESTS ?= tests/cli tests/integrations $(patsubst %,tests/client/test_%.py,aio client deadlines lent \
+    reconnect) $(patsubst %,tests/machine/test_%.py,exit fork namespaces processes subinterpreters) \
+    $(patsubst %,tests/server/test_%.py,access callbacks keep server watch) tests/wire/test_monitor.py \
+    $(patsubst %,tests/whole/test_%.py,bad_input errors)
 
 test-pythons: $(BUILT) ## Run the tests that Python matters to with each other Python that is here
 	PY=$(PY) .ci/test_pythons "$(PYTHONS)" $(PYTEST) -p no:cacheprovider $(PYTHON_TESTS)

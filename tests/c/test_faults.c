@@ -8,7 +8,7 @@
  * of its own with a deadline. Whatever fails: nobody hangs, no message is torn, doubled or lost without
  * a word, nothing leaks; and a failure that passes costs one connection at most, with its reason.
  *
- * Options: -v shows what became of each failure; -s lists the sites, for tests/test_c.py to find
+ * Options: -v shows what became of each failure; -s lists the sites, for tests/core/test_c.py to find
  * those that were never come to; -f SCENARIO:CALL:SITE:ERROR:NTH:TIMES, as it is named when it
  * fails, runs that one in this process, for a debugger.
  */

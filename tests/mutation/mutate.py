@@ -38,9 +38,16 @@ AT_ONCE = 2 * (os.cpu_count() or 1)
 
 BUILD = Path("build/mutation")
 TESTS = {
-    "src/jumiks/_server/lag.py": ["tests/test_bad_input.py", "tests/test_lag.py"],
-    "src/jumiks/_wire/handshake.py": ["tests/test_handshake.py", "tests/test_protocol_doc.py"],
-    "csrc/server/lag.c": ["tests/test_lag.py", "tests/test_server.py", "tests/test_keep.py"],
+    "src/jumiks/_server/lag.py": ["tests/whole/test_bad_input.py", "tests/server/test_lag.py"],
+    "src/jumiks/_wire/handshake.py": [
+        "tests/wire/test_handshake.py",
+        "tests/wire/test_protocol_doc.py",
+    ],
+    "csrc/server/lag.c": [
+        "tests/server/test_lag.py",
+        "tests/server/test_server.py",
+        "tests/server/test_keep.py",
+    ],
 }
 POLICY = re.compile(r"^/\* ---- the policy; .*?(?=^/\* ---- waiting)", re.MULTILINE | re.DOTALL)
 """What is changed of lag.c."""

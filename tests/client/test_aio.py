@@ -1,0 +1,847 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The asynchronous twins, on asyncio, uvloop and trio."""
+
+import inspect
+import os
+import select
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import to_thread
+from support.aio import Run, until
+from support.api import SMALL_LOG, Task, run_script, sockaddr, stranger
+from support.base import ASYNCIO, DEADLINE, MODE, wait_until
+
+import jumiks.aio
+from jumiks import (
+    AsyncClient,
+    AsyncServer,
+    Busy,
+    Client,
+    ClientInfo,
+    Closed,
+    Disconnected,
+    EndReason,
+    Gap,
+    Lagged,
+    MessageTooLarge,
+    ProtocolError,
+    Server,
+    ServerClosed,
+    Timeout,
+)
+from jumiks._wire.handshake import FIRST_ID, Capability, ServerHello, Status, Welcome
+
+
+class Ticker:
+    """Counts how often the event loop comes round."""
+
+    count = 0
+
+
+@asynccontextmanager
+async def ticking() -> AsyncIterator[Ticker]:
+    ticker = Ticker()
+
+    async def tick() -> None:
+        while True:
+            ticker.count += 1
+            await anyio.sleep(0)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(tick)
+        await until(lambda: ticker.count)
+        yield ticker
+        group.cancel_scope.cancel()
+
+
+def numbers(count: int) -> list[bytes]:
+    return [b"%d" % number for number in range(count)]
+
+
+# ---- receiving
+
+
+def test_a_stream_arrives_in_order_until_the_server_closes(run: Run, address: str) -> None:
+    total = 20_000
+    got: list[bytes] = []
+
+    async def main() -> None:
+        there = anyio.Event()
+
+        async def publish() -> None:
+            async with AsyncServer(address, on_lag="block", max_lag=500) as server:
+                there.set()
+                await server.wait_for_clients(1, DEADLINE)
+                for message in numbers(total):
+                    await server.publish_wait(message)
+                await server.drain(DEADLINE)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(publish)
+            await there.wait()
+            async with AsyncClient(address) as client:
+                got.extend([message async for message in client])
+                with pytest.raises(ServerClosed):
+                    await client.receive()
+
+    run(main)
+    assert got == numbers(total)
+
+
+def _served(address: str) -> bool:
+    try:
+        Client(address).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("framed", [True, False])
+def test_ways_of_receiving_may_be_mixed(run: Run, address: str, framed: bool) -> None:
+    async def main() -> None:
+        with Server(address) as server:
+            async with AsyncClient(address, framed=framed) as client:
+                got: list[bytes] = []
+                server.publish_many(numbers(300))
+                while len(got) < 250:
+                    got.append(await client.receive(DEADLINE))
+                    got.extend((await client.receive_many(DEADLINE))[:])
+                    if len(got) < 250:
+                        async with aclosing(aiter(client)) as messages:
+                            got.append(await anext(messages))
+                while len(got) < 300:
+                    got.append(await client.receive(DEADLINE))
+                assert got == numbers(300)
+                assert client.last_id == FIRST_ID + 299
+                assert client.mode == (MODE if framed else "classic")
+                await client.ack()
+                server.drain(DEADLINE)
+                assert client.lag == 0
+
+    run(main)
+
+
+def test_what_is_there_is_returned_without_a_trip_through_the_loop(
+    run: Run, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jumiks.aio, "TURN_TIME", 1e9)
+
+    async def main() -> None:
+        with Server(address) as server:
+            async with AsyncClient(address) as client, ticking() as ticker:
+                server.publish(b"first")
+                await client.receive()
+                last = server.publish_many(numbers(1000))[-1]
+                await until(lambda: server.clients[0].sent_id == last)
+                before = ticker.count
+                got = [await client.receive() for _ in range(1000)]
+                assert ticker.count == before
+                assert got == numbers(1000)
+
+    run(main)
+
+
+def test_a_loop_left_by_break_acks_all_but_the_last(address: str) -> None:
+    gone: list[ClientInfo] = []
+
+    async def main() -> None:
+        with Server(address, on_disconnect=lambda info, _: gone.append(info)) as server:
+            async with AsyncClient(address) as client:
+                server.publish_many(numbers(5))
+                async for message in client:
+                    if message == b"3":
+                        break
+            await until(lambda: gone)
+
+    anyio.run(main, **ASYNCIO)
+    assert gone[0].acked_id == FIRST_ID + 2
+
+
+@pytest.mark.parametrize("bound", ["TURN_TIME", "TURN_MESSAGES"])
+@pytest.mark.parametrize("way", ["receive", "receive_many", "for"])
+def test_a_busy_feed_leaves_the_loop_its_turns(
+    run: Run, address: str, monkeypatch: pytest.MonkeyPatch, bound: str, way: str
+) -> None:
+    bounds = {"TURN_TIME": 1e9, "TURN_MESSAGES": 1 << 60, bound: 0}
+    for name, value in bounds.items():
+        monkeypatch.setattr(jumiks.aio, name, value)
+
+    async def main() -> None:
+        with Server(address) as server:
+            # Batches of a single message, so that each is one look at the bounds.
+            async with AsyncClient(address, arena_size=4096) as client, ticking() as ticker:
+                server.publish(b"first")
+                await client.receive()
+                server.publish_many([bytes(300_000)] * 20)
+                before = ticker.count
+                if way == "for":
+                    async with aclosing(aiter(client)) as messages:
+                        while client.last_id < FIRST_ID + 20:
+                            await anext(messages)
+                else:
+                    while client.last_id < FIRST_ID + 20:
+                        await getattr(client, way)()
+                assert ticker.count >= before + 10
+
+    run(main)
+
+
+def test_a_timeout_passes_and_the_next_receive_goes_on(run: Run, address: str) -> None:
+    async def main() -> None:
+        with Server(address) as server:
+            async with AsyncClient(address) as client:
+                for timeout in (0, 0.02):
+                    with pytest.raises(Timeout, match="no message within"):
+                        await client.receive(timeout)
+                with pytest.raises(ValueError, match="it must be 0 or more"):
+                    await client.receive_many(-1)
+                server.publish(b"late")
+                assert await client.receive(DEADLINE) == b"late"
+
+    run(main)
+
+
+def test_a_cancelled_receive_loses_no_message(run: Run, address: str) -> None:
+    total = 400
+    got: list[bytes] = []
+    cancelled = 0
+
+    async def main() -> None:
+        nonlocal cancelled
+        with Server(address) as server:
+            async with AsyncClient(address) as client, anyio.create_task_group() as group:
+
+                async def publish() -> None:
+                    for number in range(total):
+                        server.publish(b"%d" % number)
+                        await anyio.sleep(0.0005 * (number % 3))
+
+                group.start_soon(publish)
+                number = 0
+                while len(got) < total:
+                    number += 1
+                    with anyio.move_on_after(0.0003 * (number % 4)) as scope:
+                        got.append(await client.receive())
+                    cancelled += scope.cancelled_caught
+
+    run(main)
+    assert got == numbers(total)
+    assert cancelled
+
+
+def test_a_message_that_came_as_its_receive_was_cancelled_is_kept(run: Run, address: str) -> None:
+    async def main() -> None:
+        with Server(address) as server:
+            async with AsyncClient(address) as client:
+                with anyio.CancelScope() as scope:
+                    async with anyio.create_task_group() as group:
+
+                        async def disturb() -> None:
+                            await until(lambda: client._receiving)
+                            server.publish(b"kept")
+                            scope.cancel()
+
+                        group.start_soon(disturb)
+                        await client.receive()
+                assert scope.cancelled_caught
+                assert await client.receive(DEADLINE) == b"kept"
+
+    run(main)
+
+
+def test_closing_wakes_a_task_that_receives(run: Run, address: str) -> None:
+    async def main() -> None:
+        with Server(address):
+            client = await AsyncClient(address)
+            async with anyio.create_task_group() as group:
+
+                async def close() -> None:
+                    await until(lambda: client._receiving)
+                    await client.close()
+
+                group.start_soon(close)
+                with pytest.raises(Closed, match="this client is closed"):
+                    await client.receive()
+            await client.close()
+
+    run(main)
+
+
+def test_closing_ends_a_loop_that_waits(run: Run, address: str) -> None:
+    async def main() -> None:
+        with Server(address):
+            client = await AsyncClient(address)
+            async with anyio.create_task_group() as group:
+
+                async def close() -> None:
+                    await until(lambda: client._receiving)
+                    await client.close()
+
+                group.start_soon(close)
+                assert [message async for message in client] == []
+
+    run(main)
+
+
+def test_a_second_task_that_receives_gets_an_error(run: Run, address: str) -> None:
+    async def main() -> None:
+        with Server(address) as server:
+            async with AsyncClient(address) as client, anyio.create_task_group() as group:
+                got = []
+
+                async def receive() -> None:
+                    got.append(await client.receive())
+
+                group.start_soon(receive)
+                await until(lambda: client._receiving)
+                with pytest.raises(Busy, match="give each task a client of its own"):
+                    await client.receive()
+                server.publish(b"for the first")
+                await until(lambda: got)
+                assert got == [b"for the first"]
+
+    run(main)
+
+
+def test_acks_go_out_while_the_loop_waits(run: Run, address: str) -> None:
+    async def main() -> None:
+        async with AsyncServer(address) as server, AsyncClient(address) as client:
+            server.publish_many(numbers(10))
+
+            async def consume() -> None:
+                async for _ in client:
+                    pass
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(consume)
+                await server.drain(DEADLINE)
+                (info,) = server.clients
+                assert (info.lag, info.acked_id) == (0, FIRST_ID + 9)
+                group.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_a_handler_may_be_plain_or_awaited(run: Run, address: str) -> None:
+    got: list[bytes] = []
+
+    async def main() -> None:
+        async def later(message: bytes) -> None:
+            await anyio.sleep(0)
+            got.append(message)
+
+        async with AsyncServer(address) as server:
+            server.publish_many(numbers(3))
+            async with AsyncClient(address, start="oldest") as client:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(client.run, later)
+                    await server.drain(DEADLINE)
+                    group.cancel_scope.cancel()
+            async with AsyncClient(address, start="oldest") as client:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(client.run, got.append)
+                    await server.drain(DEADLINE)
+                    group.cancel_scope.cancel()
+
+    run(main)
+    assert got == numbers(3) * 2
+
+
+def test_a_client_that_is_cut_reads_why(run: Run, address: str) -> None:
+    async def main() -> None:
+        with Server(address, max_lag=5, patience=0) as server:
+            async with AsyncClient(address) as client:
+                for message in numbers(20):
+                    server.publish(message)
+                with pytest.raises(Lagged) as caught:
+                    while True:
+                        await client.receive(DEADLINE)
+                assert (caught.value.limit, caught.value.limit_kind) == (5, "messages")
+
+    run(main)
+
+
+def test_a_gap_is_told(run: Run, address: str) -> None:
+    gaps: list[Gap] = []
+
+    async def main() -> None:
+        with Server(address, log_size=SMALL_LOG) as server:
+            server.publish_many([bytes(1000)] * 200)
+            async with AsyncClient(address, start=FIRST_ID, on_gap=gaps.append) as client:
+                await client.receive(DEADLINE)
+                assert client.missed == client.last_id - FIRST_ID
+
+    run(main)
+    (gap,) = gaps
+    assert gap.first == FIRST_ID
+
+
+def test_its_descriptor_is_readable_once_there_is_something_and_quiet_again(
+    run: Run, address: str
+) -> None:
+    async def main() -> None:
+        with Server(address) as server:
+            async with AsyncClient(address) as client:
+                for _ in range(3):
+                    with pytest.raises(Timeout):
+                        await client.receive(0)
+                    assert not is_readable(client)
+                    server.publish_many([b"one", b"two"])
+                    await until(lambda: is_readable(client))
+                    for message in (b"one", b"two"):
+                        assert await client.receive(DEADLINE) == message
+
+    run(main)
+
+
+def is_readable(client: AsyncClient) -> bool:
+    return bool(select.select([client.fileno()], [], [], 0)[0])
+
+
+@pytest.mark.parametrize("way", ["receive", "ack", "with", "close"])
+def test_views_hold_nothing_back_once_they_are_handled(run: Run, address: str, way: str) -> None:
+    gone: list[ClientInfo] = []
+
+    async def main() -> None:
+        with Server(address, on_disconnect=lambda info, _: gone.append(info)) as server:
+            async with AsyncClient(address) as client:
+                server.wait_for_clients(1, DEADLINE)
+                server.publish_many(numbers(10))
+                batch = await client.receive_many(DEADLINE)
+                views = batch.views()
+                assert list(map(bytes, views)) == numbers(10)
+                assert server.clients[0].acked_id == 0
+                if way == "receive":
+                    with pytest.raises(Timeout):
+                        await client.receive(0)
+                elif way == "ack":
+                    await client.ack()
+                elif way == "with":
+                    with batch:
+                        pass
+                    with pytest.raises(Timeout):
+                        await client.receive(0)
+                else:
+                    server.publish(b"more")
+                    await client.receive(DEADLINE)
+                    await client.close()
+                    await until(lambda: gone)
+                    assert gone[0].acked_id == FIRST_ID + 9
+                    return
+                await until(lambda: server.clients[0].lag == 0)
+                if MODE == "shared":
+                    with pytest.raises(ValueError, match="released"):
+                        bytes(views[0])
+
+    run(main)
+
+
+@pytest.mark.skipif(MODE != "shared", reason="what was sent cannot be given up")
+def test_what_the_server_gave_up_while_it_was_there_is_a_gap_and_no_timeout(
+    run: Run, address: str
+) -> None:
+    gaps: list[Gap] = []
+
+    async def main() -> None:
+        with Server(address, log_size=SMALL_LOG, max_lag=1, on_lag="skip", patience=0) as server:
+            async with AsyncClient(address, on_gap=gaps.append) as client:
+                server.publish(b"first")
+                # As a receive finds it that is cancelled before it can hand it out.
+                assert client._look()
+                server.publish_many([bytes(1000)] * 200)
+
+                async def more() -> None:
+                    while True:
+                        server.publish(b"more")
+                        await anyio.sleep(0.002)
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(more)
+                    assert await client.receive() in (bytes(1000), b"more")
+                    group.cancel_scope.cancel()
+                assert gaps[0].first == FIRST_ID
+
+    run(main)
+
+
+# ---- connecting
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_either_side_may_do_without_the_shared_log(run: Run, address: str, side: str) -> None:
+    async def main() -> None:
+        async with AsyncServer(address, share_log=side != "server") as server:
+            async with AsyncClient(address, share_log=side != "client") as client:
+                assert client.mode == server.clients[0].mode == "framed"
+            async with AsyncClient(address) as client:
+                assert client.mode == ("framed" if side == "server" else "shared")
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, AsyncServer])
+def test_share_log_is_yes_or_no(run: Run, address: str, kind: type) -> None:
+    async def main() -> None:
+        with pytest.raises(TypeError, match="share_log is True or False, not 'yes'"):
+            await kind(address, share_log="yes")
+
+    run(main)
+
+
+def test_a_log_with_too_few_descriptors_is_a_protocol_error_and_none_is_kept(
+    run: Run, address: str
+) -> None:
+    hello = ServerHello(
+        capabilities=Capability.FRAMES | Capability.LOG, next_id=FIRST_ID, max_packet=65536
+    )
+    welcome = Welcome(Status.ACCEPTED, hello.capabilities, FIRST_ID)
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, open(os.devnull) as file:
+            connection.send(hello.encode())
+            connection.recv(100)
+            socket.send_fds(connection, [welcome.encode()], [file.fileno()])
+            connection.recv(100)
+
+    async def main() -> None:
+        with pytest.raises(ProtocolError, match="1 descriptors came"):
+            await AsyncClient(address)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(sockaddr(address))
+        listener.listen()
+        task = Task(serve)
+        run(main)
+        task.result()
+
+
+NO_ROOM = """
+import asyncio, logging, os, sys
+import jumiks
+
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+
+async def main():
+    found = []
+    try:
+        while True:
+            found.append(os.dup(0))
+    except OSError:
+        os.close(found.pop())  # room for a socket, and for nothing that comes with the welcome
+    async with jumiks.AsyncClient(sys.argv[1]) as client:
+        os.close(found.pop())
+        print(client.mode, await client.receive(10))
+
+asyncio.run(main())
+"""
+
+
+def test_who_has_no_room_for_the_log_has_messages_sent(address: str) -> None:
+    with Server(address, share_log=True) as server:
+        script = Task(lambda: run_script(NO_ROOM, address))
+        wait_until(lambda: script.done or [info.mode for info in server.clients] == ["framed"])
+        server.publish(b"sent")
+        said = script.result(3 * DEADLINE).splitlines()
+    assert said[0].startswith(f"{address}: cannot read its log, so it has to send: ")
+    assert said[1:] == ["framed b'sent'"]
+
+
+def test_nobody_serves_there(run: Run, address: str, path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(ConnectionRefusedError, match="start it first"):
+            await AsyncClient(address)
+        with pytest.raises(FileNotFoundError):
+            await AsyncClient(path)
+
+    run(main)
+
+
+def test_a_silent_server_makes_connecting_time_out_and_the_loop_runs_on(
+    run: Run, address: str
+) -> None:
+    async def main() -> None:
+        with stranger(address):
+            async with ticking() as ticker:
+                before = ticker.count
+                client = AsyncClient(address, timeout=0.05)
+                with pytest.raises(Timeout, match=r"no hello within 0\.05 s"):
+                    await client
+                assert ticker.count > before
+                with pytest.raises(Closed, match="make a new one"):
+                    await client
+
+    run(main)
+
+
+def test_connecting_can_be_cancelled(run: Run, address: str) -> None:
+    async def main() -> None:
+        with stranger(address):
+            with anyio.move_on_after(0.02) as scope:
+                await AsyncClient(address, timeout=None)
+            assert scope.cancelled_caught
+
+    run(main)
+
+
+def test_they_are_not_there_before_they_are_awaited(run: Run, address: str) -> None:
+    async def main() -> None:
+        client, server = AsyncClient(address), AsyncServer(address)
+        with pytest.raises(Closed, match="AsyncClient is not there yet: await it"):
+            await client.receive()
+        with pytest.raises(Closed, match="AsyncServer is not there yet: await it"):
+            server.publish(b"")
+        assert "not there yet" in repr(client)
+        await client.close()
+        await server.close()
+
+    run(main)
+
+
+# ---- publishing
+
+
+def test_publish_never_waits_and_publish_wait_leaves_the_loop_running(
+    run: Run, address: str
+) -> None:
+    async def main() -> None:
+        async with AsyncServer(address, max_lag=10, on_lag="block") as server, ticking() as ticker:
+            with Client(address) as slow:
+                for message in numbers(10):
+                    server.publish(message)
+
+                def holder() -> object:
+                    with pytest.raises(Timeout) as caught:
+                        server.publish(b"too much")
+                    return caught.value.holder
+
+                # While the core's thread is at work, a publisher that never waits is not told.
+                await until(lambda: isinstance(holder(), ClientInfo))
+                with pytest.raises(Timeout) as caught:
+                    server.publish_many([b"too", b"much"])
+                assert caught.value.published == 0
+                with pytest.raises(Timeout, match=r"timed out after 0\.02 s"):
+                    await server.publish_wait(b"too much", 0.02)
+                with pytest.raises(Timeout, match=r"timed out after 0\.02 s"):
+                    await server.drain(0.02)
+                ids: list[int] = []
+
+                async def publish() -> None:
+                    ids.append(await server.publish_wait(b"at last"))
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(publish)
+                    before = ticker.count
+                    await until(lambda: ticker.count > before + 100)
+                    assert ids == []
+                    assert [slow.receive(DEADLINE) for _ in range(10)] == numbers(10)
+                    slow.ack()
+                assert ids == [FIRST_ID + 10]
+                assert slow.receive(DEADLINE) == b"at last"
+
+    run(main)
+
+
+def test_a_batch_that_waits_has_ids_without_holes(run: Run, address: str) -> None:
+    async def main() -> None:
+        async with AsyncServer(address, max_lag=50, on_lag="block") as server:
+            async with AsyncClient(address) as client:
+                ranges: list[range] = []
+                by_id: dict[int, bytes] = {}
+                refused = 0
+
+                async def publish_many(name: bytes) -> None:
+                    batch = [b"%s%d" % (name, number) for number in range(1000)]
+                    ids = await server.publish_many_wait(batch)
+                    ranges.append(ids)
+                    by_id.update(zip(ids, batch, strict=True))
+
+                async def publish_singly() -> None:
+                    nonlocal refused
+                    for number in range(100):
+                        message = b"single %d" % number
+                        try:
+                            by_id[server.publish(message)] = message
+                        except Timeout:
+                            refused += 1
+                            by_id[await server.publish_wait(message, DEADLINE)] = message
+
+                got: dict[int, bytes] = {}
+                async with anyio.create_task_group() as group:
+                    for name in (b"a", b"b", b"c"):
+                        group.start_soon(publish_many, name)
+                    group.start_soon(publish_singly)
+                    while len(got) < 3100:
+                        batch = await client.receive_many(DEADLINE)
+                        got.update(enumerate(batch, batch.first_id))
+                assert got == by_id
+                assert sorted(map(len, ranges)) == [1000] * 3
+                assert refused
+
+    run(main)
+
+
+def test_a_cancelled_publish_wait_has_published_nothing(run: Run, address: str) -> None:
+    async def main() -> None:
+        async with AsyncServer(address, max_lag=1, on_lag="block") as server:
+            async with AsyncClient(address) as client:
+                server.publish(b"one")
+                with anyio.move_on_after(0.02) as scope:
+                    await server.publish_wait(b"two")
+                assert scope.cancelled_caught
+                assert server.stats().published == 1
+                assert await client.receive(DEADLINE) == b"one"
+                await client.ack()
+                assert await server.publish_wait(b"three", DEADLINE) == FIRST_ID + 1
+                assert await client.receive(DEADLINE) == b"three"
+
+    run(main)
+
+
+def test_closing_wakes_tasks_that_wait(run: Run, address: str) -> None:
+    async def main() -> None:
+        server = await AsyncServer(address, max_lag=1, on_lag="block")
+        woken = []
+
+        async def expect(wait: Callable[[], Awaitable[object]]) -> None:
+            with pytest.raises(Closed):
+                await wait()
+            woken.append(wait)
+
+        with Client(address):
+            server.publish(b"one")
+            async with anyio.create_task_group() as group:
+                group.start_soon(expect, lambda: server.publish_wait(b"two"))
+                group.start_soon(expect, lambda: server.publish_many_wait([b"two"]))
+                group.start_soon(expect, lambda: server.publish_wait(b"behind the batch"))
+                group.start_soon(expect, server.drain)
+                group.start_soon(expect, lambda: server.wait_for_clients(2))
+                await until(lambda: server.stats().waits >= 2)
+                await server.close(linger=0)
+        assert len(woken) == 5
+        with pytest.raises(Closed):
+            server.publish(b"late")
+        await server.close()
+
+    run(main)
+
+
+def test_wrong_messages_are_errors_before_anything_is_published(run: Run, address: str) -> None:
+    async def main() -> None:
+        async with AsyncServer(address, max_message=10) as server:
+            with pytest.raises(MessageTooLarge):
+                await server.publish_wait(bytes(11))
+            with pytest.raises(MessageTooLarge) as caught:
+                await server.publish_many_wait([b"", bytes(12)])
+            assert caught.value.size == 12
+            with pytest.raises(TypeError):
+                await server.publish_wait("text")  # type: ignore[arg-type]
+            assert await server.publish_many_wait([]) == range(FIRST_ID, FIRST_ID)
+            with server.reserve(3) as view:
+                view[:] = b"abc"
+            assert server.stats().published == 1
+            assert server.max_message == 10
+
+    run(main)
+
+
+def test_waiting_for_clients_and_callbacks_in_the_loop(run: Run, address: str) -> None:
+    seen: list[tuple[str, int, EndReason | None]] = []
+
+    def came(client: ClientInfo) -> None:
+        seen.append(("came", threading.get_ident(), None))
+
+    def went(client: ClientInfo, reason: EndReason) -> None:
+        seen.append(("went", threading.get_ident(), reason))
+
+    async def main() -> None:
+        async with AsyncServer(address, on_connect=came, on_disconnect=went) as server:
+            with pytest.raises(Timeout, match="0 of 1 clients"):
+                await server.wait_for_clients(1, 0.02)
+            client = AsyncClient(address)
+            async with anyio.create_task_group() as group:
+                group.start_soon(server.wait_for_clients, 1, DEADLINE)
+                await client
+            await until(lambda: len(seen) == 1)
+            assert client.server_id == server.server_id
+            assert server.address == address
+            await client.close()
+            await until(lambda: len(seen) == 2)
+
+    run(main)
+    here = threading.get_ident()
+    assert seen == [("came", here, None), ("went", here, EndReason.LEFT)]
+
+
+def test_a_server_in_the_loop_shows_and_ends_its_clients(run: Run, address: str) -> None:
+    async def main() -> None:
+        async with AsyncServer(address) as server, AsyncClient(address) as client:
+            await server.wait_for_clients(1, DEADLINE)
+            server.disconnect(server.clients[0])
+            with pytest.raises(Disconnected):
+                await client.receive(DEADLINE)
+            await until(lambda: server.endings.get(EndReason.DISCONNECTED))
+
+    run(main)
+
+
+def test_a_batch_that_is_under_way_is_not_cut_in_by_another(run: Run, address: str) -> None:
+    async def main() -> None:
+        async with AsyncServer(address, max_lag=5, on_lag="block") as server:
+            with Client(address) as slow:
+                await server.wait_for_clients(1, DEADLINE)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(server.publish_many_wait, numbers(10))
+                    await until(lambda: server._in_batch)
+                    with pytest.raises(Timeout, match="await this one instead"):
+                        server.publish_many([b"another"])
+                    with pytest.raises(Timeout, match="under way all the time"):
+                        await server.publish_many_wait([b"another"], 0)
+                    got: list[bytes] = []
+
+                    def receive() -> None:
+                        while len(got) < 10:
+                            got.append(slow.receive(DEADLINE))
+                            slow.ack()
+
+                    await to_thread.run_sync(receive)
+                assert got == numbers(10)
+
+    run(main)
+
+
+def test_a_cancelled_start_leaves_nothing_behind(run: Run, address: str) -> None:
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await AsyncServer(address)
+        await until(lambda: not _served(address))
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("sync", "twin", "more", "fewer"),
+    [
+        # To look for a message before sleeping would keep the event loop from all others.
+        (Client, AsyncClient, set(), {"spin"}),
+        (Server, AsyncServer, {"publish_wait", "publish_many_wait"}, set()),
+    ],
+)
+def test_the_twins_have_the_same_methods_and_arguments_in_the_same_order(
+    sync: type, twin: type, more: set[str], fewer: set[str]
+) -> None:
+    def public(kind: type) -> list[str]:
+        return [name for name in vars(kind) if not name.startswith("_")]
+
+    assert [name for name in public(twin) if name not in more] == public(sync)
+    arguments = list(inspect.signature(sync).parameters.items())
+    assert list(inspect.signature(twin).parameters.items()) == [
+        (name, argument) for name, argument in arguments if name not in fewer
+    ]

@@ -1,0 +1,1364 @@
+# SPDX-License-Identifier: Apache-2.0
+import _thread
+import gc
+import os
+import random
+import select
+import signal
+import socket
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import reference
+from support.api import (
+    SMALL_LOG,
+    Task,
+    handler,
+    interrupted_in,
+    often,
+    once_it_sleeps_in,
+    read_to_end,
+    run_script,
+    script_process,
+    signal_main_thread,
+)
+from support.base import DEADLINE, MODE, wait_until
+
+from jumiks import (
+    AckError,
+    Busy,
+    Client,
+    ClientInfo,
+    Closed,
+    ConnectionLost,
+    Disconnected,
+    Gap,
+    Refused,
+    Server,
+    ServerClosed,
+    Timeout,
+)
+from jumiks._native import address_of, ffi
+from jumiks._wire.handshake import FIRST_ID
+
+FIVE = [b"zero", b"one", b"two", b"three", b"four"]
+
+both_modes = pytest.mark.parametrize("framed", [True, False], ids=["framed", "classic"])
+
+
+class Witness:
+    """A server that remembers how its clients ended."""
+
+    def __init__(self, address: str, max_lag: int | None = None) -> None:
+        self.ends: list[ClientInfo] = []
+        self.server = Server(
+            address, max_lag=max_lag, on_disconnect=lambda info, _: self.ends.append(info)
+        )
+
+    def acked_at_the_end(self) -> int:
+        """The last message that the only client acked, once it is gone."""
+        wait_until(lambda: self.ends)
+        return self.ends[0].acked_id
+
+    def acked(self) -> int:
+        """The same while it is there."""
+        (info,) = self.server.clients
+        return info.acked_id
+
+
+@pytest.fixture
+def server(address: str) -> Iterator[Server]:
+    with Server(address) as server:
+        yield server
+
+
+@pytest.fixture
+def witness(address: str) -> Iterator[Witness]:
+    witness = Witness(address)
+    with witness.server:
+        yield witness
+
+
+def has_arrived(client: Client) -> bool:
+    return bool(select.select([client.fileno()], [], [], DEADLINE)[0])
+
+
+def all_arrived(server: Server, last_id: int) -> None:
+    """Wait until every client's socket has had all up to an id."""
+    wait_until(lambda: all(info.sent_id >= last_id for info in server.clients))
+
+
+def all_acked(client: Client) -> bool:
+    client.ack()
+    return client.lag == 0
+
+
+def receive(client: Client, count: int) -> list[bytes]:
+    return [client.receive(DEADLINE) for _ in range(count)]
+
+
+# ---- iteration, run, and what they ack
+
+
+@both_modes
+def test_the_message_at_a_break_is_not_acked_and_those_before_it_are(
+    witness: Witness, framed: bool
+) -> None:
+    with Client(witness.server.address, framed=framed) as client:
+        witness.server.publish_many(FIVE)
+        got = []
+        for message in client:
+            got.append(message)
+            if message == b"two":
+                break
+        assert got == FIVE[:3]
+        assert client.last_id == FIRST_ID + 2
+    assert witness.acked_at_the_end() == FIRST_ID + 1
+
+
+def test_after_a_break_the_next_loop_goes_on_behind_it_and_acks_it(witness: Witness) -> None:
+    with Client(witness.server.address) as client:
+        witness.server.publish_many(FIVE)
+        assert next(iter(client)) == b"zero"
+        assert next(iter(client)) == b"one"
+        for message in client:
+            if message == b"four":
+                break
+        assert client.last_id == FIRST_ID + 4
+    assert witness.acked_at_the_end() == FIRST_ID + 3
+
+
+@both_modes
+def test_a_loop_that_waits_for_the_next_message_has_acked_all_others(
+    server: Server, framed: bool
+) -> None:
+    with Client(server.address, framed=framed) as client:
+        task = Task(lambda: list(client))
+        server.publish_many(FIVE)
+        server.drain(DEADLINE)
+        server.publish(b"five")
+        server.drain(DEADLINE)
+        client.close()
+        assert task.result() == [*FIVE, b"five"]
+
+
+def test_a_message_that_is_being_handled_is_not_acked_yet(witness: Witness) -> None:
+    server = witness.server
+    with Client(server.address) as client:
+        server.publish_many(FIVE)
+        for message in client:
+            if message != b"two":
+                continue
+            with pytest.raises(Timeout) as caught:
+                server.drain(0.05)
+            assert isinstance(caught.value.holder, ClientInfo)
+            assert caught.value.holder.acked_id < FIRST_ID + 2
+            break
+
+
+def test_a_slow_loop_acks_by_time_within_a_batch(witness: Witness) -> None:
+    with Client(witness.server.address) as client:
+        witness.server.publish_many(FIVE)
+        for message in client:
+            if message == b"one":
+                since = time.monotonic()
+                wait_until(lambda: time.monotonic() > since + 0.02)  # noqa: B023
+            if message == b"two":
+                wait_until(lambda: witness.acked() == FIRST_ID + 1)
+                break
+
+
+def test_a_loop_acks_within_a_batch_before_it_is_half_way_to_max_lag(address: str) -> None:
+    witness = Witness(address, max_lag=8)
+    with witness.server as server, Client(address) as client:
+        # A batch of 8 is the most that goes out before an ack, and nobody may be cut.
+        server.publish_many([b"%d" % number for number in range(8)])
+        all_arrived(server, FIRST_ID + 7)
+        for number, message in enumerate(client):
+            assert message == b"%d" % number
+            if number >= 3:
+                wait_until(lambda: witness.acked() >= FIRST_ID + number - 3)  # noqa: B023
+            if number == 7:
+                break
+
+
+@both_modes
+def test_run_acks_what_its_handler_returned_from(witness: Witness, framed: bool) -> None:
+    server = witness.server
+    with Client(server.address, framed=framed) as client:
+        server.publish_many(FIVE)
+        got: list[bytes] = []
+        task = Task(lambda: client.run(got.append))
+        server.drain(DEADLINE)
+        client.close()
+        task.result()
+        assert got == FIVE
+    assert witness.acked_at_the_end() == FIRST_ID + 4
+
+
+@both_modes
+def test_run_leaves_the_message_unacked_for_which_its_handler_raised(
+    witness: Witness, framed: bool
+) -> None:
+    got: list[bytes] = []
+
+    def handle(message: bytes) -> None:
+        if message == b"two" and len(got) == 2:
+            raise KeyError("no such thing")
+        got.append(message)
+
+    with Client(witness.server.address, framed=framed) as client:
+        witness.server.publish_many(FIVE)
+        with pytest.raises(KeyError, match="no such thing"):
+            client.run(handle)
+        assert got == FIVE[:2]
+    assert witness.acked_at_the_end() == FIRST_ID + 1
+    with Client(witness.server.address, start=FIRST_ID + 2) as again:
+        assert receive(again, 3) == FIVE[2:]
+
+
+# ---- receive, receive_many, ack
+
+
+@both_modes
+def test_what_receive_handed_out_is_acked_when_it_is_called_again(
+    witness: Witness, framed: bool
+) -> None:
+    with Client(witness.server.address, framed=framed) as client:
+        witness.server.publish_many(FIVE[:2])
+        assert receive(client, 2) == FIVE[:2]
+        task = Task(client.receive)
+        witness.server.drain(DEADLINE)
+        witness.server.publish(b"two")
+        assert task.result() == b"two"
+    assert witness.acked_at_the_end() == FIRST_ID + 1
+
+
+def test_what_receive_handed_out_last_is_not_acked_by_close(witness: Witness) -> None:
+    with Client(witness.server.address) as client:
+        witness.server.publish_many(FIVE)
+        assert receive(client, 3) == FIVE[:3]
+    assert witness.acked_at_the_end() == FIRST_ID + 1
+
+
+def test_a_batch_is_acked_as_a_whole_when_receive_many_is_called_again(witness: Witness) -> None:
+    with Client(witness.server.address) as client:
+        witness.server.publish_many(FIVE)
+        all_arrived(witness.server, FIRST_ID + 4)
+        assert list(client.receive_many(DEADLINE)) == FIVE
+        with pytest.raises(Timeout):
+            witness.server.drain(0.01)
+        with pytest.raises(Timeout):
+            client.receive_many(0)
+        witness.server.drain(DEADLINE)
+
+
+def test_a_batch_that_was_the_last_is_not_acked_by_close(witness: Witness) -> None:
+    with Client(witness.server.address) as client:
+        witness.server.publish_many(FIVE[:2])
+        assert receive(client, 2) == FIVE[:2]
+        witness.server.publish_many(FIVE[2:])
+        assert client.receive_many(DEADLINE).first_id == FIRST_ID + 2
+    assert witness.acked_at_the_end() == FIRST_ID + 1
+
+
+@both_modes
+def test_ack_by_hand_acks_at_once_and_all_before(witness: Witness, framed: bool) -> None:
+    with Client(witness.server.address, framed=framed) as client:
+        witness.server.publish_many(FIVE)
+        receive(client, 4)
+        client.ack(FIRST_ID + 1)
+        # More than that only if the messages came in more than one read.
+        wait_until(lambda: FIRST_ID + 1 <= witness.acked() <= FIRST_ID + 2)
+        assert client.lag >= 1
+        client.ack(FIRST_ID)
+        client.ack(FIRST_ID + 1)
+        client.ack()
+        wait_until(lambda: witness.acked() == FIRST_ID + 3)
+        client.receive(DEADLINE)
+        client.ack()
+        witness.server.drain(DEADLINE)
+        assert client.lag == 0
+    assert witness.acked_at_the_end() == FIRST_ID + 4
+
+
+def test_ack_before_the_first_message_is_nothing(server: Server) -> None:
+    with Client(server.address) as client:
+        client.ack()
+        assert (client.last_id, client.lag) == (0, 0)
+        server.publish(b"")
+        assert client.receive(DEADLINE) == b""
+
+
+def test_an_ack_for_what_was_not_handed_out_is_refused_and_harms_nothing(
+    witness: Witness,
+) -> None:
+    with Client(witness.server.address) as client:
+        with pytest.raises(AckError, match=r"100000 was not handed out; the last one was none"):
+            client.ack(FIRST_ID)
+        witness.server.publish_many(FIVE)
+        receive(client, 2)
+        for wrong in (FIRST_ID + 2, 1 << 64, -1):
+            with pytest.raises(AckError, match=f"{wrong} was not .* the last one was 100001"):
+                client.ack(wrong)
+        assert receive(client, 3) == FIVE[2:]
+    assert witness.acked_at_the_end() == FIRST_ID + 3
+
+
+def test_last_id_and_lag_follow_what_was_handed_out_and_acked(server: Server) -> None:
+    with Client(server.address) as client:
+        assert (client.last_id, client.lag) == (0, 0)
+        server.publish_many(FIVE)
+        all_arrived(server, FIRST_ID + 4)
+        client.receive(DEADLINE)
+        assert client.last_id == FIRST_ID
+        assert client.lag == 5
+        client.ack()
+        assert client.lag == 4
+        assert client.receive_many(DEADLINE).last_id == client.last_id == FIRST_ID + 4
+        client.ack()
+        assert client.lag == 0
+
+
+@both_modes
+def test_a_client_says_what_it_is(server: Server, framed: bool) -> None:
+    with Client(server.address, framed=framed) as client:
+        assert client.mode == (MODE if framed else "classic")
+        assert client.server_id == server.server_id != 0
+        server.publish(b"")
+        client.receive(DEADLINE)
+        assert repr(client) == f"<jumiks.Client {server.address} (last 100000)>"
+    assert repr(client) == f"<jumiks.Client {server.address} (closed)>"
+
+
+def test_fileno_is_readable_when_a_message_is_there(server: Server) -> None:
+    with Client(server.address) as client:
+        assert select.select([client.fileno()], [], [], 0)[0] == []
+        server.publish(b"")
+        assert has_arrived(client)
+        assert client.receive(0) == b""
+        assert select.select([client.fileno()], [], [], 0)[0] == []
+
+
+def test_an_ack_takes_views_of_the_log_back_and_is_not_held_up_by_them(server: Server) -> None:
+    with Client(server.address, share_log=True) as client:
+        server.publish_many([b"one", b"two", b"three"])
+        batch = client.receive_many(DEADLINE)
+        views = batch.views()
+        client.ack(batch.first_id)
+        assert [bytes(view) for view in views] == [b"one", b"two", b"three"]
+        client.ack()
+        assert client.lag == 0
+        if client.mode == "shared":
+            with pytest.raises(ValueError, match="released"):
+                bytes(views[0])
+
+
+# ---- start
+
+
+def test_a_start_now_gets_what_is_published_from_now_on(server: Server) -> None:
+    server.publish(b"before")
+    with Client(server.address, start="now") as client:
+        server.publish(b"after")
+        assert client.receive(DEADLINE) == b"after"
+        assert (client.last_id, client.missed) == (FIRST_ID + 1, 0)
+
+
+@both_modes
+def test_a_start_at_the_oldest_gets_all_that_is_kept(server: Server, framed: bool) -> None:
+    server.publish_many(FIVE)
+    with Client(server.address, start="oldest", framed=framed) as client:
+        server.publish(b"five")
+        assert receive(client, 6) == [*FIVE, b"five"]
+        assert client.last_id == FIRST_ID + 5
+
+
+@pytest.mark.parametrize("skip", range(6))
+def test_a_start_at_an_id_begins_with_it(server: Server, skip: int) -> None:
+    server.publish_many(FIVE)
+    gaps: list[Gap] = []
+    with Client(server.address, start=FIRST_ID + skip, on_gap=gaps.append) as client:
+        server.publish(b"five")
+        assert receive(client, 6 - skip) == [*FIVE, b"five"][skip:]
+        assert (gaps, client.missed) == ([], 0)
+
+
+@pytest.mark.parametrize("start", ["oldest", FIRST_ID])
+def test_a_start_in_an_empty_log_gets_the_first_message(
+    server: Server, start: Literal["oldest"] | int
+) -> None:
+    with Client(server.address, start=start) as client:
+        server.publish(b"first")
+        assert client.receive(DEADLINE) == b"first"
+
+
+@both_modes
+def test_a_start_that_is_not_kept_any_more_is_clamped_and_the_gap_is_told(
+    address: str, framed: bool
+) -> None:
+    with Server(address, log_size=SMALL_LOG) as server:
+        ids = server.publish_many([b"%04d" % number * 25 for number in range(2000)])
+        oldest = server.stats().oldest_id
+        assert oldest > FIRST_ID + 10
+        gaps: list[Gap] = []
+        with Client(address, start=FIRST_ID + 10, on_gap=gaps.append, framed=framed) as client:
+            assert gaps == [Gap(FIRST_ID + 10, oldest - 1)]
+            assert client.missed == oldest - FIRST_ID - 10
+            assert client.receive(DEADLINE) == b"%04d" % (oldest - FIRST_ID) * 25
+            assert client.last_id == oldest
+            assert len(receive(client, ids[-1] - oldest)) == ids[-1] - oldest
+            assert (len(gaps), client.last_id) == (1, ids[-1])
+
+
+def test_a_start_at_the_oldest_tells_no_gap(address: str) -> None:
+    with Server(address, log_size=SMALL_LOG) as server:
+        server.publish_many([bytes(1000)] * 1000)
+        gaps: list[Gap] = []
+        with Client(address, start="oldest", on_gap=gaps.append) as client:
+            client.receive(DEADLINE)
+            assert client.last_id == server.stats().oldest_id > FIRST_ID
+            assert (gaps, client.missed) == ([], 0)
+
+
+def test_a_start_beyond_what_was_published_is_refused(server: Server) -> None:
+    server.publish_many(FIVE)
+    with pytest.raises(Refused, match=r"start 100006 lies beyond.* next packet id is 100005"):
+        Client(server.address, start=FIRST_ID + 6)
+    assert server.clients == ()
+
+
+def test_a_restarted_server_is_told_by_its_id_and_refuses_a_start_it_does_not_know(
+    address: str,
+) -> None:
+    with Server(address) as server, Client(address) as client:
+        server.publish_many(FIVE)
+        receive(client, 5)
+        place, known = client.last_id + 1, client.server_id
+    with Server(address) as server:
+        with pytest.raises(Refused):
+            Client(address, start=place)
+        with Client(address) as client:
+            assert client.server_id != known
+
+
+def test_an_on_gap_that_raises_while_connecting_leaves_nothing(address: str) -> None:
+    def fail(gap: Gap) -> None:
+        raise KeyError(gap.first)
+
+    with Server(address, log_size=SMALL_LOG) as server:
+        server.publish_many([bytes(1000)] * 1000)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with pytest.raises(KeyError, match=str(FIRST_ID)):
+                Client(address, start=FIRST_ID, on_gap=fail)
+            gc.collect()
+        assert [str(warning.message) for warning in caught] == []
+        wait_until(lambda: not server.clients)
+
+
+def test_a_gap_is_counted_once_though_on_gap_raised(address: str) -> None:
+    gaps: list[Gap] = []
+
+    def fail_once(gap: Gap) -> None:
+        gaps.append(gap)
+        if len(gaps) == 1:
+            raise KeyError(gap.first)
+
+    with (
+        Server(address, max_lag=4, on_lag="skip", patience=0) as server,
+        Client(address, on_gap=fail_once) as slow,
+        Client(address) as fast,
+    ):
+        for number in range(8):
+            server.publish(b"%d" % number)
+            assert fast.receive(DEADLINE) == b"%d" % number
+            fast.ack()
+        assert receive(slow, 4) == [b"0", b"1", b"2", b"3"]
+        with pytest.raises(KeyError):
+            slow.receive(DEADLINE)
+        assert slow.receive(DEADLINE) == b"7"
+        assert set(gaps) == {Gap(FIRST_ID + 4, FIRST_ID + 6)}
+        assert slow.missed == 3
+
+
+# ---- batches
+
+
+def test_a_batch_is_a_sequence_of_bytes_with_the_ids_of_its_ends(server: Server) -> None:
+    server.publish(b"before")
+    with Client(server.address) as client:
+        server.publish_many(FIVE)
+        all_arrived(server, FIRST_ID + 5)
+        batch = client.receive_many(DEADLINE)
+        assert (batch.first_id, batch.last_id) == (FIRST_ID + 1, FIRST_ID + 5)
+        assert (len(batch), batch[0], batch[-1]) == (5, b"zero", b"four")
+        assert (batch[1:3], list(batch), list(reversed(batch))) == (FIVE[1:3], FIVE, FIVE[::-1])
+        assert b"two" in batch
+        assert (batch.index(b"two"), batch.count(b"six")) == (2, 0)
+        with pytest.raises(IndexError):
+            batch[5]
+        assert repr(batch) == "<jumiks.Batch of 5 messages from 100001>"
+        assert isinstance(batch[0], bytes)
+
+
+def test_a_batch_that_was_not_looked_at_stays_right_after_the_next_receive(
+    server: Server,
+) -> None:
+    with Client(server.address) as client:
+        batches = []
+        for number in range(20):
+            server.publish_many([b"%d %d" % (number, place) for place in range(10)])
+            all_arrived(server, FIRST_ID + 10 * number + 9)
+            batches.append(client.receive_many(DEADLINE))
+    for number, batch in enumerate(batches):
+        assert batch.first_id == FIRST_ID + 10 * number
+        assert list(batch) == [b"%d %d" % (number, place) for place in range(10)]
+
+
+@pytest.mark.parametrize(
+    "how", [Client.receive, Client.receive_many, lambda client: next(iter(client))]
+)
+def test_a_batch_stays_right_whatever_is_called_next(
+    server: Server, how: Callable[[Client], object]
+) -> None:
+    with Client(server.address) as client:
+        server.publish_many(FIVE)
+        all_arrived(server, FIRST_ID + 4)
+        batch = client.receive_many(DEADLINE)
+        server.publish(b"x" * 100)
+        how(client)
+        assert list(batch) == FIVE
+
+
+def test_a_batch_outlives_its_client(server: Server) -> None:
+    client = Client(server.address)
+    server.publish_many(FIVE)
+    all_arrived(server, FIRST_ID + 4)
+    batch = client.receive_many(DEADLINE)
+    client.close()
+    del client
+    gc.collect()
+    assert list(batch) == FIVE
+    assert [bytes(view) for view in batch.views()] == FIVE
+
+
+def test_views_outlive_later_receives_and_the_client(server: Server) -> None:
+    client = Client(server.address, share_log=False)
+    kept = []
+    for number in range(30):
+        server.publish_many([b"%d %d" % (number, place) * 50 for place in range(10)])
+        all_arrived(server, FIRST_ID + 10 * number + 9)
+        kept.append(client.receive_many(DEADLINE).views())
+    client.close()
+    del client
+    gc.collect()
+    for number, views in enumerate(kept):
+        assert views == [b"%d %d" % (number, place) * 50 for place in range(10)]
+
+
+def test_views_show_the_packet_itself(server: Server) -> None:
+    with Client(server.address) as client:
+        server.publish_many([b"12345678"] * 10)
+        all_arrived(server, FIRST_ID + 9)
+        views = client.receive_many(DEADLINE).views()
+        places = [address_of(ffi.from_buffer(view)) for view in views]
+    # They lie side by side, as they came: a header of 16 bytes before each.
+    assert [place - places[0] for place in places] == [24 * number for number in range(10)]
+
+
+def test_a_single_view_keeps_its_memory(server: Server) -> None:
+    with Client(server.address) as client:
+        server.publish_many(FIVE)
+        all_arrived(server, FIRST_ID + 4)
+        view = client.receive_many(DEADLINE).views()[2]
+        part = view[1:]
+        del view
+        gc.collect()
+        for _ in range(20):
+            server.publish_many([b"x" * 10] * 5)
+            client.receive_many(DEADLINE)
+        assert bytes(part) == b"wo"
+
+
+def test_views_are_read_only(server: Server) -> None:
+    with Client(server.address) as client:
+        server.publish_many([b"message", b""])
+        all_arrived(server, FIRST_ID + 1)
+        batch = client.receive_many(DEADLINE)
+        view, empty = batch.views()
+        assert view.readonly
+        assert (view.nbytes, empty.nbytes) == (7, 0)
+        with pytest.raises(TypeError, match="read-only"):
+            view[0] = 1
+        assert list(batch) == [b"message", b""]
+
+
+def test_views_may_be_asked_for_after_the_bytes_and_again(server: Server) -> None:
+    with Client(server.address) as client:
+        server.publish_many(FIVE)
+        all_arrived(server, FIRST_ID + 4)
+        batch = client.receive_many(DEADLINE)
+        assert list(batch) == FIVE
+        assert batch.views() == batch.views() == FIVE
+        server.publish(b"rest")
+        assert next(iter(client)) == b"rest"
+
+
+# ---- all ways of receiving together
+
+
+@both_modes
+@pytest.mark.parametrize("seed", range(4))
+def test_ways_of_receiving_may_be_mixed_and_lose_nothing(
+    address: str, framed: bool, seed: int
+) -> None:
+    total = 3000
+    choice = random.Random(seed)
+    messages = [b"%d" % number * choice.choice((0, 1, 40)) for number in range(total)]
+    parts = [messages[start : start + 70] for start in range(0, total, 70)]
+    got: list[bytes] = []
+
+    def one() -> None:
+        got.append(client.receive(DEADLINE))
+
+    def many() -> None:
+        batch = client.receive_many(DEADLINE)
+        assert batch.first_id == FIRST_ID + len(got)
+        got.extend(batch)
+
+    def views() -> None:
+        got.extend(map(bytes, client.receive_many(DEADLINE).views()))
+
+    def loop() -> None:
+        end = choice.randrange(1, 50)
+        for number, message in enumerate(client):
+            got.append(message)
+            if number == end or len(got) == total:
+                break
+
+    with Server(address, max_lag=500, on_lag="block") as server:
+        with Client(address, framed=framed) as client:
+            task = Task(lambda: [server.publish_many(part) for part in parts])
+            while len(got) < total:
+                choice.choice((one, one, many, views, loop))()
+                assert client.last_id == FIRST_ID + len(got) - 1
+            task.result()
+            # The socket takes a few hundred acks of a plain client, so again until all are out.
+            wait_until(lambda: all_acked(client))
+            server.drain(DEADLINE)
+    assert got == messages
+
+
+# ---- sizes
+
+
+SIZES = [
+    *(0, 1, 7, 8, 9, 4095, 4096),
+    *(65519, 65520, 65521, 65536),
+    *(131047, 131048, 131049, 131055, 131056, 131057, 131072),
+    *(262144, 1 << 20, (1 << 20) + 1, 4 << 20),
+]
+
+
+def pattern(size: int) -> bytes:
+    """Bytes of which no two stretches are alike."""
+    return random.Random(size).randbytes(size)
+
+
+@pytest.mark.parametrize("arena_size", [4096, 65536, 4 << 20])
+def test_messages_of_all_sizes_arrive_in_whichever_packets(address: str, arena_size: int) -> None:
+    messages = [message for size in SIZES for message in (pattern(size), b"small")]
+    with Server(address, on_lag="block") as server:
+        with Client(address, arena_size=arena_size) as client:
+            task = Task(lambda: server.publish_many(messages, DEADLINE))
+            for number, message in enumerate(messages):
+                # No == in the assertion: a difference of megabytes takes long to show.
+                same = client.receive(DEADLINE) == message
+                assert same, len(message)
+                assert client.last_id == FIRST_ID + number
+            task.result()
+
+
+@pytest.mark.parametrize("size", [131072, 1 << 20, 4 << 20])
+def test_a_large_message_arrives_however_it_is_received(address: str, size: int) -> None:
+    message = pattern(size)
+    with Server(address, on_lag="block") as server, Client(address) as client:
+        server.publish(message, DEADLINE)
+        assert (client.receive(DEADLINE) == message) is True
+        server.publish(message, DEADLINE)
+        batch = client.receive_many(DEADLINE)
+        assert (len(batch), batch.first_id) == (1, FIRST_ID + 1)
+        assert (batch[0] == message) is True
+        server.publish(message, DEADLINE)
+        (view,) = client.receive_many(DEADLINE).views()
+        assert (view == message) is True
+        del view
+        server.publish(message, DEADLINE)
+        assert (next(iter(client)) == message) is True
+        assert client.last_id == FIRST_ID + 3
+
+
+def test_views_of_large_messages_outlive_later_ones(address: str) -> None:
+    with Server(address, on_lag="block") as server, Client(address, share_log=False) as client:
+        task = Task(
+            lambda: [server.publish(pattern(300_000 + number), DEADLINE) for number in range(10)]
+        )
+        views = [client.receive_many(DEADLINE).views()[0] for _ in range(10)]
+        task.result()
+    assert [view == pattern(300_000 + number) for number, view in enumerate(views)] == [True] * 10
+
+
+def test_a_large_message_waits_for_its_rest_no_longer_than_the_timeout(address: str) -> None:
+    with Server(address, on_lag="block") as server, Client(address) as client:
+        with server.reserve(4 << 20) as view:
+            view[:] = pattern(4 << 20)
+            with pytest.raises(Timeout):
+                client.receive(0.01)
+        message = b""
+        while not message:
+            try:
+                message = client.receive(0)
+            except Timeout:
+                assert has_arrived(client)
+        assert (message == pattern(4 << 20)) is True
+
+
+@both_modes
+def test_whatever_is_published_arrives_as_it_is(address: str, framed: bool) -> None:
+    largest = 300_000 if framed else 200_000
+    size = st.one_of(st.integers(0, 64), st.integers(0, largest), st.sampled_from([65520, 131056]))
+    content = st.one_of(st.binary(max_size=40), size.map(pattern))
+    with Server(address, on_lag="block") as server:
+        with Client(address, framed=framed) as client:
+
+            @settings(max_examples=60, deadline=None, database=None)
+            @given(messages=st.lists(content, max_size=12), together=st.booleans())
+            def round_trip(messages: list[bytes], together: bool) -> None:
+                if together:
+                    ids = list(server.publish_many(messages, DEADLINE))
+                else:
+                    ids = [server.publish(message, DEADLINE) for message in messages]
+                got: list[bytes] = []
+                got_ids: list[int] = []
+                while len(got) < len(messages):
+                    batch = client.receive_many(DEADLINE)
+                    got.extend(batch)
+                    got_ids.extend(range(batch.first_id, batch.last_id + 1))
+                assert (got == messages, got_ids) == (True, ids)
+
+            round_trip()
+
+
+def test_many_empty_messages_arrive_and_are_counted(server: Server) -> None:
+    with Client(server.address) as client:
+        ids = server.publish_many([b""] * 40_000)
+        count = 0
+        while count < 40_000:
+            batch = client.receive_many(DEADLINE)
+            assert batch.first_id == FIRST_ID + count
+            assert not any(batch)
+            count += len(batch)
+        assert client.last_id == ids[-1]
+
+
+# ---- timeouts
+
+
+@pytest.mark.parametrize("call", [Client.receive, Client.receive_many])
+@pytest.mark.parametrize("timeout", [0, 0.05])
+def test_a_receive_times_out_when_it_should(
+    server: Server, call: Callable[[Client, float], object], timeout: float
+) -> None:
+    with Client(server.address) as client:
+        before = time.monotonic()
+        with pytest.raises(Timeout, match=f"no message within {timeout:g} s"):
+            call(client, timeout)
+        assert timeout <= time.monotonic() - before < DEADLINE
+        server.publish(b"late")
+        assert client.receive(DEADLINE) == b"late"
+
+
+@both_modes
+def test_a_timeout_of_zero_takes_what_is_there(server: Server, framed: bool) -> None:
+    with Client(server.address, framed=framed) as client:
+        server.publish_many(FIVE)
+        all_arrived(server, FIRST_ID + 4)
+        assert [client.receive(0) for _ in range(5)] == FIVE
+        with pytest.raises(Timeout):
+            client.receive(0)
+
+
+def test_a_timeout_may_be_longer_than_a_clock_can_count(server: Server) -> None:
+    with Client(server.address) as client:
+        server.publish(b"one")
+        assert client.receive(float("inf")) == b"one"
+        task = Task(lambda: client.receive_many(1e300))
+        task.sleeps_in("receive_many")
+        server.publish(b"two")
+        assert list(task.result()) == [b"two"]
+
+
+def test_so_may_the_time_to_connect(server: Server) -> None:
+    with Client(server.address, timeout=float("inf")) as client:
+        assert client.mode == MODE
+
+
+# ---- threads
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.receive(0),
+        lambda client: client.receive_many(),
+        lambda client: next(iter(client)),
+        lambda client: client.run(print),
+        lambda client: client.ack(),
+    ],
+    ids=["receive", "receive_many", "iter", "run", "ack"],
+)
+def test_a_second_thread_in_a_receive_is_told_that_the_client_is_busy(
+    server: Server, call: Callable[[Client], object]
+) -> None:
+    with Client(server.address) as client:
+        server.publish(b"one")
+        client.receive(DEADLINE)
+        task = Task(client.receive)
+        task.sleeps_in("receive")
+        with pytest.raises(Busy, match="give each thread a client of its own"):
+            call(client)
+        server.publish(b"two")
+        assert task.result() == b"two"
+        # And not for longer than that.
+        server.publish(b"three")
+        assert client.receive(DEADLINE) == b"three"
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+@pytest.mark.parametrize("call", [Client.receive, Client.receive_many])
+@both_modes
+def test_close_from_another_thread_wakes_a_receive(
+    server: Server,
+    call: Callable[[Client, float | None], object],
+    timeout: float | None,
+    framed: bool,
+) -> None:
+    client = Client(server.address, framed=framed)
+    task = Task(lambda: call(client, timeout))
+    task.sleeps_in("<lambda>")
+    client.close()
+    with pytest.raises(Closed, match="this client is closed"):
+        task.result()
+
+
+def test_close_from_another_thread_ends_a_loop(server: Server) -> None:
+    client = Client(server.address)
+    server.publish_many(FIVE)
+    task = Task(lambda: list(client))
+    server.drain(DEADLINE)
+    client.close()
+    assert task.result() == FIVE
+
+
+# ---- close
+
+
+def test_use_after_close_says_so(server: Server) -> None:
+    client = Client(server.address)
+    server.publish_many(FIVE)
+    all_arrived(server, FIRST_ID + 4)
+    client.receive(DEADLINE)
+    client.close()
+    client.close()
+    uses: list[Callable[[], object]] = [
+        client.receive,
+        client.receive_many,
+        lambda: client.receive(0),
+        lambda: client.receive_many(0),
+        client.ack,
+        lambda: client.lag,
+        client.fileno,
+    ]
+    for use in uses:
+        with pytest.raises(Closed, match="this client is closed"):
+            use()
+    assert client.last_id == FIRST_ID
+    assert client.server_id == server.server_id
+
+
+def test_a_loop_over_a_closed_client_is_over_at_once(server: Server) -> None:
+    with Client(server.address) as client:
+        server.publish_many(FIVE)
+        all_arrived(server, FIRST_ID + 4)
+        client.receive(DEADLINE)
+    assert list(client) == []
+
+
+@both_modes
+def test_closing_within_a_loop_ends_it(server: Server, framed: bool) -> None:
+    client = Client(server.address, framed=framed)
+    server.publish_many(FIVE)
+    all_arrived(server, FIRST_ID + 4)
+    got = []
+    for message in client:
+        got.append(message)
+        if message == b"one":
+            client.close()
+    assert got == FIVE[:2]
+
+
+def test_the_context_manager_closes_also_after_an_exception(server: Server) -> None:
+    with pytest.raises(KeyError), Client(server.address) as client:
+        raise KeyError
+    with pytest.raises(Closed):
+        client.receive(0)
+    wait_until(lambda: not server.clients)
+
+
+def test_a_closed_client_gives_its_descriptor_back_while_it_lives(server: Server) -> None:
+    client = Client(server.address)
+    descriptor = client.fileno()
+    place = os.readlink(f"/proc/self/fd/{descriptor}")
+    client.close()
+
+    def is_closed() -> bool:
+        try:
+            return os.readlink(f"/proc/self/fd/{descriptor}") != place
+        except FileNotFoundError:
+            return True
+
+    wait_until(is_closed)  # a thread of its own may close it
+    assert client.last_id == 0
+
+
+def test_a_client_that_is_dropped_unclosed_warns_and_closes(server: Server) -> None:
+    def drop() -> None:
+        Client(server.address)
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match=f"{server.address}.* was not closed"):
+        drop()
+    wait_until(lambda: not server.clients)
+
+
+# ---- the server's end
+
+
+def test_a_server_that_closes_in_good_order_ends_a_loop_after_everything(address: str) -> None:
+    messages = [b"%d" % number for number in range(50_000)]
+    server = Server(address)
+    with Client(address) as client:
+        server.publish_many(messages)
+        task = Task(lambda: server.close(DEADLINE))
+        assert list(client) == messages
+        task.result()
+
+
+def test_a_plain_connection_has_everything_too_when_the_server_closes(address: str) -> None:
+    messages = [b"%d" % number for number in range(5000)]
+    server = Server(address)
+    with Client(address, framed=False) as client:
+        server.publish_many(messages)
+        task = Task(lambda: server.close(DEADLINE))
+        got, end = read_to_end(client)
+        task.result()
+        assert got == messages
+        assert isinstance(end, ConnectionLost)
+        assert "a plain 1.0 connection gives no reason" in str(end)
+
+
+def test_after_the_end_every_receive_says_so_again(address: str) -> None:
+    with Server(address) as server, Client(address) as client:
+        server.publish(b"last")
+        server.close()
+        assert client.receive(DEADLINE) == b"last"
+        for _ in range(3):
+            with pytest.raises(ServerClosed, match="all it published was received"):
+                client.receive()
+            with pytest.raises(ServerClosed):
+                client.receive_many(0)
+        assert list(client) == []
+        client.run(print)
+        client.ack()
+        assert client.last_id == FIRST_ID
+
+
+KILLED = """
+import sys, time
+import jumiks
+
+count, size = int(sys.argv[2]), int(sys.argv[3])
+server = jumiks.Server(sys.argv[1], log_size=1 << 26)
+server.wait_for_clients(1, 10)
+server.publish_many([b"%08d" % number + bytes(size) for number in range(count)])
+deadline = time.monotonic() + 10
+sent = 0
+while sent != count:
+    sent, before = server.clients[0].sent_id - 99999, sent
+    if before == sent > 0 or time.monotonic() > deadline:
+        break  # the socket is full
+print(sent, flush=True)
+sys.stdin.read()
+"""
+
+
+@both_modes
+@pytest.mark.parametrize(("count", "size"), [(1000, 0), (20_000, 1000)])
+def test_of_a_killed_server_all_that_reached_the_socket_is_read(
+    address: str, framed: bool, count: int, size: int
+) -> None:
+    with script_process(KILLED, address, count, size) as process:
+        client = connect_to(address, framed)
+        with client:
+            assert process.stdout is not None
+            sent = int(process.stdout.readline())
+            process.kill()
+            process.wait(DEADLINE)
+            got, end = read_to_end(client)
+            assert type(end) is ConnectionLost
+            assert ("the server died" in str(end)) == framed
+            assert 0 < sent <= len(got) <= count
+            assert got == [b"%08d" % number + bytes(size) for number in range(len(got))]
+            assert client.last_id == FIRST_ID + len(got) - 1
+
+
+def connect_to(address: str, framed: bool = True) -> Client:
+    """Connect to a server that is being started."""
+    found: list[Client] = []
+
+    def connected() -> bool:
+        try:
+            found.append(Client(address, framed=framed))
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    wait_until(connected)
+    return found[0]
+
+
+def test_a_client_whose_end_was_handled_is_gone_without_the_collector(server: Server) -> None:
+    client = Client(server.address)
+    server.disconnect(server.clients[0])
+    there = weakref.ref(client)
+    gc.disable()
+    try:
+        with client, suppress(Disconnected):
+            client.receive(DEADLINE)
+        del client
+        assert there() is None
+    finally:
+        gc.enable()
+
+
+def test_a_killed_server_wakes_a_loop_that_waits_and_the_loop_says_so(address: str) -> None:
+    with script_process(KILLED, address, 1, 0) as process, connect_to(address) as client:
+        got: list[bytes] = []
+        task = Task(lambda: client.run(got.append))
+        wait_until(lambda: got == [b"00000000"])
+        process.kill()
+        with pytest.raises(ConnectionLost, match="without a goodbye"):
+            task.result()
+
+
+def test_a_message_of_which_a_killed_server_sent_a_part_is_not_handed_out(address: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind("\0" + address[1:])
+        listener.listen()
+        task = Task(lambda: Client(address))
+        connection, _ = listener.accept()
+        with connection:
+            hello = reference.ServerHello((1, 0, 0), reference.FRAMES, 1, FIRST_ID, FIRST_ID)
+            connection.send(reference.encode_server_hello(hello._replace(max_packet=4096)))
+            connection.recv(100)
+            welcome = reference.Welcome(0, reference.FRAMES, FIRST_ID)
+            connection.send(reference.encode_welcome(welcome))
+            client = task.result()
+            connection.send(reference.encode_frame(reference.Frame(FIRST_ID, b"whole")))
+            message = reference.Message(FIRST_ID + 1, bytes(10_000))
+            connection.send(next(reference.fragment_packets(message, 4096)))
+    with client:
+        got, end = read_to_end(client)
+        assert got == [b"whole"]
+        assert type(end) is ConnectionLost
+        assert client.last_id == FIRST_ID
+
+
+# ---- fork
+
+
+def test_a_forked_child_may_not_use_the_client_and_harms_nothing(path: Path) -> None:
+    output = run_script(
+        """
+import gc, os, sys
+import jumiks
+
+with jumiks.Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
+    server.publish(b"one")
+    one = client.receive(10)
+    child = os.fork()
+    if child == 0:
+        uses = [
+            lambda: client.receive(1),
+            lambda: client.receive_many(1),
+            lambda: next(iter(client)),
+            lambda: client.run(print),
+            lambda: client.ack(),
+            lambda: client.lag,
+            lambda: client.fileno(),
+        ]
+        for number, use in enumerate(uses):
+            try:
+                use()
+            except jumiks.Forked as error:
+                assert "make a new client in the child" in str(error), error
+            else:
+                os.write(2, b"no error from use %d" % number)
+                os._exit(1)
+        client.close()
+        del client, use, uses
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    server.publish(b"two")
+    print(one, client.receive(10))
+    client.ack()
+    server.drain(10)
+""",
+        path,
+    )
+    assert output == "b'one' b'two'\n"
+
+
+def test_a_forked_child_does_not_get_the_rest_of_its_parents_batch(address: str) -> None:
+    output = run_script(
+        """
+import os, sys
+import jumiks
+
+with jumiks.Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
+    server.publish_many([b"one", b"two", b"three"])
+    client.receive(10)
+    child = os.fork()
+    if child == 0:
+        for use in (client.receive, client.receive_many, iter(client).__next__):
+            try:
+                print(use(), flush=True)
+            except jumiks.Forked:
+                print("forked", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+""",
+        address,
+    )
+    assert output == "forked\n" * 3
+
+
+def test_a_server_sees_a_client_leave_though_a_forked_child_lives_on(address: str) -> None:
+    output = run_script(
+        """
+import os, sys
+import jumiks
+
+server = jumiks.Server(sys.argv[1], on_disconnect=lambda info, reason: print(reason.name))
+client = jumiks.Client(sys.argv[1])
+server.wait_for_clients(1, 10)
+reading, writing = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(writing)
+    os.read(reading, 1)
+    os._exit(0)
+client.close()
+server.publish(b"")
+server.drain(10)
+server.close()
+os.close(writing)
+os.waitpid(child, 0)
+""",
+        address,
+    )
+    assert output == "LEFT\n"
+
+
+def test_a_forked_child_can_make_a_client_of_its_own(address: str) -> None:
+    output = run_script(
+        """
+import os, sys
+import jumiks
+
+with jumiks.Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
+    child = os.fork()
+    if child == 0:
+        with jumiks.Client(sys.argv[1]) as mine:
+            print(mine.receive(10), flush=True)
+            mine.ack()
+        os._exit(0)
+    server.wait_for_clients(2, 10)
+    server.publish(b"for both")
+    assert client.receive(10) == b"for both"
+    assert os.waitpid(child, 0)[1] == 0
+""",
+        address,
+    )
+    assert output == "b'for both'\n"
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.receive(),
+        lambda client: client.receive(60),
+        lambda client: client.receive_many(),
+        lambda client: next(iter(client)),
+        lambda client: client.run(print),
+    ],
+    ids=["receive", "receive with timeout", "receive_many", "iter", "run"],
+)
+@both_modes
+def test_ctrl_c_ends_a_receive_and_nothing_is_lost(
+    server: Server, call: Callable[[Client], object], framed: bool
+) -> None:
+    with Client(server.address, framed=framed) as client:
+        server.publish(b"zero")
+        assert client.receive(DEADLINE) == b"zero"
+        with pytest.raises(KeyboardInterrupt), interrupted_in("<lambda>"):
+            call(client)
+        server.publish_many(FIVE)
+        assert receive(client, 5) == FIVE
+        assert client.last_id == FIRST_ID + 5
+
+
+@both_modes
+def test_ctrl_c_amid_a_stream_loses_nothing_that_last_id_does_not_count(
+    address: str, framed: bool
+) -> None:
+    total, interrupts, armed = 20_000, 0, threading.Event()
+    gaps: list[Gap] = []
+
+    def stop() -> None:
+        if armed.is_set():
+            armed.clear()
+            raise InterruptedError
+
+    def publish() -> None:
+        for number in range(total):
+            source.publish(b"%d" % number, DEADLINE)
+
+    with (
+        Server(address, max_lag=50, on_lag="block") as source,
+        Client(address, framed=framed, on_gap=gaps.append) as client,
+        handler(signal.SIGUSR1, stop),
+    ):
+        publisher = Task(publish)
+        with often(lambda: signal_main_thread(signal.SIGUSR1), 0.002):
+            while client.last_id < FIRST_ID + total - 1:
+                expected = client.last_id + 1 if client.last_id else FIRST_ID
+                try:
+                    armed.set()
+                    batch = client.receive_many(5.0)
+                    armed.clear()
+                except InterruptedError:
+                    interrupts += 1
+                else:
+                    assert batch.first_id == expected
+        publisher.result()
+        assert gaps == []
+    assert interrupts > 0
+
+
+def test_a_signal_whose_handler_returns_does_not_end_a_receive(server: Server) -> None:
+    handled: list[int] = []
+
+    def signal_often_and_then_publish() -> None:
+        for count in range(1, 6):
+            signal_main_thread(signal.SIGUSR1)
+            wait_until(lambda: len(handled) == count)  # noqa: B023
+        server.publish(b"at last")
+
+    with handler(signal.SIGUSR1, lambda: handled.append(1)), Client(server.address) as client:
+        for timeout in (None, DEADLINE):
+            handled.clear()
+            with once_it_sleeps_in("receive", signal_often_and_then_publish):
+                assert client.receive(timeout) == b"at last"
+            assert len(handled) == 5
+
+
+@both_modes
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
+def test_a_signal_that_ends_no_wait_is_noticed_within_a_second(
+    server: Server, timeout: float | None, framed: bool
+) -> None:
+    # One that another thread takes, or that comes right before the wait.
+    def stop() -> None:
+        raise InterruptedError
+
+    with (
+        Client(server.address, framed=framed) as client,
+        handler(signal.SIGUSR1, stop),
+        once_it_sleeps_in("receive", lambda: _thread.interrupt_main(signal.SIGUSR1)),
+    ):
+        with pytest.raises(InterruptedError):
+            client.receive(timeout)
+        server.publish(b"later")
+        assert client.receive(DEADLINE) == b"later"
+
+
+def test_signals_do_not_put_a_deadline_off(server: Server) -> None:
+    with (
+        Client(server.address) as client,
+        handler(signal.SIGUSR1, lambda: None),
+        often(lambda: signal_main_thread(signal.SIGUSR1), 0.01),
+    ):
+        before = time.monotonic()
+        for call in (client.receive, client.receive_many):
+            with pytest.raises(Timeout):
+                call(0.1)
+        assert 0.2 <= time.monotonic() - before < DEADLINE
+
+
+def test_a_signal_handler_may_close_the_client_that_waits(server: Server) -> None:
+    client = Client(server.address)
+    with (
+        handler(signal.SIGUSR1, client.close),
+        once_it_sleeps_in("receive", lambda: signal_main_thread(signal.SIGUSR1)),
+        pytest.raises(Closed),
+    ):
+        client.receive()
+
+
+def test_ctrl_c_ends_a_program_that_loops(server: Server) -> None:
+    script = """
+import sys
+import jumiks
+
+with jumiks.Client(sys.argv[1]) as client:
+    for message in client:
+        print(message, flush=True)
+"""
+    with script_process(script, server.address) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        server.wait_for_clients(1, DEADLINE)
+        server.publish(b"hello")
+        assert process.stdout.readline() == "b'hello'\n"
+        state = Path(f"/proc/{process.pid}/stat")
+        wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "S")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE) == -signal.SIGINT
+        errors = process.stderr.read()
+    assert errors.splitlines()[-1].startswith("KeyboardInterrupt")
+    assert "was not closed" not in errors

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deadlines and signals hold whatever the server sends, and a deadline is one moment a call."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+from support import reference
+from support.api import handler, script_process
+from support.base import DEADLINE
+from support.reference import Fragment, Frame
+from support.shared import HandMadeLog, shake_hands
+from support.wire import hello_of, listening, one_connection, saying
+
+import jumiks
+from jumiks import AsyncClient, Client, Server
+from jumiks._wire.handshake import FIRST_ID
+
+FLOOD = 5.0  # seconds, if nobody ends it: less than a test's deadline, and much more than is due
+
+
+def unknown_frames() -> Iterator[bytes]:
+    return itertools.repeat(reference.encode_frame(Frame(1, b"", 0x77)) * 8000)
+
+
+def fragments_without_end() -> Iterator[bytes]:
+    for packet_id in itertools.count(FIRST_ID):
+        for offset in range(60000):
+            yield reference.encode_fragment(Fragment(packet_id, 65536, offset, b"x", more=True))
+
+
+def rings() -> Iterator[bytes]:
+    return itertools.repeat(reference.encode_frame(Frame(1, b"", 3)))
+
+
+FLOODS = [unknown_frames, fragments_without_end, rings]
+
+
+def pour(
+    connection: socket.socket, packets: Iterator[bytes], over: threading.Event, pause: float
+) -> None:
+    end = time.monotonic() + FLOOD
+    while not over.wait(pause) and time.monotonic() < end:
+        if select.select([], [connection], [], 0.05)[1]:
+            with suppress(BlockingIOError):
+                for packet in itertools.islice(packets, 1 if pause else 50):
+                    connection.send(packet, socket.MSG_DONTWAIT)
+
+
+@contextmanager
+def flooded(address: str, flood: Callable[[], Iterator[bytes]], pause: float = 0) -> Iterator[None]:
+    """A server by hand that sends packets without end, and no message in them."""
+    over = threading.Event()
+    shared = flood is rings
+
+    def script(connection: socket.socket) -> None:
+        if shared:
+            shake_hands(connection, log)
+        else:
+            saying([], hello_of(max_packet=131072))(connection)
+        pour(connection, flood(), over, pause)
+
+    with HandMadeLog() as log, listening(address) as listener, one_connection(listener, script):
+        try:
+            yield
+        finally:
+            over.set()
+
+
+@contextmanager
+def taking(least: float, most: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert least <= time.monotonic() - began < most
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.parametrize("timeout", [0, 0.3])
+def test_a_flood_without_messages_moves_no_deadline(
+    address: str, flood: Callable[[], Iterator[bytes]], timeout: float
+) -> None:
+    with flooded(address, flood), Client(address) as client:
+        for receive in (client.receive, client.receive_many):
+            with taking(timeout, timeout + 1.5), pytest.raises(jumiks.Timeout):
+                receive(timeout)
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_drip_without_messages_moves_no_deadline(
+    address: str, flood: Callable[[], Iterator[bytes]]
+) -> None:
+    with flooded(address, flood, pause=0.02), Client(address) as client:
+        with taking(0.3, 1.8), pytest.raises(jumiks.Timeout):
+            client.receive(0.3)
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_signal_comes_through_a_flood_without_messages(
+    address: str, flood: Callable[[], Iterator[bytes]], timeout: float | None
+) -> None:
+    class AlarmError(Exception):
+        pass
+
+    def give_up() -> None:
+        raise AlarmError
+
+    with flooded(address, flood), Client(address) as client, handler(signal.SIGALRM, give_up):
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with taking(0.3, 3), pytest.raises(AlarmError):
+            client.receive(timeout)
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_without_messages_leaves_the_event_loop_to_others(
+    address: str, flood: Callable[[], Iterator[bytes]]
+) -> None:
+    async def main() -> float:
+        longest, last = 0.0, time.monotonic()
+
+        async def tick() -> None:
+            nonlocal longest, last
+            while True:
+                await asyncio.sleep(0)
+                now = time.monotonic()
+                longest, last = max(longest, now - last), now
+
+        async with AsyncClient(address) as client:
+            ticking = asyncio.create_task(tick())
+            for receive in (client.receive, client.receive_many):
+                with taking(0.5, 4), pytest.raises(jumiks.Timeout):
+                    await receive(0.5)
+            ticking.cancel()
+        return longest
+
+    with flooded(address, flood):
+        assert asyncio.run(main()) < 1.5
+
+
+def test_a_timeout_above_a_second_is_no_longer_than_it_says(address: str) -> None:
+    with Server(address), Client(address) as client:
+        for receive in (client.receive, client.receive_many):
+            with taking(1.5, 2.3), pytest.raises(jumiks.Timeout):
+                receive(1.5)
+
+
+def test_a_timeout_above_a_second_is_no_longer_than_it_says_in_a_loop(address: str) -> None:
+    async def main() -> None:
+        async with AsyncClient(address) as client:
+            for receive in (client.receive, client.receive_many):
+                with taking(1.5, 2.3), pytest.raises(jumiks.Timeout):
+                    await receive(1.5)
+
+    with Server(address):
+        asyncio.run(main())
+
+
+def test_a_signal_does_not_start_the_time_anew(address: str) -> None:
+    with (
+        Server(address, on_lag="block", max_lag=1) as server,
+        Client(address) as client,
+        Client(address) as stuck,
+        handler(signal.SIGALRM, lambda: None),
+    ):
+        waits: list[Callable[[], object]] = [
+            lambda: client.receive(1.0),
+            lambda: client.receive_many(1.0),
+        ]
+        for wait in waits:
+            signal.setitimer(signal.ITIMER_REAL, 0.9)
+            with taking(1.0, 1.75), pytest.raises(jumiks.Timeout):
+                wait()
+        server.publish(b"never acked")
+        server_waits: list[Callable[[], object]] = [
+            lambda: server.publish(b"m", 1.0),
+            lambda: server.publish_many([b"m"], 1.0),
+            lambda: server.reserve(1, 1.0).__enter__(),
+            lambda: server.drain(1.0),
+            lambda: server.wait_for_clients(3, 1.0),
+        ]
+        for wait in server_waits:
+            signal.setitimer(signal.ITIMER_REAL, 0.9)
+            with taking(1.0, 1.75), pytest.raises(jumiks.Timeout):
+                wait()
+        assert stuck.receive(DEADLINE) == b"never acked"
+
+
+def test_signals_without_end_do_not_move_a_deadline(address: str) -> None:
+    with Server(address), Client(address) as client, handler(signal.SIGALRM, lambda: None):
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        try:
+            with taking(0.5, 1.5), pytest.raises(jumiks.Timeout):
+                client.receive(0.5)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+FLOODER = """
+import socket, struct, sys, time
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(sys.argv[1].replace("@", chr(0)))
+listener.listen()
+print(flush=True)
+connection, _ = listener.accept()
+connection.send(struct.pack("<HHHHQQQQII", 1, 0, 0, 1, 5, 100000, 100000, 0, 131072, 1 << 20))
+connection.recv(4096)
+connection.send(struct.pack("<HHIQ", 0, 1, 0, 100000))
+packet, end = struct.pack("<IHHQ", 0, 0x77, 0, 1) * 8192, time.monotonic() + 10
+try:
+    while time.monotonic() < end:
+        connection.send(packet)
+except OSError:
+    pass
+"""
+
+
+def test_a_flood_that_is_faster_than_its_reader_moves_no_deadline(address: str) -> None:
+    with script_process(FLOODER, address) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with Client(address) as client, taking(0.3, 3), pytest.raises(jumiks.Timeout):
+            client.receive(0.3)
+        process.wait(DEADLINE)

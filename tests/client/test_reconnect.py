@@ -1,0 +1,954 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Coming back to a server that went away, and what is told of the time between."""
+
+import errno
+import gc
+import logging
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import pytest
+from peers import classic_server
+from support.aio import Run, until
+from support.api import SMALL_LOG, Task, once_it_sleeps_in, script_process, sockaddr
+from support.base import DEADLINE, SHARE_LOG, descriptors, wait_until
+
+from jumiks import (
+    AsyncClient,
+    Backoff,
+    Client,
+    Closed,
+    ConnectionLost,
+    Disconnected,
+    EndReason,
+    Gap,
+    GapReason,
+    Lagged,
+    MessagesLost,
+    Refused,
+    Server,
+    ServerClosed,
+    Timeout,
+)
+from jumiks._client.reconnect import Report, Return
+from jumiks._wire.handshake import FIRST_ID, Status
+
+SOON = Backoff(first=0.001, most=0.02)
+
+SLOT = b"x" * 48
+
+modes = pytest.mark.parametrize(
+    "options", [{}, {"share_log": False}, {"framed": False}], ids=["shared", "framed", "classic"]
+)
+
+
+def break_connection(client: Client[Any] | AsyncClient[Any]) -> None:
+    """As if the kernel had lost it; the server sees that the client left."""
+    with socket.socket(fileno=os.dup(client.fileno())) as sock:
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def receive(client: Client[bytes], count: int) -> list[bytes]:
+    return [client.receive(DEADLINE) for _ in range(count)]
+
+
+# ---- what becomes of the stream ----
+
+
+@modes
+def test_a_server_that_was_started_again_goes_on_without_a_gap(
+    address: str, options: dict[str, Any]
+) -> None:
+    with Server(address, share_log=SHARE_LOG) as server:
+        client = Client(address, reconnect=SOON, **options)
+        first = server.server_id
+        server.publish_many([b"a", b"b", b"c"])
+        assert receive(client, 1) == [b"a"]
+    with client, Server(address, share_log=SHARE_LOG) as server:
+        server.publish_many([b"d", b"e"])
+        assert receive(client, 4) == [b"b", b"c", b"d", b"e"]
+        assert client.server_id == server.server_id != first
+        assert client.last_id == FIRST_ID + 1
+        assert client.missed == 0
+        server.publish(b"f")
+        assert receive(client, 1) == [b"f"]
+
+
+@modes
+def test_a_broken_connection_to_the_same_server_loses_and_repeats_nothing(
+    address: str, options: dict[str, Any]
+) -> None:
+    with Server(address, share_log=SHARE_LOG) as server:
+        with Client(address, reconnect=SOON, on_gap="raise", **options) as client:
+            for number in range(0, 30, 3):
+                server.publish_many([b"%d" % (number + index) for index in range(2)])
+                assert receive(client, 1) == [b"%d" % number]
+                break_connection(client)
+                server.publish(b"%d" % (number + 2))
+                assert receive(client, 2) == [b"%d" % (number + 1), b"%d" % (number + 2)]
+            assert client.last_id == FIRST_ID + 29
+            client.ack()
+            server.drain(DEADLINE)
+
+
+def test_a_connection_that_breaks_before_the_first_message_loses_nothing(address: str) -> None:
+    with Server(address) as server, Client(address, reconnect=SOON, on_gap="raise") as client:
+        break_connection(client)
+        wait_until(lambda: server.endings[EndReason.LEFT])
+        server.publish(b"first")
+        assert client.receive(DEADLINE) == b"first"
+
+
+def test_a_connection_that_breaks_in_the_middle_of_a_batch_loses_nothing(address: str) -> None:
+    with Server(address) as server, Client(address, reconnect=SOON, on_gap="raise") as client:
+        server.publish_many([b"%d" % number for number in range(100)])
+        got = []
+        for message in client:
+            got.append(message)
+            if len(got) == 50:
+                break_connection(client)
+                server.publish(b"100")
+            if len(got) == 101:
+                break
+        assert got == [b"%d" % number for number in range(101)]
+
+
+@modes
+def test_what_the_server_no_longer_has_is_a_gap_with_both_ends(
+    address: str, options: dict[str, Any]
+) -> None:
+    gaps: list[Gap] = []
+    with Server(address, log_size=SMALL_LOG) as server:
+        with Client(address, reconnect=SOON, on_gap=gaps.append, **options) as client:
+            server.publish(b"first")
+            assert receive(client, 1) == [b"first"]
+            break_connection(client)
+            wait_until(lambda: server.endings[EndReason.LEFT])
+            server.publish_many([SLOT] * 5000)
+            oldest = server.stats().oldest_id
+            assert receive(client, 1) == [SLOT]
+            assert gaps == [Gap(FIRST_ID + 1, oldest - 1)]
+            assert gaps[0].reason is GapReason.EVICTED
+            assert client.last_id == oldest
+            assert client.missed == oldest - 1 - FIRST_ID
+
+
+def test_what_a_new_server_no_longer_has_is_told_by_its_ids(address: str) -> None:
+    gaps: list[Gap] = []
+    with Server(address) as server:
+        client = Client(address, reconnect=SOON, on_gap=gaps.append)
+        server.publish(b"old")
+    with client, Server(address, log_size=SMALL_LOG) as server:
+        server.publish_many([SLOT] * 5000)
+        oldest = server.stats().oldest_id
+        assert receive(client, 2) == [b"old", SLOT]
+        assert gaps == [Gap(FIRST_ID, oldest - 1)]
+
+
+SERVING = """
+import sys, time
+from jumiks import Server
+server = Server(sys.argv[1], log_size=1 << 20)
+print("ready", flush=True)
+for line in sys.stdin:
+    for number in range(int(line)):
+        server.publish(b"%d" % number)
+    print(server.stats().next_id, flush=True)
+"""
+
+
+def tell(process: subprocess.Popen[str], count: int) -> None:
+    """Have the other process publish."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{count}\n")
+    process.stdin.flush()
+    assert int(process.stdout.readline()) > FIRST_ID
+
+
+@contextmanager
+def serving(address: str) -> Iterator[subprocess.Popen[str]]:
+    with script_process(SERVING, address) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+
+
+@modes
+def test_a_killed_server_is_told_from_one_that_closed(
+    address: str, options: dict[str, Any]
+) -> None:
+    """Whoever reads its log has all that it published; others cannot know that they have."""
+    gaps: list[Gap] = []
+    with serving(address) as process:
+        client = Client(address, reconnect=SOON, on_gap=gaps.append, **options)
+        shared = client.mode == "shared"
+        tell(process, 10)
+        assert receive(client, 10) == [b"%d" % number for number in range(10)]
+        process.kill()
+    with client, serving(address) as process:
+        tell(process, 3)
+        assert receive(client, 3) == [b"0", b"1", b"2"]
+        assert gaps == ([] if shared else [Gap(FIRST_ID + 10, None)])
+        assert client.missed == 0
+        if gaps:
+            assert gaps[0].reason is GapReason.RESTARTED
+            assert gaps[0].count is None
+            assert str(FIRST_ID + 10) in str(gaps[0])
+
+
+def test_a_plain_server_may_take_the_place_of_one_that_was_killed(address: str) -> None:
+    """It does not say who it is, so no process is watched, least of all the dead one."""
+    with serving(address) as process:
+        client = Client(address, reconnect=SOON)
+        tell(process, 1)
+        assert client.receive(DEADLINE) == b"0"
+        process.kill()
+    with client, classic_server(address, "--count", "3") as server:
+        received = [client.receive(DEADLINE) for _ in range(3)]
+        assert client.mode == "classic"
+        client.ack()
+        report = server.result()
+    assert (report["last_id"], len(set(received))) == (FIRST_ID + 2, 3)
+
+
+def test_what_a_server_that_closed_could_not_deliver_is_a_gap_with_both_ends(address: str) -> None:
+    gaps: list[Gap] = []
+    with Server(address, max_lag=10, on_lag="block") as server:
+        client = Client(
+            address, reconnect=SOON, on_gap=gaps.append, share_log=False, framed=False, start="now"
+        )
+        server.publish_many([b"x" * 60_000] * 9)
+        server.close(0)
+    with client, Server(address) as server:
+        server.publish(b"new")
+        got = []
+        while b"new" not in got:
+            got += receive(client, 1)
+        lost = 9 - (len(got) - 1)
+        # A plain connection is told no reason, so what it did not get is unknown.
+        assert gaps == ([Gap(FIRST_ID + 9 - lost, None)])
+
+
+# ---- how a gap is told ----
+
+
+@contextmanager
+def returning_with_a_gap(address: str, **options: Any) -> Iterator[tuple[Any, int]]:
+    """A client that finds, behind its first message, that some were given up."""
+    with Server(address, log_size=SMALL_LOG) as server:
+        with Client(address, reconnect=SOON, **options) as client:
+            server.publish(b"first")
+            assert client.receive(DEADLINE) == b"first"
+            break_connection(client)
+            wait_until(lambda: server.endings[EndReason.LEFT])
+            server.publish_many([SLOT] * 5000)
+            yield client, server.stats().oldest_id
+
+
+def test_a_gap_that_is_yielded_comes_in_its_place(address: str) -> None:
+    with returning_with_a_gap(address, on_gap="yield") as (client, oldest):
+        stream = iter(client)
+        assert next(stream) == Gap(FIRST_ID + 1, oldest - 1)
+        assert client.last_id == FIRST_ID
+        assert next(stream) == SLOT
+        assert client.last_id == oldest
+
+
+def test_a_gap_that_is_yielded_is_received(address: str) -> None:
+    with returning_with_a_gap(address, on_gap="yield") as (client, oldest):
+        assert client.receive(DEADLINE) == Gap(FIRST_ID + 1, oldest - 1)
+        assert client.receive(DEADLINE) == SLOT
+
+
+def test_a_gap_that_is_yielded_stands_for_a_batch(address: str) -> None:
+    with returning_with_a_gap(address, on_gap="yield") as (client, oldest):
+        assert client.receive_many(DEADLINE) == Gap(FIRST_ID + 1, oldest - 1)
+        assert client.receive_many(DEADLINE).first_id == oldest
+
+
+@pytest.mark.parametrize("way", ["receive", "receive_many"])
+def test_a_gap_that_is_raised_is_raised_once(address: str, way: str) -> None:
+    with returning_with_a_gap(address, on_gap="raise") as (client, oldest):
+        with pytest.raises(MessagesLost, match="the server no longer had them") as error:
+            getattr(client, way)(DEADLINE)
+        assert error.value.gap == Gap(FIRST_ID + 1, oldest - 1)
+        getattr(client, way)(DEADLINE)
+        assert client.last_id >= oldest
+
+
+@pytest.mark.parametrize("on_gap", ["raise", "yield"])
+@modes
+def test_a_skip_is_told_in_the_same_ways(
+    address: str, options: dict[str, Any], on_gap: Literal["raise", "yield"]
+) -> None:
+    with Server(address, on_lag="skip", max_lag=4, patience=0) as server:
+        with Client(address, on_gap=on_gap, **options) as client:
+            server.publish_many([b"%d" % number for number in range(20)])
+            got: list[object] = [client.receive(DEADLINE) for _ in range(4)]
+            lost = Gap(FIRST_ID + 4, FIRST_ID + 18)
+            if on_gap == "yield":
+                got.append(client.receive(DEADLINE))
+                assert got[-1] == lost
+            else:
+                with pytest.raises(MessagesLost) as error:
+                    client.receive(DEADLINE)
+                assert error.value.gap == lost
+                assert error.value.gap.reason is GapReason.SKIPPED
+            assert client.receive(DEADLINE) == b"19"
+            assert client.missed == 15
+
+
+def test_a_gap_at_the_start_is_told_by_the_first_receive(address: str) -> None:
+    with Server(address, log_size=SMALL_LOG) as server:
+        server.publish_many([SLOT] * 5000)
+        oldest = server.stats().oldest_id
+        with Client(address, start=FIRST_ID, on_gap="yield") as client:
+            assert client.missed == oldest - FIRST_ID
+            assert client.receive(0) == Gap(FIRST_ID, oldest - 1)
+            assert client.receive(DEADLINE) == SLOT
+        with Client(address, start=FIRST_ID, on_gap="raise") as strict:
+            with pytest.raises(MessagesLost):
+                strict.receive(0)
+            assert strict.receive(DEADLINE) == SLOT
+
+
+def test_a_function_that_raises_at_a_gap_is_called_again(address: str) -> None:
+    calls: list[Gap] = []
+
+    def on_gap(gap: Gap) -> None:
+        calls.append(gap)
+        if len(calls) == 1:
+            raise LookupError
+
+    with returning_with_a_gap(address, on_gap=on_gap) as (client, oldest):
+        with pytest.raises(LookupError):
+            client.receive(DEADLINE)
+        assert client.receive(DEADLINE) == SLOT
+        assert calls == [Gap(FIRST_ID + 1, oldest - 1)] * 2
+        assert client.missed == oldest - 1 - FIRST_ID
+
+
+# ---- when it tries, and when it does not ----
+
+
+def test_who_is_waited_for_in_vain_is_named_and_waited_for_again(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=SOON)
+    with client:
+        for timeout in (0, 0.05):
+            with pytest.raises(Timeout, match=f"{address}.*not yet back"):
+                client.receive(timeout)
+        with Server(address) as server:
+            server.publish(b"back")
+            assert client.receive(DEADLINE) == b"back"
+
+
+def test_a_poll_that_never_waits_comes_back_too(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=SOON)
+    found: list[bytes] = []
+
+    def poll() -> bool:
+        try:
+            found.append(client.receive(0))
+        except Timeout:
+            return False
+        return True
+
+    with client, Server(address) as server:
+        server.publish(b"back")
+        wait_until(poll)
+        assert found == [b"back"]
+
+
+def test_a_way_back_leaves_no_descriptor_for_the_collector(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=SOON)
+    gc.disable()
+    try:
+        with client:
+            wait_until(lambda: failed_to_return(client))
+            assert client._return is not None
+            way = weakref.ref(client._return)
+            with Server(address) as server:
+                server.publish(b"back")
+                assert client.receive(DEADLINE) == b"back"
+            assert way() is None
+    finally:
+        gc.enable()
+
+
+def failed_to_return(client: Client[bytes]) -> bool:
+    with pytest.raises(Timeout):
+        client.receive(0)
+    return client._return is not None and client._return.failure is not None
+
+
+def test_after_a_while_it_gives_up_with_the_ending_and_its_last_failure(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=Backoff(first=0.001, give_up=0.05))
+    with client:
+        before = descriptors()
+        with pytest.raises(ServerClosed) as error:
+            client.receive(DEADLINE)
+        assert isinstance(error.value.__cause__, ConnectionRefusedError)
+        assert descriptors() == before
+
+
+def test_without_it_the_ending_is_raised(address: str) -> None:
+    with Server(address):
+        client = Client(address)
+    with client, Server(address), pytest.raises(ServerClosed):
+        client.receive(DEADLINE)
+
+
+def test_a_server_that_lets_nobody_in_ends_it(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=SOON)
+    with client, Server(address, allow=lambda peer: False), pytest.raises(Refused):
+        client.receive(DEADLINE)
+
+
+def test_a_server_that_is_full_is_tried_again(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=SOON)
+    with client, Server(address, max_clients=1) as server:
+        with Client(address):
+            with pytest.raises(Timeout) as error:
+                client.receive(0.2)
+            assert isinstance(error.value.__cause__, Refused)
+        server.publish(b"room")
+        assert client.receive(DEADLINE) == b"room"
+
+
+def test_a_server_that_shakes_no_hands_is_tried_again(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=SOON, timeout=0.05)
+    with client:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+            silent.bind(sockaddr(address))
+            silent.listen()
+            with pytest.raises(Timeout) as error:
+                client.receive(0.3)
+            assert "no hello" in str(error.value.__cause__)
+        with Server(address) as server:
+            server.publish(b"hello")
+            assert client.receive(DEADLINE) == b"hello"
+
+
+def test_being_cut_for_lag_is_final(address: str) -> None:
+    with Server(address, max_lag=2, patience=0) as server:
+        with Client(address, reconnect=SOON) as client:
+            server.publish_many([b"x"] * 20)
+            with pytest.raises(Lagged):
+                for _ in range(20):
+                    client.receive(DEADLINE)
+
+
+def test_being_disconnected_by_the_servers_user_is_final(address: str) -> None:
+    with Server(address) as server, Client(address, reconnect=SOON) as client:
+        server.disconnect(server.clients[0])
+        with pytest.raises(Disconnected):
+            client.receive(DEADLINE)
+
+
+def test_an_iteration_goes_on_over_many_servers_and_ends_with_close(address: str) -> None:
+    got: list[bytes] = []
+
+    def listen() -> None:
+        got.extend(client)  # one by one
+
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(address))
+        client = stack.enter_context(Client(address, reconnect=SOON))
+        task = Task(listen)
+        for number in range(5):
+            server.publish(b"%d" % number)
+            wait_until(lambda number=number: len(got) > number)  # type: ignore[misc]
+            server.close()
+            server = stack.enter_context(Server(address))
+        client.close()
+        task.result()
+    assert got == [b"0", b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_close_wakes_who_waits_for_the_server_to_come_back(address: str, listening: bool) -> None:
+    with Server(address):
+        client = Client(address, reconnect=Backoff(first=0.001 if listening else 60, most=60))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        if listening:
+            silent.bind(sockaddr(address))
+            silent.listen()
+        with once_it_sleeps_in("wait_for", client.close), pytest.raises(Closed):
+            client.receive()
+
+
+def test_ctrl_c_while_it_waits_leaves_it_on_its_way(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=SOON)
+
+    def press() -> None:
+        ident = threading.main_thread().ident
+        assert ident is not None
+        signal.pthread_kill(ident, signal.SIGINT)
+
+    with client:
+        with once_it_sleeps_in("wait_for", press), pytest.raises(KeyboardInterrupt):
+            client.receive()
+        with Server(address) as server:
+            server.publish(b"back")
+            assert client.receive(DEADLINE) == b"back"
+
+
+def test_a_wait_that_is_over_has_nothing_left(address: str) -> None:
+    with Server(address), Client(address) as client:
+        way = Return(client, ServerClosed("it closed"), Backoff())
+        assert way.due() == (-1, 0.0)  # trio refuses to wait for less
+
+
+# ---- what is logged ----
+
+
+def test_each_kind_of_failure_is_logged_once_and_then_at_growing_intervals() -> None:
+    now = 0.0
+    report = Report(lambda: now)
+    told = []
+    for now in range(200):
+        absent = report.failed(FileNotFoundError(errno.ENOENT, f"not there at {now}"))
+        if absent:
+            told.append(now)
+            assert absent.endswith(f" s: not there at {now}")
+        if now == 3:
+            other = report.failed(ConnectionRefusedError(errno.ECONNREFUSED, "not listening"))
+            assert other == "not back yet after 5 tries in 3.0 s: not listening"
+            full = Refused("full", status=Status.TOO_MANY_CLIENTS)
+            closing = Refused("closing", status=Status.CLOSING)
+            assert report.failed(full)
+            assert report.failed(closing)
+            assert report.failed(full) is None
+    assert told == [0, 10, 30, 70, 150]
+    assert report.succeeded() == "back after 205 tries in 199.0 s"
+
+
+def test_the_intervals_grow_to_an_hour() -> None:
+    now = 0.0
+    report = Report(lambda: now)
+    told: list[float] = []
+    for now in range(0, 40_000, 10):
+        words = report.failed(ConnectionRefusedError(errno.ECONNREFUSED, "not listening"))
+        told += [now] if words else []
+    gaps = [after - before for before, after in pairwise(told)]
+    assert gaps[:4] == [10, 20, 40, 80]
+    assert set(gaps[9:]) == {3600}
+
+
+def lines_of(caplog: pytest.LogCaptureFixture, where: str | Path) -> list[str]:
+    """What a client of this address logged, at INFO alone."""
+    found = [record for record in caplog.records if record.message.startswith(f"{where}: ")]
+    assert {record.levelno for record in found} == {logging.INFO}
+    return [record.message for record in found]
+
+
+def test_the_way_back_is_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Server(path):
+        client = Client(path, reconnect=SOON)
+    caplog.set_level(logging.INFO, "jumiks")
+    with client:
+        for _ in range(3):  # the same failure many times
+            with pytest.raises(Timeout):
+                client.receive(0.1)
+        path.touch()
+        with pytest.raises(Timeout):
+            client.receive(0.1)
+        path.unlink()
+        with Server(path) as server:
+            server.publish(b"back")
+            assert client.receive(DEADLINE) == b"back"
+    ended, absent, no_socket, back = lines_of(caplog, path)
+    assert "the server closed" in ended
+    assert ended.endswith("; coming back to it")
+    assert ": there is no socket at this path" in absent
+    assert "this is a file, no socket" in no_socket
+    assert f"{path}: back after " in back
+
+
+def test_the_way_back_is_logged_in_an_event_loop(
+    run: Run, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        with Server(address):
+            client = await AsyncClient(address, reconnect=SOON)
+        caplog.set_level(logging.INFO, "jumiks")
+        async with client:
+            for _ in range(3):
+                with pytest.raises(Timeout):
+                    await client.receive(0.1)
+            with Server(address) as server:
+                server.publish(b"back")
+                assert await client.receive(DEADLINE) == b"back"
+
+    run(main)
+    ended, absent, back = lines_of(caplog, address)
+    assert "the server closed" in ended
+    assert ": no server listens at this address" in absent
+    assert "back after " in back
+
+
+def test_a_log_handler_may_use_the_client(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=SOON)
+
+    class Closing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            closing = Task(client.close)
+            closing.result()
+
+    handler, logger = Closing(), logging.getLogger("jumiks")
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        with pytest.raises(Closed):
+            client.receive(DEADLINE)
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+# ---- when it tries ----
+
+
+def test_waits_grow_up_to_a_limit_and_chance_shortens_them() -> None:
+    def some(backoff: Backoff) -> list[float]:
+        waits = backoff.waits()
+        return [next(waits) for _ in range(8)]
+
+    exact = some(Backoff(first=1, most=10, factor=2, jitter=0))
+    assert exact == [1, 2, 4, 8, 10, 10, 10, 10]
+    for _ in range(100):
+        for wait, most in zip(some(Backoff(first=1, most=10, jitter=0.25)), exact, strict=True):
+            assert 0.75 * most <= wait <= most
+    assert some(Backoff(jitter=1)) != some(Backoff(jitter=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"first": -1}, ValueError, "0 or more"),
+        ({"first": 3}, ValueError, "most=2.0: it must be 3"),
+        ({"factor": 0.5}, ValueError, "factor=0.5: it must be 1 or more"),
+        ({"jitter": 1.5}, ValueError, "jitter=1.5: it must be from 0 to 1"),
+        ({"give_up": -1}, ValueError, "0 or more"),
+        ({"most": None}, TypeError, "most is a number"),
+        ({"first": "1"}, TypeError, "number of seconds"),
+    ],
+)
+def test_a_backoff_that_cannot_be_is_refused(
+    arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        Backoff(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"reconnect": 1}, TypeError, "reconnect is True, False or a Backoff"),
+        ({"ack": "never"}, ValueError, "'after' or 'before'"),
+        ({"on_gap": "ignore"}, TypeError, "on_gap is 'raise', 'yield', a function or None"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    address: str, arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        Client(address, **arguments)
+
+
+# ---- what counts as handled ----
+
+
+@modes
+@pytest.mark.parametrize("way", ["receive", "receive_many", "iterate"])
+@pytest.mark.parametrize("ack", ["after", "before"])
+def test_a_message_counts_as_handled_before_or_after_it_is(
+    address: str, options: dict[str, Any], way: str, ack: Literal["after", "before"]
+) -> None:
+    with Server(address) as server, Client(address, ack=ack, **options) as client:
+        assert client.resume_at == FIRST_ID
+        server.publish_many([b"a", b"b"])
+        wait_until(lambda: server.clients[0].sent_id == FIRST_ID + 1)
+        if way == "receive":
+            client.receive(DEADLINE)
+        elif way == "receive_many":
+            client.receive_many(DEADLINE)
+        else:
+            next(iter(client))
+        handed_out = client.last_id
+        handled = handed_out if ack == "before" else FIRST_ID - 1
+        assert client.resume_at == handled + 1
+        if ack == "before":
+            wait_until(lambda: server.clients[0].acked_id == handled)
+        client.close()
+        wait_until(lambda: not server.clients)
+        with Client(address, start=client.resume_at, **options) as again:
+            server.publish(b"c")
+            following = [b"b", b"c"][handed_out - FIRST_ID]
+            assert again.receive(DEADLINE) == (following if ack == "before" else b"a")
+
+
+def test_what_was_acked_by_hand_counts_as_handled(address: str) -> None:
+    with Server(address) as server, Client(address) as client:
+        server.publish_many([b"a", b"b", b"c"])
+        receive(client, 2)
+        client.ack(FIRST_ID)
+        assert client.resume_at == FIRST_ID + 1
+        client.ack()
+        assert client.resume_at == FIRST_ID + 2
+        receive(client, 1)
+        assert client.resume_at == FIRST_ID + 2
+
+
+DYING = """
+import os, signal, sys
+from jumiks import Client
+with Client(sys.argv[1], ack=sys.argv[2], share_log=sys.argv[3] == "True") as client:
+    for number, message in enumerate(client):
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("share_log", [True, False])
+@pytest.mark.parametrize("ack", ["after", "before"])
+def test_the_server_knows_where_one_who_died_in_a_message_goes_on(
+    address: str, ack: str, share_log: bool
+) -> None:
+    """At least once, or at most once."""
+    gone: list[int] = []
+    with Server(address, on_disconnect=lambda info, _: gone.append(info.acked_id)) as server:
+        with script_process(DYING, address, ack, share_log) as process:
+            server.wait_for_clients(1, DEADLINE)
+            server.publish_many([b"x"] * 10)
+            assert process.wait(DEADLINE) == -signal.SIGKILL
+        wait_until(lambda: gone)
+    # After: by time, or with the next receive, so the one in work is not among them.
+    assert gone[0] == FIRST_ID + 5 if ack == "before" else gone[0] < FIRST_ID + 5
+
+
+@modes
+@pytest.mark.parametrize("way", ["receive", "receive_many"])
+@pytest.mark.parametrize("at", ["at once", "from within a batch"])
+def test_ctrl_c_in_the_ack_before_a_message_leaves_that_to_the_next_receive(
+    address: str,
+    options: dict[str, Any],
+    way: str,
+    at: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Server(address) as server, Client(address, ack="before", **options) as client:
+        server.publish_many([b"a", b"b", b"c"])
+        got = [client.receive(DEADLINE)] if at == "from within a batch" else []
+        with monkeypatch.context() as patch:
+
+            def press(_handled: int) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(client, "_ack", press)
+            for _ in range(2):
+                with pytest.raises(KeyboardInterrupt):
+                    getattr(client, way)(DEADLINE)
+        while len(got) < 3:
+            found = getattr(client, way)(DEADLINE)
+            got += [found] if way == "receive" else found
+            assert client.last_id == FIRST_ID + len(got) - 1
+        assert got == [b"a", b"b", b"c"]
+
+
+def test_a_batch_that_counts_as_handled_is_out_of_the_log(address: str) -> None:
+    """What was acked may be overwritten, so it is copied before."""
+    with Server(address, log_size=SMALL_LOG) as server, Client(address, ack="before") as client:
+        server.publish_many([b"%48d" % number for number in range(100)])
+        batch = client.receive_many(DEADLINE)
+        server.publish_many([SLOT] * 900)
+        client.receive_many(DEADLINE)
+        server.publish_many([SLOT] * 900)
+        assert batch.valid
+        assert [int(message) for message in batch] == list(range(len(batch)))
+
+
+# ---- a dead server whose sockets live on ----
+
+
+@contextmanager
+def survived_by_a_child(address: str) -> Iterator[Callable[[], None]]:
+    """A server whose child has copies of its sockets; gives what kills the server alone."""
+    script = (
+        "import os, sys, time\n"
+        "from jumiks import Server\n"
+        "server = Server(sys.argv[1])\n"
+        "server.publish_many([b'one', b'two'])\n"
+        "if not os.fork():\n"
+        "    server = None\n"
+        "    sys.stdin.read()\n"
+        "    os._exit(0)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(120)\n"
+    )
+    with script_process(script, address) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+
+        def kill() -> None:
+            process.kill()
+            process.wait()
+
+        yield kill
+        process.stdin.close()
+        process.stdin = None
+        process.stdout.read()  # until the child is gone as well
+
+
+@modes
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
+def test_a_dead_server_is_noticed_though_a_child_holds_its_sockets(
+    address: str, options: dict[str, Any], timeout: float | None
+) -> None:
+    with survived_by_a_child(address) as kill:
+        with Client(address, start="oldest", **options) as client:
+            client.receive(DEADLINE)
+            kill()
+            assert client.receive(DEADLINE) == b"two"
+            with pytest.raises(ConnectionLost):
+                client.receive(timeout)
+
+
+def test_the_address_of_a_dead_server_is_free_though_its_child_lives(address: str) -> None:
+    with survived_by_a_child(address) as kill:
+        kill()
+        Server(address).close()
+
+
+@modes
+def test_a_dead_server_is_noticed_by_who_only_polls(address: str, options: dict[str, Any]) -> None:
+    with survived_by_a_child(address) as kill, Client(address, **options) as client:
+        kill()
+
+        def over() -> bool:
+            try:
+                client.receive(0)
+            except Timeout:
+                return False
+            except ConnectionLost:
+                return True
+            return False
+
+        wait_until(over)
+
+
+def test_a_dead_server_is_noticed_in_an_event_loop(run: Run, address: str) -> None:
+    async def main() -> None:
+        with survived_by_a_child(address) as kill:
+            async with AsyncClient(address) as client:
+                kill()
+                with pytest.raises(ConnectionLost):
+                    await client.receive()
+
+    run(main)
+
+
+# ---- in an event loop ----
+
+
+def test_an_async_client_comes_back(run: Run, address: str) -> None:
+    async def main() -> None:
+        server = Server(address)
+        async with AsyncClient(address, reconnect=SOON) as client:
+            for number in range(4):
+                server.publish(b"%d" % number)
+                assert await client.receive(DEADLINE) == b"%d" % number
+                server.close()
+                server = Server(address)
+            server.close()
+            with pytest.raises(Timeout, match="not yet back"):
+                await client.receive(0.05)
+            with Server(address) as server:
+                server.publish(b"last")
+                async with aclosing(client.__aiter__()) as stream:
+                    assert await anext(stream) == b"last"
+
+    run(main)
+
+
+def test_an_async_client_finds_gaps_in_its_stream(run: Run, address: str) -> None:
+    async def main() -> None:
+        with Server(address, log_size=SMALL_LOG) as server:
+            async with AsyncClient(address, reconnect=SOON, on_gap="yield") as client:
+                server.publish(b"first")
+                assert await client.receive(DEADLINE) == b"first"
+                break_connection(client)
+                await until(lambda: server.endings[EndReason.LEFT])
+                server.publish_many([SLOT] * 5000)
+                oldest = server.stats().oldest_id
+                async with aclosing(client.__aiter__()) as stream:
+                    assert await anext(stream) == Gap(FIRST_ID + 1, oldest - 1)
+                    assert await anext(stream) == SLOT
+                assert client.last_id == oldest
+
+    run(main)
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_closing_wakes_a_task_that_waits_for_the_server_to_come_back(
+    run: Run, address: str, listening: bool
+) -> None:
+    async def main() -> None:
+        with Server(address):
+            backoff = Backoff(first=0.001 if listening else 60, most=60)
+            client = await AsyncClient(address, reconnect=backoff)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+            if listening:
+                silent.bind(sockaddr(address))
+                silent.listen()
+            began = time.monotonic()
+
+            async def receive() -> None:
+                with pytest.raises(Closed):
+                    await client.receive()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(receive)
+                way = client._client
+                await until(lambda: way._return and way._return.due()[1] > 1)
+                await client.close()
+            assert time.monotonic() - began < 60
+
+    run(main)
+
+
+def test_an_async_client_acks_before_if_told_so(run: Run, address: str) -> None:
+    async def main() -> None:
+        with Server(address) as server:
+            async with AsyncClient(address, ack="before") as client:
+                server.publish_many([b"a", b"b"])
+                async with aclosing(client.__aiter__()) as stream:
+                    assert await anext(stream) == b"a"
+                    await until(lambda: server.clients[0].acked_id == FIRST_ID)
+                assert await client.receive(DEADLINE) == b"b"
+                await until(lambda: server.clients[0].acked_id == FIRST_ID + 1)
+
+    run(main)

@@ -1,0 +1,1365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log shared: what only this path has. All else is in the other tests, which use it too."""
+
+import ctypes
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import platform
+import random
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cffi import FFI
+from support import reference
+from support.api import Task, read_to_end, run_script, script_process
+from support.base import DEADLINE, GUARDED, SHARE_LOG, wait_until
+from support.reference import BYE, CRITICAL, DATA, Frame, Message, Welcome
+from support.rights import is_held, pipe, send_descriptor
+from support.shared import (
+    BOTH,
+    HELLO,
+    MAGIC,
+    PAGE,
+    RESUME,
+    RING,
+    RING_KIND,
+    RING_PACKET,
+    SEAL_FUTURE_WRITE,
+    SEAL_GROW,
+    SEAL_SEAL,
+    SEAL_SHRINK,
+    SKIP,
+    HandMadeClient,
+    HandMadeLog,
+    hand_made_client,
+    info_of,
+    served_by,
+    shake_hands,
+)
+from support.wire import FIRST_ID, LARGE, Harassed, Witness, listening, one_connection, raw_client
+
+from jumiks import (
+    Batch,
+    Client,
+    Closed,
+    ConnectionLost,
+    EndReason,
+    Gap,
+    Lagged,
+    Overwritten,
+    ProtocolError,
+    Server,
+    Timeout,
+)
+from jumiks._server.lag import OnLag
+
+pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
+
+SMALL = 1 << 16
+"""Bytes of the smallest log."""
+
+
+# ---- the memory ----
+
+
+def reopened(fd: int, flags: int) -> int:
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["as it came", "reopened"])
+def test_a_client_cannot_write_the_log(address: str, again: bool) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        harassed.publish()
+        fd = reopened(client.log_fd, os.O_RDWR) if again else os.dup(client.log_fd)
+        try:
+            for at in (64, PAGE + client.offset):
+                with pytest.raises(PermissionError):
+                    os.pwrite(fd, b"spoiled!", at)
+            with pytest.raises(PermissionError):
+                mmap.mmap(fd, PAGE + client.size, mmap.MAP_SHARED, mmap.PROT_WRITE)
+            # Punching a hole would be writing zeros.
+            libc = ctypes.CDLL(None, use_errno=True)
+            punch = libc.fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(PAGE))
+            assert (punch, ctypes.get_errno()) == (-1, errno.EPERM)
+        finally:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["as it came", "reopened"])
+def test_a_client_cannot_make_a_map_of_the_log_writable(address: str, again: bool) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        fd = reopened(client.log_fd, os.O_RDWR) if again else os.dup(client.log_fd)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        size = ctypes.c_size_t(PAGE)
+        try:
+            at = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, ctypes.c_long(0))
+            where = ctypes.c_void_p(at)
+            changed = libc.mprotect(where, size, mmap.PROT_READ | mmap.PROT_WRITE)
+            assert (changed, ctypes.get_errno()) == (-1, errno.EACCES)
+            assert libc.munmap(where, size) == 0
+        finally:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["as it came", "reopened"])
+@pytest.mark.parametrize("what", ["log_fd", "cursor_fd"])
+def test_a_client_cannot_shrink_or_grow_what_it_was_given(
+    address: str, what: str, again: bool
+) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        given = getattr(client, what)
+        fd = reopened(given, os.O_RDWR) if again else os.dup(given)
+        try:
+            size = os.fstat(fd).st_size
+            for other in (0, size - 1, size + 1):
+                with pytest.raises(PermissionError):
+                    os.ftruncate(fd, other)
+            assert os.fstat(given).st_size == size
+        finally:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("what", ["log_fd", "cursor_fd"])
+def test_a_client_can_add_no_seal(address: str, what: str) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        fd = getattr(client, what)
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEAL_SEAL
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+
+def test_the_log_can_be_read_by_hand_and_acked_by_a_store(address: str) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        last = harassed.publish(100)
+        assert client.read() == harassed.published
+        client.ack(last)
+        harassed.server.drain(DEADLINE)
+        assert not client.has_input()
+
+
+# ---- a server that lies ----
+
+
+def lie_at_the_door(address: str, log: HandMadeLog, *welcome: object, **words: int) -> None:
+    """Connect to a server by hand, which lets the client in with these words."""
+    descriptors = welcome[0] if welcome else None
+
+    def serve(connection: socket.socket) -> None:
+        shake_hands(connection, log, descriptors, **words)  # type: ignore[arg-type]
+        while connection.recv(LARGE):
+            pass
+
+    with listening(address) as listener, one_connection(listener, serve):
+        Client(address).close()
+
+
+@pytest.mark.parametrize(
+    "seals",
+    [0, SEAL_GROW | SEAL_FUTURE_WRITE, SEAL_SHRINK | SEAL_FUTURE_WRITE, SEAL_SHRINK | SEAL_GROW],
+    ids=["none", "may shrink", "may grow", "anybody may write"],
+)
+def test_a_log_that_may_change_is_a_protocol_error(address: str, seals: int) -> None:
+    with HandMadeLog(seals=seals) as log:
+        with pytest.raises(ProtocolError, match="could change or cut"):
+            lie_at_the_door(address, log)
+
+
+@pytest.mark.parametrize("seals", [0, SEAL_GROW])
+def test_a_cursor_page_that_may_shrink_is_a_protocol_error(address: str, seals: int) -> None:
+    with HandMadeLog(cursor_seals=seals) as log:
+        with pytest.raises(ProtocolError, match="could change or cut"):
+            lie_at_the_door(address, log)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"words": {0: MAGIC + 1}},
+        {"words": {0: 0}},
+        {"words": {16: RING // 2}},
+        {"words": {16: RING * 2}},
+        {"words": {16: 0}},
+        {"file_size": PAGE + RING + PAGE},
+        {"file_size": PAGE + RING - 8},
+        {"file_size": PAGE},
+        {"cursor_size": 191},
+        {"cursor_size": 0},
+    ],
+    ids=str,
+)
+def test_a_log_that_is_none_is_a_protocol_error(address: str, options: dict[str, int]) -> None:
+    with HandMadeLog(**options) as log:  # type: ignore[arg-type]
+        with pytest.raises(ProtocolError, match="no log, or another than it says"):
+            lie_at_the_door(address, log)
+
+
+def test_a_log_with_holes_is_a_protocol_error(address: str) -> None:
+    with HandMadeLog(sparse=True) as log:
+        log.publish(b"hi")
+        with pytest.raises(ProtocolError, match="no log, or another than it says"):
+            lie_at_the_door(address, log)
+
+
+def test_a_cursor_page_of_huge_pages_is_a_protocol_error(address: str) -> None:
+    # A hole that its server cuts into it could not be filled: SIGBUS.
+    try:
+        huge = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | os.MFD_HUGETLB)
+    except OSError:
+        pytest.skip("this kernel has no huge pages")
+    try:
+        os.ftruncate(huge, 1 << 30)
+        fcntl.fcntl(huge, fcntl.F_ADD_SEALS, SEAL_SHRINK | SEAL_GROW)
+        with HandMadeLog() as log, pytest.raises(ProtocolError, match="could change or cut"):
+            lie_at_the_door(address, log, [log.fd, huge])
+    finally:
+        os.close(huge)
+
+
+@pytest.mark.parametrize("words", [{"first_offset": 4}, {"first_id": FIRST_ID - 1}], ids=str)
+def test_a_welcome_to_a_place_that_cannot_be_is_a_protocol_error(
+    address: str, words: dict[str, int]
+) -> None:
+    with HandMadeLog() as log:
+        with pytest.raises(ProtocolError, match="no log, or another than it says"):
+            lie_at_the_door(address, log, **words)
+
+
+@pytest.mark.parametrize("offset", [8, RING, 1 << 63, (1 << 64) - 8])
+def test_a_start_behind_the_end_of_the_log_is_a_protocol_error(address: str, offset: int) -> None:
+    def serve(connection: socket.socket) -> None:
+        shake_hands(connection, log, first_offset=offset)
+        while connection.recv(LARGE):
+            pass
+
+    with HandMadeLog() as log, listening(address) as listener, one_connection(listener, serve):
+        with Client(address) as client:
+            with pytest.raises(ProtocolError, match="its log ends where it cannot"):
+                client.receive(DEADLINE)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4])
+def test_another_number_of_descriptors_than_two_is_a_protocol_error(
+    address: str, count: int
+) -> None:
+    with HandMadeLog() as log:
+        descriptors = [log.fd, log.cursor_fd, log.fd, log.fd][:count]
+        number = count if count < 3 else "more than 2"
+        with pytest.raises(ProtocolError, match=f"{number} descriptors came .* 2 are due"):
+            lie_at_the_door(address, log, descriptors)
+
+
+def test_descriptors_that_stand_for_something_else_are_a_protocol_error(
+    address: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(PAGE + RING))
+    with HandMadeLog() as log, pipe() as (reading, writing), file.open() as opened:
+        try:
+            for given in (
+                [reading, log.cursor_fd],
+                [opened.fileno(), log.cursor_fd],
+                [log.fd, reading],
+                [log.fd, opened.fileno()],
+                [log.cursor_fd, log.fd],
+            ):
+                with pytest.raises(ProtocolError, match="could change or cut"):
+                    lie_at_the_door(address, log, given)
+        finally:
+            os.close(writing)
+
+
+def test_a_welcome_with_log_that_ends_early_is_a_protocol_error(address: str) -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.send(HELLO)
+        connection.recv(LARGE)
+        welcome = reference.encode_welcome(Welcome(0, BOTH, FIRST_ID))
+        socket.send_fds(connection, [welcome[:23]], [log.fd, log.cursor_fd])
+        connection.recv(LARGE)
+
+    with HandMadeLog() as log, listening(address) as listener, one_connection(listener, serve):
+        with pytest.raises(ProtocolError, match="welcome with LOG of 23 bytes"):
+            Client(address)
+
+
+@pytest.mark.parametrize("words", [{8: 2}, {8: 2, 16: 12345}], ids=["alike", "another shape"])
+def test_a_layout_of_later_days_makes_the_client_do_without_the_log(
+    address: str, words: dict[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    message = Frame(FIRST_ID, b"by packet")
+
+    def serve(connection: socket.socket) -> None:
+        connection.send(HELLO)
+        reply = reference.decode_reply(connection.recv(LARGE))
+        if reply.capabilities & reference.LOG:
+            welcome = reference.encode_welcome(Welcome(0, BOTH, FIRST_ID))
+            socket.send_fds(connection, [welcome], [log.fd, log.cursor_fd])
+        else:
+            welcome = reference.encode_welcome(Welcome(0, reference.FRAMES, FIRST_ID))
+            connection.send(welcome)
+            connection.send(reference.encode_frame(message))
+        while connection.recv(LARGE):
+            pass
+
+    with HandMadeLog(words=words) as log, listening(address) as listener:
+        with one_connection(listener, serve), one_connection(listener, serve):
+            with Client(address) as client:
+                assert client.mode == "framed"
+                assert client.receive(DEADLINE) == b"by packet"
+    assert "cannot read its log" in caplog.text
+
+
+def frame_of(kind: int = DATA, packet_id: int = FIRST_ID, payload: bytes = b"x" * 8) -> bytes:
+    return reference.encode_frame(Frame(packet_id, payload, kind))
+
+
+def written(frame: bytes, head: int | None = None) -> Callable[[HandMadeLog], object]:
+    def lie(log: HandMadeLog) -> None:
+        end = log.write(frame)
+        log.head = end if head is None else head
+
+    return lie
+
+
+NO_FRAME = "what stands in its log is no frame, or has another id"
+LOG_LIES = {
+    "a BYE": (written(frame_of(BYE)), NO_FRAME),
+    "an unknown kind": (written(frame_of(9)), NO_FRAME),
+    "a lower id": (written(frame_of(packet_id=FIRST_ID - 1)), NO_FRAME),
+    "a higher id": (written(frame_of(packet_id=FIRST_ID + 1)), NO_FRAME),
+    "nothing": (written(bytes(64)), NO_FRAME),
+    "a frame beyond the end": (written(frame_of(), 16), NO_FRAME),
+    "half a header": (written(frame_of(), 8), NO_FRAME),
+    "a huge frame": (written(b"\xff\xff\xff\xff" + frame_of()[4:]), NO_FRAME),
+    "an end beyond the ring": (written(frame_of(), RING + 8), "its log ends where it cannot"),
+    "an end far beyond": (written(frame_of(), (1 << 64) - 8), "its log ends where it cannot"),
+}
+
+
+@pytest.mark.parametrize(("lie", "fault"), LOG_LIES.values(), ids=LOG_LIES.keys())
+def test_a_log_that_lies_is_a_protocol_error(
+    address: str, lie: Callable[[HandMadeLog], object], fault: str
+) -> None:
+    def script(connection: socket.socket, log: HandMadeLog) -> None:
+        lie(log)
+        connection.send(RING_PACKET)
+
+    with HandMadeLog() as log, served_by(address, script, log) as client:
+        for _ in range(2):
+            with pytest.raises(ProtocolError, match=fault):
+                client.receive(DEADLINE)
+        assert client.last_id == 0
+
+
+@pytest.mark.parametrize(
+    ("first_id", "first_offset"), [(FIRST_ID, (1 << 64) - 256), ((1 << 64) - 1, 0)]
+)
+def test_numbers_that_are_about_to_wrap_are_a_protocol_error(
+    address: str, first_id: int, first_offset: int
+) -> None:
+    def script(connection: socket.socket, log: HandMadeLog) -> None:
+        log.words[128] = first_offset
+        log.head = log.write(frame_of(packet_id=first_id), first_offset)
+        connection.send(RING_PACKET)
+
+    welcome = {"first_id": first_id, "first_offset": first_offset}
+    with HandMadeLog() as log, served_by(address, script, log, **welcome) as client:
+        with pytest.raises(ProtocolError, match="its log ends where it cannot"):
+            client.receive(DEADLINE)
+
+
+GOOD = [b"one", b"two", b"three"]
+
+
+def after_three(
+    log: HandMadeLog, action: Callable[[socket.socket], object]
+) -> Callable[[socket.socket, HandMadeLog], None]:
+    """A script: three good messages, and something else once the client has acked them."""
+    log.want(FIRST_ID + 2)
+
+    def script(connection: socket.socket, log: HandMadeLog) -> None:
+        log.publish(*GOOD)
+        connection.send(RING_PACKET)
+        assert connection.recv(LARGE) == reference.encode_ack(FIRST_ID + 2)
+        action(connection)
+
+    return script
+
+
+@pytest.mark.parametrize("head", [0, 24, 71])
+def test_a_log_whose_end_goes_back_is_a_protocol_error(address: str, head: int) -> None:
+    def lie(connection: socket.socket) -> None:
+        log.head = head
+        connection.send(RING_PACKET)
+
+    with HandMadeLog() as log, served_by(address, after_three(log, lie), log) as client:
+        assert [client.receive(DEADLINE) for _ in GOOD] == GOOD
+        with pytest.raises(ProtocolError, match="its log ends where it cannot"):
+            client.receive(DEADLINE)
+
+
+def resume(packet_id: int, offset: int, size: int = 8) -> bytes:
+    payload = offset.to_bytes(8, "little")[:size]
+    return reference.encode_frame(Frame(packet_id, payload, RESUME))
+
+
+END = FIRST_ID + 2
+PLACE = "a place that cannot be"
+PACKET_LIES = {
+    "a message": (frame_of(packet_id=END + 1), "messages beside the log"),
+    "a short BYE": (reference.encode_frame(Frame(END, bytes(63), BYE)), "BYE is too short"),
+    "an empty BYE": (reference.encode_frame(Frame(END, b"", BYE)), "BYE is too short"),
+    "a large packet": (frame_of(RING_KIND, payload=bytes(300)), "larger than agreed"),
+    "a huge packet": (frame_of(RING_KIND, payload=bytes(60000)), "larger than agreed"),
+    "half a header": (RING_PACKET[:8], "does not fit its packet"),
+    "a frame cut off": (frame_of(BYE, payload=bytes(64))[:32], "does not fit its packet"),
+    "an empty packet": (b"", "an empty packet"),
+    "a critical kind": (frame_of(CRITICAL | 7), "critical frame of unknown kind"),
+    "a RESUME that nobody asked for": (resume(END + 1, 72), PLACE),
+}
+
+
+@pytest.mark.parametrize(("packet", "fault"), PACKET_LIES.values(), ids=PACKET_LIES.keys())
+def test_a_packet_that_cannot_be_is_a_protocol_error(
+    address: str, packet: bytes, fault: str
+) -> None:
+    def lie(connection: socket.socket) -> None:
+        connection.send(packet)
+
+    with HandMadeLog() as log, served_by(address, after_three(log, lie), log) as client:
+        assert [client.receive(DEADLINE) for _ in GOOD] == GOOD
+        for _ in range(2):
+            with pytest.raises(ProtocolError, match=fault):
+                client.receive(DEADLINE)
+
+
+@pytest.mark.parametrize("kind", [9, 0x7FFF])
+def test_a_packet_of_an_unknown_kind_is_skipped(address: str, kind: int) -> None:
+    def say(connection: socket.socket) -> None:
+        connection.send(frame_of(kind))
+        log.publish(b"four")
+        connection.send(RING_PACKET)
+
+    with HandMadeLog() as log, served_by(address, after_three(log, say), log) as client:
+        assert [client.receive(DEADLINE) for _ in range(4)] == [*GOOD, b"four"]
+
+
+def skipping(log: HandMadeLog, packet: bytes) -> Callable[[socket.socket], None]:
+    def say(connection: socket.socket) -> None:
+        connection.send(reference.encode_frame(Frame(END, b"", SKIP)))
+        assert connection.recv(LARGE) == reference.encode_ack(END) + bytes(8)
+        log.write(frame_of(packet_id=END + 11), 80)
+        log.head = 104
+        log.words[144] += 1
+        connection.send(packet)
+
+    return say
+
+
+RESUMES = {
+    "to before what was read": resume(END + 11, 64),
+    "to a lower id": resume(END, 80),
+    "to between two words": resume(END + 11, 84),
+    "beyond the end": resume(END + 11, 112),
+    "far beyond": resume(END + 11, (1 << 64) - 8),
+    "without a place": resume(END + 11, 80, 0),
+    "with half a place": resume(END + 11, 80, 7),
+}
+
+
+@pytest.mark.parametrize("packet", RESUMES.values(), ids=RESUMES.keys())
+def test_a_resume_to_where_it_cannot_be_is_a_protocol_error(address: str, packet: bytes) -> None:
+    with HandMadeLog() as log:
+        with served_by(address, after_three(log, skipping(log, packet)), log) as client:
+            assert [client.receive(DEADLINE) for _ in GOOD] == GOOD
+            with pytest.raises(ProtocolError, match=PLACE):
+                client.receive(DEADLINE)
+
+
+def test_a_resume_that_is_right_goes_on_behind_the_gap(address: str) -> None:
+    with HandMadeLog() as log:
+        script = after_three(log, skipping(log, resume(END + 11, 80)))
+        with served_by(address, script, log) as client:
+            assert [client.receive(DEADLINE) for _ in GOOD] == GOOD
+            assert client.receive(DEADLINE) == b"x" * 8
+            assert (client.last_id, client.missed) == (END + 11, 10)
+
+
+def test_a_resume_that_is_read_too_late_is_followed_by_another(address: str) -> None:
+    """A slow client may be told to skip again before it has read where it could go on."""
+
+    def say(connection: socket.socket) -> None:
+        connection.send(reference.encode_frame(Frame(END, b"", SKIP)))
+        assert connection.recv(LARGE) == reference.encode_ack(END) + bytes(8)
+        place = 80 + 3 * RING
+        log.write(frame_of(packet_id=END + 9000), place)
+        log.words[128] = place
+        log.head = place + 24
+        connection.send(resume(END + 11, 80))
+        connection.send(reference.encode_frame(Frame(END + 30, b"", SKIP)))
+        log.words[144] += 2
+        assert connection.recv(LARGE) == reference.encode_ack(END + 10) + bytes(8)
+        connection.send(resume(END + 9000, place))
+
+    with HandMadeLog() as log, served_by(address, after_three(log, say), log) as client:
+        assert [client.receive(DEADLINE) for _ in GOOD] == GOOD
+        assert client.receive(DEADLINE) == b"x" * 8
+        assert client.missed == 8999
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_the_end_without_a_word_is_a_loss_after_all_that_was_published(
+    address: str, asleep: bool
+) -> None:
+    def script(connection: socket.socket, log: HandMadeLog) -> None:
+        assert log.cursor is not None
+        if asleep:
+            wait_until(lambda: log.cursor and log.cursor[64] % 2)
+        log.publish(*GOOD)
+        log.write(frame_of(packet_id=log.next_id)[:20])  # one that it did not come to the end of
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with HandMadeLog() as log, served_by(address, script, log) as client:
+        messages, end = read_to_end(client)
+        assert messages == GOOD
+        assert type(end) is ConnectionLost
+
+
+def test_the_end_in_the_middle_of_a_skip_is_a_loss(address: str) -> None:
+    def leave(connection: socket.socket) -> None:
+        connection.send(reference.encode_frame(Frame(END, b"", SKIP)))
+        connection.recv(LARGE)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with HandMadeLog() as log, served_by(address, after_three(log, leave), log) as client:
+        messages, end = read_to_end(client)
+        assert messages == GOOD
+        assert type(end) is ConnectionLost
+
+
+def test_a_tail_that_lies_hands_out_nothing(address: str) -> None:
+    def script(connection: socket.socket, log: HandMadeLog) -> None:
+        log.words[128] = 8
+        log.publish(*GOOD)
+        connection.send(RING_PACKET)
+
+    with HandMadeLog() as log, served_by(address, script, log) as client:
+        with pytest.raises(Timeout):
+            client.receive(0.1)
+        assert client.last_id == 0
+
+
+# ---- a client that lies ----
+
+
+def ends_with_protocol(client: HandMadeClient, harassed: Harassed) -> None:
+    """The server ends a connection for its client's fault, and says so."""
+
+    def is_gone() -> bool:
+        return bool(harassed.server.clients and harassed.ends)  # asking makes it look
+
+    wait_until(is_gone)
+    assert [reason for _, reason in harassed.ends] == [EndReason.PROTOCOL]
+    last = list(client.packets())[-1]
+    assert last.kind == BYE
+    assert reference.decode_bye(Frame(last.id, last.payload, BYE)).reason == 3
+
+
+@pytest.mark.parametrize("acked", [FIRST_ID + 2, FIRST_ID + 3, (1 << 63), (1 << 64) - 1])
+def test_an_ack_stored_beyond_what_was_published_ends_that_connection(
+    address: str, acked: int
+) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        harassed.publish(2)
+        client.ack(acked)
+        ends_with_protocol(client, harassed)
+
+
+@pytest.mark.parametrize("lower", [0, 1, FIRST_ID, FIRST_ID + 1])
+def test_an_ack_stored_that_falls_ends_that_connection(address: str, lower: int) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        harassed.publish(3)
+        client.ack(FIRST_ID + 2)
+        wait_until(lambda: info_of(harassed.server).acked_id == FIRST_ID + 2)
+        client.ack(lower)
+        ends_with_protocol(client, harassed)
+
+
+def test_an_ack_stored_below_the_start_is_no_harm(address: str) -> None:
+    with Harassed(address) as harassed:
+        harassed.publish(5)
+        with hand_made_client(harassed.server, address) as client:
+            client.ack(3)
+            harassed.publish()
+            assert info_of(harassed.server).acked_id == 0
+            assert client.read() == harassed.published[-1:]
+            client.ack(client.next_id - 1)
+            harassed.server.drain(DEADLINE)
+        wait_until(lambda: harassed.reasons(1) == [EndReason.LEFT])
+
+
+class Meddler:
+    """A thread that does something all the time until it is told to stop."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._over = threading.Event()
+        self._action = action
+        self._task = Task(self._run)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._action()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._task.result()
+
+
+def test_a_cursor_page_full_of_noise_harms_nobody_else(address: str) -> None:
+    noise = random.Random(4)
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+
+        def spoil() -> None:
+            for at in range(0, 192, 8):
+                client.cursor[at] = noise.choice([0, 1, FIRST_ID + 7, noise.getrandbits(64)])
+
+        with Meddler(spoil):
+            for _ in range(300):
+                harassed.publish(7)
+            wait_until(lambda: harassed.server.clients and harassed.ends)
+        assert [reason for _, reason in harassed.ends] == [EndReason.PROTOCOL]
+
+
+def test_a_client_that_never_stops_falling_asleep_is_rung_once_a_message_at_most(
+    address: str,
+) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        number = 1
+
+        def fall_asleep() -> None:
+            nonlocal number
+            client.sleep(number)
+            number += 2
+
+        with Meddler(fall_asleep):
+            for _ in range(3000):
+                harassed.publish()
+            harassed.witness.wait_for(3000)
+        assert not harassed.ends
+        assert 0 < info_of(harassed.server).packets <= 3000
+
+
+def test_a_socket_full_of_rings_has_room_for_the_word_to_skip(address: str) -> None:
+    with Harassed(address, on_lag="skip", max_lag=2000, patience=0) as harassed:
+        with hand_made_client(harassed.server, address) as client:
+            for number in range(1, 4000, 2):
+                client.sleep(number)
+                harassed.publish()
+                harassed.witness.wait_for(len(harassed.published))
+            assert info_of(harassed.server).skipped == 0
+            assert not harassed.ends
+            harassed.publish()
+            harassed.witness.wait_for(len(harassed.published))
+            assert not harassed.ends
+            assert client.control().kind == SKIP
+            client.sock.send(reference.encode_ack(FIRST_ID - 1) + bytes(8))
+            wait_until(lambda: info_of(harassed.server).skipped == 2000)
+            assert client.control().kind == RESUME
+
+
+def test_a_client_that_is_awake_is_not_rung(address: str) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        for number in (0, 2, 1 << 63):
+            client.sleep(number)
+            harassed.publish()
+            harassed.server.stats()
+        assert info_of(harassed.server).packets == 0
+        assert not client.has_input()
+
+
+def test_a_sleep_is_rung_once(address: str) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        client.sleep(7)
+        for _ in range(10):
+            harassed.publish()
+        harassed.server.stats()
+        assert info_of(harassed.server).packets == 1
+        assert next(client.packets()).kind == RING_KIND
+        assert not client.has_input()
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        reference.encode_ack(FIRST_ID) + bytes(8),
+        b"\xff" * 16,
+        bytes(16),
+        b"",
+        b"x",
+        bytes(7),
+        bytes(9),
+        bytes(15),
+        bytes(17),
+        bytes(24),
+        bytes(25),
+        bytes(60000),
+        reference.encode_ack(FIRST_ID + 1),
+        HELLO,
+    ],
+    ids=lambda packet: f"{len(packet)}-{packet[:3].hex()}",
+)
+def test_a_packet_that_cannot_be_ends_that_connection(address: str, packet: bytes) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        harassed.publish()
+        client.sock.send(packet)
+        ends_with_protocol(client, harassed)
+
+
+def test_an_ack_by_packet_that_nobody_asked_for_is_an_ack(address: str) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        last = harassed.publish(3)
+        client.sock.send(reference.encode_ack(last))
+        client.sock.send(reference.encode_ack(FIRST_ID))
+        harassed.server.drain(DEADLINE)
+        assert info_of(harassed.server).acked_id == last
+        assert not harassed.ends
+
+
+def test_a_client_that_sends_a_descriptor_beside_the_log_is_refused_or_cut(
+    address: str, kernel: str
+) -> None:
+    with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
+        with pipe() as (reading, writing):
+            last = harassed.publish()
+            sent = send_descriptor(client.sock, reference.encode_ack(last), writing)
+            os.close(writing)
+            assert sent == (kernel == GUARDED)
+            if sent:
+                assert harassed.reasons(1) == [EndReason.PROTOCOL]
+                assert client.control().kind == reference.BYE
+            wait_until(lambda: harassed.server.clients and not is_held(reading))
+            if not sent:
+                client.ack(last)
+                harassed.server.drain(DEADLINE)
+                assert not harassed.ends
+
+
+@pytest.mark.parametrize("answer", [FIRST_ID - 1, FIRST_ID + 50, (1 << 64) - 1])
+def test_an_answer_that_cannot_be_ends_that_connection(address: str, answer: int) -> None:
+    with Harassed(address, on_lag="skip", max_lag=10, patience=0) as harassed:
+        with hand_made_client(harassed.server, address) as client:
+            client.ack(FIRST_ID)
+            for _ in range(12):
+                harassed.publish()
+                harassed.witness.wait_for(len(harassed.published))
+            assert client.control().kind == SKIP
+            client.sock.send(reference.encode_ack(answer) + bytes(8))
+            ends_with_protocol(client, harassed)
+
+
+def test_who_has_read_nothing_answers_with_the_id_before_its_first(address: str) -> None:
+    with Harassed(address, on_lag="skip", max_lag=10, patience=0) as harassed:
+        with hand_made_client(harassed.server, address) as client:
+            for _ in range(12):
+                harassed.publish()
+                harassed.witness.wait_for(len(harassed.published))
+            assert client.control().kind == SKIP
+            client.sock.send(reference.encode_ack(FIRST_ID - 1) + bytes(8))
+            resume = client.control()
+            assert resume.kind == RESUME
+            last = harassed.publish()
+            assert FIRST_ID < resume.id <= last
+            client.sock.send(reference.encode_ack(last))  # an ack is told apart by its length
+            harassed.server.drain(DEADLINE)
+            assert not harassed.ends
+
+
+def test_a_second_answer_ends_that_connection(address: str) -> None:
+    with Harassed(address, on_lag="skip", max_lag=10, patience=0) as harassed:
+        with hand_made_client(harassed.server, address) as client:
+            for _ in range(11):
+                harassed.publish()
+                harassed.witness.wait_for(len(harassed.published))
+            assert client.control().kind == SKIP
+            client.sock.send(reference.encode_ack(FIRST_ID + 3) + bytes(8))
+            wait_until(lambda: info_of(harassed.server).skipped == 6)
+            assert client.control().kind == RESUME
+            client.sock.send(reference.encode_ack(FIRST_ID + 3) + bytes(8))
+            ends_with_protocol(client, harassed)
+
+
+# ---- views ----
+
+
+def overrun(server: Server) -> None:
+    """Publish more than the log holds."""
+    for _ in range(3 * SMALL // 1000):
+        server.publish(bytes(1000))
+
+
+def is_valid(batch: Batch) -> bool:
+    return batch.valid
+
+
+loses = pytest.mark.parametrize("policy", ["disconnect", "skip"])
+
+
+def small_server(address: str, policy: OnLag = "disconnect") -> Server:
+    return Server(address, log_size=SMALL, on_lag=policy, patience=0)
+
+
+@loses
+def test_views_that_the_policy_gave_up_say_so(address: str, policy: OnLag) -> None:
+    with small_server(address, policy) as server, Client(address) as client:
+        server.publish_many([b"one", b"two"])
+        batch = client.receive_many(DEADLINE)
+        views = batch.views()
+        assert is_valid(batch)
+        assert [bytes(view) for view in views] == [b"one", b"two"]
+        overrun(server)
+        assert not is_valid(batch)
+        with pytest.raises(Overwritten) as caught:
+            batch.release()
+        assert (caught.value.first, caught.value.last) == (FIRST_ID, FIRST_ID + 1)
+        with pytest.raises(Overwritten):
+            batch[0]
+
+
+@loses
+def test_a_batch_that_the_policy_gave_up_says_so_on_the_first_look(
+    address: str, policy: OnLag
+) -> None:
+    with small_server(address, policy) as server, Client(address) as client:
+        server.publish_many([b"one", b"two"])
+        batch = client.receive_many(DEADLINE)
+        assert is_valid(batch)
+        overrun(server)
+        assert not is_valid(batch)
+        for _ in range(2):
+            with pytest.raises(Overwritten):
+                batch[0]
+        with pytest.raises(Overwritten):
+            batch.views()
+
+
+@loses
+def test_the_receive_after_a_batch_was_given_up_says_what_became_of_it(
+    address: str, policy: OnLag
+) -> None:
+    with small_server(address, policy) as server, Client(address) as client:
+        server.publish_many([b"one", b"two"])
+        batch = client.receive_many(DEADLINE)
+        overrun(server)
+        with pytest.raises(Overwritten):
+            batch[0]
+        if policy == "disconnect":
+            with pytest.raises(Lagged):
+                client.receive(DEADLINE)
+            return
+        # It answers that it has handled these two, and goes on with the newest.
+        assert client.receive(DEADLINE) == bytes(1000)
+        newest = server.stats().next_id - 1
+        assert client.last_id == newest
+        assert client.missed == info_of(server).skipped == newest - FIRST_ID - 2
+
+
+@loses
+def test_a_batch_that_was_looked_at_in_time_stays(address: str, policy: OnLag) -> None:
+    with small_server(address, policy) as server, Client(address) as client:
+        server.publish_many([b"one", b"two"])
+        batch = client.receive_many(DEADLINE)
+        assert list(batch) == [b"one", b"two"]
+        overrun(server)
+        assert is_valid(batch)
+        assert list(batch) == [b"one", b"two"]
+
+
+def test_leaving_the_block_of_a_batch_that_was_given_up_raises(address: str) -> None:
+    with small_server(address) as server, Client(address) as client:
+        server.publish(b"one")
+        with pytest.raises(Overwritten), client.receive_many(DEADLINE) as batch:
+            batch.views()
+            overrun(server)
+        # An error of the block's own is not covered up.
+        assert isinstance(batch, Batch)
+    with small_server(address) as server, Client(address) as client:
+        server.publish(b"one")
+        with pytest.raises(KeyError), client.receive_many(DEADLINE) as batch:
+            batch.views()
+            overrun(server)
+            raise KeyError
+
+
+def test_the_next_receive_takes_views_back(address: str) -> None:
+    with Server(address) as server, Client(address) as client:
+        server.publish(b"one")
+        views = client.receive_many(DEADLINE).views()
+        server.publish(b"two")
+        assert client.receive(DEADLINE) == b"two"
+        with pytest.raises(ValueError, match="released"):
+            bytes(views[0])
+        assert info_of(server).acked_id == FIRST_ID
+
+
+@pytest.mark.parametrize("other_thread", [False, True])
+def test_a_slice_that_lives_on_holds_acks_back_until_it_goes(
+    address: str, other_thread: bool
+) -> None:
+    with Server(address) as server, Client(address) as client:
+        server.wait_for_clients(1, DEADLINE)
+        server.publish_many([b"before", b"also before"])
+        assert len(client.receive_many(DEADLINE)) == 2
+        server.publish(b"pinned")
+        held = [client.receive_many(DEADLINE).views()[0][1:]]
+        for number in range(1, 11):
+            server.publish(b"later")
+            assert client.receive(DEADLINE) == b"later"
+            client.ack()
+            info = info_of(server)
+            assert (info.acked_id, info.lag) == (FIRST_ID + 1, 1 + number)
+        assert bytes(held[0]) == b"inned"
+        if other_thread:
+            Task(held.clear).result()
+        else:
+            held.clear()
+        wait_until(lambda: info_of(server).acked_id == FIRST_ID + 12)
+        assert info_of(server).lag == 0
+
+
+def test_pins_let_go_in_any_order(address: str) -> None:
+    order = random.Random(7)
+    with Server(address) as server, Client(address) as client:
+        held = {}
+        for number in range(40):
+            server.publish(b"%d" % number)
+            held[number] = client.receive_many(DEADLINE).views()[0][:]
+        with pytest.raises(Timeout):
+            client.receive(0)
+        while held:
+            assert info_of(server).acked_id in (0, FIRST_ID + min(held) - 1)
+            number = order.choice(list(held))
+            assert held.pop(number) == b"%d" % number
+        wait_until(lambda: info_of(server).acked_id == FIRST_ID + 39)
+
+
+def test_a_slice_outlives_its_client_and_its_server(address: str) -> None:
+    with Server(address) as server, Client(address) as client:
+        server.publish(b"to be kept")
+        kept = client.receive_many(DEADLINE).views()[0][6:]
+    del server, client
+    assert bytes(kept) == b"kept"
+
+
+def place_of(view: memoryview) -> tuple[str, int]:
+    """The rights of the map of a log that a view's memory is in, and its place in the file."""
+    memory = FFI().from_buffer(view)
+    at = int(FFI().cast("uintptr_t", memory))
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, rights, offset, *_ = line.split()
+        start, end = (int(each, 16) for each in span.split("-"))
+        if start <= at < end and "memfd:jumiks" in line:
+            return rights, int(offset, 16) + at - start
+    raise AssertionError(f"{at:#x} is in no log")
+
+
+def test_what_is_reserved_and_what_views_show_is_the_same_memory(address: str) -> None:
+    with Server(address) as server, Client(address) as client:
+        with server.reserve(1000) as memory:
+            memory[:] = bytes(range(250)) * 4
+            written = place_of(memory)
+        with client.receive_many(DEADLINE) as batch:
+            (view,) = batch.views()
+            assert view == bytes(range(250)) * 4
+            assert view.readonly
+            read = place_of(view)
+            view.release()
+    assert (written[0], read[0]) == ("rw-s", "r--s")
+    assert read[1] % SMALL == written[1] % SMALL
+
+
+# ---- the lag policies ----
+
+
+def test_at_max_lag_a_message_passes_and_one_beyond_cuts(address: str) -> None:
+    with Harassed(address, max_lag=10, patience=0) as harassed:
+        with hand_made_client(harassed.server, address) as client:
+            for _ in range(10):
+                harassed.publish()
+                harassed.witness.wait_for(len(harassed.published))
+            assert len(harassed.server.clients) == 2
+            assert info_of(harassed.server).lag == 10
+            harassed.publish()
+            assert harassed.reasons(1) == [EndReason.LAGGED]
+            *_, last = client.packets()
+            bye = reference.decode_bye(Frame(last.id, last.payload, last.kind))
+            assert (bye.reason, bye.limit, bye.lag) == (1, 10, 10)
+            assert last.id == FIRST_ID + 9
+
+
+def test_at_max_lag_a_message_passes_and_one_beyond_waits(address: str) -> None:
+    with Server(address, max_lag=10, on_lag="block") as server:
+        with hand_made_client(server, address) as client:
+            for _ in range(10):
+                server.publish(b"x", timeout=0)
+            for _ in range(3):
+                with pytest.raises(Timeout):
+                    server.publish(b"x", timeout=0)
+            client.ack(FIRST_ID)
+            assert server.publish(b"x", timeout=0) == FIRST_ID + 10
+            with pytest.raises(Timeout):
+                server.publish(b"x", timeout=0)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_publisher_that_waits_goes_on_after_an_ack(address: str, told: bool) -> None:
+    with Server(address, max_lag=10, on_lag="block") as server:
+        with hand_made_client(server, address) as client:
+            server.publish_many([b"x"] * 10)
+            task = Task(lambda: server.publish(b"x"))
+            wait_until(lambda: client.cursor[128])
+            wanted = client.cursor[128]
+            assert FIRST_ID <= wanted <= FIRST_ID + 9
+            client.ack(wanted)
+            if told:
+                client.sock.send(reference.encode_ack(wanted))
+            assert task.result() == FIRST_ID + 10
+
+
+def test_block_waits_for_the_slowest_and_loses_nothing(address: str) -> None:
+    with Server(address, max_lag=10, on_lag="block") as server:
+        with Witness(address) as fast, Client(address) as slow:
+            task = Task(lambda: [server.publish(b"%d" % number) for number in range(500)])
+            fast.wait_for(10)
+            task.sleeps_in("publish")
+            assert fast.ids[-1] == FIRST_ID + 9
+            assert [slow.receive(DEADLINE) for _ in range(500)] == [b"%d" % n for n in range(500)]
+            task.result()
+            fast.wait_for(500)
+            assert fast.messages == [b"%d" % number for number in range(500)]
+
+
+def test_skip_tells_the_same_gap_at_both_ends(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gaps: list[Gap] = []
+    caplog.set_level(logging.INFO, "jumiks")
+    with Harassed(address, max_lag=10, on_lag="skip", patience=0) as harassed:
+        with Client(address, on_gap=gaps.append) as client:
+            for _ in range(25):
+                harassed.publish()
+                harassed.witness.wait_for(len(harassed.published))
+            # It had read nothing, and what it was offered and reads now still counts as read.
+            got = [client.receive(DEADLINE)]
+            while not gaps:
+                got.append(client.receive(DEADLINE))
+            assert got.pop() == harassed.published[-1]
+            assert got == harassed.published[: len(got)]
+            info = info_of(harassed.server)
+            lost = Gap(FIRST_ID + len(got), FIRST_ID + 23)
+            assert gaps == [lost]
+            assert info.skipped == client.missed == lost.count
+    assert f"skipped {lost}" in caplog.text
+
+
+@pytest.mark.parametrize("share_log", [True, False])
+def test_a_gap_with_nothing_behind_it_is_told_at_the_end(address: str, share_log: bool) -> None:
+    with Server(address, max_lag=10, on_lag="skip", patience=0) as server:
+        with Witness(address) as witness, Client(address, share_log=share_log) as client:
+            server.wait_for_clients(2, DEADLINE)
+            for number in range(25):
+                server.publish(b"%d" % number)
+                witness.wait_for(number + 1)
+            server.close()
+            got = []
+            with pytest.raises(ConnectionLost, match="before this client had received") as caught:
+                while True:
+                    got.append(client.receive(DEADLINE))
+            assert got == witness.messages[: len(got)]
+            lost = (caught.value.first_lost, caught.value.last_lost)
+            assert lost == (FIRST_ID + len(got), FIRST_ID + 24)
+            assert "goodbye" not in str(caught.value)  # it did say one
+
+
+def test_a_client_that_was_cut_reads_what_is_kept_and_is_told_the_rest(address: str) -> None:
+    with Harassed(address, max_lag=10, patience=0) as harassed, Client(address) as client:
+        for _ in range(15):
+            harassed.publish()
+            harassed.witness.wait_for(len(harassed.published))
+        messages, end = read_to_end(client)
+        assert messages == harassed.published[:10]
+        assert isinstance(end, Lagged)
+        # Nothing that was published by then is lost, and what came later is kept.
+        assert (end.limit, end.first_lost, end.resume_at) == (10, 0, FIRST_ID + 10)
+
+
+# ---- together with the others ----
+
+
+def test_a_server_that_does_not_share_sends(address: str) -> None:
+    with Server(address, share_log=False) as server, Client(address) as client:
+        server.publish(b"sent")
+        assert client.receive(DEADLINE) == b"sent"
+        assert (client.mode, info_of(server).mode) == ("framed", "framed")
+
+
+def test_a_client_that_does_not_want_to_read_the_log_is_sent_to(address: str) -> None:
+    with Server(address) as server, Client(address, share_log=False) as client:
+        server.publish(b"sent")
+        assert client.receive(DEADLINE) == b"sent"
+        assert (client.mode, info_of(server).mode) == ("framed", "framed")
+
+
+def test_a_classic_client_notices_nothing_of_a_log_that_is_shared(address: str) -> None:
+    with Harassed(address) as harassed:
+        with raw_client(harassed.server, address, framed=False) as client:
+            last = harassed.publish(20)
+            expected = [
+                Message(FIRST_ID + number, payload)
+                for number, payload in enumerate(harassed.published)
+            ]
+            assert client.read(20) == expected
+            client.ack(last)
+            harassed.server.drain(DEADLINE)
+            assert not harassed.ends
+
+
+def test_clients_of_all_modes_get_the_same_messages(address: str) -> None:
+    noise = random.Random(11)
+    messages = [noise.randbytes(noise.choice([0, 1, 100, 5000, 40000])) for _ in range(600)]
+    options: list[dict[str, bool]] = [{}, {"share_log": False}, {"framed": False}]
+    with Server(address, on_lag="block", log_size=1 << 20) as server:
+        witnesses = [Witness(address, **each) for each in options]
+        try:
+            modes = [witness.client.mode for witness in witnesses]
+            assert modes == ["shared", "framed", "classic"]
+            assert sorted(info.mode for info in server.clients) == sorted(modes)
+            for start in range(0, 600, 7):
+                server.publish_many(messages[start : start + 7], timeout=DEADLINE)
+            server.drain(DEADLINE)
+            server.close()
+            for witness in witnesses:
+                witness.wait_for_end()
+                assert witness.messages == messages
+                assert witness.ids == list(range(FIRST_ID, FIRST_ID + 600))
+        finally:
+            for witness in witnesses:
+                witness.__exit__()
+
+
+# ---- death, and waiting ----
+
+PUBLISHES = """
+import sys
+import jumiks
+
+server = jumiks.Server(sys.argv[1])
+print("ready", flush=True)
+server.wait_for_clients(3)
+for number in range(5000):
+    server.publish(b"%d" % number)
+print("published", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_server_that_is_killed_loses_nothing_that_it_had_published(address: str) -> None:
+    with script_process(PUBLISHES, address) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with Client(address) as behind, Witness(address) as reading, Client(address) as polling:
+            descriptor = select.poll()
+            descriptor.register(polling, select.POLLIN)
+            assert process.stdout.readline() == "published\n"
+            process.send_signal(signal.SIGKILL)
+            process.wait(DEADLINE)
+            expected = [b"%d" % number for number in range(5000)]
+            for client in (behind, polling):
+                messages, end = read_to_end(client)
+                assert messages == expected
+                assert type(end) is ConnectionLost
+            assert type(reading.wait_for_end()) is ConnectionLost
+            assert reading.messages == expected
+
+
+OUTRUNS = """
+import sys
+import jumiks
+
+server = jumiks.Server(sys.argv[1], log_size=1 << 16, on_lag="skip", patience=0)
+print("ready", flush=True)
+server.wait_for_clients(1)
+for number in range(5000):
+    server.publish(b"%d" % number)
+print(server.stats().oldest_id, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_client_that_was_being_skipped_when_the_server_was_killed_reads_what_is_kept(
+    address: str,
+) -> None:
+    gaps: list[Gap] = []
+    with script_process(OUTRUNS, address) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with Client(address, on_gap=gaps.append) as client:
+            oldest = int(process.stdout.readline())
+            process.send_signal(signal.SIGKILL)
+            process.wait(DEADLINE)
+            messages, end = read_to_end(client)
+            assert type(end) is ConnectionLost
+            assert client.last_id == FIRST_ID + 4999
+    expected = [b"%d" % number for number in range(5000)]
+    (gap,) = gaps
+    assert messages == expected[: gap.first - FIRST_ID] + expected[oldest - FIRST_ID :]
+    assert gap.last == oldest - 1
+
+
+def is_readable(client: Client) -> bool:
+    return bool(select.select([client], [], [], 0)[0])
+
+
+def test_the_descriptor_is_readable_for_a_message_and_quiet_once_it_was_taken(
+    address: str,
+) -> None:
+    with Server(address) as server, Client(address) as client:
+        for number in range(50):
+            with pytest.raises(Timeout):
+                client.receive_many(0)
+            assert not is_readable(client)
+            server.publish(b"%d" % number)
+            assert select.select([client], [], [], DEADLINE)[0]
+            assert list(client.receive_many(0)) == [b"%d" % number]
+            assert not is_readable(client)
+
+
+def test_the_descriptor_of_a_new_client_is_readable_once_there_is_a_message(address: str) -> None:
+    with Server(address) as server, Client(address) as client:
+        assert not is_readable(client)
+        server.publish(b"one")
+        assert select.select([client], [], [], DEADLINE)[0]
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_who_polls_the_descriptor_misses_nothing(address: str, batch: int) -> None:
+    with Server(address, on_lag="block") as server, Client(address) as client:
+
+        def publish() -> None:
+            for start in range(0, 10_000, batch):
+                server.publish_many([b"%d" % n for n in range(start, min(start + batch, 10_000))])
+
+        task = Task(publish)
+        got: list[bytes] = []
+        poll = select.poll()
+        poll.register(client, select.POLLIN)
+        while len(got) < 10_000:
+            try:
+                got.extend(client.receive_many(0))
+            except Timeout:
+                assert poll.poll(DEADLINE * 1000), f"nothing came after {len(got)}"
+        assert got == [b"%d" % number for number in range(10_000)]
+        task.result()
+
+
+def test_a_client_that_spins_gets_all_and_needs_no_ring(address: str) -> None:
+    with Server(address) as server, Client(address, spin=DEADLINE) as client:
+        for number in range(200):
+            task = Task(lambda: client.receive(DEADLINE))
+            server.publish(b"%d" % number)
+            assert task.result() == b"%d" % number
+        # The first sleep is there before it begins to spin.
+        assert info_of(server).packets <= 1
+
+
+def test_a_client_that_spins_keeps_to_its_timeout(address: str) -> None:
+    with Server(address), Client(address, spin=60.0) as client:
+        with pytest.raises(Timeout):
+            client.receive(0.05)
+
+
+@pytest.mark.parametrize("spin", [0.0, 60.0])
+def test_closing_from_another_thread_ends_a_wait(address: str, spin: float) -> None:
+    with Server(address) as server, Client(address, spin=spin) as client:
+        task = Task(lambda: client.receive())
+        server.publish(b"one")
+        assert task.result() == b"one"
+        task = Task(lambda: client.receive())
+        wait_until(lambda: info_of(server).acked_id == FIRST_ID)
+        client.close()
+        with pytest.raises(Closed):
+            task.result()
+
+
+# ---- a system that cannot share ----
+
+CALLS = {"x86_64": (0xC000003E, 319, 72), "aarch64": (0xC00000B7, 279, 25)}
+"""The machine's audit number, and its numbers of memfd_create and fcntl."""
+
+CONFINED = """
+import ctypes, logging, os, struct, sys
+
+address, what = sys.argv[1:3]
+audit, memfd_create, fcntl = map(int, sys.argv[3:])
+LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
+ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+number, arch, second = 0, 4, 24  # of struct seccomp_data; the low half of the second argument
+
+if what == "memfd_create":
+    program = [
+        (LOAD, 0, 0, arch), (EQUAL, 0, 3, audit),
+        (LOAD, 0, 0, number), (EQUAL, 0, 1, memfd_create),
+        (RETURN, 0, 0, ERRNO | 38), (RETURN, 0, 0, ALLOW),
+    ]
+else:
+    program = [
+        (LOAD, 0, 0, arch), (EQUAL, 0, 5, audit),
+        (LOAD, 0, 0, number), (EQUAL, 0, 3, fcntl),
+        (LOAD, 0, 0, second), (EQUAL, 0, 1, 1033),
+        (RETURN, 0, 0, ERRNO | 22), (RETURN, 0, 0, ALLOW),
+    ]
+code = b"".join(struct.pack("=HBBI", *each) for each in program)
+memory = ctypes.create_string_buffer(code)
+filter = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(memory)))
+libc = ctypes.CDLL(None, use_errno=True)
+zero = ctypes.c_ulong(0)
+assert libc.prctl(38, ctypes.c_ulong(1), zero, zero, zero) == 0
+assert libc.prctl(22, ctypes.c_ulong(2), filter, zero, zero) == 0, os.strerror(ctypes.get_errno())
+
+import jumiks
+
+said = []
+handler = logging.Handler()
+handler.emit = said.append
+logging.getLogger("jumiks").addHandler(handler)
+with jumiks.Server(address, log_size=1 << 16, on_lag="block") as server:
+    with jumiks.Client(address) as client, jumiks.Client(address, framed=False) as classic:
+        for number in range(3000):
+            server.publish(b"%d" % number)
+            assert client.receive(10) == classic.receive(10) == b"%d" % number
+        print(client.mode, classic.mode)
+warnings = [each.getMessage() for each in said if each.levelno >= logging.WARNING]
+print(len(warnings), *warnings)
+"""
+
+
+@pytest.mark.parametrize("what", ["memfd_create", "its seals"])
+def test_where_the_log_cannot_be_shared_it_is_sent_and_the_log_says_so(
+    address: str, what: str
+) -> None:
+    if platform.machine() not in CALLS:
+        pytest.skip(f"the system calls of {platform.machine()} are not known here")
+    modes, said = run_script(CONFINED, address, what, *CALLS[platform.machine()]).splitlines()
+    assert modes == "framed classic"
+    assert said.startswith("1 ")
+    assert "cannot be shared: clients get packets" in said

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib.metadata
+import re
+import runpy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.base import ROOT
+
+pytestmark = pytest.mark.no_core
+
+HEADER = (ROOT / "csrc/jumiks.h").read_text("utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def build_core() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "csrc/build_core.py"))
+
+
+def test_the_cdef_is_all_that_stands_between_the_marks(build_core: dict[str, Any]) -> None:
+    cdef = build_core["cut_cdef"](HEADER)
+    before, begin, rest = HEADER.partition(build_core["BEGIN"])
+    assert before + begin + cdef + rest.removeprefix(cdef) == HEADER
+    assert rest.removeprefix(cdef).startswith(build_core["END"])
+    assert "enum jmk_error" in cdef
+    assert "JUMIKS_H" not in cdef
+
+
+def test_the_cdef_has_every_function_of_the_header(build_core: dict[str, Any]) -> None:
+    functions = re.compile(r"\b(jmk_\w+)\(")
+    assert set(functions.findall(build_core["cut_cdef"](HEADER))) == set(functions.findall(HEADER))
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("", "once each"),
+        ("/* cdef: begin */ int a;", "once each"),
+        ("/* cdef: begin */ /* cdef: begin */ /* cdef: end */", "once each"),
+        ("/* cdef: begin */\n  #define A 1\n/* cdef: end */", "#define A 1"),
+    ],
+)
+def test_a_header_that_cannot_be_cut_is_refused(
+    build_core: dict[str, Any], header: str, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        build_core["cut_cdef"](header)
+
+
+def test_every_c_file_is_built_into_one_of_the_two_modules(build_core: dict[str, Any]) -> None:
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.c")}
+    assert files == {*build_core["core_sources"](), "csrc/python/objects.c"}
+
+
+def test_every_error_code_of_the_core_has_a_text_of_its_own() -> None:
+    codes = set(re.findall(r"\b(JMK_E_\w+)\b[^/]*/\*", HEADER))
+    source = (ROOT / "csrc/common/error.c").read_text("utf-8")
+    assert len(codes) > 10
+    assert {code for code in codes if code not in source} == set()
+
+
+def test_the_version_is_the_one_that_stands_in_pyproject() -> None:
+    assert importlib.metadata.version("jumiks") == PROJECT["version"]
+
+
+def test_cffi_is_all_that_is_needed_at_run_time() -> None:
+    required = importlib.metadata.requires("jumiks") or []
+    assert [need for need in required if "extra ==" not in need] == ["cffi>=2"]
+
+
+def test_type_checkers_find_the_types() -> None:
+    import jumiks
+
+    assert (Path(jumiks.__file__).parent / "py.typed").exists()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of docs/tour.md, run as they stand there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.base import ROOT
+
+TOUR = (ROOT / "docs/tour.md").read_text("utf-8")
+STEPS = re.findall(r"```sh\n(.*?)```\n\n```(text\w*(?: varying)?)\n(.*?)```", TOUR, re.DOTALL)
+
+MORE_TIME = (("--wait 5", "--wait 50"), ("timeout 10", "timeout 50"), ("=1.0", "=50.0"))
+"""What is enough for who tries it is not on a busy machine."""
+
+SLEEP = """#!/bin/sh
+[ "$1" = 0.1 ] && exec /bin/sleep 0.1
+exec timeout 50 sh -c "until [ -e seen ]; do /bin/sleep 0.02; done"
+"""
+"""A server's input lasts until somebody has looked, and no longer."""
+
+
+def test_every_command_block_has_its_output() -> None:
+    assert len(STEPS) == TOUR.count("```sh\n") > 4
+
+
+def shape(text: str) -> list[str]:
+    """Lines without their figures, names of users, and the blanks that depend on them."""
+    return [" ".join(re.sub(r"[\d.]+[kMG]?", "N", line).split()) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(("commands", "kind", "output"), STEPS)
+def test_the_tour_s_commands_print_what_it_says(
+    address: str, tmp_path: Path, commands: str, kind: str, output: str
+) -> None:
+    programs = {
+        "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
+        "jumiks": f'#!/bin/sh\nexec {sys.executable} -m jumiks.cli "$@"\n',
+        "sleep": SLEEP,
+    }
+    for name, program in programs.items():
+        (tmp_path / name).write_text(program)
+        (tmp_path / name).chmod(0o755)
+    for enough, plenty in MORE_TIME:
+        commands = commands.replace(enough, plenty)
+    commands = commands.replace("\nwait\n", "\ntouch seen\nwait\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    done = subprocess.run(
+        ["bash", "-c", commands.replace("@tour", address)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=work,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        timeout=60,
+        check=True,
+    )
+    found = done.stdout.replace(address, "@tour")
+    if kind == "text":
+        assert found == output
+        return
+    found = re.sub(r"(python|jumiks)\d?\S*", "jumiks", found)
+    assert [len(line.split()) for line in shape(found)] == [
+        len(line.split()) for line in shape(output)
+    ]
+    assert shape(found)[3:5] == shape(output)[3:5]

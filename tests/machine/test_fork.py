@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A forked child that lives on has copies of its parent's sockets: it holds nothing up by that."""
+
+from pathlib import Path
+
+import pytest
+from support.api import run_script
+
+# The child lives until its pipe is closed, and is reaped.
+LIVING_CHILD = """
+import multiprocessing, os, socket, sys
+import jumiks
+
+def with_child(what):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    try:
+        what()
+    finally:
+        os.close(writing)
+        os.waitpid(child, 0)
+
+def in_c():
+    # Behind Python's back: no hook is called in the child.
+    import ctypes
+    # PyDLL keeps the interpreter's lock: another thread's would never be given back in the child.
+    os.fork = ctypes.PyDLL(None).fork
+
+def refused(address):
+    try:
+        jumiks.Client(address, timeout=10)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+"""
+
+
+@pytest.mark.parametrize("kind", ["abstract", "path"])
+def test_a_server_can_be_started_again_while_a_child_lives(
+    address: str, path: Path, kind: str
+) -> None:
+    script = """
+address = sys.argv[1]
+server = jumiks.Server(address)
+def again():
+    server.close()
+    assert refused(address)
+    with jumiks.Server(address) as second, jumiks.Client(address) as client:
+        second.publish(b"again")
+        print(client.receive(10))
+with_child(again)
+"""
+    found = run_script(LIVING_CHILD + script, address if kind == "abstract" else path)
+    assert found == "b'again'\n"
+
+
+def test_a_server_can_be_started_again_beside_a_pool_of_workers(address: str) -> None:
+    script = """
+server = jumiks.Server(sys.argv[1])
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map(abs, [-1, 2]) == [1, 2]
+    server.close()
+    assert refused(sys.argv[1])
+    jumiks.Server(sys.argv[1]).close()
+print("again")
+"""
+    assert run_script(LIVING_CHILD + script, address) == "again\n"
+
+
+def test_a_closed_server_refuses_at_once_though_a_child_holds_its_listener(address: str) -> None:
+    script = """
+in_c()
+server = jumiks.Server(sys.argv[1])
+def close():
+    server.close()
+    print(refused(sys.argv[1]))
+with_child(close)
+"""
+    assert run_script(LIVING_CHILD + script, address) == "True\n"
+
+
+def test_a_child_that_closes_its_copy_does_not_stop_its_parent_from_listening(
+    address: str,
+) -> None:
+    script = """
+in_c()
+server = jumiks.Server(sys.argv[1])
+child = os.fork()
+if child == 0:
+    held = set(os.listdir("/proc/self/fd"))
+    listener = server._control._listener.fileno()
+    server.close()
+    assert str(listener) in held and str(listener) not in os.listdir("/proc/self/fd")
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+with jumiks.Client(sys.argv[1]) as client:
+    server.publish(b"still here")
+    print(client.receive(10))
+server.close()
+"""
+    assert run_script(LIVING_CHILD + script, address) == "b'still here'\n"
+
+
+def test_a_child_that_closes_the_server_holds_none_of_its_memory(address: str) -> None:
+    script = """
+import gc
+def files():
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            yield os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            pass
+server = jumiks.Server(sys.argv[1])
+child = os.fork()
+if child == 0:
+    server.close()
+    gc.collect()
+    assert not [name for name in files() if "memfd:jumiks" in name]
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+server.close()
+"""
+    assert run_script(LIVING_CHILD + script, address) == "0\n"
+
+
+def test_a_ready_made_socket_listens_on_for_who_else_has_it(address: str) -> None:
+    script = """
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(chr(0) + sys.argv[1][1:])
+listener.listen()
+managers = os.dup(listener.fileno())
+jumiks.Server(listener).close()
+with jumiks.Server(socket.socket(fileno=managers)) as server, jumiks.Client(sys.argv[1]) as client:
+    server.publish(b"activated again")
+    print(client.receive(10))
+"""
+    assert run_script(LIVING_CHILD + script, address) == "b'activated again'\n"
+
+
+def test_who_sends_no_reply_is_dropped_though_a_child_has_its_connection(address: str) -> None:
+    script = """
+server = jumiks.Server(sys.argv[1], handshake_timeout=1)
+silent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+silent.connect(chr(0) + sys.argv[1][1:])
+assert silent.recv(100)
+def wait():
+    silent.settimeout(10)
+    print(silent.recv(100))
+with_child(wait)
+server.close()
+silent.close()
+"""
+    assert run_script(LIVING_CHILD + script, address) == "b''\n"
+
+
+def test_a_monitor_that_closes_leaves_its_place_though_a_child_has_its_connection(
+    address: str,
+) -> None:
+    script = """
+import time
+server = jumiks.Server(sys.argv[1])
+first = jumiks.Monitor(sys.argv[1])
+def close():
+    first.close()
+    with jumiks.Monitor(sys.argv[1]) as second:
+        deadline = time.monotonic() + 10
+        while (there := second.status().monitors) > 1 and time.monotonic() < deadline:
+            pass
+        print(there)
+with_child(close)
+server.close()
+"""
+    assert run_script(LIVING_CHILD + script, address) == "1\n"
+
+
+def test_a_server_that_lingers_beside_a_child_does_not_spin(address: str) -> None:
+    script = """
+import time
+in_c()
+server = jumiks.Server(sys.argv[1])
+client = jumiks.Client(sys.argv[1], share_log=False)
+server.publish_many([bytes(1000)] * 1000)  # more than its socket takes
+def close():
+    before = time.process_time()
+    server.close(2)
+    assert time.process_time() - before < 1
+with_child(close)
+client.close()
+print("calm")
+"""
+    assert run_script(LIVING_CHILD + script, address) == "calm\n"

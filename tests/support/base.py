@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: how this run is set up, waiting, and what a process holds."""
+
+import functools
+import importlib.util
+import mmap
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jumiks import AsyncServer, Server
+
+ROOT = Path(__file__).parent.parent.parent
+"""The project's folder."""
+
+DEADLINE = 30.0
+"""Seconds in which whatever a test waits for has happened, on a busy machine too."""
+
+SHARE_LOG = os.environ.get("JUMIKS_TEST_SHARE_LOG", "1") != "0"
+"""Whether servers share their log by default, as they do for users; `make test` tries both."""
+
+MODE = "shared" if SHARE_LOG else "framed"
+"""What a client of ours is then, unless a test says otherwise."""
+
+USE_UVLOOP = os.environ.get("JUMIKS_TEST_UVLOOP", "0") != "0"
+
+ASYNCIO: dict[str, Any] = {"backend": "asyncio", "backend_options": {"use_uvloop": USE_UVLOOP}}
+"""For `anyio.run`: asyncio's own loop, or uvloop in its place as `make test-uvloop` has it."""
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skip a test where a package that it tries is not installed."""
+    missing = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(missing, reason=f"{package} is not installed")
+
+
+LOOPS = (
+    pytest.param(ASYNCIO, id="asyncio"),
+    pytest.param(
+        {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+        id="uvloop",
+        marks=needs("uvloop"),
+    ),
+    pytest.param({"backend": "trio"}, id="trio", marks=needs("trio")),
+)
+"""Also for `anyio.run`: the event loops that are tried."""
+
+meant = mmap.mmap(-1, 1)
+"""Not zero once the default was taken, here or in a forked child: memory that they share."""
+
+servers: weakref.WeakSet[Server | AsyncServer] = weakref.WeakSet()
+"""All that took the default and are still there."""
+
+
+def _note(initialize: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(initialize)
+    def noted(self: Any, *args: Any, **options: Any) -> None:
+        if "share_log" not in options:
+            meant[0] = 1
+            servers.add(self)
+            options["share_log"] = SHARE_LOG
+        initialize(self, *args, **options)
+
+    return noted
+
+
+for kind in (Server, AsyncServer):
+    kind.__init__ = _note(kind.__init__)  # type: ignore[method-assign]
+
+
+def preamble() -> str:
+    """What a script begins with, so that its servers share their log as ours do."""
+    meant[0] = 1
+    return (
+        "import jumiks\n"
+        "for kind in jumiks.Server, jumiks.AsyncServer:\n"
+        f"    kind.__init__.__kwdefaults__['share_log'] = {SHARE_LOG}\n"
+    )
+
+
+REFUSES, GUARDED = "refuses descriptors", "does not"
+"""Kernels that a test of descriptors is run on: see the fixture `kernel`."""
+
+NOBODY = 65533
+"""The user without rights that root becomes in a test, and nobody else is."""
+
+
+def may_be_others() -> bool:
+    """Whether we are a root that can become other users: in a user namespace it may be alone."""
+    ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    known = any(0 <= NOBODY + 1 - int(first) < int(count) for first, _, count in ranges)
+    return os.geteuid() == 0 and known
+
+
+IS_ROOT = may_be_others()
+
+
+def wait_until(condition: Callable[[], object], timeout: float = DEADLINE) -> None:
+    """Wait until a condition holds; fail the test if it does not within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout:g} s: {condition}")
+        pause.wait(0.002)
+
+
+def descriptors() -> set[str]:
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        # The one that listed the directory is closed by now.
+        try:
+            found.add(f"descriptor {number} -> {os.readlink(f'/proc/self/fd/{number}')}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def threads() -> set[str]:
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            name = Path(f"/proc/self/task/{task}/comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if not name.startswith("Trio thread"):  # those that trio keeps for the next one who asks
+            found.add(f"thread {task} ({name})")
+    return found
+
+
+def children() -> set[str]:
+    found: set[str] = set()
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return found  # none at all, which is quickly told
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            stat = Path(f"/proc/{entry}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        # The name stands in brackets, and may have blanks and brackets of its own.
+        name, _, rest = stat.partition("(")[2].rpartition(")")
+        if int(rest.split()[1]) == os.getpid():
+            found.add(f"child {entry} ({name})")
+    return found
+
+
+def log_mappings() -> set[str]:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {f"mapping {line}" for line in lines if "memfd:jumiks" in line}
+
+
+def possessions() -> set[str]:
+    return descriptors() | threads() | children() | log_mappings()
