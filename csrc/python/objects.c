@@ -88,7 +88,8 @@ static PyObject *list_of(const struct jmk_slice *items, Py_ssize_t count) {
 /* ---- Receiver: take what has come, as bytes ---- */
 
 struct receiver {
-    PyObject_HEAD PyObject *owner;
+    PyObject_HEAD
+    PyObject *owner;
     jmk_client *client;
     int (*receive)(jmk_client *, uint64_t, int64_t, struct jmk_batch *);
     int (*whole)(const jmk_client *);
@@ -137,8 +138,10 @@ static int receiver_fill(struct receiver *self, PyObject *args, int *failed) {
         return -1;
     if (self->batch.count && self->batch.first_id > handled)
         return 0;
-    Py_BEGIN_ALLOW_THREADS result = self->receive(self->client, handled, timeout, &self->batch);
-    Py_END_ALLOW_THREADS return result;
+    Py_BEGIN_ALLOW_THREADS
+    result = self->receive(self->client, handled, timeout, &self->batch);
+    Py_END_ALLOW_THREADS
+    return result;
 }
 
 /*
@@ -214,7 +217,8 @@ static PyType_Spec receiver_spec = {
 /* ---- Gathered: where the bytes of a sequence's items are ---- */
 
 struct gathered {
-    PyObject_HEAD PyObject *items; /* a tuple: nobody else can change it meanwhile */
+    PyObject_HEAD
+    PyObject *items; /* a tuple: nobody else can change it meanwhile */
     struct jmk_slice *slices;
     Py_buffer *views; /* of the items that are not bytes */
     Py_ssize_t view_count;
@@ -326,7 +330,8 @@ static PyType_Spec gathered_spec = {
 /* ---- Window: C memory as a buffer that counts who looks through it ---- */
 
 struct window {
-    PyObject_HEAD PyObject *owner;
+    PyObject_HEAD
+    PyObject *owner;
     void *memory;
     Py_ssize_t size;
     int readonly;
@@ -414,7 +419,8 @@ static PyType_Spec window_spec = {
 /* ---- Publisher: whatever takes the publisher's turn, and gives it back before it returns ---- */
 
 struct publisher {
-    PyObject_HEAD PyObject *owner;
+    PyObject_HEAD
+    PyObject *owner;
     jmk_server *server;
     const struct jmk_publishing *core;
 };
@@ -446,11 +452,12 @@ static void publisher_dealloc(PyObject *object) {
 static int append_large(struct publisher *self, const Py_buffer *view, uint64_t *id) {
     int result;
 
-    Py_BEGIN_ALLOW_THREADS result =
-        self->core->append(self->server, view->buf, (size_t)view->len, id);
+    Py_BEGIN_ALLOW_THREADS
+    result = self->core->append(self->server, view->buf, (size_t)view->len, id);
     if (result == 0)
         self->core->kick(self->server);
-    Py_END_ALLOW_THREADS return result;
+    Py_END_ALLOW_THREADS
+    return result;
 }
 
 /* The id, or a return code, which is always below the first id. */
@@ -495,8 +502,9 @@ static PyObject *publisher_append_many(PyObject *object, PyObject *args) {
     deadline = self->core->deadline(timeout);
     count = (size_t)PyTuple_Size(found->items);
     do {
-        Py_BEGIN_ALLOW_THREADS result = self->core->publish_many(
-            self->server, found->slices, count, (size_t *)&done, &first, deadline, &holder);
+        Py_BEGIN_ALLOW_THREADS
+        result = self->core->publish_many(self->server, found->slices, count, (size_t *)&done,
+                                          &first, deadline, &holder);
         if (result != 0 && result != -EINTR)
             self->core->yield(self->server);
         Py_END_ALLOW_THREADS
@@ -542,7 +550,8 @@ static PyType_Spec publisher_spec = {
  * there: `with` calls both in C, and a reservation that is lost inside gives the turn back as it goes.
  */
 struct reservation {
-    PyObject_HEAD struct publisher *publisher;
+    PyObject_HEAD
+    struct publisher *publisher;
     PyObject *fail;
     Py_ssize_t size;
     long long timeout;
@@ -644,8 +653,9 @@ static PyObject *reservation_enter(PyObject *object, PyObject *unused) {
         return fail_with(self, 0, NULL);
     deadline = publisher->core->deadline(self->timeout);
     do {
-        Py_BEGIN_ALLOW_THREADS result = publisher->core->reserve(
-            publisher->server, (size_t)self->size, &where, deadline, &holder);
+        Py_BEGIN_ALLOW_THREADS
+        result = publisher->core->reserve(publisher->server, (size_t)self->size, &where, deadline,
+                                          &holder);
         Py_END_ALLOW_THREADS
     } while (goes_on(result));
     if (result == -EINTR)
