@@ -52,10 +52,10 @@ test-uvloop: $(BUILT) ## Run the tests that need an event loop with uvloop as as
 
 # What a Python can change; PYTHON_TESTS=tests runs all. The rest is C, or a matter of bytes.
 PYTHONS ?= python3.11 python3.12 python3.13 python3.14
-PYTHON_TESTS ?= tests/cli tests/integrations $(patsubst %,tests/client/test_%.py,aio client deadlines lent \
-    reconnect) $(patsubst %,tests/machine/test_%.py,exit fork namespaces processes subinterpreters) \
-    $(patsubst %,tests/server/test_%.py,access callbacks keep server watch) tests/wire/test_monitor.py \
-    $(patsubst %,tests/whole/test_%.py,bad_input errors)
+PYTHON_TESTS ?= tests/cli tests/integrations $(patsubst %,tests/client/test_%.py,aio client deadlines ends labels \
+    lent reconnect) $(patsubst %,tests/machine/test_%.py,exit fork namespaces processes subinterpreters) \
+    $(patsubst %,tests/server/test_%.py,access callbacks keep server turn watch) tests/docs/test_docstrings.py \
+    $(patsubst %,tests/wire/test_%.py,address monitor rights) $(patsubst %,tests/whole/test_%.py,bad_input errors)
 
 test-pythons: $(BUILT) ## Run the tests that Python matters to with each other Python that is here
 	PY=$(PY) .ci/test_pythons "$(PYTHONS)" $(PYTEST) -p no:cacheprovider $(PYTHON_TESTS)
