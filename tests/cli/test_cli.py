@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command, run as a user runs it."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -8,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +28,7 @@ from jumiks._wire.status import parse_status
 from jumiks.cli import framing as framings
 from jumiks.cli import main
 from jumiks.cli.framing import LENGTH, read_messages, write_messages
-from jumiks.cli.pages import commands
+from jumiks.cli.pages import commands, man_page
 from jumiks.cli.parser import EXAMPLES, make_parser
 from jumiks.cli.status import Look, age, as_ascii, report, short, user_of
 from jumiks.stats import share
@@ -43,7 +46,8 @@ Split = Callable[[bytes], tuple[list[bytes], bytes]]
 def command(*arguments: object, **more: object) -> Iterator[subprocess.Popen[bytes]]:
     """The command in a process of its own, with pipes; it is killed at the end."""
     words = [*JUMIKS, *map(str, arguments)]
-    with subprocess.Popen(words, stdin=PIPE, stdout=PIPE, stderr=PIPE, **more) as process:  # type: ignore[call-overload]
+    streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **more}
+    with subprocess.Popen(words, **streams) as process:  # type: ignore[call-overload]
         try:
             yield process
         finally:
@@ -550,6 +554,41 @@ def test_listen_comes_back_to_a_server_if_told_so(address: str) -> None:
                 server.publish(word)
                 server.drain(DEADLINE)
         assert finish(listen) == (0, b"first\nsecond\n", "")
+
+
+def test_an_input_that_does_not_block_is_waited_for(address: str) -> None:
+    """Whoever shares it may have made it so."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    with command("serve", address, stdin=ours) as serve:
+        os.close(ours)
+        wait_until(lambda: listens_at(address) or serve.poll() is not None)
+        with Client(address, start="oldest") as client:
+            os.write(theirs, b"one\n")
+            assert client.receive(DEADLINE) == b"one"
+            os.close(theirs)
+            with pytest.raises(ServerClosed):
+                client.receive(DEADLINE)
+        assert finish(serve) == (0, b"", "")
+
+
+def test_an_output_that_does_not_block_is_waited_for(address: str) -> None:
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
+    with command("man", stdout=theirs) as man:
+        os.close(theirs)
+        wait_until(lambda: is_full(ours, 4096) or man.poll() is not None)
+        with open(ours, "rb") as output:
+            page = output.read()
+        assert finish(man)[0] == 0
+    assert page.decode() == man_page()
+
+
+def is_full(pipe: int, size: int) -> bool:
+    waiting = array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+    return waiting[0] == size
 
 
 def test_a_broken_pipe_is_quiet(address: str) -> None:

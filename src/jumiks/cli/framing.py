@@ -36,7 +36,7 @@ def read_messages(descriptor: int, framing: bytes | str, largest: int) -> Iterat
     split = _by_length if isinstance(framing, str) else _by_end(framing)
     parts: list[bytes] = []  # the message whose end has not come
     have = wanted = count = 0
-    while chunk := os.read(descriptor, CHUNK):
+    while chunk := _read(descriptor):
         parts.append(chunk)
         have += len(chunk)
         # Each part is joined and looked through once, however long a message is.
@@ -62,6 +62,15 @@ def read_messages(descriptor: int, framing: bytes | str, largest: int) -> Iterat
             "length: leave out --length-prefixed if no length stands before each message"
         )
     yield [b"".join(parts)]
+
+
+def _read(descriptor: int) -> bytes:
+    """Read what is there, waiting for it also where somebody made the descriptor non-blocking."""
+    while True:
+        try:
+            return os.read(descriptor, CHUNK)
+        except BlockingIOError:
+            select.select([descriptor], [], [])
 
 
 def _begun(rest: bytes, framing: bytes | str) -> int:
@@ -122,7 +131,7 @@ def write_messages(descriptor: int, framing: bytes | str, messages: Sequence[byt
     write_all(descriptor, data)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write bytes, all of them, also where somebody made the descriptor non-blocking."""
     view = memoryview(data)
     while view:

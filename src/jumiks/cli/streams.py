@@ -9,7 +9,12 @@ import io
 import os
 import sys
 from contextlib import suppress
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
+
+from .framing import write_all
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["check_output", "prepare_streams", "say", "standard_input"]
 
@@ -30,6 +35,26 @@ def prepare_streams() -> None:
     for stream, original in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__)):
         if stream is original and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _patient(sys.stdout)
+
+
+class _Patient(io.FileIO):
+    """A file that is written whole, also where somebody made its descriptor non-blocking."""
+
+    def write(self, data: Buffer, /) -> int:
+        view = memoryview(data).cast("B")
+        write_all(self.fileno(), view)
+        return len(view)
+
+
+def _patient(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Patient(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+    )
 
 
 def _as_far_as_it_goes(error: UnicodeError) -> tuple[bytes, int]:
