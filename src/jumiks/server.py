@@ -76,6 +76,10 @@ _LONGEST: Final = (1 << 63) - 1
 _INTERPRETERS: Final = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
 _EXIT_PATIENCE: Final = 5.0
 
+_COLLECTOR_PATIENCE: Final = 1.0
+"""Seconds that the collector of a server waits for its thread. It may have come while this thread
+holds a lock that the server's thread is waiting for, such as a log handler's."""
+
 _Append: TypeAlias = "Callable[[Buffer], int]"
 _T = TypeVar("_T")
 
@@ -615,14 +619,15 @@ class Server:
 
         Publishers that wait get `Closed` at once. May be called twice and from any thread; the
         second call waits for the first. A client that did not get all in time is told what it lost.
+        Callbacks that run come to their end first, so hold no lock that one of them takes.
 
         Args:
             linger: seconds that clients have, all together, to take what was published.
         """
         self._close(nanoseconds(linger))
 
-    def _close(self, wait: int, *, at_once: bool = False) -> None:
-        # At once is without a switch to other greenlets: a collector may have come anywhere.
+    def _close(self, wait: int, *, collected: bool = False) -> None:
+        # A collector may have come anywhere: no switch to other greenlets, and no wait without end.
         if self._pid != os.getpid():
             self._handle, self._append, self._publisher = None, _closed, None
             self._control.leave_to_parent()
@@ -646,9 +651,9 @@ class Server:
             self._control.stop_listening()  # it was never started
             return
         try:
-            if cooperates() and not at_once:
+            if cooperates() and not collected:
                 _other_greenlets_bring(lambda: not thread.is_alive())
-            thread.join()
+            thread.join(_COLLECTOR_PATIENCE if collected else None)
         except BaseException:
             # Ctrl-C: no more patience, but the end stays orderly.
             if handle is not None:
@@ -693,7 +698,7 @@ class Server:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None and self._pid == os.getpid():
             self._warn_unclosed()
-            self._close(0, at_once=True)
+            self._close(0, collected=True)
 
 
 class _Wait:

@@ -921,6 +921,29 @@ def test_a_server_that_is_dropped_unclosed_warns_and_closes(address: str) -> Non
         Client(address)
 
 
+def test_the_collector_may_come_while_a_lock_is_held_that_a_callback_takes(address: str) -> None:
+    """A log handler's, for one: whoever logs holds it, and the server's thread logs too."""
+    lock, called = threading.Lock(), threading.Event()
+
+    def callback(_info: ClientInfo, _reason: EndReason) -> None:
+        called.set()
+        with lock:
+            pass
+
+    def drop() -> None:
+        server = Server(address, on_disconnect=callback)
+        with Client(address):
+            server.wait_for_clients(1, DEADLINE)
+            with lock:
+                del server
+                gc.collect()
+                assert called.wait(DEADLINE)
+
+    with pytest.warns(ResourceWarning, match=f"{address}.* was not closed"):
+        Task(drop).result()
+    wait_until(lambda: f"jumiks {address}" not in {each.name for each in threading.enumerate()})
+
+
 # ---- fork
 
 
