@@ -2,6 +2,7 @@
 """What a callback may do in the control thread: anything but wait for clients there."""
 
 import logging
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -79,6 +80,23 @@ def test_waiting_for_clients_in_a_callback_raises_unless_they_are_there(address:
         wait_until(lambda: len(said) == 2)
     assert said[0] == "there is one"
     assert str(said[1]).startswith("1 of 2 clients are connected, and this is the server's control")
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, CancelledError])
+def test_whatever_a_callback_raises_the_next_client_is_let_in(
+    address: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A future that was cancelled raises no Exception, nor does `sys.exit`."""
+
+    def callback(_info: ClientInfo) -> None:
+        raise kind
+
+    with Server(address, on_connect=callback) as server:
+        for _ in range(2):
+            with Client(address, timeout=DEADLINE) as client:
+                server.publish(b"still here")
+                assert client.receive(DEADLINE) == b"still here"
+    assert sum("raised" in record.message for record in caplog.records) == 2
 
 
 def test_a_logging_handler_that_publishes_does_not_stop_the_control_thread(address: str) -> None:

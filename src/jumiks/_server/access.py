@@ -204,7 +204,7 @@ def _ask(rule: Callable[[Peer], bool], peer: Peer) -> str | None:
     refusal = f"user {peer.uid} (process {peer.pid}) may not connect"
     try:
         answer: object = rule(peer)
-    except Exception:
+    except BaseException:  # also sys.exit, and what a cancelled future raises
         log.exception("allow=%r raised for %r, which is refused", rule, peer)
         return refusal
     if answer is True:

@@ -273,7 +273,7 @@ class Control:
                 for descriptor, events in self._epoll.poll(self._until_next_deadline()):
                     try:
                         self._dispatch(descriptor, events)
-                    except Exception:  # one connection's trouble must not become everybody's
+                    except BaseException:  # one connection's trouble must not become everybody's
                         log.exception("a connection failed")
                         if descriptor in self._joining:
                             self._drop(self._joining[descriptor])
@@ -709,7 +709,7 @@ class Control:
     def _call(self, function: Callable[..., object], *args: object) -> None:
         try:
             function(*args)
-        except Exception:
+        except BaseException:  # also sys.exit, and what a cancelled future raises
             log.exception("%r raised", function)
 
 
