@@ -129,7 +129,8 @@ class _Gaps(NamedTuple):
 
     missed: int = 0
     counted: int = 0
-    """The last message of the last gap that the server made."""
+    """The last message of the last gap, or before the first of this connection: none up to it is
+    due any more."""
     untold: tuple[Gap, ...] = ()
 
 
@@ -371,8 +372,9 @@ class Client(Connecting, Generic[Item]):
                 timeout = None if deadline == inf else max(0.0, deadline - time.monotonic())
 
     def _next(self) -> int:
-        # The next message due; 0 if that is unknown.
-        return self._out + 1 if self._out else self._first
+        # The next message due, neither handed out nor in a gap; 0 if that is unknown.
+        last = max(self._out, self._gaps.counted)
+        return last + 1 if last else 0
 
     def _start_again(self, hello: ServerHello) -> int:
         if not hello.extended:
@@ -406,7 +408,8 @@ class Client(Connecting, Generic[Item]):
             self._out = self._acked = 0  # its ids begin anew
         self._server_id, self._first = hello.server_id, first
         missed = known.missed + sum(gap.count or 0 for gap in gaps)
-        self._gaps = _Gaps(missed, known.counted if same else 0, (*known.untold, *gaps))
+        counted = max(known.counted if same else 0, first - 1)
+        self._gaps = _Gaps(missed, counted, (*known.untold, *gaps))
         self._labels = None if hello.extended else Labels()
 
     def _gaps_on_return(
@@ -846,7 +849,8 @@ class Client(Connecting, Generic[Item]):
 
     def _skipped(self, first: int, last: int) -> Gap | None:
         known: _Gaps = self._gaps
-        if last != known.counted:  # else these messages are received again, and that was told
+        first = max(first, known.counted + 1)
+        if first <= last:  # else these messages are received again, and that was told
             gap = Gap(first, last)
             self._gaps = _Gaps(known.missed + last - first + 1, last, (*known.untold, gap))
         return self._tell()

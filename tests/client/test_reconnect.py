@@ -23,6 +23,8 @@ from peers import classic_server
 from support.aio import Run, until
 from support.api import SMALL_LOG, Task, once_it_sleeps_in, script_process, sockaddr
 from support.base import DEADLINE, SHARE_LOG, descriptors, wait_until
+from support.reference import FRAMES, Frame, Welcome, decode_reply, encode_frame, encode_welcome
+from support.wire import LARGE, hello_of, listening, one_connection
 
 from jumiks import (
     AsyncClient,
@@ -239,6 +241,74 @@ def test_what_a_server_that_closed_could_not_deliver_is_a_gap_with_both_ends(add
         lost = 9 - (len(got) - 1)
         # A plain connection is told no reason, so what it did not get is unknown.
         assert gaps == ([Gap(FIRST_ID + 9 - lost, None)])
+
+
+@pytest.mark.parametrize("is_broken", [True, False])
+@modes
+def test_nothing_is_told_in_two_gaps(
+    address: str, options: dict[str, Any], is_broken: bool
+) -> None:
+    """What stood behind a gap that was told may be gone too before it is received."""
+    with (
+        Server(address, on_lag="skip", patience=0, max_lag=1, log_size=SMALL_LOG) as server,
+        Client(address, on_gap="yield", reconnect=SOON, **options) as client,
+    ):
+        told: list[int] = []
+
+        def take() -> bool:
+            item = client.receive(DEADLINE)
+            first, last = (item.first, item.last) if isinstance(item, Gap) else 2 * [client.last_id]
+            assert last is not None
+            assert first == FIRST_ID + len(told)
+            told.extend(range(first, last + 1))
+            return isinstance(item, Gap)
+
+        for _ in range(3):
+            for _ in range(SMALL_LOG // 4096):  # twice what the log has room for
+                server.publish(b"x" * 8192)
+            while not take():
+                pass
+            if is_broken:
+                break_connection(client)
+        server.publish(b"the last one")
+        last = server.stats().next_id - 1
+        while client.last_id < last:
+            take()
+        assert client.missed + client.last_id - FIRST_ID + 1 >= len(told)
+        assert told[-1] == last
+
+
+def test_who_comes_back_twice_before_a_message_goes_on_behind_the_gap(address: str) -> None:
+    starts: list[int] = []
+
+    def serve(first: int, *ids: int) -> Callable[[socket.socket], None]:
+        def script(connection: socket.socket) -> None:
+            connection.send(hello_of())
+            starts.append(decode_reply(connection.recv(LARGE)).start)
+            connection.send(encode_welcome(Welcome(0, FRAMES, first)))
+            for packet_id in ids:
+                connection.send(encode_frame(Frame(packet_id, b"%d" % packet_id)))
+
+        return script
+
+    items: list[bytes | Gap] = []
+    with listening(address) as listener:
+        with one_connection(listener, serve(FIRST_ID, FIRST_ID)):
+            client = Client(address, on_gap="yield", reconnect=SOON)
+        with client:
+            items.append(client.receive(DEADLINE))
+            for script in serve(FIRST_ID + 5), serve(FIRST_ID + 8, FIRST_ID + 8):
+                with one_connection(listener, script):
+                    items.append(client.receive(DEADLINE))
+            items.append(client.receive(DEADLINE))
+            assert client.missed == 7
+    assert starts[1:] == [FIRST_ID + 1, FIRST_ID + 5]
+    assert items == [
+        b"%d" % FIRST_ID,
+        Gap(FIRST_ID + 1, FIRST_ID + 4),
+        Gap(FIRST_ID + 5, FIRST_ID + 7),
+        b"%d" % (FIRST_ID + 8),
+    ]
 
 
 # ---- how a gap is told ----
