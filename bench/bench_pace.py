@@ -3,7 +3,8 @@
 
 The promise (docs/guarantees.md): the other lowers the pace by less than half. It is a process of
 its own. One acks a message shortly before patience ends; one never reads and comes anew again and
-again; one is no client at all and keeps a core busy, as any process may.
+again; one never reads and acks one message without end, under a policy that lets it stay (skip);
+one is no client at all and keeps a core busy, as any process may.
 """
 
 import multiprocessing
@@ -11,9 +12,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.synchronize import Event
 
-from jumiks import Client, Server
+from jumiks import Client, OnLag, Server
 
 from .conftest import Compare
 from .harness import Outcome
@@ -25,6 +27,8 @@ MAX_LAG = 1000
 MESSAGE = bytes(64)
 REPLY = struct.pack("<4HQ2I", 1, 0, 0, 1, 0, 0, 0)
 ADDRESS = "@jumiks-bench-pace"
+BUSY = ("a flood of acks", "a busy core")
+"""These keep a core busy, so they are compared with each other."""
 
 
 def joined() -> socket.socket:
@@ -54,6 +58,16 @@ def is_silent(over: Event) -> None:
             over.wait(PATIENCE / 4)
 
 
+def floods(over: Event) -> None:
+    with joined() as sock:
+        sock.recv(4096)  # the welcome
+        (packet_id,) = struct.unpack_from("<Q", sock.recv(4096), 8)
+        sock.settimeout(0.1)
+        while not over.is_set():
+            with suppress(TimeoutError):
+                sock.send(struct.pack("<Q", packet_id))
+
+
 def spins(over: Event) -> None:
     while not over.is_set():
         pass
@@ -69,7 +83,8 @@ def keeps_up(over: Event) -> None:
 def pace(other: Callable[[Event], object] | None) -> Outcome:
     fork = multiprocessing.get_context("fork")
     over = fork.Event()
-    with Server(ADDRESS, max_lag=MAX_LAG, patience=PATIENCE) as server:
+    on_lag: OnLag = "skip" if other is floods else "disconnect"
+    with Server(ADDRESS, max_lag=MAX_LAG, patience=PATIENCE, on_lag=on_lag) as server:
         processes = [
             fork.Process(target=each, args=(over,), daemon=True)
             for each in (keeps_up, other)
@@ -93,6 +108,7 @@ def test_pace(compare: Compare) -> None:
         "alone": None,
         "a trickling client": trickles,
         "a silent client": is_silent,
+        "a flood of acks": floods,
         "a busy core": spins,
     }
     compare(
@@ -100,8 +116,9 @@ def test_pace(compare: Compare) -> None:
         "the publisher's pace",
         {name: (lambda other=other: pace(other)) for name, other in others.items()},
         [
-            Ratio(name, "alone", "rate", None if name == "a busy core" else 0.5)
+            Ratio(name, "alone", "rate", None if name in BUSY else 0.5)
             for name in others
             if name != "alone"
-        ],
+        ]
+        + [Ratio("a flood of acks", "a busy core", "rate", 0.5)],
     )

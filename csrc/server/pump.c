@@ -17,6 +17,9 @@
  * hushed: EPOLLIN is not asked for, publishers read acks when they are many, and whoever needs them
  * earlier (who waits, or wants figures) makes a full round, which rouses it. Ends wake it always.
  *
+ * A session that floods the server with idle acks is muted (session.c): nobody reads what it sends, and
+ * EPOLLIN is not asked for, until the thread unmutes it. Its end wakes the thread even so.
+ *
  * An end takes care. The account is fixed, BYE goes out where the peer can read it, then our side is
  * shut. A framed peer knows that ECONNRESET may come before the last packets and reads on, so its
  * descriptor is closed at once. A classic peer may not: it would see ECONNRESET if acks were left
@@ -94,7 +97,8 @@ static void rouse(struct jmk_server *server) {
         return;
     server->hushed = false;
     for (uint32_t i = 0; i < server->live_count; i++)
-        watch(server, server->live[i], server->live[i]->watched | EPOLLIN);
+        if (!server->live[i]->muted)
+            watch(server, server->live[i], server->live[i]->watched | EPOLLIN);
 }
 
 static void notify(struct jmk_server *server) {
@@ -182,6 +186,7 @@ static void say_goodbye(struct jmk_server *server, struct jmk_session *session) 
         shut(server, session);
         return;
     }
+    session->muted = false;
     watch(server, session, EPOLLIN | EPOLLRDHUP);
     wait_for_end(server, session, JMK_ENDING);
 }
@@ -428,6 +433,27 @@ static void settle(struct jmk_server *server, struct jmk_session *session, int r
         resume(server, session, true);
 }
 
+static void mute(struct jmk_server *server, struct jmk_session *session) {
+    watch(server, session, session->watched & ~(uint32_t)EPOLLIN);
+    if (server->unmute_at && server->unmute_at <= session->quiet_until)
+        return;
+    server->unmute_at = session->quiet_until;
+    jmk_server_wake(server); /* the thread may be asleep, for longer than that */
+}
+
+/* Read what it sent; what one that is muted sent, only once it has come to its end. */
+static int hear(struct jmk_server *server, struct jmk_session *session, uint32_t events,
+                bool *moved) {
+    int result;
+
+    if (session->muted && !(events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)))
+        return 0;
+    result = jmk_session_read(session, &server->log, moved);
+    if (result == 0 && session->muted)
+        mute(server, session);
+    return result;
+}
+
 static void handle_session(struct jmk_server *server, struct jmk_session *session,
                            uint32_t events) {
     bool moved = false;
@@ -441,12 +467,12 @@ static void handle_session(struct jmk_server *server, struct jmk_session *sessio
         return;
     }
     if (session->state == JMK_PARTING || session->state == JMK_ENDING) {
-        if (jmk_session_read(session, &server->log, &moved) != 0 || events & (EPOLLHUP | EPOLLERR))
+        if (hear(server, session, events, &moved) != 0 || events & (EPOLLHUP | EPOLLERR))
             jmk_pump_drop(server, session);
         return;
     }
     note_worst(server, session);
-    result = jmk_session_read(session, &server->log, &moved);
+    result = hear(server, session, events, &moved);
     if (events & EPOLLOUT) {
         session->blocked = false;
         watch(server, session, session->watched & ~(uint32_t)EPOLLOUT);
@@ -611,6 +637,7 @@ bool jmk_pump_want(struct jmk_server *server, struct jmk_session *session, uint6
     if (!session->cursor || atomic_load(&session->cursor->wanted) == id)
         return false;
     atomic_store(&session->cursor->wanted, id);
+    session->idle_acks -= session->idle_acks > 0; /* its page may tell as much as the answer */
     JMK_POINT(JMK_AT_WANTED);
     return look_at_cursors(server);
 }
@@ -658,9 +685,39 @@ static bool goodbyes(struct jmk_server *server) {
     return server->saying_goodbye && !server->ending_count;
 }
 
-/* When the next goodbye is due, as a timeout for epoll in ms. */
+/* Hear those of a list again that were muted for long enough; `events` are to be asked for. */
+static void unmute_some(struct jmk_server *server, struct jmk_session **list, uint32_t count,
+                        uint32_t events, int64_t now) {
+    for (uint32_t i = 0; i < count; i++) {
+        struct jmk_session *session = list[i];
+
+        if (!session->muted)
+            continue;
+        if (now >= session->quiet_until) {
+            session->muted = false;
+            watch(server, session, session->watched | events);
+        } else if (!server->unmute_at || session->quiet_until < server->unmute_at) {
+            server->unmute_at = session->quiet_until;
+        }
+    }
+}
+
+static void unmute(struct jmk_server *server) {
+    int64_t now;
+
+    if (!server->unmute_at)
+        return;
+    now = jmk_now();
+    if (now < server->unmute_at)
+        return;
+    server->unmute_at = 0;
+    unmute_some(server, server->live, server->live_count, server->hushed ? 0 : EPOLLIN, now);
+    unmute_some(server, server->ending, server->ending_count, EPOLLIN, now);
+}
+
+/* When the next goodbye is due, or one is to be unmuted, as a timeout for epoll in ms. */
 static int next_timeout(struct jmk_server *server) {
-    int64_t next = INT64_MAX, left;
+    int64_t next = server->unmute_at ? server->unmute_at : INT64_MAX, left;
 
     for (uint32_t i = 0; i < server->ending_count; i++) {
         int64_t one = due(server, server->ending[i]);
@@ -734,6 +791,7 @@ void *jmk_pump_thread(void *argument) {
         look_at_cursors(server);
         jmk_pump_send(server);
         jmk_pump_admit(server);
+        unmute(server);
         finished = goodbyes(server);
         timeout = next_timeout(server);
         fast = may_nap(server, seen);

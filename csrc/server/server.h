@@ -76,6 +76,7 @@ struct jmk_server {
     bool stale; /* the admission must be computed anew */
     bool hushed; /* acks wake nobody: see pump.c */
     uint32_t streak; /* inline rounds since the thread's last */
+    int64_t unmute_at; /* when the first of those that are muted is heard again; 0: there is none */
     bool saying_goodbye;
     bool outrun; /* the admission is closed until some client is at most half way: see lag.c */
     int64_t outrun_since; /* from when on that has been so */

@@ -6,6 +6,11 @@
  * no copy. How messages reach it, and acks come back, is its path: send_packets.c or send_shared.c. Here is
  * what all have in common: reading the socket, the goodbye, the account. Everything runs under the
  * server's pump lock.
+ *
+ * An ack that moves the cursor is bounded by what was sent. One that does not is legal, and is ignored;
+ * but to read it costs as much as to publish several messages, and publishers read acks too. So in
+ * FLOOD_TIME only some are read; then the session is muted. The rest waits in the socket, which takes
+ * some hundred packets and no more: the kernel makes the sender wait.
  */
 #include "server/session.h"
 
@@ -21,6 +26,8 @@
 #define READS 4 /* times ACKS before somebody else gets his turn */
 #define MOST_QUEUED 1024 /* twice what the kernel's default lets an unread socket hold */
 #define ACKS 64 /* acks a recvmmsg takes where no descriptors can come */
+#define FLOOD_TIME (JMK_SECOND / 100)
+#define FLOOD_ACKS 64 /* idle acks in FLOOD_TIME that nobody minds */
 
 /* recv gave 0: the end of the stream, or an empty packet, which no peer may send. */
 static int end_or_empty(int fd) {
@@ -41,11 +48,31 @@ void jmk_session_ack(struct jmk_session *session, uint64_t id, bool *moved) {
 
 static int take_packet(struct jmk_session *session, const struct jmk_log *log, const uint64_t *data,
                        const struct mmsghdr *packet, bool *moved) {
+    bool news = false;
+    int result;
+
     if (packet->msg_len == 0)
         return end_or_empty(session->fd);
     if (packet->msg_hdr.msg_flags & MSG_TRUNC)
         return JMK_E_PROTOCOL;
-    return session->path->ack(session, log, data, packet->msg_len, moved);
+    result = session->path->ack(session, log, data, packet->msg_len, &news);
+    session->idle_acks += !news;
+    *moved = *moved || news;
+    return result;
+}
+
+/* Has it sent more idle acks than it may? The first FLOOD_ACKS, however late, begin a FLOOD_TIME. */
+static bool floods(struct jmk_session *session) {
+    int64_t now;
+
+    if (session->idle_acks < FLOOD_ACKS)
+        return false;
+    session->idle_acks = 0;
+    now = jmk_now();
+    if (now < session->quiet_until)
+        return true;
+    session->quiet_until = now + FLOOD_TIME;
+    return false;
 }
 
 /* Take up to `most` packets: 0, JMK_E_PROTOCOL if descriptors came with the next one, or -errno. */
@@ -81,7 +108,8 @@ int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, boo
             if (result != 0)
                 return result;
         }
-        if (count < most)
+        session->muted = session->muted || floods(session);
+        if (session->muted || count < most)
             return 0;
     }
     return 0;

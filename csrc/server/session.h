@@ -83,6 +83,8 @@ struct jmk_session {
     bool blocked;   /* its socket refused a packet; nothing is tried until it says it can */
     bool replaying; /* it began in the past, and reads history still */
     bool more;      /* stopped by the bound on work, not by the socket */
+    bool muted;     /* it sends too many idle acks: what it sends waits in its socket */
+    uint32_t idle_acks; /* packets that told nothing new, since the clock was looked at */
     uint32_t watched; /* what epoll was asked for */
     uint32_t max_packet;
     uint32_t fragment;     /* bytes of the message at offset that were sent */
@@ -99,6 +101,7 @@ struct jmk_session {
     uint64_t due_id;        /* found at its limit, it has to ack this; 0 = it has no term */
     int64_t due_since;      /* when it was found there ... */
     enum jmk_limit due_limit; /* ... and at which limit */
+    int64_t quiet_until;    /* it may send only so many idle acks more until then */
     int64_t deadline;       /* JMK_PARTING, JMK_ENDING: when to give up on it */
     uint32_t index;         /* its place in the server's list of live, ending or unread ones */
     uint32_t events;        /* bits 1 << jmk_event_kind: waiting to be collected */
@@ -118,6 +121,7 @@ static inline uint64_t jmk_session_lag(const struct jmk_session *session, uint64
 /*
  * Read what the client sent. 0: there is no more for now. JMK_E_END: it closed its end;
  * JMK_E_PROTOCOL: an ack that cannot be, or descriptors with it; or -errno. *moved is set if the acked cursor did.
+ * If it sends too many packets that do not move it, reading stops early, and it is muted.
  */
 int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, bool *moved);
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import reference
-from support.base import DEADLINE, GUARDED, REFUSES, descriptors, wait_until
+from support.base import DEADLINE, GUARDED, REFUSES, SHARE_LOG, descriptors, wait_until
 from support.reference import (
     BYE,
     CRITICAL,
@@ -32,6 +32,7 @@ from support.reference import (
     Welcome,
 )
 from support.rights import is_held, pipe, send_descriptor
+from support.shared import HandMadeClient
 from support.wire import (
     FIRST_ID,
     HELLO,
@@ -250,6 +251,101 @@ def test_a_flood_of_acks_disturbs_nobody(address: str, framed: bool) -> None:
                 stop.set()
                 client.sock.shutdown(socket.SHUT_RDWR)
                 thread.join(DEADLINE)
+
+
+IDLE_ACKS = 10000
+"""Acks that tell nothing new."""
+READ_AT_ONCE = 64 + 63
+"""How many of them a server reads before it looks at its clock."""
+FLOOD_TIME = 0.01
+QUEUED = 1024
+"""More packets than a socket holds that nobody reads."""
+
+
+def most_read(seconds: float) -> float:
+    """How many idle acks of one client a server reads in that time: two such lots in FLOOD_TIME."""
+    return 2 * READ_AT_ONCE * (seconds / FLOOD_TIME + 1)
+
+
+def ack_idly(client: RawClient) -> None:
+    """Ack one message, and that again until the socket is full: nobody reads it for a while."""
+    ack = reference.encode_ack(FIRST_ID)
+    with suppress(BlockingIOError):
+        for _ in range(IDLE_ACKS):
+            client.sock.send(ack, socket.MSG_DONTWAIT)
+
+
+@both_modes
+def test_acks_that_tell_nothing_new_are_read_at_a_bounded_pace(address: str, framed: bool) -> None:
+    with (
+        Harassed(address) as harassed,
+        raw_client(harassed.server, address, framed=framed) as client,
+    ):
+        harassed.publish()
+        client.read(1)
+        start = time.monotonic()
+        for _ in range(IDLE_ACKS):
+            client.sock.send(reference.encode_ack(FIRST_ID))
+        assert most_read(time.monotonic() - start) + QUEUED >= IDLE_ACKS
+        assert not harassed.ends  # to repeat an ack is no error
+
+
+@pytest.mark.skipif(not SHARE_LOG, reason="the log is not shared in this run")
+def test_idle_acks_of_one_that_shares_the_log_are_read_at_a_bounded_pace(address: str) -> None:
+    with Harassed(address) as harassed, HandMadeClient(address) as client:
+        harassed.publish()
+        client.read()
+        client.ack(FIRST_ID)
+        start = time.monotonic()
+        for _ in range(IDLE_ACKS):
+            client.sock.send(reference.encode_ack(FIRST_ID))
+        assert most_read(time.monotonic() - start) + QUEUED >= IDLE_ACKS
+        assert not harassed.ends
+
+
+@both_modes
+def test_an_ack_behind_a_flood_of_others_is_read(address: str, framed: bool) -> None:
+    """Nobody publishes, so the server's thread has to come back to it by itself."""
+    with (
+        Harassed(address) as harassed,
+        raw_client(harassed.server, address, framed=framed) as client,
+    ):
+        harassed.publish(2)
+        client.read(2)
+        ack_idly(client)
+        client.ack_early(FIRST_ID + 1)
+        harassed.server.drain(DEADLINE)
+
+
+@both_modes
+def test_the_end_of_a_client_is_noticed_behind_a_flood_of_acks(address: str, framed: bool) -> None:
+    with Harassed(address) as harassed:
+        with raw_client(harassed.server, address, framed=framed) as client:
+            harassed.publish()
+            client.read(1)
+            ack_idly(client)
+        assert harassed.reasons(1) == [EndReason.LEFT]
+
+
+def test_acks_after_a_goodbye_are_read_at_a_bounded_pace(address: str) -> None:
+    """A plain 1.0 client has a second in which its acks are read; it may use that for a flood."""
+    with (
+        Harassed(address) as harassed,
+        raw_client(harassed.server, address, framed=False) as client,
+    ):
+        harassed.publish()
+        client.read(1)
+        (kicked,) = [one for one in harassed.server.clients if one.mode == "classic"]
+        start = time.monotonic()
+        harassed.server.disconnect(kicked)
+        sent = 0
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while time.monotonic() < start + DEADLINE:
+                client.sock.send(reference.encode_ack(FIRST_ID))
+                sent += 1
+        seconds = time.monotonic() - start
+        assert seconds < DEADLINE
+        assert sent <= most_read(seconds) + QUEUED
 
 
 @both_modes
