@@ -111,24 +111,30 @@ class Batch(Sequence[bytes]):
             self._lost = not self._watch.is_whole()
         if self._lost:
             return False
-        return self._client is None or bool(lib.jmk_client_whole(self._client))
+        client = self._client
+        return client is None or bool(lib.jmk_client_whole(client))
 
     def _messages(self) -> list[bytes]:
         if self._list is None:
-            if self._views is not None:
-                messages = [bytes(view) for view in self._views]
-            elif self._client is not None:
+            views, client, messages = self._views, self._client, list[bytes]()
+            if views is not None:
+                messages = [bytes(view) for view in views]
+            elif client is not None:
                 messages = message_list(self._items, self._count)
-            elif self._lost:
-                raise self._error()
-            else:
-                raise ValueError("this batch was released")
+            elif not self._is_settled():
+                raise self._error() if self._lost else ValueError("this batch was released")
+            if self._is_settled():
+                return self._messages()
             if not self.valid:
                 self._lose()
                 raise self._error()
             self._list = messages
             self._client = None
         return self._list
+
+    def _is_settled(self) -> bool:
+        # Looked at again, as a signal's handler may have closed the client since.
+        return self._list is not None
 
     def _lose(self) -> None:
         self._lost, self._views, self._arena, self._client = True, None, None, None
@@ -154,12 +160,15 @@ class Batch(Sequence[bytes]):
             Overwritten: they are gone already.
         """
         if self._views is None:
-            if self._client is None:
+            client = self._client
+            if client is None:
                 self._views = [memoryview(message) for message in self._messages()]
             else:
                 watch = _Watch()
-                arena = watch.over(self._client)
+                arena = watch.over(client)
                 views = view_list(arena, self._items, self._count)
+                if self._is_settled():
+                    return self.views()
                 # In this order: a signal that comes between leaves nothing that is not taken back.
                 if self._loans is not None:
                     self._loans.append(self)

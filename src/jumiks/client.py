@@ -14,6 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from math import inf
 from types import TracebackType
 from typing import (
@@ -305,7 +306,9 @@ class Client(Connecting, Generic[Item]):
         self._last_batch: weakref.ref[Batch] | None = None
         self._loans: list[Batch] = []  # those whose views are of the log itself
         self._settling = threading.RLock()  # over the last batch's memory, and what is lent
-        self._lock = threading.Lock()  # over who has the handle, and the way back
+        # Over who has the handle, and the way back. A signal's handler may close the client in the
+        # middle of what this thread does under it.
+        self._lock = threading.RLock()
         self._return: Return | None = None
         self._wanted = _parse_start(start)
         self._green = cooperates()
@@ -781,14 +784,16 @@ class Client(Connecting, Generic[Item]):
         # The last batch's memory is about to be used again, or given back. Whoever comes while
         # another thread does this waits for its end, as that reads the memory.
         with self._settling:
-            batch = self._last_batch() if self._last_batch is not None else None
+            last = self._last_batch
+            batch = last() if last is not None else None
             if batch is not None:
                 batch._settle()
             self._last_batch = None
             while self._loans:
                 batch = self._loans[0]
                 batch._take_back()
-                self._loans.remove(batch)
+                with suppress(ValueError):  # a signal's handler closed this client meanwhile
+                    self._loans.remove(batch)
 
     def _ending(self, code: int) -> Exception:
         handle = self._handle
@@ -887,9 +892,9 @@ class Client(Connecting, Generic[Item]):
             finally:
                 del ending  # it has this frame, and would keep the connection for the collector
         with self._lock:
-            if self._return is None:
-                self._return = Return(self, ending, self._backoff)
             way = self._return
+            if way is None:
+                way = self._return = Return(self, ending, self._backoff)
         while not way.step():
             if time.monotonic() >= deadline:
                 raise way.out_of_time()
@@ -1015,9 +1020,9 @@ class Client(Connecting, Generic[Item]):
                 if self._handle is not None:
                     self._closing = self._handle
                 self._handle = self._receiver = None
-                if self._return is not None:
-                    self._return.end()
-                self._return = None
+                way, self._return = self._return, None
+                if way is not None:
+                    way.end()
             handle = self._closing
         if handle is None:
             return

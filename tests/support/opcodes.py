@@ -83,6 +83,19 @@ def never_interrupted(code: CodeType) -> frozenset[int]:
 
 def raises_at(number: int, call: Callable[[], object], alarm: Alarm | None = None) -> bool:
     """Call it, and raise at the bytecode of this number in the package; False if it has fewer."""
+
+    def ring(frame: FrameType) -> None:
+        if alarm is not None:
+            alarm.came_from(frame)
+        raise AlarmError
+
+    return happens_at(number, call, ring)
+
+
+def happens_at(
+    number: int, call: Callable[[], object], action: Callable[[FrameType], object]
+) -> bool:
+    """Call it, and do something at the bytecode of this number; False if it has fewer."""
     left = number
 
     def local(frame: FrameType, event: str, _: Any) -> Any:
@@ -91,9 +104,7 @@ def raises_at(number: int, call: Callable[[], object], alarm: Alarm | None = Non
             left -= 1
             if left < 0:
                 sys.settrace(None)
-                if alarm is not None:
-                    alarm.came_from(frame)
-                raise AlarmError
+                action(frame)
         return local
 
     def trace(frame: FrameType, _: str, __: Any) -> Any:

@@ -137,6 +137,7 @@ class Return:
         self._backoff = backoff
         self._steps = self._tries()
         self._wake = new_eventfd()
+        self._in_step = False
         self._wait: Wait = (-1, 0.0)
         self._until = 0.0
         self.failure: Exception | None = None
@@ -182,15 +183,18 @@ class Return:
         client = self._client
         descriptor, left = self.due()
         with client._lock:
+            if client._handle is None:
+                client._return = None
+                raise Closed("this client is closed")
             if client._return is not self:
-                if client._handle is None:
-                    raise Closed("this client is closed")
                 return True  # another thread was here
             if left > 0 and (descriptor < 0 or not is_readable(descriptor)):
                 return False
+            self._in_step = True
             try:
                 self._wait = next(self._steps)
             except StopIteration:
+                self._stop_if_closed()
                 client._return = None
                 self._finish()
                 return True
@@ -198,8 +202,20 @@ class Return:
                 client._return = None
                 self._finish()
                 raise
+            finally:
+                self._in_step = False
+            self._stop_if_closed()
             self._until = time.monotonic() + self._wait[1]
         return False
+
+    def _stop_if_closed(self) -> None:
+        # By a signal's handler, in the middle of a step, which may have connected since.
+        client = self._client
+        if client._return is self:
+            return
+        client._handle = client._receiver = None
+        self._finish()
+        raise Closed("this client is closed")
 
     def wait(self, deadline: float) -> None:
         """Wait for what is due, in this thread, or until the deadline, or until it is ended."""
@@ -220,8 +236,10 @@ class Return:
 
     def end(self) -> None:
         """Give up, and wake who waits; under the client's lock."""
-        self._steps.close()
         self.failure = None  # its traceback has us, and would keep us for the collector
+        if self._in_step:
+            return  # a signal's handler came in the middle of it, and it gives up by itself
+        self._steps.close()
         os.eventfd_write(self._wake.fileno(), 1)
 
     def _finish(self) -> None:
