@@ -159,10 +159,11 @@ class Batch(Sequence[bytes]):
         Raises:
             Overwritten: they are gone already.
         """
-        if self._views is None:
+        views = self._views
+        if views is None:
             client = self._client
             if client is None:
-                self._views = [memoryview(message) for message in self._messages()]
+                self._views = views = [memoryview(message) for message in self._messages()]
             else:
                 watch = _Watch()
                 arena = watch.over(client)
@@ -175,7 +176,7 @@ class Batch(Sequence[bytes]):
                 self._watch, self._arena = watch, arena
                 self._views = views
                 self._client = None
-        return self._views
+        return views  # not looked up again, as a handler may have closed the client since
 
     def _take_back(self) -> None:
         # Views of the log, but for those that something else was made of.
