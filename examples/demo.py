@@ -96,12 +96,12 @@ class Tally:
 # ---- the clients ----
 
 
-def fast(address: str, share_log: bool = True) -> Report:
+def fast(address: str, delivery: jumiks.Delivery = "shared") -> Report:
     import jumiks
 
     tally = Tally()
     try:
-        with jumiks.Client(address, share_log=share_log) as client:
+        with jumiks.Client(address, delivery=delivery) as client:
             for message in client:
                 tally.add(message)
     except jumiks.ConnectionEnded as error:
@@ -268,12 +268,12 @@ def figures(report: Report, lag: str) -> tuple[str, str, str, str]:
 def table(
     published: Report, reports: dict[Client, Report], seen: dict[int, jumiks.ClientInfo]
 ) -> str:
-    rows = [("", "mode", "messages", "lag at worst", "time", "SHA-256", "end")]
+    rows = [("", "delivery", "messages", "lag at worst", "time", "SHA-256", "end")]
     rows.append(("publisher", "", *figures(published, ""), ""))
     for client, report in reports.items():
         info = seen.get(client.process.pid)
-        mode, lag = (info.mode, f"{info.worst_lag:,}") if info is not None else ("?", "?")
-        rows.append((client.name, mode, *figures(report, lag), report.end))
+        delivery, lag = (info.delivery, f"{info.worst_lag:,}") if info is not None else ("?", "?")
+        rows.append((client.name, delivery, *figures(report, lag), report.end))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = (False, False, True, True, True, False, False)
     return "\n".join(
@@ -368,7 +368,7 @@ def main() -> int:
     else:
         roles = {
             "fast": fast,
-            "framed": partial(fast, share_log=False),
+            "framed": partial(fast, delivery="framed"),
             "plain": plain,
             "stopped": stopped,
         }

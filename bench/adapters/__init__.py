@@ -143,7 +143,7 @@ CONTESTANTS = {
     "jumiks": Contestant("jumiks"),
     "jumiks-framed": Contestant("jumiks", publisher={"share_log": False}),
     "jumiks-spin": Contestant("jumiks", subscriber={"spin": 0.002}),
-    "jumiks-classic": Contestant("jumiks", keeps=(5e5, 3e9), subscriber={"framed": False}),
+    "jumiks-classic": Contestant("jumiks", keeps=(5e5, 3e9), subscriber={"delivery": "classic"}),
     "jumiks-views": Contestant("jumiks", subscriber={"views": True}),
     "jumiks-reserve-views": Contestant(
         "jumiks", publisher={"reserve": True}, subscriber={"views": True}

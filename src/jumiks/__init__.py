@@ -16,7 +16,7 @@ from ._server.lag import OnLag
 from ._wire.status import ServerStatus
 from .aio import AsyncClient, AsyncServer
 from .batch import Batch
-from .client import Client
+from .client import Client, Delivery
 from .errors import (
     AckError,
     AddressInUse,
@@ -55,6 +55,7 @@ __all__ = [
     "Closed",
     "ConnectionEnded",
     "ConnectionLost",
+    "Delivery",
     "Disconnected",
     "EndReason",
     "Forked",

@@ -26,7 +26,7 @@ from ._server import access, lag
 from ._server.lag_watch import LAG_WARNING
 from ._wire.handshake import FIRST_ID
 from .batch import Batch
-from .client import ARENA_SIZE, CONNECT_TIMEOUT, Client, ClientOptions, Item, OnGap
+from .client import ARENA_SIZE, CONNECT_TIMEOUT, Client, ClientOptions, Delivery, Item, OnGap
 from .errors import Busy, Closed, MessageTooLarge, ServerClosed, Timeout
 from .server import HANDSHAKE_TIMEOUT, LINGER, LOG_SIZE, MAX_CLIENTS, Server, _Wait
 from .stats import ClientInfo, EndReason, ServerStats
@@ -150,8 +150,7 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
         start: Literal["now", "oldest"] | int = "now",
         timeout: float | None = CONNECT_TIMEOUT,
         arena_size: int = ARENA_SIZE,
-        framed: bool = True,
-        share_log: bool = True,
+        delivery: Delivery = "shared",
         on_gap: OnGap = None,
         ack: Literal["after", "before"] = "after",
         reconnect: bool | Backoff = False,
@@ -163,8 +162,7 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
             start=start,
             timeout=timeout,
             arena_size=arena_size,
-            framed=framed,
-            share_log=share_log,
+            delivery=delivery,
             spin=0.0,
             on_gap=on_gap,
             ack=ack,
@@ -377,7 +375,7 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
 
     def _is_acked(self, handle: Handle, handled: int) -> bool:
         # In a shared log it always is, but for what the user's views hold back.
-        return self._client._mode == "shared" or lib.jmk_client_acked_id(handle) >= handled
+        return self._client._delivery == "shared" or lib.jmk_client_acked_id(handle) >= handled
 
     def _ack(self, handled: int) -> None:
         if handled:
@@ -391,9 +389,9 @@ class AsyncClient(_Twin["Client[Item]"], Generic[Item]):
         return self._open().server_id
 
     @property
-    def mode(self) -> str:
-        """`"shared"` where the log is read, `"framed"`, or `"classic"`; see `Client.mode`."""
-        return self._open().mode
+    def delivery(self) -> Delivery:
+        """How it gets messages; see `Client.delivery`."""
+        return self._open().delivery
 
     @property
     def last_id(self) -> int:

@@ -90,6 +90,9 @@ if TYPE_CHECKING:
 else:
     Item = TypeVar("Item")
 
+Delivery: TypeAlias = Literal["shared", "framed", "classic"]
+"""How a client gets messages."""
+
 OnGap: TypeAlias = Callable[[Gap], object] | Literal["raise", "yield"] | None
 """What happens at a gap in the stream."""
 
@@ -117,10 +120,15 @@ _LEAST_SLEEP: Final = 1e-6  # gevent takes a sleep of 0 for one that lets no tim
 _LATE_ACK_LOOK: Final = 0.01
 _ACK_TIME: Final = 0.01
 _ACK_PATIENCE: Final = 1_000_000_000  # ns; a live server reads acks well within
-_MODES: Final = {
+_DELIVERIES: Final[dict[int, Delivery]] = {
     lib.JMK_CLASSIC: "classic",
     lib.JMK_FRAMED: "framed",
     lib.JMK_SHARED: "shared",
+}
+_CAPABILITIES: Final[dict[str, Capability]] = {
+    "classic": Capability(0),
+    "framed": Capability.FRAMES,
+    "shared": Capability.FRAMES | Capability.LOG,
 }
 _START_NAMES: Final = {"now": START_NOW, "oldest": START_OLDEST}
 
@@ -153,6 +161,12 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+def _parse_delivery(delivery: object) -> Capability:
+    if not isinstance(delivery, str) or delivery not in _CAPABILITIES:
+        raise ValueError(f"delivery={delivery!r}: it must be 'shared', 'framed' or 'classic'")
+    return _CAPABILITIES[delivery]
+
+
 def _parse_start(start: object) -> int:
     if isinstance(start, str) and start in _START_NAMES:
         return _START_NAMES[start]
@@ -169,8 +183,7 @@ class ClientOptions(TypedDict, total=False):
     start: Literal["now", "oldest"] | int
     timeout: float | None
     arena_size: int
-    framed: bool
-    share_log: bool
+    delivery: Delivery
     ack: Literal["after", "before"]
     reconnect: bool | Backoff
 
@@ -192,9 +205,9 @@ class Client(Connecting, Generic[Item]):
             it: that gap is told too.
         timeout: seconds to connect and shake hands; None is no limit.
         arena_size: bytes of address space for what one receive takes.
-        framed: whether to ask for many messages a packet; False has it as plain 1.0 does.
-        share_log: whether to read the server's log itself, where the server shares it; False has
-            messages sent.
+        delivery: the best way of getting messages to ask for; `client.delivery` tells what it
+            became. "shared": read the server's log itself, where the server shares it. "framed":
+            packets with many messages each. "classic": one message per packet, as plain 1.0 does.
         spin: seconds to look for a message before sleeping, where the log is shared: a lower
             latency, for a core's time.
         on_gap: what happens at a `Gap`, in its place in the stream: messages that the server
@@ -250,8 +263,7 @@ class Client(Connecting, Generic[Item]):
         start: Literal["now", "oldest"] | int = "now",
         timeout: float | None = CONNECT_TIMEOUT,
         arena_size: int = ARENA_SIZE,
-        framed: bool = True,
-        share_log: bool = True,
+        delivery: Delivery = "shared",
         spin: float = 0.0,
         on_gap: OnGap = None,
         ack: Literal["after", "before"] = "after",
@@ -262,8 +274,7 @@ class Client(Connecting, Generic[Item]):
             start=start,
             timeout=timeout,
             arena_size=arena_size,
-            framed=framed,
-            share_log=share_log,
+            delivery=delivery,
             spin=spin,
             on_gap=on_gap,
             ack=ack,
@@ -279,8 +290,7 @@ class Client(Connecting, Generic[Item]):
         start: Literal["now", "oldest"] | int,
         timeout: float | None,
         arena_size: int,
-        framed: bool,
-        share_log: bool,
+        delivery: Delivery,
         spin: float,
         on_gap: OnGap,
         ack: Literal["after", "before"],
@@ -330,15 +340,10 @@ class Client(Connecting, Generic[Item]):
         if not LONG_PACKET <= arena_size <= 1 << 40:
             raise ValueError(f"arena_size={arena_size}: it must be {LONG_PACKET} bytes or more")
         self._arena_size = arena_size
-        for name, value in (("framed", framed), ("share_log", share_log)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} is True or False, not {value!r}")
         if spin is None:
             raise TypeError("spin is a number of seconds, not None")
         self._spin = nanoseconds(spin)
-        self._wishes = Capability.FRAMES if framed else Capability(0)
-        if framed and share_log:
-            self._wishes |= Capability.LOG
+        self._wishes = _parse_delivery(delivery)
 
     def _begin(self) -> None:
         # A function is told of a gap at the start while the client is made.
@@ -433,7 +438,7 @@ class Client(Connecting, Generic[Item]):
             last = max(last, ending.last_lost)
         if last >= due > 0:
             yield Gap(due, last, GapReason.ENDED)
-        elif isinstance(ending, ConnectionLost) and self._mode != "shared":
+        elif isinstance(ending, ConnectionLost) and self._delivery != "shared":
             yield Gap(self._shown(due), None, GapReason.RESTARTED)
         if first > FIRST_ID:
             yield Gap(FIRST_ID, first - 1, GapReason.EVICTED)
@@ -496,7 +501,7 @@ class Client(Connecting, Generic[Item]):
         )
         self._handle, self._receiver = handle, receiver
         self._descriptor = descriptor
-        self._mode = _MODES[config.mode]
+        self._delivery = _DELIVERIES[config.mode]
         self._max_lag = hello.max_lag
 
     def _watch_server(self, handle: Handle, shared: bool) -> None:
@@ -589,7 +594,7 @@ class Client(Connecting, Generic[Item]):
             handle = self._handle
             if handle is None:
                 raise Closed("this client is closed")
-            loans = self._loans if self._mode == "shared" else None
+            loans = self._loans if self._delivery == "shared" else None
             batch = Batch(self._shown(first_id), count, client=handle, items=items, loans=loans)
             self._last_batch = weakref.ref(batch)
         last_id = first_id + count - 1
@@ -769,7 +774,7 @@ class Client(Connecting, Generic[Item]):
         if self._waiting:
             check(lib.JMK_E_BUSY, "client")
         # The socket may have been full of acks: then the next look sends this one again.
-        shared = self._mode == "shared"
+        shared = self._delivery == "shared"
         late = not shared and lib.jmk_client_acked_id(handle) < self._out
         pause = _LATE_ACK_LOOK if late else _GREEN_LOOK
         self._waiting = True
@@ -813,7 +818,7 @@ class Client(Connecting, Generic[Item]):
         raise AssertionError(code)
 
     def _lost(self, handle: Handle) -> ConnectionLost:
-        plain = self._mode == "classic"
+        plain = self._delivery == "classic"
         words = "a plain 1.0 connection gives no reason" if plain else "the server died"
         reason = f"end of stream from {self._address!r} without a goodbye: {words}"
         # The log is there still, and read to its end, unless the server was just cutting us.
@@ -944,9 +949,9 @@ class Client(Connecting, Generic[Item]):
         return self._server_id
 
     @property
-    def mode(self) -> str:
-        """`"shared"` where the log is read, `"framed"`, or `"classic"`: one message a packet."""
-        return self._mode
+    def delivery(self) -> Delivery:
+        """How it gets messages: as `delivery` asked, or the next best that both ends can do."""
+        return self._delivery
 
     @property
     def last_id(self) -> int:

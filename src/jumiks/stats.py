@@ -47,7 +47,8 @@ class ClientInfo:
     Args:
         key: number that names the client within its server; never used again.
         peer: its process, as the kernel names it.
-        mode: `"shared"` if it reads the log, `"framed"`, or `"classic"` for one message a packet.
+        delivery: `"shared"` if it reads the log, `"framed"` if it gets packets with many messages
+            each, `"classic"` for one message per packet.
         lag: messages that were offered to it and are not acked.
         lag_bytes: bytes of the log that these messages hold.
         worst_lag: the largest `lag` that was seen, messages.
@@ -74,7 +75,7 @@ class ClientInfo:
 
     key: int
     peer: Peer
-    mode: str
+    delivery: str
     lag: int
     lag_bytes: int
     worst_lag: int
@@ -112,14 +113,14 @@ class ClientInfo:
 
     def __str__(self) -> str:
         return (
-            f"client {self.key} (process {self.pid}, {self.mode}): {self.lag} messages behind: "
+            f"client {self.key} (process {self.pid}, {self.delivery}): {self.lag} messages behind: "
             f"{self.queued} queued, {self.kernel_bytes} bytes in the kernel, "
             f"{self.unacked} sent and not acked"
         )
 
 
 _UNITS = {lib.JMK_LIMIT_MESSAGES: "messages", lib.JMK_LIMIT_BYTES: "bytes"}
-_MODES = {lib.JMK_CLASSIC: "classic", lib.JMK_FRAMED: "framed", lib.JMK_SHARED: "shared"}
+_DELIVERIES = {lib.JMK_CLASSIC: "classic", lib.JMK_FRAMED: "framed", lib.JMK_SHARED: "shared"}
 
 
 def client_info(account: Account, peer: Peer) -> ClientInfo:
@@ -128,7 +129,7 @@ def client_info(account: Account, peer: Peer) -> ClientInfo:
     return ClientInfo(
         key=account.key,
         peer=peer,
-        mode=_MODES[account.mode],
+        delivery=_DELIVERIES[account.mode],
         lag=account.lag,
         lag_bytes=account.lag_bytes,
         worst_lag=account.worst_lag,

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.api import FOREIGN_ENVIRONMENT, SMALL_LOG, Task
-from support.base import DEADLINE, MODE, needs, wait_until
+from support.base import BEST, DEADLINE, needs, wait_until
 
 from jumiks import Client, Monitor, Server, ServerClosed
 from jumiks._peer import process_name
@@ -616,7 +616,7 @@ def test_status_shows_clients_and_log(address: str) -> None:
     assert lines[3] == "policy  disconnect at 100 messages"
     head, row = (line.split() for line in lines[5:7])
     found = dict(zip(head, row, strict=True))
-    assert (found["PID"], found["MODE"], found["LAG"]) == (str(os.getpid()), MODE, "7")
+    assert (found["PID"], found["DELIVERY"], found["LAG"]) == (str(os.getpid()), BEST, "7")
     assert (found["SENT"], found["ACKED"]) == (str(FIRST_ID + 6), "-")
 
 
@@ -635,7 +635,7 @@ def test_status_as_json_does_nothing_to_a_terminal() -> None:
 
 
 def test_a_log_of_no_size_divides_nothing() -> None:
-    told = {"address": "@a", "on_lag": "skip", "stats": {}, "clients": [{"mode": "shared"}]}
+    told = {"address": "@a", "on_lag": "skip", "stats": {}, "clients": [{"delivery": "shared"}]}
     status = parse_status(json.dumps(told))
     assert share(status.clients[0], status.max_lag, status.stats.log_size) == 0
     assert report(Look(status, status))

@@ -15,7 +15,7 @@ import pytest
 from anyio import to_thread
 from support.aio import Run, until
 from support.api import SMALL_LOG, Task, run_script, sockaddr, stranger
-from support.base import ASYNCIO, DEADLINE, MODE, wait_until
+from support.base import ASYNCIO, BEST, DEADLINE, wait_until
 
 import jumiks.aio
 from jumiks import (
@@ -25,6 +25,7 @@ from jumiks import (
     Client,
     ClientInfo,
     Closed,
+    Delivery,
     Disconnected,
     EndReason,
     Gap,
@@ -102,11 +103,11 @@ def _served(address: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("framed", [True, False])
-def test_ways_of_receiving_may_be_mixed(run: Run, address: str, framed: bool) -> None:
+@pytest.mark.parametrize("delivery", ["shared", "classic"])
+def test_ways_of_receiving_may_be_mixed(run: Run, address: str, delivery: Delivery) -> None:
     async def main() -> None:
         with Server(address) as server:
-            async with AsyncClient(address, framed=framed) as client:
+            async with AsyncClient(address, delivery=delivery) as client:
                 got: list[bytes] = []
                 server.publish_many(numbers(300))
                 while len(got) < 250:
@@ -119,7 +120,7 @@ def test_ways_of_receiving_may_be_mixed(run: Run, address: str, framed: bool) ->
                     got.append(await client.receive(DEADLINE))
                 assert got == numbers(300)
                 assert client.last_id == FIRST_ID + 299
-                assert client.mode == (MODE if framed else "classic")
+                assert client.delivery == (BEST if delivery == "shared" else "classic")
                 await client.ack()
                 server.drain(DEADLINE)
                 assert client.lag == 0
@@ -435,14 +436,14 @@ def test_views_hold_nothing_back_once_they_are_handled(run: Run, address: str, w
                     assert gone[0].acked_id == FIRST_ID + 9
                     return
                 await until(lambda: server.clients[0].lag == 0)
-                if MODE == "shared":
+                if BEST == "shared":
                     with pytest.raises(ValueError, match="released"):
                         bytes(views[0])
 
     run(main)
 
 
-@pytest.mark.skipif(MODE != "shared", reason="what was sent cannot be given up")
+@pytest.mark.skipif(BEST != "shared", reason="what was sent cannot be given up")
 def test_what_the_server_gave_up_while_it_was_there_is_a_gap_and_no_timeout(
     run: Run, address: str
 ) -> None:
@@ -477,19 +478,20 @@ def test_what_the_server_gave_up_while_it_was_there_is_a_gap_and_no_timeout(
 def test_either_side_may_do_without_the_shared_log(run: Run, address: str, side: str) -> None:
     async def main() -> None:
         async with AsyncServer(address, share_log=side != "server") as server:
-            async with AsyncClient(address, share_log=side != "client") as client:
-                assert client.mode == server.clients[0].mode == "framed"
+            async with AsyncClient(
+                address, delivery="framed" if side == "client" else "shared"
+            ) as client:
+                assert client.delivery == server.clients[0].delivery == "framed"
             async with AsyncClient(address) as client:
-                assert client.mode == ("framed" if side == "server" else "shared")
+                assert client.delivery == ("framed" if side == "server" else "shared")
 
     run(main)
 
 
-@pytest.mark.parametrize("kind", [AsyncClient, AsyncServer])
-def test_share_log_is_yes_or_no(run: Run, address: str, kind: type) -> None:
+def test_share_log_is_yes_or_no(run: Run, address: str) -> None:
     async def main() -> None:
         with pytest.raises(TypeError, match="share_log is True or False, not 'yes'"):
-            await kind(address, share_log="yes")
+            await AsyncServer(address, share_log="yes")  # type: ignore[arg-type]
 
     run(main)
 
@@ -537,7 +539,7 @@ async def main():
         os.close(found.pop())  # room for a socket, and for nothing that comes with the welcome
     async with jumiks.AsyncClient(sys.argv[1]) as client:
         os.close(found.pop())
-        print(client.mode, await client.receive(10))
+        print(client.delivery, await client.receive(10))
 
 asyncio.run(main())
 """
@@ -546,7 +548,7 @@ asyncio.run(main())
 def test_who_has_no_room_for_the_log_has_messages_sent(address: str) -> None:
     with Server(address, share_log=True) as server:
         script = Task(lambda: run_script(NO_ROOM, address))
-        wait_until(lambda: script.done or [info.mode for info in server.clients] == ["framed"])
+        wait_until(lambda: script.done or [info.delivery for info in server.clients] == ["framed"])
         server.publish(b"sent")
         said = script.result(3 * DEADLINE).splitlines()
     assert said[0].startswith(f"{address}: cannot read its log, so it has to send: ")

@@ -31,7 +31,7 @@ from support.api import (
     script_process,
     signal_main_thread,
 )
-from support.base import DEADLINE, MODE, wait_until
+from support.base import BEST, DEADLINE, wait_until
 
 from jumiks import (
     AckError,
@@ -40,6 +40,7 @@ from jumiks import (
     ClientInfo,
     Closed,
     ConnectionLost,
+    Delivery,
     Disconnected,
     Gap,
     Refused,
@@ -52,7 +53,7 @@ from jumiks._wire.handshake import FIRST_ID
 
 FIVE = [b"zero", b"one", b"two", b"three", b"four"]
 
-both_modes = pytest.mark.parametrize("framed", [True, False], ids=["framed", "classic"])
+both_ways = pytest.mark.parametrize("delivery", ["shared", "classic"])
 
 
 class Witness:
@@ -109,11 +110,11 @@ def receive(client: Client, count: int) -> list[bytes]:
 # ---- iteration, run, and what they ack
 
 
-@both_modes
+@both_ways
 def test_the_message_at_a_break_is_not_acked_and_those_before_it_are(
-    witness: Witness, framed: bool
+    witness: Witness, delivery: Delivery
 ) -> None:
-    with Client(witness.server.address, framed=framed) as client:
+    with Client(witness.server.address, delivery=delivery) as client:
         witness.server.publish_many(FIVE)
         got = []
         for message in client:
@@ -137,11 +138,11 @@ def test_after_a_break_the_next_loop_goes_on_behind_it_and_acks_it(witness: Witn
     assert witness.acked_at_the_end() == FIRST_ID + 3
 
 
-@both_modes
+@both_ways
 def test_a_loop_that_waits_for_the_next_message_has_acked_all_others(
-    server: Server, framed: bool
+    server: Server, delivery: Delivery
 ) -> None:
-    with Client(server.address, framed=framed) as client:
+    with Client(server.address, delivery=delivery) as client:
         task = Task(lambda: list(client))
         server.publish_many(FIVE)
         server.drain(DEADLINE)
@@ -191,10 +192,10 @@ def test_a_loop_acks_within_a_batch_before_it_is_half_way_to_max_lag(address: st
                 break
 
 
-@both_modes
-def test_run_acks_what_its_handler_returned_from(witness: Witness, framed: bool) -> None:
+@both_ways
+def test_run_acks_what_its_handler_returned_from(witness: Witness, delivery: Delivery) -> None:
     server = witness.server
-    with Client(server.address, framed=framed) as client:
+    with Client(server.address, delivery=delivery) as client:
         server.publish_many(FIVE)
         got: list[bytes] = []
         task = Task(lambda: client.run(got.append))
@@ -205,9 +206,9 @@ def test_run_acks_what_its_handler_returned_from(witness: Witness, framed: bool)
     assert witness.acked_at_the_end() == FIRST_ID + 4
 
 
-@both_modes
+@both_ways
 def test_run_leaves_the_message_unacked_for_which_its_handler_raised(
-    witness: Witness, framed: bool
+    witness: Witness, delivery: Delivery
 ) -> None:
     got: list[bytes] = []
 
@@ -216,7 +217,7 @@ def test_run_leaves_the_message_unacked_for_which_its_handler_raised(
             raise KeyError("no such thing")
         got.append(message)
 
-    with Client(witness.server.address, framed=framed) as client:
+    with Client(witness.server.address, delivery=delivery) as client:
         witness.server.publish_many(FIVE)
         with pytest.raises(KeyError, match="no such thing"):
             client.run(handle)
@@ -229,11 +230,11 @@ def test_run_leaves_the_message_unacked_for_which_its_handler_raised(
 # ---- receive, receive_many, ack
 
 
-@both_modes
+@both_ways
 def test_what_receive_handed_out_is_acked_when_it_is_called_again(
-    witness: Witness, framed: bool
+    witness: Witness, delivery: Delivery
 ) -> None:
-    with Client(witness.server.address, framed=framed) as client:
+    with Client(witness.server.address, delivery=delivery) as client:
         witness.server.publish_many(FIVE[:2])
         assert receive(client, 2) == FIVE[:2]
         task = Task(client.receive)
@@ -271,9 +272,9 @@ def test_a_batch_that_was_the_last_is_not_acked_by_close(witness: Witness) -> No
     assert witness.acked_at_the_end() == FIRST_ID + 1
 
 
-@both_modes
-def test_ack_by_hand_acks_at_once_and_all_before(witness: Witness, framed: bool) -> None:
-    with Client(witness.server.address, framed=framed) as client:
+@both_ways
+def test_ack_by_hand_acks_at_once_and_all_before(witness: Witness, delivery: Delivery) -> None:
+    with Client(witness.server.address, delivery=delivery) as client:
         witness.server.publish_many(FIVE)
         receive(client, 4)
         client.ack(FIRST_ID + 1)
@@ -329,10 +330,10 @@ def test_last_id_and_lag_follow_what_was_handed_out_and_acked(server: Server) ->
         assert client.lag == 0
 
 
-@both_modes
-def test_a_client_says_what_it_is(server: Server, framed: bool) -> None:
-    with Client(server.address, framed=framed) as client:
-        assert client.mode == (MODE if framed else "classic")
+@both_ways
+def test_a_client_says_what_it_is(server: Server, delivery: Delivery) -> None:
+    with Client(server.address, delivery=delivery) as client:
+        assert client.delivery == (BEST if delivery == "shared" else "classic")
         assert client.server_id == server.server_id != 0
         server.publish(b"")
         client.receive(DEADLINE)
@@ -350,7 +351,7 @@ def test_fileno_is_readable_when_a_message_is_there(server: Server) -> None:
 
 
 def test_an_ack_takes_views_of_the_log_back_and_is_not_held_up_by_them(server: Server) -> None:
-    with Client(server.address, share_log=True) as client:
+    with Client(server.address, delivery="shared") as client:
         server.publish_many([b"one", b"two", b"three"])
         batch = client.receive_many(DEADLINE)
         views = batch.views()
@@ -358,7 +359,7 @@ def test_an_ack_takes_views_of_the_log_back_and_is_not_held_up_by_them(server: S
         assert [bytes(view) for view in views] == [b"one", b"two", b"three"]
         client.ack()
         assert client.lag == 0
-        if client.mode == "shared":
+        if client.delivery == "shared":
             with pytest.raises(ValueError, match="released"):
                 bytes(views[0])
 
@@ -374,10 +375,10 @@ def test_a_start_now_gets_what_is_published_from_now_on(server: Server) -> None:
         assert (client.last_id, client.missed) == (FIRST_ID + 1, 0)
 
 
-@both_modes
-def test_a_start_at_the_oldest_gets_all_that_is_kept(server: Server, framed: bool) -> None:
+@both_ways
+def test_a_start_at_the_oldest_gets_all_that_is_kept(server: Server, delivery: Delivery) -> None:
     server.publish_many(FIVE)
-    with Client(server.address, start="oldest", framed=framed) as client:
+    with Client(server.address, start="oldest", delivery=delivery) as client:
         server.publish(b"five")
         assert receive(client, 6) == [*FIVE, b"five"]
         assert client.last_id == FIRST_ID + 5
@@ -402,16 +403,16 @@ def test_a_start_in_an_empty_log_gets_the_first_message(
         assert client.receive(DEADLINE) == b"first"
 
 
-@both_modes
+@both_ways
 def test_a_start_that_is_not_kept_any_more_is_clamped_and_the_gap_is_told(
-    address: str, framed: bool
+    address: str, delivery: Delivery
 ) -> None:
     with Server(address, log_size=SMALL_LOG) as server:
         ids = server.publish_many([b"%04d" % number * 25 for number in range(2000)])
         oldest = server.stats().oldest_id
         assert oldest > FIRST_ID + 10
         gaps: list[Gap] = []
-        with Client(address, start=FIRST_ID + 10, on_gap=gaps.append, framed=framed) as client:
+        with Client(address, start=FIRST_ID + 10, on_gap=gaps.append, delivery=delivery) as client:
             assert gaps == [Gap(FIRST_ID + 10, oldest - 1)]
             assert client.missed == oldest - FIRST_ID - 10
             assert client.receive(DEADLINE) == b"%04d" % (oldest - FIRST_ID) * 25
@@ -553,7 +554,7 @@ def test_a_batch_outlives_its_client(server: Server) -> None:
 
 
 def test_views_outlive_later_receives_and_the_client(server: Server) -> None:
-    client = Client(server.address, share_log=False)
+    client = Client(server.address, delivery="framed")
     kept = []
     for number in range(30):
         server.publish_many([b"%d %d" % (number, place) * 50 for place in range(10)])
@@ -617,10 +618,10 @@ def test_views_may_be_asked_for_after_the_bytes_and_again(server: Server) -> Non
 # ---- all ways of receiving together
 
 
-@both_modes
+@both_ways
 @pytest.mark.parametrize("seed", range(4))
 def test_ways_of_receiving_may_be_mixed_and_lose_nothing(
-    address: str, framed: bool, seed: int
+    address: str, delivery: Delivery, seed: int
 ) -> None:
     total = 3000
     choice = random.Random(seed)
@@ -647,7 +648,7 @@ def test_ways_of_receiving_may_be_mixed_and_lose_nothing(
                 break
 
     with Server(address, max_lag=500, on_lag="block") as server:
-        with Client(address, framed=framed) as client:
+        with Client(address, delivery=delivery) as client:
             task = Task(lambda: [server.publish_many(part) for part in parts])
             while len(got) < total:
                 choice.choice((one, one, many, views, loop))()
@@ -709,7 +710,7 @@ def test_a_large_message_arrives_however_it_is_received(address: str, size: int)
 
 
 def test_views_of_large_messages_outlive_later_ones(address: str) -> None:
-    with Server(address, on_lag="block") as server, Client(address, share_log=False) as client:
+    with Server(address, on_lag="block") as server, Client(address, delivery="framed") as client:
         task = Task(
             lambda: [server.publish(pattern(300_000 + number), DEADLINE) for number in range(10)]
         )
@@ -733,13 +734,13 @@ def test_a_large_message_waits_for_its_rest_no_longer_than_the_timeout(address: 
         assert (message == pattern(4 << 20)) is True
 
 
-@both_modes
-def test_whatever_is_published_arrives_as_it_is(address: str, framed: bool) -> None:
-    largest = 300_000 if framed else 200_000
+@both_ways
+def test_whatever_is_published_arrives_as_it_is(address: str, delivery: Delivery) -> None:
+    largest = 300_000 if delivery == "shared" else 200_000
     size = st.one_of(st.integers(0, 64), st.integers(0, largest), st.sampled_from([65520, 131056]))
     content = st.one_of(st.binary(max_size=40), size.map(pattern))
     with Server(address, on_lag="block") as server:
-        with Client(address, framed=framed) as client:
+        with Client(address, delivery=delivery) as client:
 
             @settings(max_examples=60, deadline=None, database=None)
             @given(messages=st.lists(content, max_size=12), together=st.booleans())
@@ -788,9 +789,9 @@ def test_a_receive_times_out_when_it_should(
         assert client.receive(DEADLINE) == b"late"
 
 
-@both_modes
-def test_a_timeout_of_zero_takes_what_is_there(server: Server, framed: bool) -> None:
-    with Client(server.address, framed=framed) as client:
+@both_ways
+def test_a_timeout_of_zero_takes_what_is_there(server: Server, delivery: Delivery) -> None:
+    with Client(server.address, delivery=delivery) as client:
         server.publish_many(FIVE)
         all_arrived(server, FIRST_ID + 4)
         assert [client.receive(0) for _ in range(5)] == FIVE
@@ -810,7 +811,7 @@ def test_a_timeout_may_be_longer_than_a_clock_can_count(server: Server) -> None:
 
 def test_so_may_the_time_to_connect(server: Server) -> None:
     with Client(server.address, timeout=float("inf")) as client:
-        assert client.mode == MODE
+        assert client.delivery == BEST
 
 
 # ---- threads
@@ -846,14 +847,14 @@ def test_a_second_thread_in_a_receive_is_told_that_the_client_is_busy(
 
 @pytest.mark.parametrize("timeout", [None, 60.0])
 @pytest.mark.parametrize("call", [Client.receive, Client.receive_many])
-@both_modes
+@both_ways
 def test_close_from_another_thread_wakes_a_receive(
     server: Server,
     call: Callable[[Client, float | None], object],
     timeout: float | None,
-    framed: bool,
+    delivery: Delivery,
 ) -> None:
-    client = Client(server.address, framed=framed)
+    client = Client(server.address, delivery=delivery)
     task = Task(lambda: call(client, timeout))
     task.sleeps_in("<lambda>")
     client.close()
@@ -904,9 +905,9 @@ def test_a_loop_over_a_closed_client_is_over_at_once(server: Server) -> None:
     assert list(client) == []
 
 
-@both_modes
-def test_closing_within_a_loop_ends_it(server: Server, framed: bool) -> None:
-    client = Client(server.address, framed=framed)
+@both_ways
+def test_closing_within_a_loop_ends_it(server: Server, delivery: Delivery) -> None:
+    client = Client(server.address, delivery=delivery)
     server.publish_many(FIVE)
     all_arrived(server, FIRST_ID + 4)
     got = []
@@ -967,7 +968,7 @@ def test_a_server_that_closes_in_good_order_ends_a_loop_after_everything(address
 def test_a_plain_connection_has_everything_too_when_the_server_closes(address: str) -> None:
     messages = [b"%d" % number for number in range(5000)]
     server = Server(address)
-    with Client(address, framed=False) as client:
+    with Client(address, delivery="classic") as client:
         server.publish_many(messages)
         task = Task(lambda: server.close(DEADLINE))
         got, end = read_to_end(client)
@@ -1012,13 +1013,13 @@ sys.stdin.read()
 """
 
 
-@both_modes
+@both_ways
 @pytest.mark.parametrize(("count", "size"), [(1000, 0), (20_000, 1000)])
 def test_of_a_killed_server_all_that_reached_the_socket_is_read(
-    address: str, framed: bool, count: int, size: int
+    address: str, delivery: Delivery, count: int, size: int
 ) -> None:
     with script_process(KILLED, address, count, size) as process:
-        client = connect_to(address, framed)
+        client = connect_to(address, delivery)
         with client:
             assert process.stdout is not None
             sent = int(process.stdout.readline())
@@ -1026,19 +1027,19 @@ def test_of_a_killed_server_all_that_reached_the_socket_is_read(
             process.wait(DEADLINE)
             got, end = read_to_end(client)
             assert type(end) is ConnectionLost
-            assert ("the server died" in str(end)) == framed
+            assert ("the server died" in str(end)) == (delivery == "shared")
             assert 0 < sent <= len(got) <= count
             assert got == [b"%08d" % number + bytes(size) for number in range(len(got))]
             assert client.last_id == FIRST_ID + len(got) - 1
 
 
-def connect_to(address: str, framed: bool = True) -> Client:
+def connect_to(address: str, delivery: Delivery = "shared") -> Client:
     """Connect to a server that is being started."""
     found: list[Client] = []
 
     def connected() -> bool:
         try:
-            found.append(Client(address, framed=framed))
+            found.append(Client(address, delivery=delivery))
         except ConnectionRefusedError:
             return False
         return True
@@ -1228,11 +1229,11 @@ with jumiks.Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
     ],
     ids=["receive", "receive with timeout", "receive_many", "iter", "run"],
 )
-@both_modes
+@both_ways
 def test_ctrl_c_ends_a_receive_and_nothing_is_lost(
-    server: Server, call: Callable[[Client], object], framed: bool
+    server: Server, call: Callable[[Client], object], delivery: Delivery
 ) -> None:
-    with Client(server.address, framed=framed) as client:
+    with Client(server.address, delivery=delivery) as client:
         server.publish(b"zero")
         assert client.receive(DEADLINE) == b"zero"
         with pytest.raises(KeyboardInterrupt), interrupted_in("<lambda>"):
@@ -1242,9 +1243,9 @@ def test_ctrl_c_ends_a_receive_and_nothing_is_lost(
         assert client.last_id == FIRST_ID + 5
 
 
-@both_modes
+@both_ways
 def test_ctrl_c_amid_a_stream_loses_nothing_that_last_id_does_not_count(
-    address: str, framed: bool
+    address: str, delivery: Delivery
 ) -> None:
     total, interrupts, armed = 20_000, 0, threading.Event()
     gaps: list[Gap] = []
@@ -1260,7 +1261,7 @@ def test_ctrl_c_amid_a_stream_loses_nothing_that_last_id_does_not_count(
 
     with (
         Server(address, max_lag=50, on_lag="block") as source,
-        Client(address, framed=framed, on_gap=gaps.append) as client,
+        Client(address, delivery=delivery, on_gap=gaps.append) as client,
         handler(signal.SIGUSR1, stop),
     ):
         publisher = Task(publish)
@@ -1297,17 +1298,17 @@ def test_a_signal_whose_handler_returns_does_not_end_a_receive(server: Server) -
             assert len(handled) == 5
 
 
-@both_modes
+@both_ways
 @pytest.mark.parametrize("timeout", [None, DEADLINE])
 def test_a_signal_that_ends_no_wait_is_noticed_within_a_second(
-    server: Server, timeout: float | None, framed: bool
+    server: Server, timeout: float | None, delivery: Delivery
 ) -> None:
     # One that another thread takes, or that comes right before the wait.
     def stop() -> None:
         raise InterruptedError
 
     with (
-        Client(server.address, framed=framed) as client,
+        Client(server.address, delivery=delivery) as client,
         handler(signal.SIGUSR1, stop),
         once_it_sleeps_in("receive", lambda: _thread.interrupt_main(signal.SIGUSR1)),
     ):

@@ -348,7 +348,7 @@ def test_an_extended_server_is_held_to_its_ids(address: str, framed: bool, ids: 
             pass
 
     with listening(address) as listener, one_connection(listener, script):
-        with Client(address, framed=framed) as client:
+        with Client(address, delivery="shared" if framed else "classic") as client:
             client.receive(DEADLINE)
             with pytest.raises(ProtocolError, match="go backwards"):
                 client.receive(DEADLINE)

@@ -15,7 +15,7 @@ from support.api import Task, run_script
 from support.base import DEADLINE
 
 import jumiks
-from jumiks import AsyncClient, Batch, Client, Server
+from jumiks import AsyncClient, Batch, Client, Delivery, Server
 
 np: Any = None
 with suppress(ImportError):
@@ -34,14 +34,14 @@ def overwrite(server: Server) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy["on_lag"])
-@pytest.mark.parametrize("share_log", [True, False])
+@pytest.mark.parametrize("delivery", ["shared", "framed"])
 @pytest.mark.parametrize("moment", ["nothing", "next receive", "release", "close"])
 def test_a_batch_is_never_valid_once_what_views_show_has_changed(
-    address: str, policy: dict[str, Any], share_log: bool, moment: str
+    address: str, policy: dict[str, Any], delivery: Delivery, moment: str
 ) -> None:
     with (
         Server(address, log_size=1 << 17, **policy) as server,
-        Client(address, share_log=share_log) as client,
+        Client(address, delivery=delivery) as client,
     ):
         server.publish(bytes(SIZE))
         batch = client.receive_many(DEADLINE)
@@ -57,12 +57,12 @@ def test_a_batch_is_never_valid_once_what_views_show_has_changed(
         assert batch.valid
         overwrite(server)
         assert batch.valid == (bytes(part) == bytes(8))
-        if client.mode == "framed":
+        if client.delivery == "framed":
             assert batch.valid
         else:
             assert not batch.valid
         del part
-        assert batch.valid == (client.mode == "framed")
+        assert batch.valid == (client.delivery == "framed")
 
 
 def test_views_of_a_shared_log_are_released_by_close(address: str) -> None:
@@ -70,7 +70,7 @@ def test_views_of_a_shared_log_are_released_by_close(address: str) -> None:
         server.publish(b"message")
         (view,) = client.receive_many(DEADLINE).views()
         client.close()
-        if client.mode == "shared":
+        if client.delivery == "shared":
             with pytest.raises(ValueError, match="released"):
                 bytes(view)
         else:
@@ -89,7 +89,7 @@ def test_who_receives_waits_until_close_has_copied_the_last_batch(
         settle(batch)
 
     monkeypatch.setattr(Batch, "_settle", slow)
-    with Server(address) as server, Client(address, share_log=False) as client:
+    with Server(address) as server, Client(address, delivery="framed") as client:
         server.publish_many([b"A" * 500] * 10)
         batch = client.receive_many(DEADLINE)
         settling = Task(client._settle_batch)  # as `close` does

@@ -22,7 +22,7 @@ import pytest
 from peers import classic_server
 from support.aio import Run, until
 from support.api import SMALL_LOG, Task, once_it_sleeps_in, script_process, sockaddr
-from support.base import DEADLINE, SHARE_LOG, descriptors, wait_until
+from support.base import DEADLINE, DELIVERIES, SHARE_LOG, descriptors, wait_until
 from support.reference import FRAMES, Frame, Welcome, decode_reply, encode_frame, encode_welcome
 from support.wire import LARGE, hello_of, listening, one_connection
 
@@ -32,6 +32,7 @@ from jumiks import (
     Client,
     Closed,
     ConnectionLost,
+    Delivery,
     Disconnected,
     EndReason,
     Gap,
@@ -50,9 +51,7 @@ SOON = Backoff(first=0.001, most=0.02)
 
 SLOT = b"x" * 48
 
-modes = pytest.mark.parametrize(
-    "options", [{}, {"share_log": False}, {"framed": False}], ids=["shared", "framed", "classic"]
-)
+all_ways = pytest.mark.parametrize("delivery", DELIVERIES)
 
 
 def break_connection(client: Client[Any] | AsyncClient[Any]) -> None:
@@ -68,12 +67,12 @@ def receive(client: Client[bytes], count: int) -> list[bytes]:
 # ---- what becomes of the stream ----
 
 
-@modes
+@all_ways
 def test_a_server_that_was_started_again_goes_on_without_a_gap(
-    address: str, options: dict[str, Any]
+    address: str, delivery: Delivery
 ) -> None:
     with Server(address, share_log=SHARE_LOG) as server:
-        client = Client(address, reconnect=SOON, **options)
+        client = Client(address, reconnect=SOON, delivery=delivery)
         first = server.server_id
         server.publish_many([b"a", b"b", b"c"])
         assert receive(client, 1) == [b"a"]
@@ -87,12 +86,12 @@ def test_a_server_that_was_started_again_goes_on_without_a_gap(
         assert receive(client, 1) == [b"f"]
 
 
-@modes
+@all_ways
 def test_a_broken_connection_to_the_same_server_loses_and_repeats_nothing(
-    address: str, options: dict[str, Any]
+    address: str, delivery: Delivery
 ) -> None:
     with Server(address, share_log=SHARE_LOG) as server:
-        with Client(address, reconnect=SOON, on_gap="raise", **options) as client:
+        with Client(address, reconnect=SOON, on_gap="raise", delivery=delivery) as client:
             for number in range(0, 30, 3):
                 server.publish_many([b"%d" % (number + index) for index in range(2)])
                 assert receive(client, 1) == [b"%d" % number]
@@ -126,13 +125,13 @@ def test_a_connection_that_breaks_in_the_middle_of_a_batch_loses_nothing(address
         assert got == [b"%d" % number for number in range(101)]
 
 
-@modes
+@all_ways
 def test_what_the_server_no_longer_has_is_a_gap_with_both_ends(
-    address: str, options: dict[str, Any]
+    address: str, delivery: Delivery
 ) -> None:
     gaps: list[Gap] = []
     with Server(address, log_size=SMALL_LOG) as server:
-        with Client(address, reconnect=SOON, on_gap=gaps.append, **options) as client:
+        with Client(address, reconnect=SOON, on_gap=gaps.append, delivery=delivery) as client:
             server.publish(b"first")
             assert receive(client, 1) == [b"first"]
             break_connection(client)
@@ -187,15 +186,13 @@ def serving(address: str) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-@modes
-def test_a_killed_server_is_told_from_one_that_closed(
-    address: str, options: dict[str, Any]
-) -> None:
+@all_ways
+def test_a_killed_server_is_told_from_one_that_closed(address: str, delivery: Delivery) -> None:
     """Whoever reads its log has all that it published; others cannot know that they have."""
     gaps: list[Gap] = []
     with serving(address) as process:
-        client = Client(address, reconnect=SOON, on_gap=gaps.append, **options)
-        shared = client.mode == "shared"
+        client = Client(address, reconnect=SOON, on_gap=gaps.append, delivery=delivery)
+        shared = client.delivery == "shared"
         tell(process, 10)
         assert receive(client, 10) == [b"%d" % number for number in range(10)]
         process.kill()
@@ -219,7 +216,7 @@ def test_a_plain_server_may_take_the_place_of_one_that_was_killed(address: str) 
         process.kill()
     with client, classic_server(address, "--count", "3") as server:
         received = [client.receive(DEADLINE) for _ in range(3)]
-        assert client.mode == "classic"
+        assert client.delivery == "classic"
         client.ack()
         report = server.result()
     assert (report["last_id"], len(set(received))) == (FIRST_ID + 2, 3)
@@ -229,7 +226,7 @@ def test_what_a_server_that_closed_could_not_deliver_is_a_gap_with_both_ends(add
     gaps: list[Gap] = []
     with Server(address, max_lag=10, on_lag="block") as server:
         client = Client(
-            address, reconnect=SOON, on_gap=gaps.append, share_log=False, framed=False, start="now"
+            address, reconnect=SOON, on_gap=gaps.append, delivery="classic", start="now"
         )
         server.publish_many([b"x" * 60_000] * 9)
         server.close(0)
@@ -244,14 +241,12 @@ def test_what_a_server_that_closed_could_not_deliver_is_a_gap_with_both_ends(add
 
 
 @pytest.mark.parametrize("is_broken", [True, False])
-@modes
-def test_nothing_is_told_in_two_gaps(
-    address: str, options: dict[str, Any], is_broken: bool
-) -> None:
+@all_ways
+def test_nothing_is_told_in_two_gaps(address: str, delivery: Delivery, is_broken: bool) -> None:
     """What stood behind a gap that was told may be gone too before it is received."""
     with (
         Server(address, on_lag="skip", patience=0, max_lag=1, log_size=SMALL_LOG) as server,
-        Client(address, on_gap="yield", reconnect=SOON, **options) as client,
+        Client(address, on_gap="yield", reconnect=SOON, delivery=delivery) as client,
     ):
         told: list[int] = []
 
@@ -359,12 +354,12 @@ def test_a_gap_that_is_raised_is_raised_once(address: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("on_gap", ["raise", "yield"])
-@modes
+@all_ways
 def test_a_skip_is_told_in_the_same_ways(
-    address: str, options: dict[str, Any], on_gap: Literal["raise", "yield"]
+    address: str, delivery: Delivery, on_gap: Literal["raise", "yield"]
 ) -> None:
     with Server(address, on_lag="skip", max_lag=4, patience=0) as server:
-        with Client(address, on_gap=on_gap, **options) as client:
+        with Client(address, on_gap=on_gap, delivery=delivery) as client:
             server.publish_many([b"%d" % number for number in range(20)])
             got: list[object] = [client.receive(DEADLINE) for _ in range(4)]
             lost = Gap(FIRST_ID + 4, FIRST_ID + 18)
@@ -751,13 +746,13 @@ def test_wrong_arguments_are_refused(
 # ---- what counts as handled ----
 
 
-@modes
+@all_ways
 @pytest.mark.parametrize("way", ["receive", "receive_many", "iterate"])
 @pytest.mark.parametrize("ack", ["after", "before"])
 def test_a_message_counts_as_handled_before_or_after_it_is(
-    address: str, options: dict[str, Any], way: str, ack: Literal["after", "before"]
+    address: str, delivery: Delivery, way: str, ack: Literal["after", "before"]
 ) -> None:
-    with Server(address) as server, Client(address, ack=ack, **options) as client:
+    with Server(address) as server, Client(address, ack=ack, delivery=delivery) as client:
         assert client.resume_at == FIRST_ID
         server.publish_many([b"a", b"b"])
         wait_until(lambda: server.clients[0].sent_id == FIRST_ID + 1)
@@ -774,7 +769,7 @@ def test_a_message_counts_as_handled_before_or_after_it_is(
             wait_until(lambda: server.clients[0].acked_id == handled)
         client.close()
         wait_until(lambda: not server.clients)
-        with Client(address, start=client.resume_at, **options) as again:
+        with Client(address, start=client.resume_at, delivery=delivery) as again:
             server.publish(b"c")
             following = [b"b", b"c"][handed_out - FIRST_ID]
             assert again.receive(DEADLINE) == (following if ack == "before" else b"a")
@@ -795,22 +790,22 @@ def test_what_was_acked_by_hand_counts_as_handled(address: str) -> None:
 DYING = """
 import os, signal, sys
 from jumiks import Client
-with Client(sys.argv[1], ack=sys.argv[2], share_log=sys.argv[3] == "True") as client:
+with Client(sys.argv[1], ack=sys.argv[2], delivery=sys.argv[3]) as client:
     for number, message in enumerate(client):
         if number == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("share_log", [True, False])
+@pytest.mark.parametrize("delivery", ["shared", "framed"])
 @pytest.mark.parametrize("ack", ["after", "before"])
 def test_the_server_knows_where_one_who_died_in_a_message_goes_on(
-    address: str, ack: str, share_log: bool
+    address: str, ack: str, delivery: Delivery
 ) -> None:
     """At least once, or at most once."""
     gone: list[int] = []
     with Server(address, on_disconnect=lambda info, _: gone.append(info.acked_id)) as server:
-        with script_process(DYING, address, ack, share_log) as process:
+        with script_process(DYING, address, ack, delivery) as process:
             server.wait_for_clients(1, DEADLINE)
             server.publish_many([b"x"] * 10)
             assert process.wait(DEADLINE) == -signal.SIGKILL
@@ -819,17 +814,17 @@ def test_the_server_knows_where_one_who_died_in_a_message_goes_on(
     assert gone[0] == FIRST_ID + 5 if ack == "before" else gone[0] < FIRST_ID + 5
 
 
-@modes
+@all_ways
 @pytest.mark.parametrize("way", ["receive", "receive_many"])
 @pytest.mark.parametrize("at", ["at once", "from within a batch"])
 def test_ctrl_c_in_the_ack_before_a_message_leaves_that_to_the_next_receive(
     address: str,
-    options: dict[str, Any],
+    delivery: Delivery,
     way: str,
     at: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with Server(address) as server, Client(address, ack="before", **options) as client:
+    with Server(address) as server, Client(address, ack="before", delivery=delivery) as client:
         server.publish_many([b"a", b"b", b"c"])
         got = [client.receive(DEADLINE)] if at == "from within a batch" else []
         with monkeypatch.context() as patch:
@@ -893,13 +888,13 @@ def survived_by_a_child(address: str) -> Iterator[Callable[[], None]]:
         process.stdout.read()  # until the child is gone as well
 
 
-@modes
+@all_ways
 @pytest.mark.parametrize("timeout", [None, DEADLINE])
 def test_a_dead_server_is_noticed_though_a_child_holds_its_sockets(
-    address: str, options: dict[str, Any], timeout: float | None
+    address: str, delivery: Delivery, timeout: float | None
 ) -> None:
     with survived_by_a_child(address) as kill:
-        with Client(address, start="oldest", **options) as client:
+        with Client(address, start="oldest", delivery=delivery) as client:
             client.receive(DEADLINE)
             kill()
             assert client.receive(DEADLINE) == b"two"
@@ -913,9 +908,9 @@ def test_the_address_of_a_dead_server_is_free_though_its_child_lives(address: st
         Server(address).close()
 
 
-@modes
-def test_a_dead_server_is_noticed_by_who_only_polls(address: str, options: dict[str, Any]) -> None:
-    with survived_by_a_child(address) as kill, Client(address, **options) as client:
+@all_ways
+def test_a_dead_server_is_noticed_by_who_only_polls(address: str, delivery: Delivery) -> None:
+    with survived_by_a_child(address) as kill, Client(address, delivery=delivery) as client:
         kill()
 
         def over() -> bool:

@@ -11,7 +11,7 @@ from support.api import Task
 from support.base import DEADLINE, wait_until
 from support.opcodes import happens_at, needs_bytecodes, numbers
 
-from jumiks import Backoff, Client, Server
+from jumiks import Backoff, Client, Delivery, Server
 
 pytestmark = needs_bytecodes
 
@@ -31,14 +31,14 @@ def closed_at(number: int, call: Callable[[], object], close: Callable[[], objec
     return Task(lambda: happens_at(number, call, lambda _: close())).result()
 
 
-@pytest.mark.parametrize("share_log", [True, False], ids=["shared", "framed"])
+@pytest.mark.parametrize("delivery", ["shared", "framed"])
 @pytest.mark.parametrize("call", CLIENT_CALLS.values(), ids=CLIENT_CALLS)
 def test_a_client_is_closed_at_any_bytecode(
-    address: str, call: Callable[[Client], object], share_log: bool
+    address: str, call: Callable[[Client], object], delivery: Delivery
 ) -> None:
     with Server(address) as server:
         for number in numbers(29):
-            client = Client(address, share_log=share_log)
+            client = Client(address, delivery=delivery)
             server.publish_many([b"message"] * 3)
             was_closed = closed_at(number, partial(call, client), client.close)
             assert not was_closed or repr(client).endswith("(closed)>")

@@ -20,7 +20,7 @@ import pytest
 from cffi import FFI
 from support import reference
 from support.api import Task, read_to_end, run_script, script_process
-from support.base import DEADLINE, GUARDED, SHARE_LOG, wait_until
+from support.base import DEADLINE, DELIVERIES, GUARDED, SHARE_LOG, wait_until
 from support.reference import BYE, CRITICAL, DATA, Frame, Message, Welcome
 from support.rights import is_held, pipe, send_descriptor
 from support.shared import (
@@ -51,6 +51,7 @@ from jumiks import (
     Client,
     Closed,
     ConnectionLost,
+    Delivery,
     EndReason,
     Gap,
     Lagged,
@@ -312,7 +313,7 @@ def test_a_layout_of_later_days_makes_the_client_do_without_the_log(
     with HandMadeLog(words=words) as log, listening(address) as listener:
         with one_connection(listener, serve), one_connection(listener, serve):
             with Client(address) as client:
-                assert client.mode == "framed"
+                assert client.delivery == "framed"
                 assert client.receive(DEADLINE) == b"by packet"
     assert "cannot read its log" in caplog.text
 
@@ -1072,10 +1073,10 @@ def test_skip_tells_the_same_gap_at_both_ends(
     assert f"skipped {lost}" in caplog.text
 
 
-@pytest.mark.parametrize("share_log", [True, False])
-def test_a_gap_with_nothing_behind_it_is_told_at_the_end(address: str, share_log: bool) -> None:
+@pytest.mark.parametrize("delivery", ["shared", "framed"])
+def test_a_gap_with_nothing_behind_it_is_told_at_the_end(address: str, delivery: Delivery) -> None:
     with Server(address, max_lag=10, on_lag="skip", patience=0) as server:
-        with Witness(address) as witness, Client(address, share_log=share_log) as client:
+        with Witness(address) as witness, Client(address, delivery=delivery) as client:
             server.wait_for_clients(2, DEADLINE)
             for number in range(25):
                 server.publish(b"%d" % number)
@@ -1110,14 +1111,14 @@ def test_a_server_that_does_not_share_sends(address: str) -> None:
     with Server(address, share_log=False) as server, Client(address) as client:
         server.publish(b"sent")
         assert client.receive(DEADLINE) == b"sent"
-        assert (client.mode, info_of(server).mode) == ("framed", "framed")
+        assert (client.delivery, info_of(server).delivery) == ("framed", "framed")
 
 
 def test_a_client_that_does_not_want_to_read_the_log_is_sent_to(address: str) -> None:
-    with Server(address) as server, Client(address, share_log=False) as client:
+    with Server(address) as server, Client(address, delivery="framed") as client:
         server.publish(b"sent")
         assert client.receive(DEADLINE) == b"sent"
-        assert (client.mode, info_of(server).mode) == ("framed", "framed")
+        assert (client.delivery, info_of(server).delivery) == ("framed", "framed")
 
 
 def test_a_classic_client_notices_nothing_of_a_log_that_is_shared(address: str) -> None:
@@ -1134,16 +1135,15 @@ def test_a_classic_client_notices_nothing_of_a_log_that_is_shared(address: str) 
             assert not harassed.ends
 
 
-def test_clients_of_all_modes_get_the_same_messages(address: str) -> None:
+def test_clients_of_all_deliveries_get_the_same_messages(address: str) -> None:
     noise = random.Random(11)
     messages = [noise.randbytes(noise.choice([0, 1, 100, 5000, 40000])) for _ in range(600)]
-    options: list[dict[str, bool]] = [{}, {"share_log": False}, {"framed": False}]
     with Server(address, on_lag="block", log_size=1 << 20) as server:
-        witnesses = [Witness(address, **each) for each in options]
+        witnesses = [Witness(address, delivery=each) for each in DELIVERIES]
         try:
-            modes = [witness.client.mode for witness in witnesses]
-            assert modes == ["shared", "framed", "classic"]
-            assert sorted(info.mode for info in server.clients) == sorted(modes)
+            deliveries = [witness.client.delivery for witness in witnesses]
+            assert deliveries == ["shared", "framed", "classic"]
+            assert sorted(info.delivery for info in server.clients) == sorted(deliveries)
             for start in range(0, 600, 7):
                 server.publish_many(messages[start : start + 7], timeout=DEADLINE)
             server.drain(DEADLINE)
@@ -1343,11 +1343,11 @@ handler = logging.Handler()
 handler.emit = said.append
 logging.getLogger("jumiks").addHandler(handler)
 with jumiks.Server(address, log_size=1 << 16, on_lag="block") as server:
-    with jumiks.Client(address) as client, jumiks.Client(address, framed=False) as classic:
+    with jumiks.Client(address) as client, jumiks.Client(address, delivery="classic") as classic:
         for number in range(3000):
             server.publish(b"%d" % number)
             assert client.receive(10) == classic.receive(10) == b"%d" % number
-        print(client.mode, classic.mode)
+        print(client.delivery, classic.delivery)
 warnings = [each.getMessage() for each in said if each.levelno >= logging.WARNING]
 print(len(warnings), *warnings)
 """
@@ -1359,7 +1359,7 @@ def test_where_the_log_cannot_be_shared_it_is_sent_and_the_log_says_so(
 ) -> None:
     if platform.machine() not in CALLS:
         pytest.skip(f"the system calls of {platform.machine()} are not known here")
-    modes, said = run_script(CONFINED, address, what, *CALLS[platform.machine()]).splitlines()
-    assert modes == "framed classic"
+    deliveries, said = run_script(CONFINED, address, what, *CALLS[platform.machine()]).splitlines()
+    assert deliveries == "framed classic"
     assert said.startswith("1 ")
     assert "cannot be shared: clients get packets" in said

@@ -56,7 +56,7 @@ def running(program: Path, address: str) -> Iterator[Task[Output]]:
 
 def wait_for_it(server: Server) -> None:
     server.wait_for_clients(1, DEADLINE)
-    assert [info.mode for info in server.clients] == ["shared"]
+    assert [info.delivery for info in server.clients] == ["shared"]
 
 
 def test_the_example_is_short() -> None:

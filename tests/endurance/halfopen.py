@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from jumiks import Client, Server
+from jumiks import Client, Delivery, Server
 from jumiks._server.control import MAX_JOINING
 
 from .common import (
@@ -47,10 +47,10 @@ def serve(address: str, words: Words) -> None:
         wait_for(lambda: words[OVER], "the end", 3600)
 
 
-def join(address: str, share_log: bool) -> float:
+def join(address: str, delivery: Delivery) -> float:
     """Seconds until a newcomer has a message."""
     begin = time.monotonic()
-    with Client(address, start="oldest", share_log=share_log) as client:
+    with Client(address, start="oldest", delivery=delivery) as client:
         client.receive(5.0)
         return time.monotonic() - begin
 
@@ -87,7 +87,7 @@ def times(address: str, seconds: float, before: Callable[[], object] = int) -> l
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         before()
-        found.append(join(address, len(found) % 2 == 0))
+        found.append(join(address, "framed" if len(found) % 2 else "shared"))
         time.sleep(0.002)
     return found
 
@@ -135,7 +135,7 @@ def main() -> None:
             program = build(Path(folder))
             server = children.fork(partial(serve, address, words))
             wait_for(partial(there, address), "the server")
-            join(address, True)
+            join(address, "shared")
             idle = settled(server)
             found = {"alone": times(address, options.seconds)}
             with Silent(address, MAX_JOINING) as silent:

@@ -19,13 +19,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from jumiks import (
     Backoff,
     Client,
     ClientInfo,
     ConnectionLost,
+    Delivery,
     EndReason,
     Gap,
     Lagged,
@@ -206,7 +207,7 @@ class Follower:
             if client is None:
                 time.sleep(0.001)
                 continue
-            self.note_connected(Mode[client.mode.upper()], client.server_id)
+            self.note_connected(Mode[client.delivery.upper()], client.server_id)
             early, self.early = self.early, None
             for gap in early:
                 self.note_gap(gap)
@@ -221,8 +222,7 @@ class Follower:
             return Client(
                 self.address,
                 start=start,  # type: ignore[arg-type]
-                framed=self.mode != Mode.CLASSIC,
-                share_log=self.mode == Mode.SHARED,
+                delivery=cast(Delivery, self.mode.name.lower()),
                 on_gap=self.note_gap,
                 reconnect=Backoff(first=0.001, most=0.02) if self.comes_back else False,
             )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Full load for a long time, while clients of all kinds come and go: does anything grow?
 
-Three servers, one a policy, publish as fast as they can, each to clients of every mode: some take
-batches, some single messages, some look at messages in the log; some leave, some are killed, some
-are stopped for a while. Every few seconds a line is written of what each server has: memory,
+Three servers, one a policy, publish as fast as they can, each to clients of every delivery: some
+take batches, some single messages, some look at messages in the log; some leave, some are killed,
+some are stopped for a while. Every few seconds a line is written of what each server has: memory,
 descriptors, threads, mappings, log, rates. At the end the second half is held against the first.
 Clients check that what they get has no hole that was not told.
 """
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from jumiks import Client, ConnectionLost, Gap, Lagged, Overwritten, Server
+from jumiks import Client, ConnectionLost, Delivery, Gap, Lagged, Overwritten, Server
 from jumiks._server.lag import OnLag
 
 from .common import (
@@ -44,7 +44,7 @@ STRIDE: Final = 8
 NEXT_ID, DELIVERED, LOG_USED, ENDED = range(4)
 """Words of each server, from its base on."""
 POLICIES: Final[Sequence[OnLag]] = ("disconnect", "block", "skip")
-MODES: Final = ("shared", "framed", "classic")
+DELIVERIES: Final[tuple[Delivery, ...]] = ("shared", "framed", "classic")
 SHORTEST: Final = 0.2
 """Seconds that a client stays, at least."""
 
@@ -98,15 +98,13 @@ def serve(address: str, policy: OnLag, share_log: bool, words: Words, base: int)
                 time.sleep(0)
 
 
-def follow(address: str, mode: str, take: str, until: float) -> None:
+def follow(address: str, delivery: Delivery, take: str, until: float) -> None:
     """Receive until it is time to leave, or the connection ends; fail on a hole not told of."""
     gaps: list[Gap] = []
     last = 0
-    client = Client(
-        address, framed=mode != "classic", share_log=mode == "shared", on_gap=gaps.append
-    )
+    client = Client(address, delivery=delivery, on_gap=gaps.append)
     # A plain 1.0 client is cut without a word.
-    cut = ConnectionLost if mode == "classic" else Lagged
+    cut = ConnectionLost if delivery == "classic" else Lagged
     with client, suppress(cut):
         while time.monotonic() < until:
             if take == "singly":
@@ -121,7 +119,7 @@ def follow(address: str, mode: str, take: str, until: float) -> None:
             gaps.clear()
             require(
                 not last or first == last + 1 + told,
-                f"{mode}: {first} came after {last}, and {told} in between were told of",
+                f"{delivery}: {first} came after {last}, and {told} in between were told of",
             )
             last = end
 
@@ -184,10 +182,10 @@ class Soak:
             time.sleep(0.01)
 
     def _add(self, server: Served) -> None:
-        mode = self.random.choice(MODES)
+        delivery = self.random.choice(DELIVERIES)
         take = self.random.choice(["batches", "batches", "views", "singly"])
         until = time.monotonic() + self.random.uniform(SHORTEST, self.longest)
-        work = partial(follow, server.address, mode, take, until)
+        work = partial(follow, server.address, delivery, take, until)
         server.clients[self.children.fork(work)] = until
         self.came += 1
 

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from jumiks import Client, ConnectionEnded, Server
+from jumiks import Client, ConnectionEnded, Delivery, Server
 
 from .common import (
     DEADLINE,
@@ -46,6 +46,9 @@ KINDS: Final = ("quiet", "elsewhere", "here")
 FOREIGN: Final = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 """For programs that are not Python: a sanitizer's runtime is no business of theirs."""
 FIGURES: Final = ("call", "turn", "delivery")
+
+DELIVERIES: Final[tuple[Delivery, ...]] = ("shared", "framed")
+"""Of its clients."""
 
 
 def build(folder: Path) -> Path:
@@ -117,10 +120,10 @@ def serve(address: str, words: Words, pace: float, report: Path) -> None:
     report.write_text(json.dumps(samples))
 
 
-def follow(address: str, words: Words, index: int, share_log: bool, report: Path) -> None:
+def follow(address: str, words: Words, index: int, delivery: Delivery, report: Path) -> None:
     """Receive, and note how long each message was under way."""
     samples: dict[int, list[int]] = {}
-    with Client(address, share_log=share_log) as client:
+    with Client(address, delivery=delivery) as client:
         words[CLIENTS + 2 + index] = 1
         try:
             while True:
@@ -156,9 +159,9 @@ class Run:
         self.other = children.fork(partial(stand_by, elsewhere, self.words))
         self.clients = []
         wait_for(lambda: there(here) and there(elsewhere), "both servers")
-        for index, share_log in enumerate((True, False)):
+        for index, delivery in enumerate(DELIVERIES):
             work = partial(
-                follow, here, self.words, index, share_log, folder / f"client-{index}.json"
+                follow, here, self.words, index, delivery, folder / f"client-{index}.json"
             )
             self.clients.append(children.fork(work))
             wait_for(partial(self.words.__getitem__, CLIENTS + 2 + index), "a client")

@@ -182,7 +182,7 @@ def test_a_server_that_lingers_beside_a_child_does_not_spin(address: str) -> Non
 import time
 in_c()
 server = jumiks.Server(sys.argv[1])
-client = jumiks.Client(sys.argv[1], share_log=False)
+client = jumiks.Client(sys.argv[1], delivery="framed")
 server.publish_many([bytes(1000)] * 1000)  # more than its socket takes
 def close():
     before = time.process_time()

@@ -259,7 +259,7 @@ def came(info):
 
 with jumiks.Server(address, on_connect=came, allow=lambda peer: True) as server:
     for number in range(20):
-        with jumiks.Client(address, share_log=number % 2 == 0) as client:
+        with jumiks.Client(address, delivery=("shared", "framed")[number % 2]) as client:
             logger.info("from a greenlet")
             server.publish(b"%d" % number)
             assert client.receive(20) == b"%d" % number

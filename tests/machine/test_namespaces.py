@@ -222,16 +222,16 @@ def test_a_shared_log_tells_of_the_death_of_its_server_without_any_descriptor(
 
 CLIENT_ELSEWHERE = """
 import asyncio, sys
-shared = sys.argv[3] == "shared"
+delivery = sys.argv[3]
 async def last():
-    async with jumiks.AsyncClient(sys.argv[1], start="oldest", share_log=shared) as client:
+    async with jumiks.AsyncClient(sys.argv[1], start="oldest", delivery=delivery) as client:
         try:
             print((await client.receive()).decode(), flush=True)
             await client.receive()
         except jumiks.ConnectionLost:
             print("lost", flush=True)
 def plain():
-    with jumiks.Client(sys.argv[1], start="oldest", share_log=shared) as client:
+    with jumiks.Client(sys.argv[1], start="oldest", delivery=delivery) as client:
         try:
             print(client.receive().decode(), flush=True)
             client.receive()

@@ -38,8 +38,8 @@ async def one():
 with jumiks.Server(address, on_lag="block", max_lag=100) as server:
     with (
         jumiks.Client(address) as shared,
-        jumiks.Client(address, share_log=False) as framed,
-        jumiks.Client(address, framed=False) as classic,
+        jumiks.Client(address, delivery="framed") as framed,
+        jumiks.Client(address, delivery="classic") as classic,
     ):
         clients = shared, framed, classic
         for first in range(0, 2000, 50):
@@ -53,7 +53,7 @@ with jumiks.Server(address, on_lag="block", max_lag=100) as server:
         assert all(client.receive(10) == large[:100_000] for client in clients)
         server.publish(large)
         assert shared.receive(10) == framed.receive(10) == large
-        print(*(client.mode for client in clients))
+        print(*(client.delivery for client in clients))
         assert asyncio.run(one()) == b"0"
 """
 

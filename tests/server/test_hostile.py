@@ -51,7 +51,17 @@ from support.wire import (
 )
 
 import jumiks
-from jumiks import Client, ConnectionLost, EndReason, Gap, ProtocolError, Refused, Server, Timeout
+from jumiks import (
+    Client,
+    ConnectionLost,
+    Delivery,
+    EndReason,
+    Gap,
+    ProtocolError,
+    Refused,
+    Server,
+    Timeout,
+)
 
 both_modes = pytest.mark.parametrize("framed", [True, False], ids=["framed", "classic"])
 
@@ -335,7 +345,7 @@ def test_acks_after_a_goodbye_are_read_at_a_bounded_pace(address: str) -> None:
     ):
         harassed.publish()
         client.read(1)
-        (kicked,) = [one for one in harassed.server.clients if one.mode == "classic"]
+        (kicked,) = [one for one in harassed.server.clients if one.delivery == "classic"]
         start = time.monotonic()
         harassed.server.disconnect(kicked)
         sent = 0
@@ -966,7 +976,7 @@ def test_a_welcome_that_grants_what_was_not_asked_for_is_a_protocol_error(addres
     welcome = reference.encode_welcome(Welcome(0, reference.FRAMES | reference.LOG, FIRST_ID))
     with listening(address) as listener, one_connection(listener, saying([], welcome=welcome)):
         with pytest.raises(ProtocolError, match="not asked for"):
-            Client(address, share_log=False)
+            Client(address, delivery="framed")
 
 
 def test_a_log_without_its_descriptors_is_a_protocol_error(address: str) -> None:
@@ -1019,9 +1029,9 @@ def test_a_server_that_claims_absurd_packet_sizes_crashes_nobody(address: str, f
     assert isinstance(error, (ProtocolError, ConnectionLost))
 
 
-@pytest.mark.parametrize("share_log", [False, True])
+@pytest.mark.parametrize("delivery", ["framed", "shared"])
 def test_a_server_that_sends_descriptors_with_messages_breaks_the_protocol(
-    address: str, kernel: str, share_log: bool
+    address: str, kernel: str, delivery: Delivery
 ) -> None:
     refused = []
     with pipe() as (reading, writing):
@@ -1033,14 +1043,14 @@ def test_a_server_that_sends_descriptors_with_messages_breaks_the_protocol(
             os.close(writing)
 
         with listening(address) as listener, one_connection(listener, script):
-            with Client(address, share_log=share_log) as client:
+            with Client(address, delivery=delivery) as client:
                 messages, error = received(client)
                 kind, words = type(error), str(error)
                 del error  # its frames have the connection, which has the descriptor unread
             wait_until(lambda: not is_held(reading))
     assert messages == [b"fine"] * 2
     # One that asked for a log takes descriptors until its welcome has come.
-    assert bool(refused) == (kernel == REFUSES) or share_log
+    assert bool(refused) == (kernel == REFUSES) or delivery == "shared"
     if refused:
         assert kind is ConnectionLost
     else:

@@ -9,7 +9,7 @@ from support.base import DEADLINE, wait_until
 from support.wire import FIRST_ID, Witness, raw_client
 
 import jumiks
-from jumiks import Client, Gap, GapReason, Server, Timeout
+from jumiks import Client, Delivery, Gap, GapReason, Server, Timeout
 
 LOG = 65536
 SLOT = b"x" * 48
@@ -136,11 +136,13 @@ def test_what_is_kept_fits_in_half_of_the_log(address: str) -> None:
             assert full(server) == 1
 
 
-@pytest.mark.parametrize("share_log", [True, False])
-def test_a_late_joiner_gets_what_is_kept_while_others_go_on(address: str, share_log: bool) -> None:
+@pytest.mark.parametrize("delivery", ["shared", "framed"])
+def test_a_late_joiner_gets_what_is_kept_while_others_go_on(
+    address: str, delivery: Delivery
+) -> None:
     with Server(address, log_size=1 << 18, keep=1000) as server, Witness(address) as other:
         server.publish_many([SLOT] * 20_000)
-        with Client(address, start="oldest", share_log=share_log) as late:
+        with Client(address, start="oldest", delivery=delivery) as late:
             next_id = server.stats().next_id
             got: list[int] = []
             while not got or got[-1] < next_id + 3000:
@@ -152,21 +154,21 @@ def test_a_late_joiner_gets_what_is_kept_while_others_go_on(address: str, share_
         other.wait_for(20_000)
 
 
-@pytest.mark.parametrize("share_log", [True, False])
+@pytest.mark.parametrize("delivery", ["shared", "framed"])
 def test_what_is_kept_and_left_out_at_the_start_is_told_as_a_gap(
-    address: str, share_log: bool
+    address: str, delivery: Delivery
 ) -> None:
     with Server(address, log_size=1 << 18, keep_bytes=1 << 17) as server:
         server.publish_many([SLOT] * 10_000)
         oldest = server.stats().oldest_id
-        with Client(address, start="oldest", share_log=share_log, on_gap="yield") as client:
+        with Client(address, start="oldest", delivery=delivery, on_gap="yield") as client:
             gap = client.receive(0)
             assert isinstance(gap, Gap)
             assert (gap.first, gap.reason) == (oldest, GapReason.EVICTED)
             assert client.receive(DEADLINE) == SLOT
             assert gap.last == client.last_id - 1
             assert client.missed == gap.count
-        with Client(address, share_log=share_log) as now:
+        with Client(address, delivery=delivery) as now:
             assert now.missed == 0
 
 

@@ -17,7 +17,7 @@ from support.shared import hand_made_client
 from support.wire import FIRST_ID, Witness, packets_of, raw_client
 
 import jumiks
-from jumiks import Client, ClientInfo, EndReason, Gap, Lagged, Server, Timeout
+from jumiks import Client, ClientInfo, Delivery, EndReason, Gap, Lagged, Server, Timeout
 from jumiks._server.lag import parse
 
 LOG = 65536
@@ -247,14 +247,14 @@ def test_no_publisher_ever_gets_beyond_the_limit(address: str, on_lag: jumiks.On
                     thread.join(DEADLINE)
 
 
-@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("delivery", ["shared", "classic"])
 @pytest.mark.parametrize("max_lag", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("on_lag", ["disconnect", "block"])
 def test_our_client_never_reaches_a_small_limit_by_its_own_thrift(
-    address: str, framed: bool, max_lag: int, on_lag: jumiks.OnLag
+    address: str, delivery: Delivery, max_lag: int, on_lag: jumiks.OnLag
 ) -> None:
     with serving(address, max_lag=max_lag, on_lag=on_lag) as (server, ends):
-        with Witness(address, framed=framed) as witness:
+        with Witness(address, delivery=delivery) as witness:
             server.publish_many([b"%d" % number for number in range(200)], timeout=DEADLINE)
             witness.wait_for(200)
             assert witness.messages == [b"%d" % number for number in range(200)]
@@ -616,7 +616,7 @@ def test_a_timeout_names_who_held_it_up_and_has_published_nothing(
             assert (holder.key, holder.pid, holder.lag) == (slow_key, os.getpid(), 4)
             assert (holder.queued, holder.sent_id) == (0, FIRST_ID + 3)
             assert holder.kernel_bytes > 0
-            assert holder.mode == ("framed" if framed else "classic")
+            assert holder.delivery == ("framed" if framed else "classic")
             assert f"process {os.getpid()}" in str(caught.value)
             assert "4 messages behind" in str(caught.value)
             assert caught.value.published == 0
@@ -692,12 +692,11 @@ def test_a_client_that_was_skipped_goes_on_once_it_has_acked_all_it_was_sent(
 @all_paths
 @pytest.mark.parametrize("max_lag", [1, 10])
 def test_a_reader_of_states_ends_with_the_last_state_when_the_publisher_falls_silent(
-    address: str, path: str, max_lag: int
+    address: str, path: Delivery, max_lag: int
 ) -> None:
-    options: dict[str, Any] = {"framed": path != "classic", "share_log": path == "shared"}
     gaps: list[Gap] = []
     with serving(address, max_lag=max_lag, on_lag="skip", patience=0) as (server, ends):
-        with Client(address, on_gap=gaps.append, **options) as client:
+        with Client(address, on_gap=gaps.append, delivery=path) as client:
             server.wait_for_clients(1, DEADLINE)
             for number in range(100):
                 server.publish(b"%d" % number)
@@ -715,11 +714,11 @@ def test_a_reader_of_states_ends_with_the_last_state_when_the_publisher_falls_si
             assert not ends
 
 
-@pytest.mark.parametrize("framed", [True, False])
-def test_our_client_is_told_of_each_gap(address: str, framed: bool) -> None:
+@pytest.mark.parametrize("delivery", ["shared", "classic"])
+def test_our_client_is_told_of_each_gap(address: str, delivery: Delivery) -> None:
     gaps: list[Gap] = []
     with serving(address, max_lag=10, on_lag="skip", patience=0) as (server, _):
-        with Client(address, framed=framed, on_gap=gaps.append) as client:
+        with Client(address, delivery=delivery, on_gap=gaps.append) as client:
             server.wait_for_clients(1, DEADLINE)
             for cycle in range(3):
                 start = server.stats().next_id
@@ -827,7 +826,7 @@ def test_our_client_takes_a_message_that_was_given_up_for_a_gap(address: str) ->
     gaps: list[Gap] = []
     options: dict[str, Any] = {"max_lag": 1, "on_lag": "skip", "patience": 0}
     with serving(address, log_size=1 << 20, **options) as (server, _):
-        with Client(address, arena_size=4096, share_log=False, on_gap=gaps.append) as client:
+        with Client(address, arena_size=4096, delivery="framed", on_gap=gaps.append) as client:
             server.wait_for_clients(1, DEADLINE)
             server.publish(bytes(250_000))
             wait_until(lambda: server.clients[0].packets > 10)
@@ -917,7 +916,7 @@ def test_a_client_that_was_cut_is_told_its_figures(address: str, limit: str, ack
     lag = 7000 if limit == "messages" else log_size // size
     max_lag = lag if limit == "messages" else None
     with serving(address, max_lag=max_lag, log_size=log_size, patience=0) as (server, ends):
-        with Client(address, share_log=False) as client:
+        with Client(address, delivery="framed") as client:
             server.wait_for_clients(1, DEADLINE)
             as_batch(server, acks, bytes(104))
             for _ in range(acks):
@@ -965,7 +964,7 @@ def test_a_client_can_be_cut_in_the_middle_of_a_message(address: str, framed: bo
 
 def cut_client(server: Server, address: str, count: int) -> Lagged:
     """What a client of ours, which did not read in time, is told in the end."""
-    with Client(address, share_log=False) as client:
+    with Client(address, delivery="framed") as client:
         server.publish_many([b"%0104d" % number for number in range(count)])
         with pytest.raises(Lagged) as caught:
             while True:
@@ -1120,7 +1119,7 @@ def test_each_cut_is_told_once_with_its_whole_account(address: str) -> None:
         (kept,) = server.clients
         for number in range(count):
             stack.enter_context(raw_client(server, address, framed=number % 2 == 0))
-        keys = {info.key: info.mode for info in server.clients if info.key != kept.key}
+        keys = {info.key: info.delivery for info in server.clients if info.key != kept.key}
         for _ in range(5):
             server.publish(b"x" * 10)
         acked(server, FIRST_ID + 4)
@@ -1129,7 +1128,7 @@ def test_each_cut_is_told_once_with_its_whole_account(address: str) -> None:
         witness.wait_for(6)
         cut, seen = list(ends), server.clients
     assert [info.key for info in seen] == [kept.key]
-    assert {info.key: info.mode for info, _ in cut} == keys
+    assert {info.key: info.delivery for info, _ in cut} == keys
     for info, reason in cut:
         assert reason is info.reason is EndReason.LAGGED
         assert (info.limit_kind, info.limit) == ("messages", 5)
@@ -1138,6 +1137,6 @@ def test_each_cut_is_told_once_with_its_whole_account(address: str) -> None:
         assert info.lag_bytes == 5 * 32
         assert info.pid == os.getpid()
         assert info.last_ack is None
-        assert info.bytes == (5 * 32 if info.mode == "framed" else 5 * 18)
+        assert info.bytes == (5 * 32 if info.delivery == "framed" else 5 * 18)
     # The witness closes just before the server does, and either may be seen first.
     assert [reason in (EndReason.LEFT, EndReason.CLOSING) for _, reason in ends[count:]] == [True]

@@ -32,6 +32,7 @@ from support.wire import (
 from jumiks import (
     Client,
     ConnectionLost,
+    Delivery,
     Gap,
     JumiksError,
     ProtocolError,
@@ -44,8 +45,8 @@ TOP = (1 << 64) - 1
 BYE_SIZE = 64
 
 only_shared = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
-all_modes = pytest.mark.parametrize(
-    "mode", ["classic", "framed", pytest.param("shared", marks=only_shared)]
+all_ways = pytest.mark.parametrize(
+    "delivery", ["classic", "framed", pytest.param("shared", marks=only_shared)]
 )
 
 
@@ -62,15 +63,15 @@ def received(client: Client, limit: int = 100) -> tuple[list[bytes], Exception]:
 
 @contextmanager
 def met(
-    address: str, mode: str, script: Callable[[socket.socket], object], **options: object
+    address: str, delivery: Delivery, script: Callable[[socket.socket], object], **options: object
 ) -> Iterator[Client]:
     """Our client at a server by hand, which runs a script behind the handshake and then closes."""
     with HandMadeLog() as log:
 
         def serve(connection: socket.socket) -> None:
-            if mode == "shared":
+            if delivery == "shared":
                 shake_hands(connection, log)
-            elif mode == "framed":
+            elif delivery == "framed":
                 saying([])(connection)
             else:
                 saying([], HELLO, None)(connection)
@@ -163,10 +164,10 @@ def test_a_welcome_of_every_short_length_is_a_protocol_error(address: str, size:
                 Client(address)
 
 
-@pytest.mark.parametrize("share_log", [False, True])
+@pytest.mark.parametrize("delivery", ["framed", "shared"])
 @pytest.mark.parametrize("moment", ["hello", "welcome"])
 def test_descriptors_in_the_handshake_that_nobody_asked_for_break_the_protocol(
-    address: str, kernel: str, moment: str, share_log: bool
+    address: str, kernel: str, moment: str, delivery: Delivery
 ) -> None:
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -180,12 +181,12 @@ def test_descriptors_in_the_handshake_that_nobody_asked_for_break_the_protocol(
         os.close(writing)
 
     # The kernel refuses them at a server that is not to send any.
-    refused = kernel == REFUSES and not share_log
+    refused = kernel == REFUSES and delivery == "framed"
     try:
         with listening(address) as listener, one_connection(listener, script):
             before = len(descriptors())
             with pytest.raises(ConnectionLost if refused else ProtocolError):
-                Client(address, share_log=share_log)
+                Client(address, delivery=delivery)
             wait_until(lambda: os.read(reading, 1) == b"" if is_over(reading) else False)
             assert len(descriptors()) <= before + 2
     finally:
@@ -203,12 +204,14 @@ def is_over(reading: int) -> bool:
 # ---- the goodbye ----
 
 
-@pytest.mark.parametrize("mode", ["framed", pytest.param("shared", marks=only_shared)])
-def test_a_bye_of_every_length_is_an_end_or_a_protocol_error(address: str, mode: str) -> None:
+@pytest.mark.parametrize("delivery", ["framed", pytest.param("shared", marks=only_shared)])
+def test_a_bye_of_every_length_is_an_end_or_a_protocol_error(
+    address: str, delivery: Delivery
+) -> None:
     payload = reference.encode_bye(Bye(2), FIRST_ID - 1)[16:]
     for size in range(101):
         bye = reference.encode_frame(Frame(FIRST_ID - 1, payload.ljust(size, b"\xff")[:size], BYE))
-        with met(f"{address}-{size}", mode, lambda sock, bye=bye: sock.send(bye)) as client:  # type: ignore[misc]
+        with met(f"{address}-{size}", delivery, lambda sock, bye=bye: sock.send(bye)) as client:  # type: ignore[misc]
             found, error = received(client)
         assert found == []
         assert isinstance(error, ServerClosed if size >= BYE_SIZE else ProtocolError), size
@@ -216,15 +219,15 @@ def test_a_bye_of_every_length_is_an_end_or_a_protocol_error(address: str, mode:
             assert "BYE is too short" in str(error)
 
 
-@pytest.mark.parametrize("mode", ["framed", pytest.param("shared", marks=only_shared)])
-def test_a_bye_of_any_figures_is_a_documented_end(address: str, mode: str) -> None:
+@pytest.mark.parametrize("delivery", ["framed", pytest.param("shared", marks=only_shared)])
+def test_a_bye_of_any_figures_is_a_documented_end(address: str, delivery: Delivery) -> None:
     rounds = 60
     for number in range(rounds):
         noise = os.urandom(BYE_SIZE) if number % 3 else b"\xff" * BYE_SIZE
         payload = struct.pack("<H", number % 8) + noise[2:]
         frame_id = (FIRST_ID, 0, TOP)[number % 3]
         bye = reference.encode_frame(Frame(frame_id, payload, BYE))
-        with met(f"{address}-{number}", mode, lambda sock, bye=bye: sock.send(bye)) as client:  # type: ignore[misc]
+        with met(f"{address}-{number}", delivery, lambda sock, bye=bye: sock.send(bye)) as client:  # type: ignore[misc]
             found, error = received(client)
         assert found == []
         assert isinstance(error, JumiksError)
@@ -235,30 +238,32 @@ def test_a_bye_of_any_figures_is_a_documented_end(address: str, mode: str) -> No
 # ---- packets ----
 
 
-@all_modes
-def test_an_empty_packet_is_a_protocol_error(address: str, mode: str) -> None:
+@all_ways
+def test_an_empty_packet_is_a_protocol_error(address: str, delivery: Delivery) -> None:
     def script(connection: socket.socket) -> None:
         connection.send(b"")
         while connection.recv(LARGE):
             pass
 
-    with met(address, mode, script) as client:
+    with met(address, delivery, script) as client:
         found, error = received(client)
     assert found == []
     assert isinstance(error, ProtocolError)
     assert "an empty packet" in str(error)
 
 
-@pytest.mark.parametrize("mode", ["framed", pytest.param("shared", marks=only_shared)])
+@pytest.mark.parametrize("delivery", ["framed", pytest.param("shared", marks=only_shared)])
 @pytest.mark.parametrize("size", [100, 70_000, 212_000])
-def test_rubbish_of_any_size_is_a_protocol_error(address: str, mode: str, size: int) -> None:
+def test_rubbish_of_any_size_is_a_protocol_error(
+    address: str, delivery: Delivery, size: int
+) -> None:
     def script(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         connection.send(bytes(8) + b"\xff" * (size - 8))
         while connection.recv(LARGE):
             pass
 
-    with met(address, mode, script) as client:
+    with met(address, delivery, script) as client:
         found, error = received(client)
     assert found == []
     assert isinstance(error, ProtocolError)
@@ -287,7 +292,7 @@ def test_classic_ids_that_cannot_be_are_a_protocol_error(
             pass
 
     with listening(address) as listener, one_connection(listener, script):
-        with Client(address, framed=False) as client:
+        with Client(address, delivery="classic") as client:
             found, error = received(client)
     assert found == [b"x"] * count
     assert isinstance(error, ProtocolError)
@@ -326,9 +331,9 @@ def test_a_message_that_claims_4_gib_takes_no_more_memory_than_came_of_it(addres
             assert resident_bytes() - before < 4 << 20
 
 
-@pytest.mark.parametrize("mode", ["framed", pytest.param("shared", marks=only_shared)])
+@pytest.mark.parametrize("delivery", ["framed", pytest.param("shared", marks=only_shared)])
 def test_a_server_that_sends_without_end_what_is_skipped_is_a_timeout(
-    address: str, mode: str
+    address: str, delivery: Delivery
 ) -> None:
     # Frames of kinds that nobody knows are no message, and do not put the deadline off.
     unknown = reference.encode_frame(Frame(1, bytes(8), 0x77))
@@ -342,7 +347,7 @@ def test_a_server_that_sends_without_end_what_is_skipped_is_a_timeout(
             except TimeoutError:
                 continue
 
-    with met(address, mode, script) as client:
+    with met(address, delivery, script) as client:
         try:
             with pytest.raises(Timeout):
                 client.receive(0.1)
@@ -353,31 +358,33 @@ def test_a_server_that_sends_without_end_what_is_skipped_is_a_timeout(
 # ---- sockets closed on one side ----
 
 
-@all_modes
-def test_a_server_that_shuts_its_sending_side_is_lost(address: str, mode: str) -> None:
+@all_ways
+def test_a_server_that_shuts_its_sending_side_is_lost(address: str, delivery: Delivery) -> None:
     def script(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(LARGE):  # it still reads, and stays
             pass
 
-    with met(address, mode, script) as client:
+    with met(address, delivery, script) as client:
         found, error = received(client)
         assert (found, type(error)) == ([], ConnectionLost)
 
 
-@pytest.mark.parametrize("mode", ["classic", "framed"])
-def test_what_a_server_sends_is_read_though_it_takes_no_acks(address: str, mode: str) -> None:
+@pytest.mark.parametrize("delivery", ["classic", "framed"])
+def test_what_a_server_sends_is_read_though_it_takes_no_acks(
+    address: str, delivery: Delivery
+) -> None:
     messages = [Message(FIRST_ID + number, b"%d" % number) for number in range(50)]
 
     def script(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RD)
         for message in messages:
             frame = Frame(message.id, message.payload)
-            framed = mode == "framed"
+            framed = delivery == "framed"
             packet = reference.encode_frame(frame) if framed else reference.encode_classic(message)
             connection.send(packet)
 
-    with met(address, mode, script) as client:
+    with met(address, delivery, script) as client:
         found, error = received(client)
         assert found == [message.payload for message in messages]
         assert isinstance(error, ConnectionLost)

@@ -39,9 +39,9 @@ def a_page(address: str) -> Iterator[int]:
             os.close(page_fd)
 
 
-def mode_of_a_newcomer(address: str) -> str:
+def delivery_of_a_newcomer(address: str) -> str:
     with Client(address, timeout=DEADLINE) as client:
-        return client.mode
+        return client.delivery
 
 
 def all_left(server: Server, pages: int) -> None:
@@ -56,7 +56,7 @@ def test_who_keeps_many_pages_gets_packets_until_it_gives_them_back(
         for held in range(1, 5):
             pages.append(stack.enter_context(a_page(address)))
             all_left(server, held)
-        assert mode_of_a_newcomer(address) == "framed"
+        assert delivery_of_a_newcomer(address) == "framed"
         assert "gets packets" in caplog.text
         assert "its user holds 4 cursor pages, and 4 are the most" in caplog.text
         with mmap.mmap(pages[0], CURSOR):
@@ -64,16 +64,16 @@ def test_who_keeps_many_pages_gets_packets_until_it_gives_them_back(
             with open(os.devnull, "rb") as nothing:
                 os.dup2(nothing.fileno(), pages[0], inheritable=False)
             all_left(server, 4)  # it is mapped still
-            assert mode_of_a_newcomer(address) == "framed"
+            assert delivery_of_a_newcomer(address) == "framed"
         all_left(server, 3)
-        assert mode_of_a_newcomer(address) == "shared"
+        assert delivery_of_a_newcomer(address) == "shared"
         all_left(server, 3)
 
 
 def test_who_gives_its_pages_back_may_come_as_often_as_it_likes(address: str) -> None:
     with Server(address, max_clients_per_user=1) as server:
         for _ in range(20):
-            assert mode_of_a_newcomer(address) == "shared"
+            assert delivery_of_a_newcomer(address) == "shared"
             all_left(server, 0)
 
 
@@ -93,8 +93,8 @@ def test_pages_that_cannot_be_watched_count_until_the_end(
     setattr(poor, missing, lambda *_: -errno.EMFILE)
     monkeypatch.setattr(pages, "lib", poor)
     with Server(address, max_clients_per_user=1) as server:
-        modes = []
+        deliveries = []
         for held in (1, 2, 2):
-            modes.append(mode_of_a_newcomer(address))
+            deliveries.append(delivery_of_a_newcomer(address))
             all_left(server, held)
-        assert modes == ["shared", "shared", "framed"]
+        assert deliveries == ["shared", "shared", "framed"]

@@ -23,7 +23,7 @@ from support.api import (
     script_process,
     signal_main_thread,
 )
-from support.base import DEADLINE, MODE, SHARE_LOG, log_mappings, threads, wait_until
+from support.base import BEST, DEADLINE, SHARE_LOG, log_mappings, threads, wait_until
 
 from jumiks import (
     Busy,
@@ -506,7 +506,7 @@ def test_a_client_is_described_by_its_figures(server: Server) -> None:
         wait_until(lambda: server.clients[0].sent_id == FIRST_ID + 2)
         (info,) = server.clients
         assert info.peer == Peer(os.getpid(), os.geteuid(), os.getegid())
-        assert (info.pid, info.uid, info.mode) == (os.getpid(), os.geteuid(), MODE)
+        assert (info.pid, info.uid, info.delivery) == (os.getpid(), os.geteuid(), BEST)
         assert before <= info.since <= time.monotonic()
         assert (info.lag, info.queued, info.messages) == (3, 0, 3)
         assert info.bytes == info.lag_bytes == 24 + 16 + 24
@@ -524,9 +524,9 @@ def test_a_client_is_described_by_its_figures(server: Server) -> None:
 
 
 def test_clients_are_told_apart_by_their_mode_and_key(server: Server) -> None:
-    with Client(server.address), Client(server.address, framed=False):
+    with Client(server.address), Client(server.address, delivery="classic"):
         server.wait_for_clients(2, DEADLINE)
-        assert sorted(info.mode for info in server.clients) == ["classic", MODE]
+        assert sorted(info.delivery for info in server.clients) == ["classic", BEST]
         assert len({info.key for info in server.clients}) == 2
 
 
@@ -649,8 +649,8 @@ def test_each_end_is_told_once_when_the_server_closes(address: str) -> None:
         server = stack.enter_context(
             Server(address, on_connect=diary.on_connect, on_disconnect=diary.on_disconnect)
         )
-        for framed in (True, True, False):
-            stack.enter_context(Client(address, framed=framed))
+        for delivery in ("shared", "shared", "classic"):
+            stack.enter_context(Client(address, delivery=delivery))
         server.wait_for_clients(3, DEADLINE)
         server.close()
         assert {info.key for info in diary.came} == {info.key for info, _ in diary.went}

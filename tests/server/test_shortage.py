@@ -20,7 +20,7 @@ from support.api import Task
 from support.base import DEADLINE, IS_ROOT, wait_until
 from support.wire import REPLY, dial
 
-from jumiks import Client, JumiksError, Monitor, Refused, Server, Timeout
+from jumiks import Client, Delivery, JumiksError, Monitor, Refused, Server, Timeout
 from jumiks._wire.handshake import Status
 
 POOR = """
@@ -86,15 +86,15 @@ def test_a_server_that_finds_too_few_descriptors_says_so_and_leaves_nothing(path
     )
 
 
-@pytest.mark.parametrize("share_log", [True, False])
+@pytest.mark.parametrize("delivery", ["shared", "framed"])
 def test_a_client_that_finds_too_few_descriptors_says_so_and_leaves_nothing(
-    address: str, share_log: bool
+    address: str, delivery: Delivery
 ) -> None:
     with Server(address) as server:
         run_poor(
             """
             def make():
-                return jumiks.Client(address, share_log=sys.argv[2] == "True")
+                return jumiks.Client(address, delivery=sys.argv[2])
 
             fates = []
             while True not in fates:
@@ -102,7 +102,7 @@ def test_a_client_that_finds_too_few_descriptors_says_so_and_leaves_nothing(
             assert fates[0] is False
             """,
             address,
-            share_log,
+            delivery,
         )
         wait_until(lambda: not server.clients)
         with Client(address) as client:
@@ -284,17 +284,17 @@ def as_many_as_fit(address: str, stack: ExitStack, **options: Any) -> tuple[list
         clients.append(stack.enter_context(client))
 
 
-@pytest.mark.parametrize("share_log", [True, False])
-def test_whom_there_is_no_descriptor_for_reads_so(address: str, share_log: bool) -> None:
+@pytest.mark.parametrize("delivery", ["shared", "framed"])
+def test_whom_there_is_no_descriptor_for_reads_so(address: str, delivery: Delivery) -> None:
     with few_descriptors(address, 6) as limit, ExitStack() as stack:
-        clients, refused = as_many_as_fit(address, stack, share_log=share_log)
+        clients, refused = as_many_as_fit(address, stack, delivery=delivery)
         assert 4 <= len(clients) <= 6
         # Again and again: each gives back what it had.
         for _ in range(20):
             assert refused.status is Status.TOO_MANY_CLIENTS
             assert f"all {limit} descriptors" in str(refused)
             assert "ulimit -n" in str(refused)
-            more, refused = as_many_as_fit(address, stack, share_log=share_log)
+            more, refused = as_many_as_fit(address, stack, delivery=delivery)
             clients += more  # a thread that closes descriptors may have been late
             assert len(clients) <= 6
         more = []
@@ -302,7 +302,7 @@ def test_whom_there_is_no_descriptor_for_reads_so(address: str, share_log: bool)
         # Its descriptor is closed when the server has seen the end.
         deadline = time.monotonic() + DEADLINE
         while not more and time.monotonic() < deadline:
-            more, refused = as_many_as_fit(address, stack, share_log=share_log)
+            more, refused = as_many_as_fit(address, stack, delivery=delivery)
         assert more
         assert refused.status is Status.TOO_MANY_CLIENTS
 

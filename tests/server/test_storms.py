@@ -19,18 +19,16 @@ from types import FrameType
 import pytest
 from support import reference
 from support.api import Task, script_process
-from support.base import DEADLINE, GUARDED, REFUSES, SHARE_LOG, descriptors, wait_until
+from support.base import DEADLINE, DELIVERIES, GUARDED, REFUSES, SHARE_LOG, descriptors, wait_until
 from support.wire import HELLO, REPLY, Harassed, dial, has_spares, raw_client
 
-from jumiks import Client, ConnectionLost, EndReason, Lagged, OnLag, Server, Timeout
+from jumiks import Client, ConnectionLost, Delivery, EndReason, Lagged, OnLag, Server, Timeout
 from jumiks._server.control import MAX_JOINING
 
 only_shared = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
-all_modes = pytest.mark.parametrize(
-    "mode", ["classic", "framed", pytest.param("shared", marks=only_shared)]
+all_ways = pytest.mark.parametrize(
+    "delivery", ["classic", "framed", pytest.param("shared", marks=only_shared)]
 )
-OPTIONS = {"classic": {"framed": False}, "framed": {"share_log": False}, "shared": {}}
-"""Of `Client`, by the mode that it is to have."""
 
 
 @pytest.fixture
@@ -242,9 +240,9 @@ def test_a_client_that_takes_a_byte_of_a_packet_now_and_then_is_cut_alone(addres
             assert harassed.reasons(1) == [EndReason.LAGGED]
 
 
-@all_modes
+@all_ways
 def test_a_handler_that_does_not_return_is_one_lag_event_and_no_matter_to_another(
-    address: str, mode: str
+    address: str, delivery: Delivery
 ) -> None:
     release = threading.Event()
     handled: list[bytes] = []
@@ -254,7 +252,7 @@ def test_a_handler_that_does_not_return_is_one_lag_event_and_no_matter_to_anothe
         release.wait(DEADLINE)
 
     with Harassed(address, max_lag=100) as harassed:
-        slow_client = Client(address, **OPTIONS[mode])  # type: ignore[call-overload]
+        slow_client = Client(address, delivery=delivery)
         with slow_client:
             harassed.server.wait_for_clients(2, DEADLINE)
             task = Task(lambda: slow_client.run(slow))
@@ -266,20 +264,21 @@ def test_a_handler_that_does_not_return_is_one_lag_event_and_no_matter_to_anothe
             assert (others, info.lag, info.limit) == ([], 100, 100)
             release.set()
             # Plain 1.0 has no goodbye.
-            with pytest.raises(ConnectionLost if mode == "classic" else Lagged):
+            with pytest.raises(ConnectionLost if delivery == "classic" else Lagged):
                 task.result()
             assert handled == harassed.published[: len(handled)]
     assert [reason for _, reason in harassed.ends].count(EndReason.LAGGED) == 1
 
 
 class Crowd:
-    """Clients of every mode whose handlers all stand still until they are told to go on."""
+    """Clients of every delivery whose handlers all stand still until they are told to go on."""
 
     def __init__(self, address: str, count: int) -> None:
         self.release = threading.Event()
         self.count = count
-        modes = [mode for mode in OPTIONS if SHARE_LOG or mode != "shared"]
-        self.clients = [Client(address, **OPTIONS[mode]) for mode in modes]  # type: ignore[call-overload]
+        self.clients = [
+            Client(address, delivery=each) for each in DELIVERIES if SHARE_LOG or each != "shared"
+        ]
         self.tasks = [Task(partial(self._take, client)) for client in self.clients]
 
     def _take(self, client: Client) -> list[bytes]:
@@ -338,9 +337,8 @@ STOPPED = """
 import sys
 import jumiks
 
-options = eval(sys.argv[2])
 try:
-    with jumiks.Client(sys.argv[1], **options) as client:
+    with jumiks.Client(sys.argv[1], delivery=sys.argv[2]) as client:
         print("ready", flush=True)
         for message in client:
             pass
@@ -361,12 +359,12 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-@all_modes
+@all_ways
 def test_a_stopped_process_is_cut_alone_and_reads_why_when_it_goes_on(
-    address: str, mode: str
+    address: str, delivery: Delivery
 ) -> None:
     with Harassed(address, max_lag=200) as harassed:
-        with script_process(STOPPED, address, OPTIONS[mode]) as process:
+        with script_process(STOPPED, address, delivery) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             harassed.server.wait_for_clients(2, DEADLINE)
@@ -376,7 +374,7 @@ def test_a_stopped_process_is_cut_alone_and_reads_why_when_it_goes_on(
                     harassed.witness.wait_for(len(harassed.published))
                 assert harassed.reasons(1) == [EndReason.LAGGED]
                 assert harassed.ends[0][0].pid == process.pid
-            if mode != "classic":  # plain 1.0 has no goodbye
+            if delivery != "classic":  # plain 1.0 has no goodbye
                 assert process.stdout.readline() == "Lagged 200\n"
 
 
@@ -429,7 +427,7 @@ def until(frame, event, argument):
 if what == "server":
     make = lambda: jumiks.Server(where)
 else:
-    make = lambda: jumiks.Client(where, share_log=what == "shared")
+    make = lambda: jumiks.Client(where, delivery=what)
 sys.settrace(until)
 made = make()
 sys.settrace(None)

@@ -22,7 +22,7 @@ INFO = ClientInfo(
     last_ack=None,
     reason=None,
     limit_kind="",
-    mode="framed",
+    delivery="framed",
     lost=None,
     error="",
     **dict.fromkeys(

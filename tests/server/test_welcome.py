@@ -8,11 +8,10 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from typing import Any
 
 import pytest
 from support import reference
-from support.base import DEADLINE, SHARE_LOG, descriptors, wait_until
+from support.base import DEADLINE, DELIVERIES, SHARE_LOG, descriptors, wait_until
 from support.reference import Bye, Reply
 from support.wire import (
     FIRST_ID,
@@ -28,7 +27,7 @@ from support.wire import (
 )
 
 import jumiks
-from jumiks import Backoff, Client, EndReason, Server, ServerClosed
+from jumiks import Backoff, Client, Delivery, EndReason, Server, ServerClosed
 from jumiks._native import check, ffi, lib
 from jumiks._peer import command_of
 from jumiks._server import control
@@ -72,9 +71,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
     return Held(monkeypatch)
 
 
-modes = pytest.mark.parametrize(
-    "options", [{}, {"share_log": False}, {"framed": False}], ids=["shared", "framed", "classic"]
-)
+all_ways = pytest.mark.parametrize("delivery", DELIVERIES)
 replies = pytest.mark.parametrize(
     "reply",
     [reference.encode_reply(Reply(capabilities=BOTH)), REPLY, HELLO],
@@ -82,16 +79,16 @@ replies = pytest.mark.parametrize(
 )
 
 
-@modes
+@all_ways
 def test_a_close_before_the_welcome_is_told_behind_it(
-    address: str, held: Held, options: dict[str, Any]
+    address: str, held: Held, delivery: Delivery
 ) -> None:
     server = held.server = Server(address)
     closing = threading.Thread(target=server.close, args=(0,))
     held.strike = closing.start
     try:
-        with Client(address, **options) as client:
-            ending = ServerClosed if options.get("framed", True) else jumiks.ConnectionLost
+        with Client(address, delivery=delivery) as client:
+            ending = ServerClosed if delivery != "classic" else jumiks.ConnectionLost
             with pytest.raises(ending):
                 client.receive(DEADLINE)
     finally:
@@ -99,12 +96,12 @@ def test_a_close_before_the_welcome_is_told_behind_it(
         closing.join(DEADLINE)
 
 
-@modes
+@all_ways
 def test_who_comes_back_to_a_server_that_closes_just_then_comes_back_again(
-    address: str, held: Held, options: dict[str, Any]
+    address: str, held: Held, delivery: Delivery
 ) -> None:
     first = Server(address)
-    with first, Client(address, reconnect=SOON, **options) as client:
+    with first, Client(address, reconnect=SOON, delivery=delivery) as client:
         first.close()
         second = held.server = Server(address)
         closing = threading.Thread(target=second.close, args=(0,))
@@ -387,10 +384,10 @@ def test_where_no_descriptor_can_be_sent_packets_are(
         server.publish(b"early")
         with Client(address, start="oldest") as client:
             assert client.receive(DEADLINE) == b"early"
-            assert client.mode == "framed"
+            assert client.delivery == "framed"
             server.publish(b"late")
             assert client.receive(DEADLINE) == b"late"
-            assert [info.mode for info in server.clients] == ["framed"]
+            assert [info.delivery for info in server.clients] == ["framed"]
             with pytest.raises(jumiks.Timeout):
                 client.receive(0)  # which acks it
             server.drain(DEADLINE)

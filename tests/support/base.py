@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from jumiks import AsyncServer, Server
+from jumiks import AsyncServer, Delivery, Server
 
 ROOT = Path(__file__).parent.parent.parent
 """The project's folder."""
@@ -25,8 +25,11 @@ DEADLINE = 30.0
 SHARE_LOG = os.environ.get("JUMIKS_TEST_SHARE_LOG", "1") != "0"
 """Whether servers share their log by default, as they do for users; `make test` tries both."""
 
-MODE = "shared" if SHARE_LOG else "framed"
-"""What a client of ours is then, unless a test says otherwise."""
+BEST = "shared" if SHARE_LOG else "framed"
+"""A client's best delivery then, unless a test says otherwise."""
+
+DELIVERIES: tuple[Delivery, ...] = ("shared", "framed", "classic")
+"""All that a client may ask for."""
 
 USE_UVLOOP = os.environ.get("JUMIKS_TEST_UVLOOP", "0") != "0"
 

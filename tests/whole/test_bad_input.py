@@ -392,6 +392,15 @@ except OSError as error:
         ("start", FIRST_ID - 1, ValueError, "start=99999: packet ids begin at 100000"),
         ("start", -1, ValueError, "start=-1: packet ids begin at 100000"),
         ("start", 1 << 64, ValueError, "start=18446744073709551616"),
+        (
+            "delivery",
+            "fast",
+            ValueError,
+            "delivery='fast': it must be 'shared'",
+        ),
+        ("delivery", None, ValueError, "delivery=None: it must be 'shared', 'framed' or 'classic'"),
+        ("delivery", True, ValueError, "delivery=True: it must be"),
+        ("delivery", [], ValueError, r"delivery=\[\]: it must be"),
         ("arena_size", 4095, ValueError, "arena_size=4095: it must be 4096 bytes or more"),
         ("arena_size", 0, ValueError, "arena_size=0"),
         ("arena_size", 1 << 60, ValueError, "arena_size=1152921504606846976"),
@@ -745,5 +754,5 @@ def test_another_patch_is_no_other_version_for_the_client(address: str, extended
     else:
         packets = [reference.encode_classic(reference.Message(FIRST_ID, b"hi"))]
     with stranger(address, hello, *packets), Client(address) as client:
-        assert client.mode == ("framed" if extended else "classic")
+        assert client.delivery == ("framed" if extended else "classic")
         assert client.receive(DEADLINE) == b"hi"

@@ -10,11 +10,11 @@ from pathlib import Path
 import peers
 import pytest
 from peers import Peer, classic_client, classic_server
-from support.base import DEADLINE, MODE, wait_until
+from support.base import BEST, DEADLINE, wait_until
 from support.wire import FIRST_ID, Witness
 
 import jumiks
-from jumiks import Client, ConnectionLost, EndReason, Refused, Server, VersionMismatch
+from jumiks import Client, ConnectionLost, Delivery, EndReason, Refused, Server, VersionMismatch
 
 both_peers = pytest.mark.parametrize("language", ["python", "c"])
 
@@ -84,7 +84,7 @@ def test_plain_clients_receive_what_our_server_publishes(
                     server.publish(message, timeout=DEADLINE)
             server.drain(DEADLINE)
             assert {info.acked_id for info in server.clients} == {FIRST_ID + 299}
-            assert {info.mode for info in server.clients} == {"classic", MODE}
+            assert {info.delivery for info in server.clients} == {"classic", BEST}
             server.close()
             for peer in (one, two):
                 report = peer.result()
@@ -224,28 +224,28 @@ def test_our_server_refuses_another_version(address: str, part: str, number: int
             assert peer.result()["end"] == "refused"
         server.publish(b"x")
         witness.wait_for(1)
-        assert [info.mode for info in server.clients] == [MODE]
+        assert [info.delivery for info in server.clients] == [BEST]
 
 
 # ---- a plain server, our client ----
 
 
-@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("delivery", ["shared", "classic"])
 @pytest.mark.parametrize("size", [0, 64, 50_000])
 def test_our_clients_receive_and_ack_what_a_plain_server_publishes(
-    address: str, framed: bool, size: int
+    address: str, delivery: Delivery, size: int
 ) -> None:
     count = 500 if size < 1000 else 30
     options = ("--clients", 2, "--count", count, "--size", size)
     with classic_server(address, *options) as server, ExitStack() as stack:
-        witnesses = [stack.enter_context(Witness(address, framed=framed)) for _ in range(2)]
+        witnesses = [stack.enter_context(Witness(address, delivery=delivery)) for _ in range(2)]
         report = server.result()
         for witness in witnesses:
             assert isinstance(witness.wait_for_end(), ConnectionLost)
             assert witness.ids == list(range(FIRST_ID, FIRST_ID + count))
             whole = hashlib.sha256(b"".join(witness.messages)).hexdigest()
             assert whole == report["sha256"]
-            assert witness.client.mode == "classic"
+            assert witness.client.delivery == "classic"
             assert witness.client.server_id == 0
     assert report["clients"] == 2 * [
         {"acked_id": FIRST_ID + count - 1, "acks": count, "each_in_order": True, "end": "served"}
@@ -257,7 +257,8 @@ def test_ids_that_repeat_and_jump_are_each_a_message_and_acked_as_they_are(addre
     options = ("--clients", 2, "--count", count, "--ids", "repeated")
     with classic_server(address, *options) as server, ExitStack() as stack:
         witnesses = [
-            stack.enter_context(Witness(address, framed=framed)) for framed in (False, True)
+            stack.enter_context(Witness(address, delivery=delivery))
+            for delivery in ("classic", "shared")
         ]
         report = server.result()
         for witness in witnesses:

@@ -25,13 +25,14 @@ from hypothesis.stateful import (
     rule,
 )
 from support.api import SMALL_LOG
-from support.base import DEADLINE, SHARE_LOG
+from support.base import DEADLINE, DELIVERIES, SHARE_LOG
 
 from jumiks import (
     Backoff,
     Client,
     ConnectionEnded,
     ConnectionLost,
+    Delivery,
     Gap,
     GapReason,
     Lagged,
@@ -40,8 +41,6 @@ from jumiks import (
     Timeout,
 )
 from jumiks._wire.handshake import FIRST_ID
-
-MODES: list[dict[str, bool]] = [{}, {"share_log": False}, {"framed": False}]
 
 MOST_CLIENTS = 5
 
@@ -58,7 +57,7 @@ class Ledger:
     def __init__(self, client: "Client[bytes | Gap]", generation: int, due: int) -> None:
         self.client = client
         self.generation: int | None = generation
-        self.mode = client.mode
+        self.delivery = client.delivery
         self.due: int | None = due
         self.counted = 0
 
@@ -89,7 +88,7 @@ class Ledger:
         if gap.last is None:
             # Nobody knows.
             assert gap.reason is GapReason.RESTARTED
-            assert self.mode != "shared"  # a log tells, whoever is gone
+            assert self.delivery != "shared"  # a log tells, whoever is gone
             self.due = None
             return
         assert gap.first <= gap.last
@@ -160,34 +159,38 @@ class Model(RuleBasedStateMachine):
         self.sizes += [len(message) for message in messages[:published]]
 
     @precondition(lambda self: len(self.all) < MOST_CLIENTS)
-    @rule(target=ledgers, mode=st.sampled_from(MODES), start=st.sampled_from(["now", "oldest"]))
-    def connect(self, mode: dict[str, bool], start: Literal["now", "oldest"]) -> Ledger:
-        return self.client(start, **mode)
+    @rule(
+        target=ledgers,
+        delivery=st.sampled_from(DELIVERIES),
+        start=st.sampled_from(["now", "oldest"]),
+    )
+    def connect(self, delivery: Delivery, start: Literal["now", "oldest"]) -> Ledger:
+        return self.client(start, delivery)
 
     @rule(
         target=ledgers,
         gone=consumes(ledgers),
-        mode=st.sampled_from(MODES),
+        delivery=st.sampled_from(DELIVERIES),
     )
-    def go_on_in_another_client(self, gone: Ledger, mode: dict[str, bool]) -> Ledger:
+    def go_on_in_another_client(self, gone: Ledger, delivery: Delivery) -> Ledger:
         """As a process that was started again would, from what it had noted."""
         at, generation = gone.client.resume_at, gone.generation
         gone.client.close()
         self.all.remove(gone)
         if generation != self.generation or gone.client.server_id != self.server.server_id:
-            return self.client("oldest", **mode)
-        again = self.client(at, **mode)
+            return self.client("oldest", delivery)
+        again = self.client(at, delivery)
         again.due = at
         return again
 
-    def client(self, start: Literal["now", "oldest"] | int, **mode: Any) -> Ledger:
+    def client(self, start: Literal["now", "oldest"] | int, delivery: Delivery) -> Ledger:
         client = Client(
             self.address,
             start=start,
             on_gap="yield",
             reconnect=Backoff(first=0.001, most=0.01),
             arena_size=1 << 20,
-            **mode,
+            delivery=delivery,
         )
         assert client.server_id == self.server.server_id
         due = client.resume_at - client.missed  # what was left out at the oldest is told first
@@ -276,7 +279,7 @@ class Model(RuleBasedStateMachine):
     def ended(self, ledger: Ledger, error: ConnectionEnded) -> None:
         """It ends for good only where it should, and says what it did not get."""
         assert not isinstance(error, ServerClosed)
-        if ledger.client.mode == "classic":
+        if ledger.client.delivery == "classic":
             assert isinstance(error, ConnectionLost)  # a plain connection is told no reason
         if isinstance(error, Lagged) and error.first_lost:
             generation = self.generations[ledger.client.server_id]

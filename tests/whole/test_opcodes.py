@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Literal
 
 import pytest
-from support.base import DEADLINE, wait_until
+from support.base import DEADLINE, DELIVERIES, wait_until
 from support.opcodes import Alarm, needs_bytecodes, numbers, raises_at
 
 from jumiks import (
@@ -23,6 +23,7 @@ from jumiks import (
     Batch,
     Client,
     ConnectionLost,
+    Delivery,
     Disconnected,
     Monitor,
     Server,
@@ -31,17 +32,6 @@ from jumiks import (
 
 pytestmark = needs_bytecodes
 
-
-class Way(TypedDict, total=False):
-    share_log: bool
-    framed: bool
-
-
-WAYS: dict[str, Way] = {
-    "shared": {},
-    "framed": {"share_log": False},
-    "classic": {"framed": False},
-}
 
 COUNT = 3
 """Messages that a call is tried on."""
@@ -135,18 +125,18 @@ def rest(client: Client, last: int) -> list[int]:
 
 
 @pytest.mark.parametrize("ack", ["after", "before"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("delivery", DELIVERIES)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_an_exception_at_any_bytecode_loses_and_doubles_no_message(
     address: str,
     call: Callable[[Client, Received], None],
-    way: str,
+    delivery: Delivery,
     ack: Literal["after", "before"],
 ) -> None:
     number = -1
     with (
         Server(address, on_lag="block") as server,
-        Client(address, ack=ack, **WAYS[way]) as client,
+        Client(address, ack=ack, delivery=delivery) as client,
     ):
         raised = True
         while raised:
@@ -174,16 +164,16 @@ def test_an_exception_at_any_bytecode_loses_and_doubles_no_message(
     assert number > 10
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("delivery", DELIVERIES)
 def test_after_an_exception_at_any_bytecode_of_close_it_can_be_closed(
-    address: str, way: str
+    address: str, delivery: Delivery
 ) -> None:
     with Server(address) as server:
         number = -1
         raised = True
         while raised:
             number += 1
-            client = Client(address, **WAYS[way])
+            client = Client(address, delivery=delivery)
             server.publish(b"message")
             assert client.receive(DEADLINE) == b"message"
             raised = raises_at(number, client.close)
@@ -263,7 +253,7 @@ def nobody_is_left(server: Server) -> bool:
 
 
 MAKINGS: dict[str, Callable[[str], AbstractContextManager[object]]] = {
-    **{name: partial(Client, **way) for name, way in WAYS.items()},
+    **{delivery: partial(Client, delivery=delivery) for delivery in DELIVERIES},
     "monitor": Monitor,
 }
 
@@ -302,20 +292,20 @@ def is_free(address: str) -> bool:
 not_awaited = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 
 
-async def enter_client(address: str, way: Way) -> None:
-    async with AsyncClient(address, **way):
+async def enter_client(address: str, delivery: Delivery) -> None:
+    async with AsyncClient(address, delivery=delivery):
         pass
 
 
 @not_awaited
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("delivery", DELIVERIES)
 def test_an_exception_at_any_bytecode_of_an_async_client_s_life_leaves_nothing(
-    address: str, way: str
+    address: str, delivery: Delivery
 ) -> None:
     with Server(address) as server:
         for number in numbers(53):
-            raised = raises_at(number, lambda: asyncio.run(enter_client(address, WAYS[way])))
+            raised = raises_at(number, lambda: asyncio.run(enter_client(address, delivery)))
             if not raised:
                 break
             gc.collect()
@@ -371,15 +361,15 @@ def test_an_exception_at_any_bytecode_of_a_reserve_leaves_no_half_of_a_message(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("delivery", DELIVERIES)
 def test_an_exception_at_any_bytecode_of_a_way_back_leaves_one_connection(
-    address: str, way: str
+    address: str, delivery: Delivery
 ) -> None:
     """A way back that was cut short is gone on with by the next receive."""
     # A server that closes waits a second for a client that gets one message a packet.
-    for number in numbers(701 if way == "classic" else 151):
+    for number in numbers(701 if delivery == "classic" else 151):
         with Server(address) as server:
-            client = Client(address, reconnect=Backoff(first=0, most=0), **WAYS[way])
+            client = Client(address, reconnect=Backoff(first=0, most=0), delivery=delivery)
         with client, Server(address) as server:
             server.publish(b"0")
             got: list[bytes] = []

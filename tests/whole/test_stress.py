@@ -196,7 +196,7 @@ CHILD = """
 import json, sys, zlib
 import jumiks
 
-address, framed = sys.argv[1], sys.argv[2] == "framed"
+address, delivery = sys.argv[1:3]
 gaps, first, last, count, crc = [], 0, -1, 0, 0  # nothing yet
 
 def miss(gap):
@@ -205,7 +205,7 @@ def miss(gap):
     last = gap.last
     gaps.append(gap.count)
 
-with jumiks.Client(address, framed=framed, on_gap=miss) as client:
+with jumiks.Client(address, delivery=delivery, on_gap=miss) as client:
     print("ready", flush=True)
     try:
         while True:
@@ -230,9 +230,9 @@ print(json.dumps({"first": first, "last": last, "count": count, "crc": crc, "end
 class Child:
     """A client in a process of its own."""
 
-    def __init__(self, address: str, mode: str) -> None:
+    def __init__(self, address: str, delivery: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, address, mode], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", CHILD, address, delivery], stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
@@ -288,11 +288,11 @@ class Storm:
 
     def _one_event(self, takes: list[Take]) -> None:
         chance = self.random.random()
-        framed = self.random.random() < 0.7
+        delivery = "shared" if self.random.random() < 0.7 else "classic"
         if chance < 0.4:
             start = self.random.choice(["now", "oldest"])
             enough = self.random.randrange(1, 2000)
-            self.read(self.random.choice(takes), enough=enough, framed=framed, start=start)
+            self.read(self.random.choice(takes), enough=enough, delivery=delivery, start=start)
         elif chance < 0.6 and self.on_lag != "block":
             self.stopped.append(RawClient(self.address))
         elif chance < 0.7 and self.stopped:
@@ -320,13 +320,13 @@ def test_every_ledger_agrees_with_what_was_published(address: str, on_lag: OnLag
             )
         )
         storm = Storm(server, address, on_lag)
-        children = [stack.enter_context(Child(address, mode)) for mode in ("framed", "classic")]
-        for framed in (True, False):
+        children = [stack.enter_context(Child(address, each)) for each in ("shared", "classic")]
+        for delivery in ("shared", "classic"):
             for take in (take_batches, take_views, take_singly, take_slowly):
-                storm.read(take, framed=framed)
+                storm.read(take, delivery=delivery)
         server.wait_for_clients(len(children) + len(storm.readers), DEADLINE)
         storm.spared = sorted(info.key for info in server.clients)[len(children)]
-        with Child(address, "framed") as victim:
+        with Child(address, "shared") as victim:
             publishers = [Publisher(server, number) for number in range(PUBLISHERS)]
             storm.go_on(DURATION)
             victim.process.send_signal(signal.SIGSTOP)
@@ -379,9 +379,9 @@ def test_publishers_and_clients_that_only_hurry_agree_too(address: str) -> None:
     count = 100
     with jumiks.Server(address, max_lag=64, on_lag="block", log_size=1 << 16) as server:
         readers = [
-            Reader(server, address, take, framed=framed)
+            Reader(server, address, take, delivery=delivery)
             for take in (take_batches, take_views, take_singly)
-            for framed in (True, False)
+            for delivery in ("shared", "classic")
         ]
         ledger: dict[int, bytes] = {}
         lock = threading.Lock()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support import reference
 from support.api import SMALL_LOG, Task, sockaddr, stranger
-from support.base import DEADLINE, IS_ROOT, MODE, ROOT, wait_until
+from support.base import BEST, DEADLINE, IS_ROOT, ROOT, wait_until
 from support.wire import listening, one_connection
 
 from jumiks import (
@@ -92,7 +92,7 @@ def test_a_monitor_sees_the_server_and_its_clients(address: str) -> None:
             assert status.started <= status.now
             (info,) = status.clients
             assert info.peer == Peer(os.getpid(), os.geteuid(), os.getegid())
-            assert (info.mode, info.lag, info.acked_id) == (MODE, 6, FIRST_ID + 3)
+            assert (info.delivery, info.lag, info.acked_id) == (BEST, 6, FIRST_ID + 3)
             assert (status.stats.published, status.stats.clients) == (10, 1)
             assert status.stats.log_used == server.stats().log_used
             assert info == server.clients[0]
@@ -374,7 +374,7 @@ def test_an_answer_that_makes_no_sense_is_a_protocol_error(
 )
 def test_a_figure_that_cannot_be_is_a_protocol_error(name: str, value: str) -> None:
     told = json.loads(LYING % (b"1", b"1"))
-    client = {"key": 1, "pid": 1, "mode": "shared", "command": "a"}
+    client = {"key": 1, "pid": 1, "delivery": "shared", "command": "a"}
     told["clients"] = [client]
     where = told["stats"] if name == "log_size" else told if name in told else client
     parse_status(json.dumps(told))
@@ -386,7 +386,7 @@ def test_a_figure_that_cannot_be_is_a_protocol_error(name: str, value: str) -> N
 @pytest.mark.parametrize("lost", [["\x1b[2J", 3], [1, "\x1b[2J"], [1], [1, 2, 3], [-1, 2]])
 def test_ends_of_a_gap_that_cannot_be_are_a_protocol_error(lost: list[object]) -> None:
     told = json.loads(LYING % (b"1", b"1"))
-    told["clients"] = [{"mode": "shared", "lost": [1, 2]}]
+    told["clients"] = [{"delivery": "shared", "lost": [1, 2]}]
     assert parse_status(json.dumps(told)).clients[0].lost == Gap(1, 2)
     told["clients"][0]["lost"] = lost
     with pytest.raises(ProtocolError):
@@ -423,7 +423,7 @@ def test_an_answer_that_is_too_long_is_a_protocol_error(address: str) -> None:
 
 
 def test_names_in_a_status_come_without_control_codes(address: str) -> None:
-    client = {"key": 1, "pid": 1, "mode": "\x1b[31m", "command": "\x1b]0;title\x07"}
+    client = {"key": 1, "pid": 1, "delivery": "\x1b[31m", "command": "\x1b]0;title\x07"}
     told = json.loads(LYING % (b"1", b"1"))
     told |= {"address": "@\x1b[2J", "on_lag": "\r\n", "clients": [client]}
     answer = HEADER.pack(1, 0, 1) + json.dumps(told).encode()
@@ -431,7 +431,7 @@ def test_names_in_a_status_come_without_control_codes(address: str) -> None:
         status = monitor.status()
     (info,) = status.clients
     assert (status.address, status.on_lag) == ("@?[2J", "??")
-    assert (info.mode, info.command) == ("?[31m", "?]0;title?")
+    assert (info.delivery, info.command) == ("?[31m", "?]0;title?")
 
 
 @pytest.mark.parametrize("number", [1, 77], ids=["in parts", "to no question"])
@@ -515,7 +515,7 @@ def test_each_name_that_is_not_there_is_taken_for_0(address: str) -> None:
         raw="{}",
     )
     (bare,) = parse_status('{"clients": [{}]}').clients
-    assert (bare.mode, bare.command, bare.pid, bare.lag, bare.last_ack) == ("", "", 0, 0, None)
+    assert (bare.delivery, bare.command, bare.pid, bare.lag, bare.last_ack) == ("", "", 0, 0, None)
     assert share(bare, 0, 0) == 0.0
 
 

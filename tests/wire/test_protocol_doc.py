@@ -354,7 +354,7 @@ def test_units_are_told_of_names_that_a_status_has() -> None:
     (units,) = tables(("name", "unit", "meaning"))
     named = {name.strip() for row in units for name in row[0].split(",")}
     assert named <= {each.name for each in (*fields(ServerStats), *fields(ClientInfo))}
-    counts = {"key", "pid", "uid", "gid", "command", "mode"}
+    counts = {"key", "pid", "uid", "gid", "command", "delivery"}
     plain = {"published", "delivered", "messages", "packets", "skipped", "clients", "worst_lag"}
     for name in {*status.PLAIN, *(each.name for each in fields(ServerStats))} - counts - plain:
         sized = name.endswith(("bytes", "_id")) or name in ("log_size", "log_used", "log_held")

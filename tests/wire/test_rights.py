@@ -36,7 +36,16 @@ from support.wire import (
     saying,
 )
 
-from jumiks import AsyncClient, Client, ConnectionLost, EndReason, Monitor, ProtocolError, Server
+from jumiks import (
+    AsyncClient,
+    Client,
+    ConnectionLost,
+    Delivery,
+    EndReason,
+    Monitor,
+    ProtocolError,
+    Server,
+)
 from jumiks._native import lib
 from jumiks._wire import rights
 from jumiks._wire.address import listen
@@ -45,8 +54,8 @@ LINGER = 30
 SOON = 10.0
 
 only_shared = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
-all_modes = pytest.mark.parametrize(
-    "mode", ["classic", "framed", pytest.param("shared", marks=only_shared)]
+all_ways = pytest.mark.parametrize(
+    "delivery", ["classic", "framed", pytest.param("shared", marks=only_shared)]
 )
 ACK = reference.encode_ack(FIRST_ID)
 GOOD = reference.encode_frames([Frame(FIRST_ID, b"fine")])
@@ -133,12 +142,12 @@ def test_the_socket_that_the_tests_send_lingers() -> None:
 
 
 @contextmanager
-def client_by_hand(server: Server, address: str, mode: str) -> Iterator[socket.socket]:
-    if mode == "shared":
+def client_by_hand(server: Server, address: str, delivery: Delivery) -> Iterator[socket.socket]:
+    if delivery == "shared":
         with hand_made_client(server, address) as client:
             yield client.sock
     else:
-        with raw_client(server, address, framed=mode == "framed") as client:
+        with raw_client(server, address, framed=delivery == "framed") as client:
             yield client.sock
 
 
@@ -155,12 +164,12 @@ def check_that_it_serves(harassed: Harassed) -> None:
         client.receive(SOON)
 
 
-@all_modes
+@all_ways
 def test_a_descriptor_beside_an_ack_holds_up_nobody(
-    address: str, kernel: str, lingering: Lingering, mode: str
+    address: str, kernel: str, lingering: Lingering, delivery: Delivery
 ) -> None:
     with Harassed(address) as harassed:
-        with client_by_hand(harassed.server, address, mode) as sock:
+        with client_by_hand(harassed.server, address, delivery) as sock:
             harassed.publish()
             wait_until(lambda: all(info.sent_id for info in harassed.server.clients))
             sent = lingering.send_with(sock, ACK)
@@ -176,12 +185,12 @@ def test_a_descriptor_beside_an_ack_holds_up_nobody(
                 wait_until(lambda: min(i.acked_id for i in harassed.server.clients) >= FIRST_ID)
 
 
-@all_modes
+@all_ways
 def test_a_descriptor_that_is_still_unread_when_its_sender_is_cut_holds_up_nobody(
-    address: str, kernel: str, lingering: Lingering, mode: str
+    address: str, kernel: str, lingering: Lingering, delivery: Delivery
 ) -> None:
     with Harassed(address) as harassed:
-        with client_by_hand(harassed.server, address, mode) as sock:
+        with client_by_hand(harassed.server, address, delivery) as sock:
             harassed.publish()
             sock.send(b"rubbish")
             with suppress(BrokenPipeError, ConnectionResetError):
@@ -278,12 +287,12 @@ def test_a_ready_made_socket_refuses_descriptors_once_it_is_served(address: str)
                 socket.send_fds(sock, [REPLY], [file.fileno()])
 
 
-@all_modes
+@all_ways
 def test_who_sends_its_own_connection_and_goes_keeps_no_place(
-    address: str, kernel: str, mode: str
+    address: str, kernel: str, delivery: Delivery
 ) -> None:
     with Harassed(address) as harassed:
-        with client_by_hand(harassed.server, address, mode) as sock:
+        with client_by_hand(harassed.server, address, delivery) as sock:
             harassed.publish()
             wait_until(lambda: all(info.sent_id for info in harassed.server.clients))
             with suppress(PermissionError):
@@ -296,15 +305,15 @@ def test_who_sends_its_own_connection_and_goes_keeps_no_place(
 # ---- a server ----
 
 
-def serve_by_hand(mode: str, log: HandMadeLog | None) -> Callable[[socket.socket], None]:
-    if mode == "shared":
+def serve_by_hand(delivery: Delivery, log: HandMadeLog | None) -> Callable[[socket.socket], None]:
+    if delivery == "shared":
         assert log is not None
 
         def share(connection: socket.socket) -> None:
             shake_hands(connection, log)
 
         return share
-    return saying([], HELLO, None) if mode == "classic" else saying([])
+    return saying([], HELLO, None) if delivery == "classic" else saying([])
 
 
 def until_end(connection: socket.socket) -> None:
@@ -334,7 +343,7 @@ def test_a_descriptor_in_the_handshake_is_an_error_at_once(
 
     with listening(address) as listener, one_connection(listener, script):
         with soon(), pytest.raises((ProtocolError, ConnectionLost)) as caught:
-            Client(address, share_log=asks, timeout=SOON)
+            Client(address, delivery="shared" if asks else "framed", timeout=SOON)
     if moment != "behind it":
         wait_until(lambda: sent)
         assert sent == [asks or kernel == GUARDED]
@@ -358,24 +367,22 @@ def test_a_descriptor_in_place_of_the_log_is_an_error_at_once(
             Client(address, timeout=SOON)
 
 
-@all_modes
+@all_ways
 @pytest.mark.parametrize("timeout", [None, SOON])
 def test_a_descriptor_beside_a_message_is_an_error_at_once(
-    address: str, kernel: str, lingering: Lingering, mode: str, timeout: float | None
+    address: str, kernel: str, lingering: Lingering, delivery: Delivery, timeout: float | None
 ) -> None:
     sent: list[bool] = []
     told = threading.Event()
 
     def script(connection: socket.socket) -> None:
-        serve_by_hand(mode, log)(connection)
+        serve_by_hand(delivery, log)(connection)
         told.wait(DEADLINE)
-        sent.append(lingering.send_with(connection, GOOD if mode != "classic" else ACK))
+        sent.append(lingering.send_with(connection, GOOD if delivery != "classic" else ACK))
 
     with HandMadeLog() as log, listening(address) as listener, one_connection(listener, script):
         # As if the server had asked for nothing but packets, or for the log.
-        with Client(
-            address, timeout=SOON, share_log=mode == "shared", framed=mode != "classic"
-        ) as c:
+        with Client(address, timeout=SOON, delivery=delivery) as c:
             told.set()
             with soon(), pytest.raises((ProtocolError, ConnectionLost)) as caught:
                 c.receive(timeout)
@@ -388,20 +395,22 @@ def test_a_descriptor_beside_a_message_is_an_error_at_once(
     assert kernel == REFUSES or sent == [True]
 
 
-@all_modes
+@all_ways
 def test_a_descriptor_that_is_unread_when_a_client_closes_holds_up_nobody(
-    address: str, kernel: str, lingering: Lingering, mode: str
+    address: str, kernel: str, lingering: Lingering, delivery: Delivery
 ) -> None:
     sent = threading.Event()
 
     def script(connection: socket.socket) -> None:
-        serve_by_hand(mode, log)(connection)
+        serve_by_hand(delivery, log)(connection)
         lingering.send_with(connection, GOOD)
         sent.set()
         until_end(connection)
 
     with HandMadeLog() as log, listening(address) as listener, one_connection(listener, script):
-        client = Client(address, timeout=SOON, framed=mode != "classic")
+        client = Client(
+            address, timeout=SOON, delivery="classic" if delivery == "classic" else "shared"
+        )
         sent.wait(DEADLINE)
         with soon():
             client.close()

@@ -159,12 +159,12 @@ def _gap(lost: object) -> Gap | None:
 
 
 def _client(found: Mapping[str, object]) -> ClientInfo:
-    names = [name for name in PLAIN if name not in ("mode", "since", "last_ack")]
+    names = [name for name in PLAIN if name not in ("delivery", "since", "last_ack")]
     figures = {name: _number(found, name) for name in names}
     pid, uid, gid = (_number(found, name) for name in ("pid", "uid", "gid"))
     return ClientInfo(
         peer=Peer(pid, uid, gid, command=_word(found.get("command"))),
-        mode=_word(found.get("mode")),
+        delivery=_word(found.get("delivery")),
         since=_moment(found, "since"),
         last_ack=None if found.get("last_ack") is None else _moment(found, "last_ack"),
         reason=None,

@@ -19,10 +19,10 @@ from jumiks.stats import ClientInfo
 __all__ = ["run"]
 
 HEAD: Final = (
-    *("PID", "COMMAND", "USER", "MODE", "LAG", "SENT", "ACKED", "MSG/S", "BYTES/S", "AGE"),
+    *("PID", "COMMAND", "USER", "DELIVERY", "LAG", "SENT", "ACKED", "MSG/S", "BYTES/S", "AGE"),
 )
 _PLAIN: Final = frozenset(map(chr, range(0x20, 0x7F)))
-_LEFT: Final = {"COMMAND", "USER", "MODE"}
+LEFT: Final = {"COMMAND", "USER", "DELIVERY"}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -152,7 +152,7 @@ def cells(look: Look, info: ClientInfo) -> tuple[str, ...]:
         str(info.pid),
         info.command or "-",
         user_of(info.uid),
-        info.mode,
+        info.delivery,
         str(info.lag),
         str(info.sent_id or "-"),
         str(info.acked_id or "-"),
@@ -167,7 +167,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            text.ljust(width) if name in _LEFT else text.rjust(width)
+            text.ljust(width) if name in LEFT else text.rjust(width)
             for name, text, width in zip(rows[0], row, widths, strict=True)
         ).rstrip()
         for row in rows

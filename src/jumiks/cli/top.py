@@ -13,7 +13,7 @@ from jumiks.errors import JumiksError
 from jumiks.monitor import Monitor
 from jumiks.stats import share
 
-from .status import HEAD, Look, cells, server_lines
+from .status import HEAD, LEFT, Look, cells, server_lines
 
 try:
     from rich.console import Console, Group
@@ -49,7 +49,7 @@ def picture(look: Look) -> Group:
     """What is on the screen."""
     table = Table(box=None, pad_edge=False)
     for name in HEAD:
-        table.add_column(name, justify="left" if name in ("COMMAND", "USER", "MODE") else "right")
+        table.add_column(name, justify="left" if name in LEFT else "right")
     table.add_column("LIMIT")
     status = look.status
     shares = [(share(info, status.max_lag, status.stats.log_size), info) for info in status.clients]
