@@ -2,25 +2,17 @@
 /*
  * The client: receiving, acking, closing
  *
- * What is the same wherever messages come from; receive_packets.c and receive_shared.c are the two sources. A batch is
- * what one receive hands out. What the user has handled is acked by the next receive, at the latest
- * before it waits, or by hand.
+ * What is the same for both deliveries; receive_packets.c and receive_shared.c have the rest, and are
+ * called through a table of functions. A batch is what one receive hands out. What the user has
+ * handled is acked by the next receive, at the latest before it waits, or by hand.
  *
  * One thread receives; `busy` makes sure of it. Any thread may close: shutdown wakes a wait.
  *
- * A server that is dead while another process holds its sockets ends no stream, so we end it from
- * here: what is queued stays readable, and then comes the end. A wait in the read itself looks for
- * that each second; waits with a deadline poll the server's process along with the socket.
- *
- * A signal that comes right before a wait cannot end it, nor can one that another thread takes. So no
- * wait is longer than a second: it ends as if there had been one then. Nor is a receive that reads
- * packet after packet without a message in them: its deadline holds, and signals are handled, whatever
- * the server sends.
- *
- * An end, once it is told, shuts the connection down: a server whose writes block must not stand still for
- * as long as the user keeps the client. That is not earlier, as what was received before it is acked first.
+ * Once the user was told of an end, the connection is shut down: a server whose writes block must not
+ * stand still for as long as the user keeps the client. That is not earlier, as what was received
+ * before is acked first.
  */
-#include "client/client.h"
+#include "client/connection.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -29,16 +21,7 @@
 
 #include "common/os.h"
 
-#define LONGEST_WAIT 1 /* s; then we look after the server, and the user after signals */
-#define GRACE (JMK_SECOND / 200) /* for what is there already, behind the deadline */
-
 /* ---- making and closing ---- */
-
-static int limit_reads(int fd) {
-    struct timeval limit = {.tv_sec = LONGEST_WAIT};
-
-    return setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0 ? -errno : 0;
-}
 
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config) {
     struct jmk_client *client = calloc(1, sizeof *client);
@@ -59,7 +42,7 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     client->source = shared ? &jmk_reader : &jmk_inbox;
     error = shared ? jmk_reader_init(client) : jmk_inbox_init(client);
     if (!error)
-        error = limit_reads(fd);
+        error = jmk_connection_limit_reads(fd);
     if (error) {
         jmk_client_free(client);
         return error;
@@ -69,18 +52,13 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     return 0;
 }
 
-/* End the connection, also for others who hold the descriptor, such as a forked child. */
-static void hang_up(int fd) {
-    shutdown(fd, SHUT_RDWR);
-}
-
 jmk_client *jmk_client_make(int fd, const struct jmk_client_config *config, int *error) {
     enum jmk_guard guard = (enum jmk_guard)config->guard;
     jmk_client *client = NULL;
 
     *error = jmk_client_new(&client, fd, config);
     if (*error) {
-        hang_up(fd);
+        jmk_connection_shut_down(fd);
         jmk_guard_close(guard, &fd);
     }
     return client;
@@ -100,7 +78,7 @@ int jmk_client_close(jmk_client *client) {
     if (error)
         return error;
     if (!atomic_exchange(&client->closed, true))
-        hang_up(client->fd);
+        jmk_connection_shut_down(client->fd);
     return 0;
 }
 
@@ -115,44 +93,7 @@ jmk_client *jmk_client_free(jmk_client *client) {
     return NULL;
 }
 
-/* ---- how it ends ---- */
-
-void jmk_client_break(struct jmk_client *client, const char *text) {
-    client->fault = text;
-    client->state = JMK_BROKEN;
-}
-
-int jmk_client_guard(struct jmk_client *client, int flags) {
-    int error = jmk_guard_check(&client->guard, client->fd, flags);
-
-    if (error == JMK_E_PROTOCOL)
-        jmk_client_break(client, "it sends descriptors that nobody asked for");
-    return error;
-}
-
-bool jmk_client_end(struct jmk_client *client, const struct jmk_header *header,
-                    const uint8_t *payload) {
-    if (!jmk_bye_decode(payload, header->size, &client->goodbye))
-        return false;
-    client->state = JMK_ENDED;
-    return true;
-}
-
-void jmk_client_end_or_empty(struct jmk_client *client) {
-    struct pollfd poll_fd = {.fd = client->fd, .events = POLLRDHUP};
-
-    /* Nothing but the end is asked for; where poll fails, that is what to believe. */
-    if (poll(&poll_fd, 1, 0) == 0)
-        jmk_client_break(client, "it sends an empty packet");
-    else
-        client->state = JMK_LOST;
-}
-
 /* ---- acks ---- */
-
-bool jmk_client_refused(ssize_t sent) {
-    return sent < 0 && (errno == EAGAIN || errno == EINTR || errno == ENOBUFS || errno == ENOMEM);
-}
 
 /* 0 if all up to handled is acked. */
 static int ack(struct jmk_client *client, uint64_t handled) {
@@ -188,68 +129,10 @@ int jmk_client_ack(jmk_client *client, uint64_t handled, int64_t timeout) {
 
 /* ---- receiving ---- */
 
-void jmk_client_end_stream(struct jmk_client *client) {
-    jmk_close_fd(&client->server_fd);
-    shutdown(client->fd, SHUT_RD);
-}
-
-static bool is_dead(const struct jmk_client *client) {
-    struct pollfd server = {.fd = client->server_fd, .events = POLLIN};
-
-    return (client->reader && jmk_reader_is_orphaned(client)) ||
-           (client->server_fd >= 0 && poll(&server, 1, 0) > 0);
-}
-
-/* True if the server was found dead. */
-static bool look_after(struct jmk_client *client) {
-    if (!is_dead(client))
-        return false;
-    jmk_client_end_stream(client);
-    return true;
-}
-
-int jmk_client_waited(struct jmk_client *client, int error) {
-    if (error == -EAGAIN && client->state == JMK_OPEN && !look_after(client))
-        return -EINTR;
-    /* After a reset, what it sent before is still readable. */
-    return error == -EAGAIN || error == -ECONNRESET ? 0 : error;
-}
-
-int jmk_client_wait(struct jmk_client *client, int64_t deadline, short events) {
-    struct pollfd polled[2] = {{.fd = client->fd, .events = events},
-                               {.fd = client->server_fd, .events = POLLIN}};
-    int64_t left = deadline == INT64_MAX ? INT64_MAX : deadline - jmk_now();
-    bool long_wait = left > LONGEST_WAIT * JMK_SECOND;
-    struct timespec limit = {.tv_sec = LONGEST_WAIT};
-    int count;
-
-    if (left < 0)
-        return look_after(client) ? 0 : JMK_E_TIMEOUT;
-    if (!long_wait)
-        limit = (struct timespec){left / JMK_SECOND, left % JMK_SECOND};
-    count = ppoll(polled, 2, &limit, NULL);
-    if (count < 0)
-        return -errno;
-    if (polled[1].revents)
-        jmk_client_end_stream(client);
-    else if (count == 0 && look_after(client))
-        return 0;
-    return count == 0 && long_wait ? -EINTR : 0;
-}
-
-/* Packets came, but no message. True if that has gone on for too long; *began is 0 at first. */
-static bool is_fruitless(int64_t *began, int64_t deadline) {
-    int64_t now = jmk_now();
-
-    if (!*began)
-        *began = now;
-    return now - *began >= (now < deadline ? LONGEST_WAIT * JMK_SECOND : GRACE);
-}
-
-/* All that came before the end was handed out. What of that is handled is acked now or never. */
-static int tell_end(struct jmk_client *client, uint64_t handled) {
+/* All that came before the end was handed out. What is handled of it is acked now or never. */
+static int report_end(struct jmk_client *client, uint64_t handled) {
     ack(client, handled);
-    hang_up(client->fd);
+    jmk_connection_shut_down(client->fd);
     return (int)client->state;
 }
 
@@ -270,8 +153,8 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
         if (atomic_load(&client->closed))
             return JMK_E_CLOSED;
         if (client->state != JMK_OPEN)
-            return tell_end(client, handled);
-        if (again && is_fruitless(&began, deadline))
+            return report_end(client, handled);
+        if (again && jmk_connection_is_fruitless(&began, deadline))
             return -EINTR;
         error = client->source->more(client, handled, deadline, batch);
         if (batch->count)
@@ -321,7 +204,7 @@ uint64_t jmk_client_last_id(const jmk_client *client) {
 }
 
 uint64_t jmk_client_published_id(const jmk_client *client) {
-    return client->reader ? jmk_reader_published_id(client) : 0;
+    return client->log_page ? atomic_load(&client->log_page->next_id) - 1 : 0;
 }
 
 uint64_t jmk_client_acked_id(const jmk_client *client) {

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The inside of a client, shared by client.c, receive_packets.c and receive_shared.c. */
+/* The state of a client, and the table of functions that each delivery has. */
 #ifndef JMK_CLIENT_H
 #define JMK_CLIENT_H
 
-#include <poll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -11,6 +10,7 @@
 #include "client/labels.h"
 #include "common/frame.h"
 #include "common/guard.h"
+#include "common/page.h"
 
 #define JMK_MAX_SLOTS 64
 
@@ -22,7 +22,7 @@ enum jmk_client_state {
     JMK_BROKEN = JMK_E_PROTOCOL
 };
 
-/* Where messages come from, and acks go to: packets (receive_packets.c), or the log itself (receive_shared.c). */
+/* A delivery: packets over the socket (receive_packets.c), or the shared log (receive_shared.c). */
 struct jmk_source {
     /* Put what is there into an empty batch. */
     void (*take)(struct jmk_client *client, struct jmk_batch *batch);
@@ -94,48 +94,12 @@ struct jmk_client {
 
     struct jmk_inbox inbox;
     struct jmk_log_reader *reader;
+    const struct jmk_log_page *log_page; /* the header page of a shared log; else NULL */
 };
 
 int jmk_inbox_init(struct jmk_client *client);
 
 /* Map the log and the cursor page, which the configuration names, and look at them. */
 int jmk_reader_init(struct jmk_client *client);
-
-/* The last message that the server published, by its header page. */
-uint64_t jmk_reader_published_id(const struct jmk_client *client);
-
-/* Has the server's thread died, by its header page? */
-bool jmk_reader_is_orphaned(const struct jmk_client *client);
-
-/* The server broke the protocol: nothing is received any more. */
-void jmk_client_break(struct jmk_client *client, const char *text);
-
-/*
- * To be called before each read of the socket, which waits as flags say if this does: 0: read on; 1: the
- * server broke the protocol, and nothing is read any more; or -errno.
- */
-int jmk_client_guard(struct jmk_client *client, int flags);
-
-/* A BYE came. False if it is none. */
-bool jmk_client_end(struct jmk_client *client, const struct jmk_header *header,
-                    const uint8_t *payload);
-
-/* The server is dead: what is queued stays readable, and then comes the end. */
-void jmk_client_end_stream(struct jmk_client *client);
-
-/* recv gave 0: the end of the stream, or an empty packet, which no server may send. */
-void jmk_client_end_or_empty(struct jmk_client *client);
-
-/*
- * Wait until the socket is readable, or the server dead: 0, JMK_E_TIMEOUT, or -errno; -EINTR also after
- * a second. Events are POLLIN, or POLLOUT for a socket that takes acks again, or both.
- */
-int jmk_client_wait(struct jmk_client *client, int64_t deadline, short events);
-
-/* What a read that waited gave: 0 to look again, or -errno; -EINTR for nothing in a second. */
-int jmk_client_waited(struct jmk_client *client, int error);
-
-/* Did a send fail for now only? A connection that broke is noticed by reading on. */
-bool jmk_client_refused(ssize_t sent);
 
 #endif

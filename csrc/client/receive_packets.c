@@ -23,7 +23,7 @@
  */
 #include <errno.h>
 
-#include "client/client.h"
+#include "client/connection.h"
 #include "common/os.h"
 
 #define ACK_BYTES 65536           /* received and not acked */
@@ -75,7 +75,7 @@ static struct jmk_arena *inbox_hold(struct jmk_client *client) {
 static int ack_framed(struct jmk_client *client, uint64_t handled) {
     uint64_t word = htole64(handled);
 
-    if (jmk_client_refused(send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL)))
+    if (jmk_connection_refused(send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL)))
         return -EAGAIN;
     atomic_store(&client->acked_id, handled);
     client->inbox.unacked_bytes = 0;
@@ -111,7 +111,7 @@ static int ack_classic(struct jmk_client *client, uint64_t handled) {
             packets[n].msg_hdr.msg_iovlen = 1;
         }
         sent = jmk_sendmmsg(client->fd, packets, n, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (jmk_client_refused(sent))
+        if (jmk_connection_refused(sent))
             return -EAGAIN;
         acked = sent < 0 ? handled : ids[sent - 1];
         atomic_store(&client->acked_id, acked);
@@ -144,7 +144,7 @@ enum outcome {
 };
 
 static enum outcome fault(struct jmk_client *client, const char *text) {
-    jmk_client_break(client, text);
+    jmk_connection_break(client, text);
     client->inbox.filled = client->inbox.taken = 0;
     return FAULT;
 }
@@ -231,17 +231,11 @@ static enum outcome take_fragment(struct jmk_client *client, struct jmk_batch *b
 
 static enum outcome take_bye(struct jmk_client *client, const struct jmk_header *header,
                              const uint8_t *payload) {
-    struct jmk_goodbye *words = &client->goodbye;
-
-    if (!jmk_client_end(client, header, payload))
-        return fault(client, "its BYE is too short");
-    /* Messages that were skipped, with none behind them to show it. */
-    if (header->id >= client->next_id) {
-        words->first_lost = client->next_id;
-        if (words->last_lost < header->id)
-            words->last_lost = header->id;
-    }
     client->inbox.filled = client->inbox.taken = 0;
+    if (!jmk_connection_say_bye(client, header, payload))
+        return FAULT;
+    if (header->id >= client->next_id)
+        jmk_connection_lose_rest(client, header->id);
     return BEHIND;
 }
 
@@ -389,7 +383,7 @@ static int take_guarded(struct jmk_client *client, int flags) {
         ssize_t length = 0;
 
         error = n ? jmk_guard_check(&client->guard, client->fd, MSG_DONTWAIT)
-                  : jmk_client_guard(client, flags);
+                  : jmk_connection_check(client, flags);
         if (!error)
             length = recvmsg(client->fd, &packets[n].msg_hdr, MSG_DONTWAIT);
         if (length < 0)
@@ -437,7 +431,7 @@ static int fill_one(struct jmk_client *client) {
     ssize_t length;
 
     if (!error)
-        error = jmk_client_guard(client, 0);
+        error = jmk_connection_check(client, 0);
     if (error)
         return error < 0 ? error : 0;
     length = recv(client->fd, client->inbox.arena->memory, client->config.max_packet, MSG_TRUNC);
@@ -449,7 +443,7 @@ static int fill_one(struct jmk_client *client) {
     client->inbox.taken = 0;
     client->inbox.place = 0;
     if (!length)
-        jmk_client_end_or_empty(client);
+        jmk_connection_end_or_break(client);
     return 0;
 }
 
@@ -491,14 +485,14 @@ static int fill_whole(struct jmk_client *client, int flags, struct jmk_batch *ba
         own_packets(client); /* before there is a packet that could be lost for want of it */
 
     if (!error)
-        error = jmk_client_guard(client, flags);
+        error = jmk_connection_check(client, flags);
     if (error)
         return error < 0 ? error : 0;
     length = recvmsg(client->fd, &packet, flags);
     if (length < 0)
         return -errno;
     if (length == 0) {
-        jmk_client_end_or_empty(client);
+        jmk_connection_end_or_break(client);
         return 0;
     }
     if (packet.msg_flags & MSG_TRUNC || !in_place(client, start, (size_t)length, &fragment)) {
@@ -535,20 +529,20 @@ static int wait_and_read(struct jmk_client *client, uint64_t handled, int64_t de
     if (atomic_load(&client->closed))
         return JMK_E_CLOSED;
     if (deadline != INT64_MAX || acks_wait)
-        return jmk_client_wait(client, deadline, acks_wait ? POLLIN | POLLOUT : POLLIN);
+        return jmk_connection_wait(client, deadline, acks_wait ? POLLIN | POLLOUT : POLLIN);
     if (client->inbox.whole_id)
-        return jmk_client_waited(client, read_now(client, 0, batch));
+        return jmk_connection_waited(client, read_now(client, 0, batch));
     before = jmk_now();
     error = fill_one(client);
     client->inbox.slow = jmk_now() - before >= SLOW;
-    return jmk_client_waited(client, error);
+    return jmk_connection_waited(client, error);
 }
 
 /* What is there could not be taken, for want of memory, or of room for labels, which acks make. */
 static int wait_to_take(struct jmk_client *client, uint64_t handled, int64_t deadline) {
     if (!client->inbox.labels || handled <= atomic_load(&client->acked_id))
         return -ENOMEM;
-    return inbox_ack(client, handled) == 0 ? 0 : jmk_client_wait(client, deadline, POLLOUT);
+    return inbox_ack(client, handled) == 0 ? 0 : jmk_connection_wait(client, deadline, POLLOUT);
 }
 
 /* In a slow stream, where the last read had to wait, there is nothing now: it saves a call. */
@@ -557,7 +551,7 @@ static int inbox_more(struct jmk_client *client, uint64_t handled, int64_t deadl
     int error = -EAGAIN;
 
     if (client->inbox.stopped) {
-        jmk_client_end_or_empty(client);
+        jmk_connection_end_or_break(client);
         return 0;
     }
     if (client->inbox.taken < client->inbox.filled)

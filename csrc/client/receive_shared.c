@@ -31,7 +31,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "client/client.h"
+#include "client/connection.h"
 #include "common/os.h"
 #include "common/page.h"
 #include "common/point.h"
@@ -225,6 +225,7 @@ int jmk_reader_init(struct jmk_client *client) {
     if (reader->offset % 8 || config->first_id < JMK_FIRST_ID)
         return JMK_E_SHAPE;
     atomic_store(&reader->cursor->sleeping, reader->sleep);
+    client->log_page = reader->page;
     return 0;
 }
 
@@ -240,19 +241,14 @@ static void take_bye(struct jmk_client *client, const struct jmk_header *header,
     struct jmk_log_reader *reader = client->reader;
     struct jmk_goodbye *words = &client->goodbye;
 
-    if (!jmk_client_end(client, header, payload)) {
-        jmk_client_break(client, "its BYE is too short");
+    if (!jmk_connection_say_bye(client, header, payload))
         return;
-    }
     reader->last = header->id;
     reader->skipping = false;
     /* The server knows what we acked; we know what we read, and still will. */
     words->first_lost = reader->last + 1;
-    if (reader->last < reader->id) {
-        words->first_lost = client->next_id;
-        if (words->last_lost < reader->id - 1) /* skipped, with none behind them to show it */
-            words->last_lost = reader->id - 1;
-    }
+    if (reader->last < reader->id)
+        jmk_connection_lose_rest(client, reader->id - 1);
     if (words->last_lost < words->first_lost)
         words->first_lost = words->last_lost = 0;
 }
@@ -271,7 +267,7 @@ static void take_resume(struct jmk_client *client, const struct jmk_header *head
     offset = le64toh(offset);
     if (!reader->answered || header->size < sizeof offset || header->id < reader->id ||
         offset < reader->offset || offset % 8 || offset > head) {
-        jmk_client_break(client, "it lets us go on at a place that cannot be");
+        jmk_connection_break(client, "it lets us go on at a place that cannot be");
         return;
     }
     reader->skipping = reader->answered = reader->overtaken = false;
@@ -284,7 +280,7 @@ static void take_control(struct jmk_client *client, const uint8_t *packet, size_
     struct jmk_header header;
 
     if (jmk_frame_check(packet, length, &header) != length)
-        jmk_client_break(client, "a frame does not fit its packet");
+        jmk_connection_break(client, "a frame does not fit its packet");
     else if (header.kind == JMK_KIND_BYE)
         take_bye(client, &header, packet + JMK_FRAME_HEADER);
     else if (header.kind == JMK_KIND_SKIP)
@@ -292,15 +288,15 @@ static void take_control(struct jmk_client *client, const uint8_t *packet, size_
     else if (header.kind == JMK_KIND_RESUME)
         take_resume(client, &header, packet + JMK_FRAME_HEADER);
     else if (header.kind == JMK_KIND_DATA)
-        jmk_client_break(client, "it sends messages beside the log it shares");
+        jmk_connection_break(client, "it sends messages beside the log it shares");
     else if (header.kind & JMK_KIND_CRITICAL)
-        jmk_client_break(client, "it sends a critical frame of unknown kind");
+        jmk_connection_break(client, "it sends a critical frame of unknown kind");
 }
 
 /* Read one packet: 0, -EAGAIN if there is none, or another error. */
 static int read_packet(struct jmk_client *client, int flags) {
     uint8_t packet[CONTROL_BYTES] = {0};
-    int error = jmk_client_guard(client, flags);
+    int error = jmk_connection_check(client, flags);
     ssize_t length = -1;
 
     if (!error)
@@ -312,9 +308,9 @@ static int read_packet(struct jmk_client *client, int flags) {
     if (error)
         return error == -ECONNRESET ? 0 : error; /* what it sent before that is still readable */
     if (length == 0)
-        jmk_client_end_or_empty(client);
+        jmk_connection_end_or_break(client);
     else if ((size_t)length > sizeof packet)
-        jmk_client_break(client, "it sends a packet larger than agreed");
+        jmk_connection_break(client, "it sends a packet larger than agreed");
     else
         take_control(client, packet, (size_t)length);
     return length == 0 || client->state != JMK_OPEN ? -EAGAIN : 0;
@@ -366,7 +362,7 @@ static int answer_if_due(struct jmk_client *client, uint64_t handled) {
     if (!reader->skipping || reader->answered || handled != reader->id - 1 ||
         (reader->id <= reader->last && !reader->overtaken))
         return 0;
-    if (jmk_client_refused(send(client->fd, words, sizeof words, MSG_DONTWAIT | MSG_NOSIGNAL)))
+    if (jmk_connection_refused(send(client->fd, words, sizeof words, MSG_DONTWAIT | MSG_NOSIGNAL)))
         return -EAGAIN;
     JMK_POINT(JMK_AT_ANSWERED);
     reader->answered = true;
@@ -514,7 +510,7 @@ static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
     if (!still_there(reader, start.offset)) {
         reader->overtaken = true;
     } else if (fault) {
-        jmk_client_break(client, fault);
+        jmk_connection_break(client, fault);
     } else {
         reader->batch = start;
         batch->items = reader->items;
@@ -535,9 +531,7 @@ static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
 static void give_up_rest(struct jmk_client *client) {
     struct jmk_log_reader *reader = client->reader;
 
-    client->goodbye.first_lost = client->next_id;
-    if (client->goodbye.last_lost < reader->last)
-        client->goodbye.last_lost = reader->last;
+    jmk_connection_lose_rest(client, reader->last);
     reader->last = reader->id - 1;
 }
 
@@ -647,11 +641,11 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
     JMK_POINT(JMK_AT_SLEEP);
     if (news(client))
         return 0;
-    if (jmk_reader_is_orphaned(client))
-        jmk_client_end_stream(client);
+    if (jmk_connection_is_orphaned(client))
+        jmk_connection_end_stream(client);
     if (deadline == INT64_MAX && !full)
-        return jmk_client_waited(client, read_packet(client, 0));
-    error = jmk_client_wait(client, deadline, full ? POLLIN | POLLOUT : POLLIN);
+        return jmk_connection_waited(client, read_packet(client, 0));
+    error = jmk_connection_wait(client, deadline, full ? POLLIN | POLLOUT : POLLIN);
     before = reader->skipping;
     failed = read_socket(client);
     if (failed)
@@ -663,16 +657,6 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
         return error == JMK_E_TIMEOUT ? 0 : error;
     reader->polled = true;
     return JMK_E_TIMEOUT;
-}
-
-/* ---- asking ---- */
-
-uint64_t jmk_reader_published_id(const struct jmk_client *client) {
-    return atomic_load(&client->reader->page->next_id) - 1;
-}
-
-bool jmk_reader_is_orphaned(const struct jmk_client *client) {
-    return atomic_load(&client->reader->page->owner) & JMK_OWNER_DIED;
 }
 
 static bool reader_whole(const struct jmk_client *client) {
