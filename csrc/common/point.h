@@ -13,7 +13,7 @@ enum jmk_point {
     JMK_AT_NEXT_ID,   /* its id has */
     JMK_AT_HEAD,      /* its offset too */
     JMK_AT_PUBLISHED, /* and it is said */
-    JMK_AT_RUNG,      /* a client was rung */
+    JMK_AT_WOKEN,     /* a client was woken */
     JMK_AT_SKIP,      /* a client was told to skip, control is not raised */
     JMK_AT_SKIPPED,   /* it is */
     JMK_AT_RESUME,    /* a client was told where to go on, control is not raised */

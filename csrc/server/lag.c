@@ -300,7 +300,7 @@ static int try_room(struct jmk_server *server, size_t size, bool last, int64_t *
 
 /* How long a waiter sleeps first. Some acks of clients who read the log come without a word. */
 static int64_t first_pause(struct jmk_server *server) {
-    return atomic_load(&server->cursors) ? FIRST_PAUSE : LONGEST_PAUSE;
+    return atomic_load(&server->shared_count) ? FIRST_PAUSE : LONGEST_PAUSE;
 }
 
 /*

@@ -158,10 +158,6 @@ static inline uint64_t relaxed(const _Atomic uint64_t *word) {
     return atomic_load_explicit(word, memory_order_relaxed);
 }
 
-static inline struct jmk_mark mark_at(const struct jmk_log *log, uint64_t number) {
-    return log->marks[number & log->mark_mask];
-}
-
 static uint64_t length_at(const struct jmk_log *log, uint64_t offset) {
     return jmk_frame_length(jmk_frame_decode(jmk_log_at(log, offset)).size);
 }
@@ -172,11 +168,10 @@ static uint64_t length_at(const struct jmk_log *log, uint64_t offset) {
  */
 static void evict(struct jmk_log *log, uint64_t goal, uint64_t floor) {
     uint64_t tail = relaxed(&log->page->tail), id = relaxed(&log->page->oldest_id);
-    uint64_t number = relaxed(&log->mark_tail), end = relaxed(&log->mark_head);
+    uint64_t number = relaxed(&log->mark_tail);
 
     while (tail < goal) {
-        struct jmk_mark next =
-            number + 1 < end ? mark_at(log, number + 1) : (struct jmk_mark){0, UINT64_MAX};
+        struct jmk_mark next = jmk_log_mark_at(log, number + 1);
         if (next.offset <= floor && next.offset <= goal + log->size / 16) {
             tail = next.offset;
             id = next.id;
@@ -257,7 +252,7 @@ int jmk_log_take_back(struct jmk_log *log, void *where, size_t size, void **area
 static void mark(struct jmk_log *log, struct jmk_mark place, uint64_t length) {
     uint64_t number = relaxed(&log->mark_head);
 
-    if (place.offset + length - mark_at(log, number - 1).offset <= JMK_LOG_STRIDE ||
+    if (place.offset + length - jmk_log_mark_at(log, number - 1).offset <= JMK_LOG_STRIDE ||
         place.offset == 0)
         return;
     log->marks[number & log->mark_mask] = place;
@@ -319,13 +314,13 @@ uint64_t jmk_log_seek(const struct jmk_log *log, struct jmk_mark from, uint64_t 
 
     while (high - low > 1) {
         uint64_t middle = low + (high - low) / 2;
-        if (mark_at(log, middle).id <= id)
+        if (jmk_log_mark_at(log, middle).id <= id)
             low = middle;
         else
             high = middle;
     }
-    if (mark_at(log, low).id <= id && mark_at(log, low).id > from.id)
-        from = mark_at(log, low);
+    if (jmk_log_mark_at(log, low).id <= id && jmk_log_mark_at(log, low).id > from.id)
+        from = jmk_log_mark_at(log, low);
     for (; from.id < id && from.offset < end; from.id++)
         from.offset += length_at(log, from.offset);
     return from.offset;
@@ -336,7 +331,7 @@ struct jmk_mark jmk_log_find(const struct jmk_log *log, struct jmk_mark from, ui
     uint64_t number = jmk_log_mark_after(log, offset);
 
     if (number > relaxed(&log->mark_tail)) {
-        struct jmk_mark before = mark_at(log, number - 1);
+        struct jmk_mark before = jmk_log_mark_at(log, number - 1);
         if (before.offset > from.offset && before.offset <= offset)
             from = before;
     }
@@ -351,7 +346,7 @@ uint64_t jmk_log_mark_after(const struct jmk_log *log, uint64_t offset) {
 
     while (low < high) {
         uint64_t middle = low + (high - low) / 2;
-        if (mark_at(log, middle).offset <= offset)
+        if (jmk_log_mark_at(log, middle).offset <= offset)
             low = middle + 1;
         else
             high = middle;

@@ -84,6 +84,13 @@ uint64_t jmk_log_seek(const struct jmk_log *log, struct jmk_mark from, uint64_t 
 /* The first frame at or behind offset; from as before. */
 struct jmk_mark jmk_log_find(const struct jmk_log *log, struct jmk_mark from, uint64_t offset);
 
+/* A mark by its number; behind all frames, if there is none of that number yet. */
+static inline struct jmk_mark jmk_log_mark_at(const struct jmk_log *log, uint64_t number) {
+    if (number < atomic_load_explicit(&log->mark_head, memory_order_acquire))
+        return log->marks[number & log->mark_mask];
+    return (struct jmk_mark){UINT64_MAX, UINT64_MAX};
+}
+
 /* The number of the first mark behind offset. */
 uint64_t jmk_log_mark_after(const struct jmk_log *log, uint64_t offset);
 

@@ -207,7 +207,8 @@ void jmk_pump_account(const struct jmk_server *server, struct jmk_session *sessi
 static void fix_account(struct jmk_server *server, struct jmk_session *session,
                         enum jmk_reason reason, int error) {
     struct jmk_account *account = &session->account;
-    uint64_t last = jmk_log_end(&server->log).id - 1, got = jmk_session_got(session, reason);
+    uint64_t last = jmk_log_end(&server->log).id - 1,
+             got = jmk_session_last_received(session, reason);
 
     jmk_pump_account(server, session);
     account->reason = reason;
@@ -226,11 +227,12 @@ void jmk_pump_end(struct jmk_server *server, struct jmk_session *session, enum j
                   int error) {
     bool moved = false;
 
-    if (session->path->look)
-        session->path->look(session, &server->log, &moved); /* its last acks, for the account */
+    if (session->delivery->poll_acks)
+        session->delivery->poll_acks(session, &server->log,
+                                     &moved); /* its last acks, for the account */
     fix_account(server, session, reason, error);
     remove_from(server->live, &server->live_count, session);
-    server->cursors -= session->path->look != NULL;
+    server->shared_count -= session->delivery->poll_acks != NULL;
     server->stale = true;
     raise_event(server, session, JMK_EVENT_GONE);
     if (reason == JMK_R_LEFT || reason == JMK_R_ERROR)
@@ -345,8 +347,8 @@ static void resume(struct jmk_server *server, struct jmk_session *session, bool 
     pthread_mutex_lock(&server->log_lock);
     jmk_pump_enter(server, session, with_newest ? newest(server, got) : server->log.write);
     pthread_mutex_unlock(&server->log_lock);
-    if (session->path->resume)
-        error = session->path->resume(session, &server->log);
+    if (session->delivery->resume)
+        error = session->delivery->resume(session, &server->log);
     if (error) {
         end_failed(server, session, error);
         return;
@@ -367,8 +369,8 @@ void jmk_pump_skip(struct jmk_server *server, struct jmk_session *session) {
     session->due_id = 0;
     session->fragment = 0; /* a message partly sent is given up: its reader sees the ids jump */
     server->stale = true;
-    if (session->path->skip)
-        error = session->path->skip(session, &server->log);
+    if (session->delivery->skip)
+        error = session->delivery->skip(session, &server->log);
     if (error)
         end_failed(server, session, error);
     else
@@ -394,7 +396,7 @@ bool jmk_pump_send(struct jmk_server *server) {
         if (session->state != JMK_LIVE || session->blocked || session->offset >= supply.end.offset)
             continue;
         supply.last = allowance(server, session);
-        error = session->path->send(session, supply, &server->outbox);
+        error = session->delivery->send(session, supply, &server->outbox);
         if (error < 0) {
             end_failed(server, session, error);
             continue;
@@ -484,17 +486,17 @@ static void handle_session(struct jmk_server *server, struct jmk_session *sessio
 static bool look_at_cursors(struct jmk_server *server) {
     bool any = false;
 
-    if (!server->cursors)
+    if (!server->shared_count)
         return false;
     for (uint32_t i = server->live_count; i-- > 0;) {
         struct jmk_session *session = server->live[i];
         bool moved = false;
         int result;
 
-        if (!session->path->look)
+        if (!session->delivery->poll_acks)
             continue;
         note_worst(server, session);
-        result = session->path->look(session, &server->log, &moved);
+        result = session->delivery->poll_acks(session, &server->log, &moved);
         if (moved || result)
             settle(server, session, result, moved);
         any = any || moved || result;
@@ -576,7 +578,7 @@ void jmk_pump_admit(struct jmk_server *server) {
 
 /* Has it so much to ack that its socket could fill up with acks nobody reads? */
 static bool owes_many(const struct jmk_session *session) {
-    return !session->path->look && session->sent_id - session->acked_id >= MANY_ACKS;
+    return !session->delivery->poll_acks && session->sent_id - session->acked_id >= MANY_ACKS;
 }
 
 /* Only while all keep up: one that is blocked, or skipping, goes on when an ack comes. */
@@ -600,7 +602,7 @@ static void read_many_acks(struct jmk_server *server) {
         struct jmk_session *session = server->live[i];
         uint64_t unacked = session->sent_id - session->acked_id;
 
-        if (session->path->look)
+        if (session->delivery->poll_acks)
             continue; /* its acks fill nothing */
         if (unacked >= MANY_ACKS || 4 * unacked >= server->config.max_lag - 1)
             handle_session(server, session, 0);
@@ -634,9 +636,9 @@ void jmk_pump_round(struct jmk_server *server) {
 }
 
 bool jmk_pump_want(struct jmk_server *server, struct jmk_session *session, uint64_t id) {
-    if (!session->cursor || atomic_load(&session->cursor->wanted) == id)
+    if (!session->page || atomic_load(&session->page->wanted) == id)
         return false;
-    atomic_store(&session->cursor->wanted, id);
+    atomic_store(&session->page->wanted, id);
     session->idle_acks -= session->idle_acks > 0; /* its page may tell as much as the answer */
     JMK_POINT(JMK_AT_WANTED);
     return look_at_cursors(server);
@@ -758,8 +760,9 @@ static int nap(struct jmk_server *server, struct epoll_event *events) {
 
 /* May the thread nap, if it last looked when `seen` was the next id? Only in a fast stream. */
 static bool may_nap(const struct jmk_server *server, uint64_t seen) {
-    return server->live_count && server->cursors == server->live_count && !server->ending_count &&
-           jmk_log_end(&server->log).id - seen >= NAP_MESSAGES && !atomic_load(&server->closing);
+    return server->live_count && server->shared_count == server->live_count &&
+           !server->ending_count && jmk_log_end(&server->log).id - seen >= NAP_MESSAGES &&
+           !atomic_load(&server->closing);
 }
 
 /* Somebody woke us: the stream is not slow any more, or something else is up. */

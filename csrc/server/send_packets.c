@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The packet path: messages over the socket, for classic and framed clients
+ * Packet delivery: messages over the socket, for classic and framed clients
  *
  * Everything here runs under the server's pump lock, which is also the pin: the acked cursor, and
  * with it the floor of the log, does not move while sendmmsg reads the log.
@@ -16,9 +16,9 @@
 #include <errno.h>
 
 #include "common/os.h"
-#include "server/session.h"
+#include "server/send.h"
 
-#define BATCHES 4 /* sendmmsg calls before somebody else gets his turn */
+#define BATCHES 4 /* sendmmsg calls per client and round, for fairness */
 #define FRAMED_PACKETS 8
 
 static void put(struct jmk_outbox *outbox, size_t n, struct jmk_step step, void *data,
@@ -52,12 +52,6 @@ static struct jmk_step put_fragment(struct jmk_outbox *outbox, size_t n, struct 
     return step;
 }
 
-static inline struct jmk_mark mark_at(const struct jmk_log *log, uint64_t number) {
-    if (number < atomic_load_explicit(&log->mark_head, memory_order_acquire))
-        return log->marks[number & log->mark_mask];
-    return (struct jmk_mark){UINT64_MAX, UINT64_MAX};
-}
-
 /* Where the framed packet from step on ends: at the mark given, or before. */
 static struct jmk_step packet_end(const struct jmk_session *session,
                                   const struct jmk_supply *supply, struct jmk_step step,
@@ -82,13 +76,13 @@ static size_t fill_framed(const struct jmk_session *session, const struct jmk_su
         struct jmk_header header = jmk_frame_decode(at);
 
         /* A mark may have come to stand at the cursor since it got there. */
-        while (mark_at(supply->log, number).offset <= step.offset)
+        while (jmk_log_mark_at(supply->log, number).offset <= step.offset)
             number++;
         if (jmk_frame_length(header.size) > session->max_packet) {
             step = put_fragment(outbox, n++, step, supply->log, &header, session->max_packet);
         } else {
             uint64_t start = step.offset;
-            step = packet_end(session, supply, step, mark_at(supply->log, number));
+            step = packet_end(session, supply, step, jmk_log_mark_at(supply->log, number));
             put(outbox, n++, step, at, step.offset - start);
         }
     }
@@ -131,12 +125,12 @@ static void advance(struct jmk_session *session, const struct jmk_log *log,
     session->offset = step.offset;
     session->sent_id = step.id;
     session->fragment = step.fragment;
-    while (mark_at(log, session->mark).offset <= step.offset)
+    while (jmk_log_mark_at(log, session->mark).offset <= step.offset)
         session->mark++;
 }
 
-static int packet_send(struct jmk_session *session, struct jmk_supply supply,
-                       struct jmk_outbox *outbox) {
+static int send_packets(struct jmk_session *session, struct jmk_supply supply,
+                        struct jmk_outbox *outbox) {
     session->more = false;
     for (int batch = 0; batch < BATCHES; batch++) {
         size_t n = session->mode == JMK_FRAMED ? fill_framed(session, &supply, outbox)
@@ -160,8 +154,8 @@ static int packet_send(struct jmk_session *session, struct jmk_supply supply,
     return 0;
 }
 
-static int packet_ack(struct jmk_session *session, const struct jmk_log *log, const uint64_t *data,
-                      size_t size, bool *moved) {
+static int handle_packet(struct jmk_session *session, const struct jmk_log *log,
+                         const uint64_t *data, size_t size, bool *moved) {
     uint64_t id = le64toh(*data);
 
     (void)log;
@@ -171,4 +165,4 @@ static int packet_ack(struct jmk_session *session, const struct jmk_log *log, co
     return 0;
 }
 
-const struct jmk_path jmk_packet_path = {.send = packet_send, .ack = packet_ack};
+const struct jmk_delivery jmk_send_packets = {.send = send_packets, .handle_packet = handle_packet};

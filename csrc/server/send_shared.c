@@ -1,32 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The cursor path: a client that reads the log itself
+ * Shared delivery: a client that reads the log itself
  *
- * Nothing is sent to it: what is published is offered. It writes what it has handled into a page
- * that it shares with the server, and sleeps on its socket when it has read all there is. So what a
- * server does for it is to look at that page, and to ring: one tiny packet when something was
- * published while it sleeps.
+ * Nothing is sent to it: what is published is offered. The client writes the id that it has handled into
+ * a page that it shares with the server, and sleeps on its socket when it has read all there is. So the
+ * server polls that page for acks, and wakes the client: it sends one tiny packet when something was
+ * published while the client sleeps.
  *
- * No ring is lost. The client stores its sleep's number, then looks at the log's end; the server
- * stores the log's end, then looks at that number. All four are sequentially consistent (the log's
+ * No wake-up is lost. The client stores its sleep's number, then loads the log's end; the server
+ * stores the log's end, then loads that number. All four are sequentially consistent (the log's
  * end by its version, which is stored last and read first), so the server sees the sleep, or the
- * client the message, or both. A sleep is rung for once: `rung` remembers its number. A socket too
- * full to take a ring is readable, which is all that a ring is for.
+ * client the message, or both. The server wakes a client once per sleep: `woken` is the number of the
+ * sleep that it ended last. If the socket is too full for a wake-up it is readable, and that is all that
+ * a wake-up is for.
  *
- * No ack is lost either. Who waits for acks stores what it wants from one client (`wanted` in that
- * one's page), then looks at its ack; the client stores its ack, then looks at `wanted`, and sends the
- * ack as a packet if that asks for it. Again all four are sequentially consistent. As a client that
- * handles messages slowly may ack below what is wanted, waiters look again after a moment anyway.
+ * No ack is lost either. A publisher that waits for acks stores the id that it wants from one client
+ * (`wanted` in that client's page), then loads that client's ack. The client stores its ack, then loads
+ * `wanted`, and sends the ack as a packet if that is asked for. Again all four are sequentially
+ * consistent. A client that handles messages slowly may ack below the wanted id, so waiters poll again
+ * after a moment anyway.
  *
- * The page is the client's to write, all of it, so nothing in it is believed: an ack is taken if it
- * is within what was published and not behind the last one, else the connection ends. The page cannot
- * be made smaller (its memfd is sealed), so reading it cannot fault.
+ * The client can write all of its page, so the server believes nothing in it: it takes an ack that is
+ * within what was published and not behind the last one, and ends the connection at any other. The page
+ * cannot be made smaller (its memfd is sealed), so a load from it cannot fault.
  *
- * Skipping takes a word from each side, as only the client knows how far it has read: SKIP from the
- * server, which names the last message that was offered, and keeps none of them any more; the
- * client's answer, once it has handled what it could still read of those; RESUME, which says where it
- * goes on. `control` in the log's page is raised with each such packet, and
- * before the first frame is given up: a client looks at it with each batch.
+ * To skip takes a message from each side, as only the client knows how far it has read. The server sends
+ * SKIP, which names the last message that was offered, and keeps none of the offered messages any more.
+ * The client answers once it has handled what it could still read of them. The server sends RESUME, which
+ * says where the client goes on. The server raises `control` in the log's page with each such packet, and
+ * before it gives up the first frame: a client looks at `control` with each batch.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -37,7 +39,7 @@
 
 #include "common/os.h"
 #include "common/point.h"
-#include "server/session.h"
+#include "server/send.h"
 
 static int make_page(void) {
     JMK_CLEANUP(jmk_close_fd) int fd = jmk_memfd("jumiks-cursor", sizeof(struct jmk_cursor_page));
@@ -49,18 +51,18 @@ static int make_page(void) {
     return jmk_take_fd(&fd);
 }
 
-int jmk_cursor_open(struct jmk_session *session, int *out) {
+int jmk_send_shared_open(struct jmk_session *session, int *out) {
     JMK_CLEANUP(jmk_close_fd) int fd = make_page();
     void *at;
 
     if (fd < 0)
         return fd;
-    at = mmap(NULL, sizeof *session->cursor, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd,
-              0);
+    at =
+        mmap(NULL, sizeof *session->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
     if (at == MAP_FAILED)
         return -errno;
-    madvise(at, sizeof *session->cursor, MADV_DONTFORK);
-    session->cursor = at;
+    madvise(at, sizeof *session->page, MADV_DONTFORK);
+    session->page = at;
     *out = jmk_take_fd(&fd);
     return 0;
 }
@@ -80,9 +82,9 @@ int jmk_page_watch(int watch_fd, int page_fd) {
     return watch < 0 ? -errno : watch;
 }
 
-/* A frame of ours on the socket: 0, also if it is full, or -errno. */
-static int say(const struct jmk_session *session, enum jmk_wire kind, uint64_t id, uint64_t word,
-               uint32_t size) {
+/* Send a control frame: 0, or -errno, which is -EAGAIN if the socket is full. */
+static int send_control(const struct jmk_session *session, enum jmk_wire kind, uint64_t id,
+                        uint64_t word, uint32_t size) {
     struct jmk_header header = {size, (uint16_t)kind, 0, id};
     uint8_t frame[JMK_FRAME_HEADER + sizeof word];
 
@@ -94,22 +96,22 @@ static int say(const struct jmk_session *session, enum jmk_wire kind, uint64_t i
     return 0;
 }
 
-/* What must get through, also behind rings that the client did not need and has not read yet. */
-static int insist(const struct jmk_session *session, enum jmk_wire kind, uint64_t id, uint64_t word,
-                  uint32_t size) {
-    int error = say(session, kind, id, word, size);
+/* The same for a frame that must get through, even behind wake-ups that the client has not read yet. */
+static int force_control(const struct jmk_session *session, enum jmk_wire kind, uint64_t id,
+                         uint64_t word, uint32_t size) {
+    int error = send_control(session, kind, id, word, size);
 
     if (error != -EAGAIN)
         return error;
     jmk_session_raise_buffer(session);
-    return say(session, kind, id, word, size);
+    return send_control(session, kind, id, word, size);
 }
 
-static int ring(struct jmk_session *session, uint64_t sleep, uint64_t next_id) {
-    int error = say(session, JMK_KIND_RING, next_id, 0, 0);
+static int wake(struct jmk_session *session, uint64_t sleep, uint64_t next_id) {
+    int error = send_control(session, JMK_KIND_RING, next_id, 0, 0);
 
-    JMK_POINT(JMK_AT_RUNG);
-    session->rung = sleep;
+    JMK_POINT(JMK_AT_WOKEN);
+    session->woken = sleep;
     session->account.packets++;
     return error == -EAGAIN ? 0 : error;
 }
@@ -120,28 +122,29 @@ static void note_sent(struct jmk_session *session, uint64_t id) {
     session->account.sent_id = id;
 }
 
-/* All up to end is there for it to read. */
+/* Let it read all messages up to end, and wake it if it sleeps. */
 static int offer(struct jmk_session *session, struct jmk_mark end) {
     uint64_t sleep;
 
     note_sent(session, end.id - 1);
     session->account.bytes += end.offset - session->offset;
     session->offset = end.offset;
-    sleep = atomic_load(&session->cursor->sleeping);
-    if (sleep % 2 == 0 || sleep == session->rung)
+    sleep = atomic_load(&session->page->sleeping);
+    if (sleep % 2 == 0 || sleep == session->woken)
         return 0;
-    return ring(session, sleep, end.id);
+    return wake(session, sleep, end.id);
 }
 
-static int cursor_send(struct jmk_session *session, struct jmk_supply supply,
+static int send_shared(struct jmk_session *session, struct jmk_supply supply,
                        struct jmk_outbox *outbox) {
     (void)outbox;
     session->more = false;
     return offer(session, supply.end);
 }
 
-/* It has handled all up to id, it says. */
-static int take(struct jmk_session *session, const struct jmk_log *log, uint64_t id, bool *moved) {
+/* Take its word that it has handled all up to id. */
+static int take_ack(struct jmk_session *session, const struct jmk_log *log, uint64_t id,
+                    bool *moved) {
     struct jmk_mark end = jmk_log_end(log);
     int error = 0;
 
@@ -157,24 +160,24 @@ static int take(struct jmk_session *session, const struct jmk_log *log, uint64_t
     return error;
 }
 
-static int cursor_look(struct jmk_session *session, const struct jmk_log *log, bool *moved) {
-    uint64_t acked = atomic_load(&session->cursor->acked_id);
+static int poll_acks(struct jmk_session *session, const struct jmk_log *log, bool *moved) {
+    uint64_t acked = atomic_load(&session->page->acked_id);
 
-    if (acked == session->cursor_acked)
+    if (acked == session->page_acked)
         return 0;
-    if (acked < session->cursor_acked)
+    if (acked < session->page_acked)
         return JMK_E_PROTOCOL;
-    session->cursor_acked = acked;
-    return take(session, log, acked, moved);
+    session->page_acked = acked;
+    return take_ack(session, log, acked, moved);
 }
 
-/* An ack that was asked for, or how far it had come when it was told to skip. */
-static int cursor_ack(struct jmk_session *session, const struct jmk_log *log, const uint64_t *data,
-                      size_t size, bool *moved) {
+/* An ack that was asked for, or the answer to SKIP: the last message that it handled. */
+static int handle_packet(struct jmk_session *session, const struct jmk_log *log,
+                         const uint64_t *data, size_t size, bool *moved) {
     uint64_t id = le64toh(data[0]);
 
     if (size == JMK_ACK_SIZE)
-        return take(session, log, id, moved);
+        return take_ack(session, log, id, moved);
     if (size != JMK_ANSWER_SIZE || !session->answer_due || id < session->acked_id ||
         id >= jmk_log_end(log).id)
         return JMK_E_PROTOCOL;
@@ -184,8 +187,8 @@ static int cursor_ack(struct jmk_session *session, const struct jmk_log *log, co
     return 0;
 }
 
-static int cursor_skip(struct jmk_session *session, const struct jmk_log *log) {
-    int error = insist(session, JMK_KIND_SKIP, session->sent_id, 0, 0);
+static int announce_skip(struct jmk_session *session, const struct jmk_log *log) {
+    int error = force_control(session, JMK_KIND_SKIP, session->sent_id, 0, 0);
 
     JMK_POINT(JMK_AT_SKIP);
     session->answer_due = true;
@@ -194,18 +197,18 @@ static int cursor_skip(struct jmk_session *session, const struct jmk_log *log) {
     return error;
 }
 
-static int cursor_resume(struct jmk_session *session, const struct jmk_log *log) {
-    int error = insist(session, JMK_KIND_RESUME, session->sent_id + 1, session->offset, 8);
+static int announce_resume(struct jmk_session *session, const struct jmk_log *log) {
+    int error = force_control(session, JMK_KIND_RESUME, session->sent_id + 1, session->offset, 8);
 
     JMK_POINT(JMK_AT_RESUME);
     atomic_fetch_add(&log->page->control, 1);
     return error;
 }
 
-const struct jmk_path jmk_cursor_path = {
-    .send = cursor_send,
-    .ack = cursor_ack,
-    .look = cursor_look,
-    .skip = cursor_skip,
-    .resume = cursor_resume,
+const struct jmk_delivery jmk_send_shared = {
+    .send = send_shared,
+    .handle_packet = handle_packet,
+    .poll_acks = poll_acks,
+    .skip = announce_skip,
+    .resume = announce_resume,
 };

@@ -99,7 +99,7 @@ static void free_parts(struct jmk_server *server, bool ours) {
     for (uint32_t i = 0; i < server->slot_count; i++) {
         if (server->slots[i]) {
             if (!ours)
-                server->slots[i]->cursor = NULL;
+                server->slots[i]->page = NULL;
             jmk_session_close(server->slots[i]);
         }
         free(server->slots[i]);
@@ -320,7 +320,7 @@ static int attach(struct jmk_server *server, struct jmk_session *session, uint64
     server->slots[slot] = session;
     session->index = server->live_count;
     server->live[server->live_count++] = session;
-    server->cursors += session->path->look != NULL;
+    server->shared_count += session->delivery->poll_acks != NULL;
     return 0;
 }
 
@@ -336,7 +336,7 @@ static struct jmk_session *new_session(int fd, uint32_t mode, uint32_t max_packe
     session->fd = fd;
     session->guard = jmk_guard_of(fd);
     session->mode = (enum jmk_mode)mode;
-    session->path = mode == JMK_SHARED ? &jmk_cursor_path : &jmk_packet_path;
+    session->delivery = mode == JMK_SHARED ? &jmk_send_shared : &jmk_send_packets;
     session->max_packet = max_packet;
     session->watched = EPOLLIN | EPOLLRDHUP;
     session->account.since = jmk_now();
@@ -356,7 +356,7 @@ int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_pa
     if (!session)
         return -ENOMEM;
     if (mode == JMK_SHARED)
-        error = server->log.shareable ? jmk_cursor_open(session, &cursor_fd) : -EOPNOTSUPP;
+        error = server->log.shareable ? jmk_send_shared_open(session, &cursor_fd) : -EOPNOTSUPP;
     if (!error) {
         jmk_pump_lock(server);
         error = attach(server, session, start, &left_out);
@@ -381,9 +381,9 @@ static void send_packets(struct jmk_server *server, struct jmk_session *session)
         jmk_pump_end(server, session, JMK_R_PROTOCOL, 0);
         return;
     }
-    server->cursors--;
+    server->shared_count--;
     session->mode = JMK_FRAMED;
-    session->path = &jmk_packet_path;
+    session->delivery = &jmk_send_packets;
     jmk_session_drop_page(session);
 }
 

@@ -34,7 +34,7 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 
-#include "server/session.h"
+#include "server/send.h"
 
 #define JMK_EVENTS 64 /* epoll events taken at a time */
 #define JMK_WAKE_KEY 0 /* the wake_fd's; sessions' keys start above */
@@ -65,7 +65,7 @@ struct jmk_server {
     uint32_t attached; /* ever; the generation half of a key */
     struct jmk_session **live;
     uint32_t live_count;
-    atomic_uint cursors; /* those of them who read the log themselves */
+    atomic_uint shared_count; /* those of them who read the log themselves */
     struct jmk_session **ending;
     uint32_t ending_count;
     struct jmk_session **unread;

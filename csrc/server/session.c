@@ -3,9 +3,9 @@
  * One client as the server sees it: its cursors, its socket, its account
  *
  * A session owns a descriptor and two cursors into the log, sent and acked; there is no queue and
- * no copy. How messages reach it, and acks come back, is its path: send_packets.c or send_shared.c. Here is
- * what all have in common: reading the socket, the goodbye, the account. Everything runs under the
- * server's pump lock.
+ * no copy. How messages reach it, and how acks come back, is its delivery: send_packets.c or
+ * send_shared.c. Here is what all have in common: reading the socket, the goodbye, the account.
+ * Everything runs under the server's pump lock.
  *
  * An ack that moves the cursor is bounded by what was sent. One that does not is legal, and is ignored;
  * but to read it costs as much as to publish several messages, and publishers read acks too. So in
@@ -23,7 +23,7 @@
 #include "common/os.h"
 #include "common/point.h"
 
-#define READS 4 /* times ACKS before somebody else gets his turn */
+#define READS 4 /* times ACKS packets per client and round, for fairness */
 #define MOST_QUEUED 1024 /* twice what the kernel's default lets an unread socket hold */
 #define ACKS 64 /* acks a recvmmsg takes where no descriptors can come */
 #define FLOOD_TIME (JMK_SECOND / 100)
@@ -46,8 +46,8 @@ void jmk_session_ack(struct jmk_session *session, uint64_t id, bool *moved) {
     *moved = true;
 }
 
-static int take_packet(struct jmk_session *session, const struct jmk_log *log, const uint64_t *data,
-                       const struct mmsghdr *packet, bool *moved) {
+static int handle_packet(struct jmk_session *session, const struct jmk_log *log,
+                         const uint64_t *data, const struct mmsghdr *packet, bool *moved) {
     bool news = false;
     int result;
 
@@ -55,7 +55,7 @@ static int take_packet(struct jmk_session *session, const struct jmk_log *log, c
         return end_or_empty(session->fd);
     if (packet->msg_hdr.msg_flags & MSG_TRUNC)
         return JMK_E_PROTOCOL;
-    result = session->path->ack(session, log, data, packet->msg_len, &news);
+    result = session->delivery->handle_packet(session, log, data, packet->msg_len, &news);
     session->idle_acks += !news;
     *moved = *moved || news;
     return result;
@@ -76,7 +76,8 @@ static bool floods(struct jmk_session *session) {
 }
 
 /* Take up to `most` packets: 0, JMK_E_PROTOCOL if descriptors came with the next one, or -errno. */
-static int receive(struct jmk_session *session, struct mmsghdr *packets, int most, int *count) {
+static int receive_packets(struct jmk_session *session, struct mmsghdr *packets, int most,
+                           int *count) {
     int error = jmk_guard_check(&session->guard, session->fd, MSG_DONTWAIT);
 
     if (error)
@@ -98,13 +99,13 @@ int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, boo
         packets[i].msg_hdr.msg_iovlen = 1;
     }
     for (int left = READS * ACKS; left > 0; left -= most) {
-        int error = receive(session, packets, most, &count);
+        int error = receive_packets(session, packets, most, &count);
         if (error == -ECONNRESET)
             continue; /* it closed with unread input; what it sent before is still readable */
         if (error)
             return error == -EAGAIN ? 0 : error;
         for (int i = 0; i < count; i++) {
-            int result = take_packet(session, log, data[i], &packets[i], moved);
+            int result = handle_packet(session, log, data[i], &packets[i], moved);
             if (result != 0)
                 return result;
         }
@@ -145,7 +146,7 @@ void jmk_session_bye(const struct jmk_session *session, const struct jmk_log *lo
     jmk_session_raise_buffer(session);
     send(session->fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
     JMK_POINT(JMK_AT_BYE);
-    /* Who reads the log looks at the socket when this moves, which is before anything is given up. */
+    /* Shared clients check their socket when this changes, which is before any frame is given up. */
     atomic_fetch_add(&log->page->control, 1);
     JMK_POINT(JMK_AT_GONE);
 }
@@ -183,7 +184,7 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
     account->oldest_id = atomic_load(&log->page->oldest_id);
 }
 
-uint64_t jmk_session_got(const struct jmk_session *session, enum jmk_reason reason) {
+uint64_t jmk_session_last_received(const struct jmk_session *session, enum jmk_reason reason) {
     /* One that reads the log and is cut may find the rest of it gone: only its acks are sure. */
     if (session->mode == JMK_SHARED && reason != JMK_R_LEFT && reason != JMK_R_CLOSING)
         return session->acked_id;
@@ -203,9 +204,9 @@ bool jmk_session_holds_descriptors(struct jmk_session *session) {
 }
 
 void jmk_session_drop_page(struct jmk_session *session) {
-    if (session->cursor)
-        munmap(session->cursor, sizeof *session->cursor);
-    session->cursor = NULL;
+    if (session->page)
+        munmap(session->page, sizeof *session->page);
+    session->page = NULL;
 }
 
 void jmk_session_close(struct jmk_session *session) {

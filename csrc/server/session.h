@@ -47,39 +47,36 @@ struct jmk_supply {
 };
 
 /*
- * How a session gets what is published, and tells what it has handled: by packets (send_packets.c), or
- * from the log itself (send_shared.c). Errors are -errno of a dead connection, or JMK_E_PROTOCOL.
+ * How a session gets what is published, and how its acks come: by packets (send_packets.c), or through
+ * shared memory (send_shared.c). Errors are -errno of a dead connection, or JMK_E_PROTOCOL.
  */
-struct jmk_path {
+struct jmk_delivery {
     /*
-     * Bring the supply on its way, until the socket refuses (blocked is set) or a bound on work is
+     * Send the supply, or let it be read, until the socket refuses (blocked is set) or a bound on work is
      * reached (more is set).
      */
     int (*send)(struct jmk_session *session, struct jmk_supply supply, struct jmk_outbox *outbox);
-    /* Take a packet of size bytes that the client sent; *moved is set if the acked cursor did. */
-    int (*ack)(struct jmk_session *session, const struct jmk_log *log, const uint64_t *data,
-               size_t size, bool *moved);
+    /* Handle a packet of size bytes that the client sent; *moved is set if the acked cursor did. */
+    int (*handle_packet)(struct jmk_session *session, const struct jmk_log *log,
+                         const uint64_t *data, size_t size, bool *moved);
     /* Take acks that come without a packet; likewise. NULL: there are none. */
-    int (*look)(struct jmk_session *session, const struct jmk_log *log, bool *moved);
-    /* It begins to skip. NULL: what was not sent is simply not sent. */
+    int (*poll_acks)(struct jmk_session *session, const struct jmk_log *log, bool *moved);
+    /* Tell the client that it skips. NULL: what was not sent is simply not sent. */
     int (*skip)(struct jmk_session *session, const struct jmk_log *log);
-    /* It goes on where it was placed. NULL: its packets show that. */
+    /* Tell it where it goes on. NULL: its packets show that. */
     int (*resume)(struct jmk_session *session, const struct jmk_log *log);
 };
-
-extern const struct jmk_path jmk_packet_path; /* classic and framed */
-extern const struct jmk_path jmk_cursor_path; /* shared */
 
 struct jmk_session {
     int fd;
     enum jmk_state state;
     enum jmk_mode mode;
     enum jmk_guard guard;
-    const struct jmk_path *path;
-    struct jmk_cursor_page *cursor; /* shared: the client's page */
-    uint64_t cursor_acked;                /* the ack seen there last */
-    uint64_t rung;                        /* the sleep it was last woken from */
-    bool answer_due; /* it was told to skip and has not said yet how far it had come */
+    const struct jmk_delivery *delivery;
+    struct jmk_cursor_page *page; /* shared: the client's page */
+    uint64_t page_acked;          /* the ack seen there last */
+    uint64_t woken;               /* the number of the sleep that it was last woken from */
+    bool answer_due; /* it was told to skip and has not answered yet how far it has come */
     bool blocked;   /* its socket refused a packet; nothing is tried until it says it can */
     bool replaying; /* it began in the past, and reads history still */
     bool more;      /* stopped by the bound on work, not by the socket */
@@ -128,7 +125,7 @@ int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, boo
 /* Take an ack that is no more than it was sent; *moved is set if it is news. */
 void jmk_session_ack(struct jmk_session *session, uint64_t id, bool *moved);
 
-/* Make room in a full socket for a word that has to get through. */
+/* Make room in a full socket for a packet that has to get through. */
 void jmk_session_raise_buffer(const struct jmk_session *session);
 
 /* Say goodbye in a frame, if the client knows frames and its socket can be made to take it. */
@@ -142,7 +139,7 @@ void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,
 void jmk_session_account(struct jmk_session *session, const struct jmk_log *log, uint64_t held);
 
 /* The last message that it is sure to have got, or to get, if it ends for this reason. */
-uint64_t jmk_session_got(const struct jmk_session *session, enum jmk_reason reason);
+uint64_t jmk_session_last_received(const struct jmk_session *session, enum jmk_reason reason);
 
 /* What its socket holds: sent, and not yet read; bytes, with the kernel's overhead. */
 uint64_t jmk_session_unread(const struct jmk_session *session);
@@ -158,8 +155,5 @@ void jmk_session_drop_page(struct jmk_session *session);
 
 /* Close its descriptor, and give its page back. */
 void jmk_session_close(struct jmk_session *session);
-
-/* Make a shared session's page; *fd stands for it, and is the caller's. */
-int jmk_cursor_open(struct jmk_session *session, int *fd);
 
 #endif

@@ -10,8 +10,8 @@
  *   A receive_shared.c store_ack `atomic_store(&reader->cursor->acked_id, acked)`
  *   B receive_shared.c tell `atomic_load(&reader->cursor->wanted)`
  *   C receive_shared.c tell `send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL)`
- *   D send_shared.c cursor_look `atomic_load(&session->cursor->acked_id)`
- *   E pump.c jmk_pump_want `atomic_store(&session->cursor->wanted, id)`
+ *   D send_shared.c poll_acks `atomic_load(&session->page->acked_id)`
+ *   E pump.c jmk_pump_want `atomic_store(&session->page->wanted, id)`
  *   F pump.c jmk_pump_want `look_at_cursors(server)`
  *   G lag.c sleep_on `jmk_futex_wait(&server->progress, seen,`
  *

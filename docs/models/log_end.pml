@@ -21,7 +21,7 @@
  *   K log.c jmk_log_find `atomic_load_explicit(&log->page->head, memory_order_acquire)`
  *   L log.c jmk_log_seek `atomic_load_explicit(&log->mark_head, memory_order_acquire)`
  *   L log.c jmk_log_mark_after `atomic_load_explicit(&log->mark_head, memory_order_acquire)`
- *   L send_packets.c mark_at `number < atomic_load_explicit(&log->mark_head, memory_order_acquire)`
+ *   L log.h jmk_log_mark_at `number < atomic_load_explicit(&log->mark_head, memory_order_acquire)`
  *
  * F and G need no more than release and acquire here; sleep.pml and handover.pml need more of them.
  */

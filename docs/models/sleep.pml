@@ -12,8 +12,8 @@
  *   C log.c jmk_log_publish `atomic_store_explicit(&log->page->version, version + 2, memory_order_seq_cst)`
  *   D log.c jmk_log_end `atomic_load_explicit(&log->page->version, memory_order_seq_cst)`
  *   E log.c jmk_log_end `end.offset = atomic_load_explicit(&log->page->head, memory_order_acquire)`
- *   F send_shared.c offer `sleep = atomic_load(&session->cursor->sleeping)`
- *   G send_shared.c ring `say(session, JMK_KIND_RING, next_id, 0, 0)`
+ *   F send_shared.c offer `sleep = atomic_load(&session->page->sleeping)`
+ *   G send_shared.c wake `send_control(session, JMK_KIND_RING, next_id, 0, 0)`
  *   H receive_shared.c read_frames `atomic_load_explicit(&reader->page->head, memory_order_acquire)`
  *   I receive_shared.c reader_more `atomic_store(&reader->cursor->sleeping, ++reader->sleep)`
  *   J receive_shared.c news `atomic_load(&reader->page->version)`

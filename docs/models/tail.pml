@@ -8,9 +8,9 @@
  * store to SOCKET: what the kernel does is no less than that.
  *
  * The steps, and what they stand for:
- *   A send_shared.c cursor_skip `insist(session, JMK_KIND_SKIP, session->sent_id, 0, 0)`
+ *   A send_shared.c announce_skip `force_control(session, JMK_KIND_SKIP, session->sent_id, 0, 0)`
  *   A session.c jmk_session_bye `send(session->fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL)`
- *   B send_shared.c cursor_skip `atomic_fetch_add(&log->page->control, 1)`
+ *   B send_shared.c announce_skip `atomic_fetch_add(&log->page->control, 1)`
  *   B session.c jmk_session_bye `atomic_fetch_add(&log->page->control, 1)`
  *   C pump.c jmk_pump_admit `before_offset = atomic_exchange(&server->admit_offset, admit_offset)`
  *   D log.c evict `atomic_store_explicit(&log->page->tail, tail, memory_order_release)`
@@ -24,7 +24,7 @@
  *   L receive_shared.c read_socket `error = read_packet(client, MSG_DONTWAIT)`
  *   M receive_shared.c read_socket `client->reader->control = control`
  *   N receive_shared.c store_ack `atomic_store(&reader->cursor->acked_id, acked)`
- *   O send_shared.c cursor_look `atomic_load(&session->cursor->acked_id)`
+ *   O send_shared.c poll_acks `atomic_load(&session->page->acked_id)`
  *
  * E is a release fence here, which is less than the code has: see csrc/server/log.c. C goes from thread to
  * thread under log_lock, which releases and acquires.
