@@ -74,22 +74,25 @@ def new_eventfd() -> FileIO:
     return next(owned_descriptors(map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))))
 
 
-def nanoseconds(seconds: float | None) -> int:
-    """Return a timeout as the core takes it.
+def nanoseconds(seconds: object, name: str = "timeout", *, none: bool = True) -> int:
+    """Return a time as the core takes it.
 
     Args:
         seconds: 0 or more; None is no limit.
+        name: the argument's name, for messages.
+        none: whether it may be None.
 
     Raises:
         TypeError: it is no number.
         ValueError: it is negative, or NaN.
     """
-    if seconds is None:
+    if seconds is None and none:
         return -1
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"a time is a number of seconds or None, not {seconds!r}")
+        raise TypeError(f"{name} is a number of seconds{' or None' * none}, not {seconds!r}")
     if not seconds >= 0:
-        raise ValueError(f"a time of {seconds} seconds: it must be 0 or more; None is no limit")
+        no_limit = "; None is no limit" * none
+        raise ValueError(f"{name}={seconds}: it must be 0 seconds or more{no_limit}")
     return int(min(seconds * _SECOND, _LONGEST))
 
 

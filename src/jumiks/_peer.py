@@ -32,6 +32,9 @@ _SO_PEERPIDFD: Final = 77
 
 _USUAL_OVERFLOW: Final = 65534  # DEFAULT_OVERFLOWUID
 
+NO_ID: Final = 2**32 - 1
+"""The id that the kernel gives nobody: (uid_t) -1."""
+
 
 def _overflow(kind: str) -> int:
     try:
@@ -109,7 +112,7 @@ def process_name(pid: int) -> str:
     return printable(name)
 
 
-def command_of(sock: socket.socket, pid: int) -> str:
+def peer_command(sock: socket.socket, pid: int) -> str:
     """What the program at the other end is called (proc(5), comm); "" if that cannot be told.
 
     By the time it is looked up its process id may be another's. The pidfd is that of the process
@@ -128,15 +131,22 @@ def command_of(sock: socket.socket, pid: int) -> str:
         os.close(pidfd)
 
 
-def group_id(group: object) -> int:
-    """The id of a group that is given by name or number; raises as `Group` does."""
+def group_id(group: object, name: str = "group") -> int:
+    """The id of a group that is given by name or number; raises as `Group` does.
+
+    Args:
+        group: the group.
+        name: the argument's name, for messages.
+    """
     if isinstance(group, str):
         try:
             return grp.getgrnam(group).gr_gid
         except KeyError:
-            raise ValueError(f"there is no group named {group!r}") from None
+            raise ValueError(
+                f"{name}={group!r}: there is no group named {group!r}: see getent group"
+            ) from None
     if isinstance(group, bool) or not isinstance(group, int):
-        raise TypeError(f"group is a name or a number, not {group!r}")
-    if not 0 <= group < 2**32 - 1:
-        raise ValueError(f"group {group} is no group id")
+        raise TypeError(f"{name} is the name or number of a group, not {group!r}")
+    if not 0 <= group < NO_ID:
+        raise ValueError(f"{name}={group}: it is no group id: those go from 0 to {NO_ID - 1}")
     return group

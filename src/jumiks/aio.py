@@ -22,13 +22,21 @@ from ._client.reconnect import Backoff, Return
 from ._gap import Gap
 from ._loops import Loop, current
 from ._native import Reservation, check, check_callback, ffi, gather, lib, nanoseconds
+from ._options import (
+    HANDSHAKE_TIMEOUT,
+    LOG_SIZE,
+    MAX_CLIENTS,
+    ServerOptions,
+    documented,
+    given,
+)
 from ._server import access, lag
 from ._server.lag_watch import LAG_WARNING
 from ._wire.handshake import FIRST_ID
 from .batch import Batch
 from .client import ARENA_SIZE, CONNECT_TIMEOUT, Client, ClientOptions, Delivery, Item, OnGap
 from .errors import Busy, Closed, MessageTooLarge, ServerClosed, Timeout
-from .server import HANDSHAKE_TIMEOUT, LINGER, LOG_SIZE, MAX_CLIENTS, Server, _Wait
+from .server import LINGER, Server, _Wait
 from .stats import ClientInfo, EndReason, ServerStats
 
 if TYPE_CHECKING:
@@ -443,6 +451,7 @@ async def _until_readable(loop: Loop, descriptor: int, timeout: float) -> None:
         loop.close(descriptor)
 
 
+@documented(ServerOptions)
 class AsyncServer(_Twin[Server]):
     """Publish messages to any number of clients: `Server` for an event loop.
 
@@ -456,8 +465,13 @@ class AsyncServer(_Twin[Server]):
     raise `Timeout`; `publish_wait` and `publish_many_wait` await their turn instead, and meanwhile
     the event loop runs on.
 
-    Args, Raises: those of `Server`; nothing happens before it is awaited or entered. The callbacks
-        are called in the event loop, but for `allow`, whose answer is waited for.
+    Nothing happens before it is awaited or entered; that raises what making a `Server` does. The
+    callbacks are called in the event loop, but for a function in `allow` or `monitor`, which the
+    control thread calls, as it waits for the answer.
+
+    Args:
+        where: `"@name"` for an abstract address, a path, or a socket that is bound already.
+        {options}
     """
 
     def __init__(
@@ -484,34 +498,14 @@ class AsyncServer(_Twin[Server]):
         on_lag_warning: Callable[[ClientInfo], object] | None = None,
         lag_warning: float = LAG_WARNING,
     ) -> None:
+        options = given(ServerOptions, locals())
         super().__init__()
-        check_callback(on_connect, "on_connect")
-        check_callback(on_disconnect, "on_disconnect")
-        check_callback(on_lag_warning, "on_lag_warning")
         self._in_batch = False
-        self._make = partial(
-            Server,
-            where,
-            max_lag=max_lag,
-            on_lag=on_lag,
-            patience=patience,
-            log_size=log_size,
-            keep=keep,
-            keep_bytes=keep_bytes,
-            max_message=max_message,
-            max_clients=max_clients,
-            max_clients_per_user=max_clients_per_user,
-            handshake_timeout=handshake_timeout,
-            mode=mode,
-            group=group,
-            allow=allow,
-            share_log=share_log,
-            monitor=monitor,
-            on_connect=on_connect and self._in_loop(on_connect),
-            on_disconnect=on_disconnect and self._in_loop(on_disconnect),
-            on_lag_warning=on_lag_warning and self._in_loop(on_lag_warning),
-            lag_warning=lag_warning,
-        )
+        for name in ("on_connect", "on_disconnect", "on_lag_warning"):
+            if options[name] is not None:
+                check_callback(options[name], name)
+                options[name] = self._in_loop(options[name])
+        self._make = partial(Server, where, **options)
 
     def _in_loop(self, function: Callable[..., object]) -> Callable[..., object]:
         return lambda *args: self._the_loop().soon(partial(function, *args))
@@ -756,7 +750,7 @@ class AsyncServer(_Twin[Server]):
         Args:
             linger: seconds that clients have, all together, to take what was published.
         """
-        nanoseconds(linger)
+        nanoseconds(linger, "linger")
         server = self._sync
         if server is None:
             return

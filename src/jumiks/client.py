@@ -301,7 +301,7 @@ class Client(Connecting, Generic[Item]):
         self._closing: Handle | None = None
         self._receiver: Receiver | None = None
         self._pid = os.getpid()
-        self._where = address.parse(where)
+        self._where = address.parse_address(where)
         _clients.add(self)
         self._address = str(self._where)
         self._on_gap = on_gap
@@ -340,9 +340,7 @@ class Client(Connecting, Generic[Item]):
         if not LONG_PACKET <= arena_size <= 1 << 40:
             raise ValueError(f"arena_size={arena_size}: it must be {LONG_PACKET} bytes or more")
         self._arena_size = arena_size
-        if spin is None:
-            raise TypeError("spin is a number of seconds, not None")
-        self._spin = nanoseconds(spin)
+        self._spin = nanoseconds(spin, "spin", none=False)
         self._wishes = _parse_delivery(delivery)
 
     def _begin(self) -> None:

@@ -62,7 +62,7 @@ class Monitor(Connecting):
     """
 
     def __init__(self, where: str | os.PathLike[str], *, timeout: float | None = 5.0) -> None:
-        parsed = address.parse(where)
+        parsed = address.parse_address(where)
         self._address = str(parsed)
         self._pid = os.getpid()
         self._timeout = timeout

@@ -24,17 +24,24 @@ from ._native import (
     Reservation,
     address_of,
     check,
-    check_callback,
     ffi,
     gather,
     lib,
     nanoseconds,
     owned,
 )
+from ._options import (
+    HANDSHAKE_TIMEOUT,
+    LOG_SIZE,
+    MAX_CLIENTS,
+    ServerOptions,
+    check_count,
+    documented,
+    given,
+)
 from ._server import access, lag
 from ._server.control import Control, client_infos, log
-from ._server.lag_watch import LAG_WARNING, LagWatch, parse_part
-from ._server.monitors import parse_rule
+from ._server.lag_watch import LAG_WARNING, LagWatch
 from ._wire import address
 from ._wire.handshake import FIRST_ID, VERSION, Capability, ServerHello
 from .errors import JumiksError, MessageTooLarge, Timeout
@@ -48,18 +55,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
-LOG_SIZE: Final = 16 << 20
-"""Bytes of the log by default: seconds of history for most, and little memory."""
-
-LEAST_LOG_SIZE: Final = 1 << 16
-MOST_LOG_SIZE: Final = 1 << 34
-
-MAX_CLIENTS: Final = 1024
-"""Clients by default: as many as a process may have descriptors for on most systems."""
-
-HANDSHAKE_TIMEOUT: Final = 5.0
-"""Seconds by default for a client's reply; any local process needs well under one."""
-
 SEND_BUFFER: Final = 196608
 """SO_SNDBUF asked for on each connection, bytes. The kernel counts double; it leaves room under the
 usual maximum (net.core.wmem_max, 212992) for the goodbye to a client whose socket is full."""
@@ -67,10 +62,6 @@ usual maximum (net.core.wmem_max, 212992) for the goodbye to a client whose sock
 LINGER: Final = 1.0
 """Seconds by default that `close` gives clients to take what was published."""
 
-MOST_MESSAGE: Final = (1 << 32) - 65
-"""Bytes a frame's size field can tell, less what goes around them."""
-
-_MOST_KEEP: Final = 1 << 62
 _LONGEST: Final = (1 << 63) - 1
 
 _INTERPRETERS: Final = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
@@ -120,109 +111,57 @@ def _in_main_interpreter() -> bool:
     return bool(interpreters.get_current() == interpreters.get_main())
 
 
+def _make_core(options: ServerOptions) -> Handle:
+    config = ffi.new("struct jmk_config *")
+    config.log_size = options.log_size
+    config.max_lag = options.max_lag or 0
+    config.keep, config.keep_bytes = options.history
+    config.patience = options.policy.patience_ns
+    config.policy = options.policy.code
+    config.max_message = options.largest
+    config.max_clients = options.max_clients
+    config.send_buffer = SEND_BUFFER
+    error = ffi.new("int *")
+    handle = owned(map(lib.jmk_server_make, (config,), (error,)), lib.jmk_server_free)
+    try:
+        check(error[0], "server")
+    except OSError as failure:
+        text = (
+            f"cannot make a log of {options.log_size} bytes (log_size) in a memfd, "
+            f"or the thread that serves it: {failure.strerror}"
+        )
+        raise OSError(failure.errno, text) from failure
+    return handle
+
+
 def _end_core(handle: Handle) -> None:
     # A server that could not start leaves nothing behind, so its native thread is waited for.
     lib.jmk_server_close(handle, 0)
     lib.jmk_server_join(handle, int(_EXIT_PATIENCE * 1e9))
 
 
-def _offered(handle: Handle) -> Capability:
-    if lib.jmk_server_log_fd(handle) >= 0:
-        return Capability.FRAMES | Capability.LOG
-    log.warning(
-        "this system has no memfd that can be sealed (Linux 5.1), so the log cannot be shared: "
-        "clients get packets"
-    )
-    return Capability.FRAMES
-
-
-def _parse_log_size(size: object) -> int:
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"log_size is a number of bytes, not {size!r}")
-    if not LEAST_LOG_SIZE <= size <= MOST_LOG_SIZE:
-        raise ValueError(
-            f"log_size={size}: it must be from {LEAST_LOG_SIZE} to {MOST_LOG_SIZE} bytes"
+def _offered(handle: Handle, options: ServerOptions) -> Capability:
+    offered = Capability.FRAMES
+    if options.monitor is not False:
+        offered |= Capability.MONITOR
+    if options.share_log and lib.jmk_server_log_fd(handle) >= 0:
+        offered |= Capability.LOG
+    elif options.share_log:
+        log.warning(
+            "this system has no memfd that can be sealed (Linux 5.1), so the log cannot be shared: "
+            "clients get packets"
         )
-    return 1 << (size - 1).bit_length()
+    return offered
 
 
-def _parse_count(value: object, name: str, most: int, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{name}={value}: it must be from {least} to {most}")
-    return value
-
-
-def _parse_keep(keep: object, keep_bytes: object, log_size: int) -> tuple[int, int]:
-    """Check how much history stays; messages and bytes, both limits of it."""
-    messages = _parse_count(keep, "keep", _MOST_KEEP, least=0)
-    size = _parse_count(keep_bytes, "keep_bytes", 1 << 63, least=0)
-    if size > log_size // 2:
-        raise ValueError(
-            f"keep_bytes={size}: at most half of log_size, {log_size // 2}, is kept, as clients "
-            "need room too: raise log_size"
-        )
-    if not messages:
-        return _MOST_KEEP if size else 0, size
-    return messages, size or log_size // 2
-
-
-def _check_handshake_timeout(seconds: float | None) -> None:
-    nanoseconds(seconds)
-    if seconds is None:
-        raise TypeError("handshake_timeout is a number of seconds, not None")
-    if not seconds:
-        raise ValueError("handshake_timeout=0: it must be above 0, or nobody could reply in time")
-
-
-def _parse_quota(value: object, max_clients: int) -> access.Quota:
-    if value is None:
-        return access.Quota.share(max_clients)
-    return access.Quota(_parse_count(value, "max_clients_per_user", max_clients))
-
-
+@documented(ServerOptions)
 class Server:
     """Publish messages to any number of clients on this machine.
 
     Args:
         where: `"@name"` for an abstract address, a path, or a socket that is bound already. An
             abstract address has no file permissions: see `allow`.
-        max_lag: messages a client may be behind; None is no limit but the log's bytes.
-        on_lag: what happens to a client at its limit. `"disconnect"` cuts it, `"block"` makes
-            `publish` wait for it, `"skip"` has it miss messages, counted and reported. See
-            docs/lag-policy.md.
-        patience: seconds that a client at its limit has to work off half of that limit. A client
-            that does not is disconnected, or with `"skip"` skipped. `publish` waits meanwhile,
-            unless another client is at most half way to its limit. 1 by default; 0 never waits;
-            None, the default with `"block"`, waits without end.
-        log_size: bytes of the log, rounded up to a power of two; allocated at once.
-        keep: messages of history, before those that some client has not acked, that stay for who
-            comes later (`Client(start=...)`), as far as they fit in `keep_bytes`.
-        keep_bytes: the same in bytes, headers included; at most half of `log_size`, and half of it
-            by default where `keep` is given. Without either, history stays until its room is
-            needed.
-        max_message: largest message in bytes; a quarter of the log at most, and by default.
-        max_clients: how many may be connected at a time.
-        max_clients_per_user: how many of one user, whom the kernel names; those that shake hands
-            count. None has no user take more than half of `max_clients`, but for the server's own
-            and root, who could stop it anyway. A number holds for these two as well.
-        handshake_timeout: seconds a client has for its reply to the hello.
-        mode: permissions of the path, such as 0o660; the umask decides by default.
-        group: group of the path, a name or a number; 0o660 is the mode then by default.
-        allow: who may connect: None for the default (the server's own user and root on an abstract
-            address; whom the file's permissions let through on a path), `"anyone"`, a user id, a
-            `Group`, a list or set of user ids and Groups, or a function that takes a `Peer` and
-            returns True or False.
-        share_log: whether clients that can may read the log itself, which is the fastest way.
-            Whoever may connect may read all that the log keeps; nobody else can write it.
-        monitor: who may look at the status (`jumiks status`), in the words of `allow`: None for the
-            server's own user and root, False for nobody.
-        on_connect: called with a `ClientInfo` when a client was let in, from the control thread.
-        on_disconnect: called with a `ClientInfo` and an `EndReason` when one is gone, likewise.
-        on_lag_warning: called with a `ClientInfo` when one has come near its limit, likewise; once,
-            until it is well away from it again. Clients are looked at four times a second.
-        lag_warning: the part of `max_lag`, or of the log's bytes, that is near: above 0, up to 1.
+        {options}
 
     Raises:
         TypeError, ValueError: an argument is wrong; the text says what would be right.
@@ -256,62 +195,46 @@ class Server:
         on_lag_warning: Callable[[ClientInfo], object] | None = None,
         lag_warning: float = LAG_WARNING,
     ) -> None:
+        options = ServerOptions(**given(ServerOptions, locals()))
         self._handle: Handle | None = None
         self._append: _Append = _closed
         self._publisher: Publisher | None = None
         self._pid = os.getpid()
-        policy = lag.parse(on_lag, max_lag, patience)
-        rule = access.parse(allow)
-        if not isinstance(share_log, bool):
-            raise TypeError(f"share_log is True or False, not {share_log!r}")
-        monitor_rule = parse_rule(monitor)
-        check_callback(on_connect, "on_connect")
-        check_callback(on_disconnect, "on_disconnect")
-        check_callback(on_lag_warning, "on_lag_warning")
-        part = parse_part(lag_warning)
-        _check_handshake_timeout(handshake_timeout)
-        self._log_size = _parse_log_size(log_size)
-        self._keep, self._keep_bytes = _parse_keep(keep, keep_bytes, self._log_size)
-        most = min(self._log_size // 4, MOST_MESSAGE)
-        self._max_message = (
-            most if max_message is None else _parse_count(max_message, "max_message", most)
-        )
-        self._max_lag = max_lag or 0
+        self._max_message = options.largest
         self._id = int.from_bytes(os.urandom(8), "little")
-        slots = _parse_count(max_clients, "max_clients", 1 << 20)
-        quota = _parse_quota(max_clients_per_user, slots)
         # The core first: what it lacks is an error before anybody can connect.
-        handle = self._make_core(policy, slots)
+        handle = _make_core(options)
         try:
-            listener = address.listen(where, mode=mode, group=group)
+            listener = address.listen(where, mode=options.mode, group=options.group)
         except BaseException:
             _end_core(handle)
             raise
         self._address = str(listener.address)
-        offered = _offered(handle) if share_log else Capability.FRAMES
-        if monitor_rule is not False:
-            offered |= Capability.MONITOR
         try:
             self._control = Control(
                 handle,
                 listener,
-                hello=self._hello(offered),
-                rule=rule,
-                quota=quota,
-                handshake_timeout=handshake_timeout,
-                on_connect=on_connect,
-                on_disconnect=on_disconnect,
-                monitor=monitor_rule,
+                hello=self._hello(_offered(handle, options), options),
+                rule=options.rule,
+                quota=options.quota,
+                handshake_timeout=options.handshake_timeout,
+                on_connect=options.on_connect,
+                on_disconnect=options.on_disconnect,
+                monitor=options.monitor_rule,
                 about={
                     "address": self._address,
                     "pid": self._pid,
                     "server_id": self._id,
-                    "max_lag": self._max_lag,
-                    "on_lag": policy.on_lag,
+                    "max_lag": options.max_lag or 0,
+                    "on_lag": options.on_lag,
                     "started": time.monotonic(),
                 },
-                on_lag_warning=on_lag_warning,
-                lag_watch=LagWatch(part, self._max_lag, self._log_size - self._keep_bytes),
+                on_lag_warning=options.on_lag_warning,
+                lag_watch=LagWatch(
+                    options.lag_warning,
+                    options.max_lag or 0,
+                    options.log_size - options.history[1],
+                ),
             )
         except BaseException:
             listener.close()
@@ -331,37 +254,14 @@ class Server:
             raise
         _open_servers.add(self)
 
-    def _make_core(self, policy: lag.Policy, slots: int) -> Handle:
-        config = ffi.new("struct jmk_config *")
-        config.log_size = self._log_size
-        config.max_lag = self._max_lag
-        config.keep = self._keep
-        config.keep_bytes = self._keep_bytes
-        config.patience = policy.patience_ns
-        config.policy = policy.code
-        config.max_message = self._max_message
-        config.max_clients = slots
-        config.send_buffer = SEND_BUFFER
-        error = ffi.new("int *")
-        handle = owned(map(lib.jmk_server_make, (config,), (error,)), lib.jmk_server_free)
-        try:
-            check(error[0], "server")
-        except OSError as failure:
-            text = (
-                f"cannot make a log of {self._log_size} bytes in a memfd, "
-                f"or the thread that serves it: {failure.strerror}"
-            )
-            raise OSError(failure.errno, text) from failure
-        return handle
-
-    def _hello(self, offered: Capability) -> ServerHello:
+    def _hello(self, offered: Capability, options: ServerOptions) -> ServerHello:
         return ServerHello(
             VERSION,
             offered,
             server_id=self._id,
             oldest_id=FIRST_ID,
             next_id=FIRST_ID,
-            max_lag=self._max_lag,
+            max_lag=options.max_lag or 0,
             max_packet=0,
             max_message=self._max_message,
         )
@@ -542,7 +442,7 @@ class Server:
         """
         nanoseconds(timeout)
         self._open()
-        _parse_count(count, "count", 1 << 20, least=0)
+        check_count("count", count)
         control = self._control
 
         def enough() -> bool:
@@ -624,7 +524,7 @@ class Server:
         Args:
             linger: seconds that clients have, all together, to take what was published.
         """
-        self._close(nanoseconds(linger))
+        self._close(nanoseconds(linger, "linger"))
 
     def _close(self, wait: int, *, collected: bool = False) -> None:
         # A collector may have come anywhere: no switch to other greenlets, and no wait without end.

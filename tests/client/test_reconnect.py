@@ -712,11 +712,11 @@ def test_waits_grow_up_to_a_limit_and_chance_shortens_them() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"first": -1}, ValueError, "0 or more"),
+        ({"first": -1}, ValueError, "first=-1: it must be 0 seconds or more$"),
         ({"first": 3}, ValueError, "most=2.0: it must be 3"),
         ({"factor": 0.5}, ValueError, "factor=0.5: it must be 1 or more"),
         ({"jitter": 1.5}, ValueError, "jitter=1.5: it must be from 0 to 1"),
-        ({"give_up": -1}, ValueError, "0 or more"),
+        ({"give_up": -1}, ValueError, "give_up=-1: it must be 0 seconds or more; None is no"),
         ({"most": None}, TypeError, "most is a number"),
         ({"first": "1"}, TypeError, "number of seconds"),
     ],

@@ -13,7 +13,7 @@ import pytest
 from support.base import IS_ROOT, descriptors, wait_until
 
 from jumiks import Client, ClientInfo, Server
-from jumiks._peer import Peer, command_of
+from jumiks._peer import Peer, peer_command
 from jumiks._server import access
 from jumiks._server.access import Group
 
@@ -59,12 +59,12 @@ def test_the_peer_is_the_process_that_connected(address: str) -> None:
 def test_by_default_only_an_abstract_address_looks_at_the_user(
     uid: int, abstract: bool, allowed: bool
 ) -> None:
-    reason = access.check(access.parse(None), Peer(1, uid, 1), abstract)
+    reason = access.refusal(access.check_allow("allow", None), Peer(1, uid, 1), abstract)
     assert (reason is None) == allowed
 
 
 def test_the_default_tells_a_refused_peer_who_may_connect() -> None:
-    assert access.check(None, PEER, True) == (
+    assert access.refusal(None, PEER, True) == (
         "user 4321 may not connect: only the server's own user and root may"
     )
 
@@ -86,18 +86,18 @@ def test_the_default_tells_a_refused_peer_who_may_connect() -> None:
 def test_a_rule_decides_for_every_kind_of_address(
     allow: access.Allow, allowed: bool, abstract: bool
 ) -> None:
-    reason = access.check(access.parse(allow), PEER, abstract)
+    reason = access.refusal(access.check_allow("allow", allow), PEER, abstract)
     assert (reason is None) == allowed
     assert allowed or "4321" in str(reason)
 
 
 def test_an_iterator_of_users_is_read_once_and_kept() -> None:
-    rule = access.parse(iter([1, SOMEBODY]))
-    assert [access.check(rule, PEER, True) for _ in range(2)] == [None, None]
+    rule = access.check_allow("allow", iter([1, SOMEBODY]))
+    assert [access.refusal(rule, PEER, True) for _ in range(2)] == [None, None]
 
 
 def test_root_is_not_above_a_list_of_users() -> None:
-    assert access.check(access.parse({SOMEBODY}), Peer(1, 0, 0), True) is not None
+    assert access.refusal(access.check_allow("allow", {SOMEBODY}), Peer(1, 0, 0), True) is not None
 
 
 def test_a_function_that_raises_refuses_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -105,7 +105,7 @@ def test_a_function_that_raises_refuses_and_is_logged(caplog: pytest.LogCaptureF
         raise RuntimeError("out of order")
 
     with caplog.at_level(logging.ERROR, "jumiks"):
-        assert access.check(access.parse(broken), PEER, False) is not None
+        assert access.refusal(access.check_allow("allow", broken), PEER, False) is not None
     (record,) = caplog.records
     assert "out of order" in caplog.text
     assert record.name == "jumiks"
@@ -116,7 +116,10 @@ def test_a_function_that_returns_no_bool_refuses_and_is_logged(
     answer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "jumiks"):
-        assert access.check(access.parse(lambda peer: answer), PEER, False) is not None
+        assert (
+            access.refusal(access.check_allow("allow", lambda peer: answer), PEER, False)
+            is not None
+        )
     assert "not True or False" in caplog.text
 
 
@@ -132,7 +135,7 @@ def test_a_function_that_returns_no_bool_refuses_and_is_logged(
 )
 def test_a_wrong_value_is_found_at_once(allow: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        access.parse(allow)
+        access.check_allow("allow", allow)
 
 
 async def too_late(peer: Peer) -> bool:
@@ -142,9 +145,9 @@ async def too_late(peer: Peer) -> bool:
 @pytest.mark.parametrize(
     ("allow", "words"),
     [
-        (True, "user ids"),
-        (1.5, "not float"),
-        (b"anyone", "not bytes"),
+        (True, "a user id, a Group, several of them or a function, not True"),
+        (1.5, "not 1.5"),
+        (b"anyone", "not b'anyone'"),
         (["root"], "user ids as numbers"),
         ([True], "user ids as numbers"),
         (too_late, "plain function"),
@@ -152,21 +155,21 @@ async def too_late(peer: Peer) -> bool:
 )
 def test_a_wrong_type_is_found_at_once(allow: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
-        access.parse(allow)
+        access.check_allow("allow", allow)
 
 
 # ---- groups
 
 
 def test_a_group_is_matched_by_the_effective_and_the_supplementary_ones() -> None:
-    rule = access.parse([SOMEBODY + 1, Group(50)])
-    assert access.check(rule, PEER, abstract=True) == f"user {SOMEBODY} may not connect"
+    rule = access.check_allow("allow", [SOMEBODY + 1, Group(50)])
+    assert access.refusal(rule, PEER, abstract=True) == f"user {SOMEBODY} may not connect"
     for member in (
         Peer(1, 2, 50),
         Peer(1, 2, 3, frozenset({49, 50})),
         Peer(1, SOMEBODY + 1, 3),
     ):
-        assert access.check(rule, member, abstract=True) is None
+        assert access.refusal(rule, member, abstract=True) is None
 
 
 def test_the_kernel_tells_the_groups_of_a_peer() -> None:
@@ -198,7 +201,7 @@ def test_a_peer_may_be_in_many_groups(address: str, count: int) -> None:
 def can_tell_programs() -> bool:
     ours, theirs = seqpacket_pair()
     with ours, theirs:
-        return command_of(ours, os.getpid()) != ""
+        return peer_command(ours, os.getpid()) != ""
 
 
 knows_pidfd = pytest.mark.skipif(not can_tell_programs(), reason="SO_PEERPIDFD is Linux 6.5's")
@@ -234,7 +237,7 @@ def test_the_peers_program_is_told_and_no_descriptor_is_kept() -> None:
     ours, theirs = seqpacket_pair()
     with ours, theirs:
         before = descriptors()
-        assert command_of(ours, os.getpid()) == Path("/proc/self/comm").read_text().strip()
+        assert peer_command(ours, os.getpid()) == Path("/proc/self/comm").read_text().strip()
         assert descriptors() == before
 
 
@@ -266,13 +269,13 @@ def test_a_program_that_names_itself_cannot_write_to_the_readers_terminal(
     address: str, name: str, shown: str
 ) -> None:
     with connected(address, name) as (connection, child):
-        assert command_of(connection, child.pid) == shown
+        assert peer_command(connection, child.pid) == shown
 
 
 def test_the_program_of_a_dead_peer_is_not_told(address: str) -> None:
     with connected(address) as (connection, child):
         child.communicate()
-        assert command_of(connection, child.pid) == ""
+        assert peer_command(connection, child.pid) == ""
 
 
 def name_of(pid: int) -> str:
@@ -301,7 +304,7 @@ def test_another_process_of_the_same_id_is_not_taken_for_the_peer(address: str) 
                 try:
                     if other.pid == child.pid:
                         wait_until(lambda: name_of(child.pid) == "sleep\n")
-                        assert command_of(connection, child.pid) == ""
+                        assert peer_command(connection, child.pid) == ""
                         return
                 finally:
                     other.kill()
@@ -311,8 +314,8 @@ def test_another_process_of_the_same_id_is_not_taken_for_the_peer(address: str) 
 def test_a_group_that_is_not_there_is_an_error_at_once() -> None:
     with pytest.raises(ValueError, match="there is no group named 'no such group'"):
         Group("no such group")
-    with pytest.raises(ValueError, match="is no group id"):
+    with pytest.raises(ValueError, match="group=-1: it is no group id"):
         Group(-1)
-    with pytest.raises(TypeError, match="group is a name or a number"):
+    with pytest.raises(TypeError, match="group is the name or number of a group, not"):
         Group(1.5)  # type: ignore[arg-type]
-    assert access.parse(Group("root")) == access.Some(frozenset(), frozenset({0}))
+    assert access.check_allow("allow", Group("root")) == access.Some(frozenset(), frozenset({0}))

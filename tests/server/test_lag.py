@@ -18,7 +18,7 @@ from support.wire import FIRST_ID, Witness, packets_of, raw_client
 
 import jumiks
 from jumiks import Client, ClientInfo, Delivery, EndReason, Gap, Lagged, Server, Timeout
-from jumiks._server.lag import parse
+from jumiks._server.lag import Policy
 
 LOG = 65536
 """The smallest log, bytes."""
@@ -382,7 +382,9 @@ def test_all_at_their_limit_make_publish_wait_for_patience_and_then_are_cut(addr
 
 
 def test_patience_is_a_second_by_default_and_endless_where_the_slowest_sets_the_pace() -> None:
-    assert [parse(on_lag, 1, "default").patience for on_lag in ("disconnect", "skip", "block")] == [
+    assert [
+        Policy.of(on_lag, 1, "default").patience for on_lag in ("disconnect", "skip", "block")
+    ] == [
         1.0,
         1.0,
         None,

@@ -46,13 +46,13 @@ def test_the_overflow_ids_are_the_kernels() -> None:
 
 def test_an_unmapped_user_is_not_the_servers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: OVERFLOW_UID)
-    reason = access.check(None, UNMAPPED, abstract=True)
+    reason = access.refusal(None, UNMAPPED, abstract=True)
     assert reason is not None
     assert f"user {OVERFLOW_UID} may not connect" in reason
     assert "not mapped" in reason
     assert "run the client as another user" in reason
-    assert access.check(None, Peer(1, 0, 0), abstract=True) is None
-    assert access.check(None, UNMAPPED, abstract=False) is None  # the file's permissions decided
+    assert access.refusal(None, Peer(1, 0, 0), abstract=True) is None
+    assert access.refusal(None, UNMAPPED, abstract=False) is None  # the file's permissions decided
     assert not Quota.share(8).binds(0)
     assert Quota.share(8).binds(OVERFLOW_UID)
     assert Quota.share(8).refusal(OVERFLOW_UID, 4) is not None
@@ -60,20 +60,20 @@ def test_an_unmapped_user_is_not_the_servers_own(monkeypatch: pytest.MonkeyPatch
 
 def test_no_list_of_users_and_groups_means_an_unmapped_one() -> None:
     users = Some(frozenset((OVERFLOW_UID,)), frozenset())
-    reason = access.check(users, UNMAPPED, abstract=True)
+    reason = access.refusal(users, UNMAPPED, abstract=True)
     assert reason is not None
     assert "not mapped" in reason
     groups = Some(frozenset(), frozenset((OVERFLOW_GID,)))
-    assert access.check(groups, UNMAPPED, abstract=True) is not None
-    assert access.check(groups, Peer(1, STRANGER, OVERFLOW_GID), abstract=True) is not None
+    assert access.refusal(groups, UNMAPPED, abstract=True) is not None
+    assert access.refusal(groups, Peer(1, STRANGER, OVERFLOW_GID), abstract=True) is not None
     for text, allow in (("user", OVERFLOW_UID), ("group", [1000, Group(OVERFLOW_GID)])):
         with pytest.raises(ValueError, match=f"{text} 6.* nobody's identity: name another {text}"):
-            access.parse(allow)
+            access.check_allow("allow", allow)
 
 
 def test_anyone_and_a_function_may_let_an_unmapped_user_in() -> None:
-    assert access.check("anyone", UNMAPPED, abstract=True) is None
-    assert access.check(lambda peer: peer.uid == OVERFLOW_UID, UNMAPPED, abstract=True) is None
+    assert access.refusal("anyone", UNMAPPED, abstract=True) is None
+    assert access.refusal(lambda peer: peer.uid == OVERFLOW_UID, UNMAPPED, abstract=True) is None
 
 
 @only_root

@@ -29,7 +29,7 @@ from support.wire import (
 import jumiks
 from jumiks import Backoff, Client, Delivery, EndReason, Server, ServerClosed
 from jumiks._native import check, ffi, lib
-from jumiks._peer import command_of
+from jumiks._peer import peer_command
 from jumiks._server import control
 from jumiks._wire.handshake import Status
 from jumiks.stats import server_stats
@@ -46,7 +46,7 @@ class Held:
         self.strike: Callable[[], object] = lambda: None
         self.until: Callable[[jumiks.ServerStats], bool] = lambda figures: figures.clients == 0
         self.struck = threading.Event()
-        monkeypatch.setattr(control, "command_of", self._between)
+        monkeypatch.setattr(control, "peer_command", self._between)
 
     def _between(self, sock: socket.socket, pid: int) -> str:
         # It runs in the control thread. The core counts a client until it ends it.
@@ -57,7 +57,7 @@ class Held:
             self.strike()
             wait_until(lambda: self.until(figures_of(handle)))
             self.struck.set()
-        return command_of(sock, pid)
+        return peer_command(sock, pid)
 
 
 def figures_of(handle: object) -> jumiks.ServerStats:

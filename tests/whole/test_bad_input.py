@@ -170,11 +170,11 @@ def test_reserve_refuses_a_wrong_size(
 # ---- times
 
 WRONG_TIMES = [
-    (-1, ValueError, "a time of -1 seconds: it must be 0 or more; None is no limit"),
-    (-0.001, ValueError, "a time of -0.001 seconds"),
-    (float("nan"), ValueError, "a time of nan seconds"),
-    ("1", TypeError, "a time is a number of seconds or None, not '1'"),
-    (True, TypeError, "a time is a number of seconds or None, not True"),
+    (-1, ValueError, "timeout=-1: it must be 0 seconds or more; None is no limit"),
+    (-0.001, ValueError, "timeout=-0.001: it must be 0 seconds or more"),
+    (float("nan"), ValueError, "timeout=nan: it must be 0 seconds or more"),
+    ("1", TypeError, "timeout is a number of seconds or None, not '1'"),
+    (True, TypeError, "timeout is a number of seconds or None, not True"),
 ]
 
 
@@ -198,7 +198,7 @@ def test_a_server_refuses_a_wrong_time_whether_it_has_to_wait_or_not(
     kind: type[Exception],
     words: str,
 ) -> None:
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind, match=words.replace("timeout", "(timeout|linger)")):
         call(server, wrong)
     assert server.stats().published == 0
     assert_serves(server)
@@ -242,6 +242,7 @@ def test_wait_for_clients_refuses_a_wrong_count(
 # ---- settings of a server
 
 NUMBER = "a whole number, not"
+NO_FILE = "mode and group are for the file that a path makes, .* use allow"
 HUGE = (1 << 63) - 1
 
 
@@ -259,7 +260,7 @@ HUGE = (1 << 63) - 1
         ("on_lag", "drop", ValueError, "on_lag='drop': .* 'disconnect', 'block' or 'skip'"),
         ("on_lag", None, ValueError, "on_lag=None: .* 'disconnect', 'block' or 'skip'"),
         ("on_lag", ["block"], ValueError, "on_lag=.*'disconnect', 'block' or 'skip'"),
-        ("patience", -1, ValueError, "a time of -1 seconds"),
+        ("patience", -1, ValueError, "patience=-1: it must be 0 seconds or more; None is no limit"),
         ("patience", "1", TypeError, "a number of seconds or None, not '1'"),
         ("log_size", 4096, ValueError, "log_size=4096: it must be from 65536 to 17179869184 bytes"),
         ("log_size", SMALL_LOG - 1, ValueError, "log_size=65535: it must be from 65536"),
@@ -269,10 +270,10 @@ HUGE = (1 << 63) - 1
         ("log_size", 1e6, TypeError, "log_size is a number of bytes, not 1000000.0"),
         ("log_size", None, TypeError, "log_size is a number of bytes, not None"),
         ("log_size", True, TypeError, "log_size is a number of bytes, not True"),
-        ("max_message", 0, ValueError, "max_message=0: it must be from 1 to 4194304"),
+        ("max_message", 0, ValueError, "max_message=0: it must be from 1 to 4294967231 bytes"),
         ("max_message", (4 << 20) + 1, ValueError, "max_message=4194305: .* from 1 to 4194304"),
-        ("max_message", "1", TypeError, f"max_message is {NUMBER} '1'"),
-        ("max_message", 1.0, TypeError, f"max_message is {NUMBER} 1.0"),
+        ("max_message", "1", TypeError, "max_message is a number of bytes or None, not '1'"),
+        ("max_message", 1.0, TypeError, "max_message is a number of bytes or None, not 1.0"),
         ("max_clients", 0, ValueError, "max_clients=0: it must be from 1 to"),
         ("max_clients", 1 << 21, ValueError, "max_clients=2097152: it must be from 1 to 1048576"),
         ("max_clients", None, TypeError, f"max_clients is {NUMBER} None"),
@@ -281,12 +282,22 @@ HUGE = (1 << 63) - 1
             "max_clients_per_user",
             0,
             ValueError,
-            "max_clients_per_user=0: it must be from 1 to 1024",
+            "max_clients_per_user=0: it must be from 1 to",
         ),
         ("max_clients_per_user", 1025, ValueError, "it must be from 1 to 1024"),
-        ("max_clients_per_user", "half", TypeError, f"max_clients_per_user is {NUMBER} 'half'"),
-        ("handshake_timeout", -1, ValueError, "a time of -1 seconds"),
-        ("handshake_timeout", "soon", TypeError, "a number of seconds or None, not 'soon'"),
+        (
+            "max_clients_per_user",
+            "half",
+            TypeError,
+            "max_clients_per_user is a whole number or None, not 'half'",
+        ),
+        (
+            "handshake_timeout",
+            -1,
+            ValueError,
+            "handshake_timeout=-1: it must be 0 seconds or more$",
+        ),
+        ("handshake_timeout", "soon", TypeError, "handshake_timeout is a number of seconds, not"),
         (
             "handshake_timeout",
             None,
@@ -294,8 +305,18 @@ HUGE = (1 << 63) - 1
             "handshake_timeout is a number of seconds, not None",
         ),
         ("handshake_timeout", 0, ValueError, "handshake_timeout=0: it must be above 0"),
-        ("mode", 0o660, ValueError, "mode and group are for a path"),
-        ("group", "root", ValueError, "mode and group are for a path"),
+        (
+            "mode",
+            0o660,
+            ValueError,
+            NO_FILE,
+        ),
+        (
+            "group",
+            "root",
+            ValueError,
+            NO_FILE,
+        ),
         ("allow", "everyone", ValueError, "the only text it takes is 'anyone'"),
         ("allow", [], ValueError, "allow is empty: nobody could connect"),
         ("allow", 1.5, TypeError, "allow takes None, 'anyone', a user id"),
@@ -322,7 +343,7 @@ def test_a_server_refuses_a_callback_that_cannot_be_called(address: str, setting
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [(-1, r"out of range: it takes 0 to 0o777"), (0o7777, "mode 0o7777 is out of range")],
+    [(-1, "mode=-1 .*: it must be from 0 to 0o777"), (0o7777, r"mode=4095 \(0o7777\)")],
 )
 def test_a_server_refuses_a_wrong_mode_of_its_path(path: Path, wrong: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -375,7 +396,7 @@ except OSError as error:
     done = subprocess.run(
         [sys.executable, "-c", script, address], capture_output=True, text=True, check=False
     )
-    assert "cannot make a log of 16777216 bytes in a memfd" in done.stdout, done
+    assert "cannot make a log of 16777216 bytes (log_size) in a memfd" in done.stdout, done
 
 
 # ---- settings of a client

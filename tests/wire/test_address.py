@@ -20,7 +20,7 @@ from support.base import IS_ROOT
 
 from jumiks._peer import Peer
 from jumiks._wire import address as addresses
-from jumiks._wire.address import Kind, Listener, connecting, listen, parse
+from jumiks._wire.address import Kind, Listener, connecting, listen, parse_address
 from jumiks.errors import AddressInUse, Timeout
 
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can change the owner")
@@ -37,7 +37,7 @@ def umask(mask: int) -> Iterator[None]:
 
 def connect(where: object, timeout: float | None = None) -> socket.socket:
     """Connect as a client does, waiting in this thread."""
-    for sock, pause in connecting(parse(where), timeout):
+    for sock, pause in connecting(parse_address(where), timeout):
         if sock is not None:
             return sock
         time.sleep(pause)
@@ -62,7 +62,7 @@ def assert_serves(listener: Listener, where: object) -> None:
             assert Peer.of(connection) == Peer.of(client)
 
 
-# ---- parse
+# ---- parse_address
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def assert_serves(listener: Listener, where: object) -> None:
     ],
 )
 def test_an_address_is_parsed(written: Any, kind: Kind, text: str, sockaddr: bytes) -> None:
-    parsed = parse(written)
+    parsed = parse_address(written)
     assert (parsed.kind, parsed.text, parsed.sockaddr) == (kind, text, sockaddr)
     assert parsed.abstract == (kind is Kind.ABSTRACT)
     assert str(parsed) == text
-    assert parse(parsed) is parsed
+    assert parse_address(parsed) is parsed
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_an_address_is_parsed(written: Any, kind: Kind, text: str, sockaddr: byt
 )
 def test_a_wrong_address_is_refused_with_what_would_be_right(written: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        parse(written)
+        parse_address(written)
 
 
 @pytest.mark.parametrize("written", [None, 7, b"ticks", ["ticks"], ("localhost", 80)])
 def test_an_address_of_a_wrong_type_is_refused(written: object) -> None:
     with pytest.raises(TypeError, match="'@name', a path"):
-        parse(written)
+        parse_address(written)
 
 
 @pytest.mark.parametrize("kind", [Kind.ABSTRACT, Kind.PATH])
@@ -203,7 +203,7 @@ def test_an_address_whose_backlog_is_full_is_in_use(anywhere: str) -> None:
 
 def test_an_address_with_a_socket_of_another_type_is_in_use(anywhere: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-        other.bind(parse(anywhere).sockaddr)
+        other.bind(parse_address(anywhere).sockaddr)
         other.listen()
         if anywhere.startswith("@"):
             # Each type has abstract names of its own, so this is not even a conflict.
@@ -391,16 +391,12 @@ def shared_folder() -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("wrong", "kind", "words"),
     [
-        ({"mode": 0o1777}, ValueError, "out of range"),
-        ({"mode": -1}, ValueError, "out of range"),
-        ({"mode": "0660"}, TypeError, "a number such as 0o660"),
-        ({"mode": True}, TypeError, "a number such as 0o660"),
         ({"group": "no such group"}, ValueError, "no group named 'no such group'"),
         ({"group": -1}, ValueError, "no group id"),
-        ({"group": 1.0}, TypeError, "a name or a number"),
+        ({"group": 1.0}, TypeError, "the name or number of a group"),
     ],
 )
-def test_a_wrong_mode_or_group_is_refused_before_anything_is_made(
+def test_a_wrong_group_is_refused_before_anything_is_made(
     path: Path, wrong: Any, kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
@@ -409,9 +405,9 @@ def test_a_wrong_mode_or_group_is_refused_before_anything_is_made(
 
 
 def test_mode_and_group_are_refused_where_there_is_no_file(address: str) -> None:
-    with pytest.raises(ValueError, match="for a path"):
+    with pytest.raises(ValueError, match="for the file that a path makes"):
         listen(address, mode=0o600)
-    with pytest.raises(ValueError, match="for a path"):
+    with pytest.raises(ValueError, match="for the file that a path makes"):
         listen(address, group=0)
 
 
@@ -546,7 +542,7 @@ def test_a_lock_file_that_another_user_left_behind_stops_nobody(
 
 
 def test_a_lock_file_can_be_opened_by_everybody(path: Path) -> None:
-    with umask(0o077), addresses._start_lock(parse(path)):
+    with umask(0o077), addresses._start_lock(parse_address(path)):
         assert permissions(path.with_name(".socket.jumiks-lock")) == 0o644
 
 
@@ -670,7 +666,7 @@ def test_starts_and_stops_at_once_never_leave_a_server_without_its_file(path: Pa
 
 def ready_made(where: str, kind: int = socket.SOCK_SEQPACKET) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, kind)
-    sock.bind(parse(where).sockaddr)
+    sock.bind(parse_address(where).sockaddr)
     return sock
 
 
@@ -680,7 +676,7 @@ def test_a_bound_socket_serves_and_its_file_is_left_alone(anywhere: str, listeni
     sock.set_inheritable(True)
     if listening:
         sock.listen()
-    parsed = parse(sock)
+    parsed = parse_address(sock)
     assert parsed.kind is Kind.SOCKET
     assert parsed.text == anywhere
     assert parsed.abstract == anywhere.startswith("@")
@@ -709,14 +705,14 @@ def test_a_socket_that_is_not_bound_or_closed_or_connected_is_refused(address: s
     with pytest.raises(ValueError, match="closed"):
         listen(sock)
     with listen(address), ready_made(address + "2") as sock:
-        sock.connect(parse(address).sockaddr)
+        sock.connect(parse_address(address).sockaddr)
         with pytest.raises(ValueError, match="cannot listen"):
             listen(sock)
 
 
 def test_a_ready_made_socket_takes_no_mode_and_is_no_address_to_connect_to(address: str) -> None:
     with ready_made(address) as sock:
-        with pytest.raises(ValueError, match="for a path"):
+        with pytest.raises(ValueError, match="for the file that a path makes"):
             listen(sock, mode=0o600)
         with pytest.raises(TypeError, match="for a server"):
             connect(sock)

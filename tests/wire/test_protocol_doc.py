@@ -16,6 +16,7 @@ from support.base import ROOT
 
 from jumiks import ClientInfo, ServerStats, monitor
 from jumiks._native import lib
+from jumiks._options import HANDSHAKE_TIMEOUT
 from jumiks._server import monitors
 from jumiks._wire import handshake, status
 from jumiks._wire.handshake import (
@@ -26,7 +27,7 @@ from jumiks._wire.handshake import (
     Status,
     Welcome,
 )
-from jumiks.server import HANDSHAKE_TIMEOUT, SEND_BUFFER
+from jumiks.server import SEND_BUFFER
 
 pytestmark = pytest.mark.no_core
 

@@ -54,9 +54,7 @@ class Backoff:
         """Check the values."""
         for name in ("first", "most", "factor", "jitter", "give_up"):
             value = getattr(self, name)
-            if value is None and name != "give_up":
-                raise TypeError(f"{name} is a number, not None")
-            nanoseconds(value)
+            nanoseconds(value, name, none=name == "give_up")
         if self.most < self.first:
             raise ValueError(f"most={self.most}: it must be {self.first} (first) or more")
         if self.factor < 1:

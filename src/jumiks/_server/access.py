@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast
 
-from .._peer import OVERFLOW_GID, OVERFLOW_UID, Peer, group_id
+from .._peer import NO_ID, OVERFLOW_GID, OVERFLOW_UID, Peer, group_id
 
 __all__ = ["Allow", "Group"]
 
@@ -68,23 +68,23 @@ class Some:
 
 
 Rule: TypeAlias = Literal["anyone"] | Some | Callable[[Peer], bool] | None
-"""The same after `parse`."""
+"""The same after `check_allow`."""
 
 
 def _user(uid: object, name: str) -> int:
     if isinstance(uid, bool) or not isinstance(uid, int):
         raise TypeError(f"{name} takes user ids as numbers, not {uid!r}: see pwd.getpwnam")
-    if not 0 <= uid < 2**32 - 1:
-        raise ValueError(f"{name}: {uid} is no user id")
+    if not 0 <= uid < NO_ID:
+        raise ValueError(f"{name}: {uid} is no user id: those go from 0 to {NO_ID - 1}")
     return uid
 
 
-def parse(allow: object, name: str = "allow") -> Rule:
+def check_allow(name: str, allow: object) -> Rule:
     """Check a rule once, so that a wrong one is found when the server starts.
 
     Args:
-        allow: as described at `Allow`.
         name: the argument's name, for messages.
+        allow: as described at `Allow`.
 
     Raises:
         TypeError: it is none of these.
@@ -94,9 +94,12 @@ def parse(allow: object, name: str = "allow") -> Rule:
         return None
     if isinstance(allow, str):
         if allow != "anyone":
-            raise ValueError(f"{name}={allow!r}: the only text it takes is 'anyone'")
+            raise ValueError(
+                f"{name}={allow!r}: the only text it takes is 'anyone'; users are given by number "
+                "(pwd.getpwnam), groups as Group(name)"
+            )
         return "anyone"
-    if isinstance(allow, int | Group):
+    if isinstance(allow, int | Group) and not isinstance(allow, bool):
         return _some((allow,), name)
     if callable(allow):
         if inspect.iscoroutinefunction(allow):
@@ -107,11 +110,12 @@ def parse(allow: object, name: str = "allow") -> Rule:
     if isinstance(allow, Iterable) and not isinstance(allow, bytes | bytearray):
         found = _some(allow, name)
         if not found.users and not found.groups:
-            raise ValueError(f"{name} is empty: nobody could connect")
+            raise ValueError(f"{name} is empty: nobody could connect; give a user id or a Group")
         return found
+    least = "None, False" if name == "monitor" else "None"
     raise TypeError(
-        f"{name} takes None, 'anyone', a user id, a Group, several of them or a function, "
-        f"not {type(allow).__name__}"
+        f"{name} takes {least}, 'anyone', a user id, a Group, several of them or a function, "
+        f"not {allow!r:.100}"
     )
 
 
@@ -146,16 +150,13 @@ def _trusted() -> frozenset[int]:
     return frozenset((0, os.geteuid())) - {OVERFLOW_UID}
 
 
-def check(rule: Rule, peer: Peer, abstract: bool) -> str | None:
-    """Hold a peer against a rule.
+def refusal(rule: Rule, peer: Peer, abstract: bool) -> str | None:
+    """Say why a rule does not let a peer connect; None if it does.
 
     Args:
-        rule: what `parse` returned.
-        peer: who connected.
-        abstract: whether the server's address is an abstract one, where no file guards it.
-
-    Returns:
-        None if it may connect, otherwise the reason why not.
+        rule: what `check_allow` returned.
+        peer: the process that connected.
+        abstract: whether the server's address is an abstract one, which has no file permissions.
     """
     if rule == "anyone":
         return None

@@ -26,15 +26,14 @@ from typing import TYPE_CHECKING, Final
 
 from .._green import new_thread, original
 from .._native import check, ffi, lib, new_eventfd, owned_descriptors
-from .._peer import Peer, command_of
+from .._peer import Peer, peer_command
 from .._wire import rights
 from .._wire.address import Listener
 from .._wire.handshake import Capability, ServerHandshake, ServerHello, Status
 from .._wire.status import as_json
 from ..errors import JumiksError
 from ..stats import ClientInfo, EndReason, client_info, server_stats
-from .access import Quota, Rule
-from .access import check as may_connect
+from .access import Quota, Rule, refusal
 from .journal import Journal
 from .lag_watch import LOOK_EVERY, LagWatch
 from .monitors import MonitorRule, Monitors
@@ -74,7 +73,7 @@ _STATUS_OF: Final = {
     lib.JMK_E_CLOSED: Status.CLOSING,
 }
 
-Watcher = Callable[[ClientInfo], object]
+ClientCallback = Callable[[ClientInfo], object]
 
 
 class _Joining:
@@ -167,11 +166,11 @@ class Control:
         rule: Rule,
         quota: Quota,
         handshake_timeout: float,
-        on_connect: Watcher | None,
+        on_connect: ClientCallback | None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None,
         monitor: MonitorRule,
         about: Mapping[str, object],
-        on_lag_warning: Watcher | None,
+        on_lag_warning: ClientCallback | None,
         lag_watch: LagWatch,
     ) -> None:
         self._handle = handle
@@ -367,7 +366,7 @@ class Control:
             self._next_look = now + LOOK_EVERY
             self._warn(self._on_lag_warning)
 
-    def _warn(self, on_lag_warning: Watcher) -> None:
+    def _warn(self, on_lag_warning: ClientCallback) -> None:
         try:
             infos = client_infos(self._handle, self.peers)
         except JumiksError:
@@ -446,7 +445,7 @@ class Control:
         check(lib.jmk_socket_prepare(self._handle, sock.fileno(), limit), "server")
         peer = Peer.of(sock)
         # Ask before anything is told.
-        reason = may_connect(self._rule, peer, self._listener.address.abstract)
+        reason = refusal(self._rule, peer, self._listener.address.abstract)
         no_look = None if reason is None else self._monitors.verdict(peer)
         stranger = reason is not None and no_look is not None
         handshake = ServerHandshake(self._nothing if stranger else self._hello_now(limit[0]))
@@ -628,7 +627,7 @@ class Control:
 
     def _welcome(self, joining: _Joining, attached: Attached) -> None:
         key, cursor = attached.key, attached.cursor_fd
-        command = command_of(joining.sock, joining.peer.pid)
+        command = peer_command(joining.sock, joining.peer.pid)
         peer = self.peers[key] = replace(joining.peer, command=command)
         self._let_in_of[peer.uid] += 1
         welcomed = True

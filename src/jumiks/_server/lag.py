@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lag policy's settings, checked (docs/design.md, "Lag"); the core applies them."""
+"""The lag policy's settings (docs/design.md, "Lag"); the core applies them."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
@@ -15,7 +15,6 @@ PATIENCE: Final = 1.0
 """Seconds by default that a client at its limit has to work off half of it."""
 
 _CODES: Final = {"disconnect": lib.JMK_DISCONNECT, "block": lib.JMK_BLOCK, "skip": lib.JMK_SKIP}
-_MOST: Final = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +41,22 @@ class Policy:
         """The patience as the core takes it, ns."""
         return nanoseconds(self.patience)
 
+    @classmethod
+    def of(
+        cls, on_lag: OnLag, max_lag: int | None, patience: float | Literal["default"] | None
+    ) -> "Policy":
+        """Return the policy of checked options; "default" becomes the patience that it means."""
+        if patience == "default":
+            patience = None if on_lag == "block" else PATIENCE
+        return cls(on_lag, max_lag, patience)
 
-def parse(on_lag: object, max_lag: object, patience: float | Literal["default"] | None) -> Policy:
-    """Check what a user said.
 
-    Args:
-        on_lag: one of `OnLag`.
-        max_lag: messages, 1 or more, or None.
-        patience: seconds, None for ever, or "default": `PATIENCE`, and for ever with "block".
+def check_on_lag(name: str, on_lag: object) -> object:
+    """Check a server's `on_lag` argument.
 
     Raises:
-        TypeError: max_lag or patience is no number.
-        ValueError: one of them is out of its range.
+        ValueError: it is none of `OnLag`.
     """
     if on_lag not in get_args(OnLag):
-        raise ValueError(f"on_lag={on_lag!r}: it must be 'disconnect', 'block' or 'skip'")
-    policy: OnLag = on_lag  # type: ignore[assignment]
-    if max_lag is not None:
-        if isinstance(max_lag, bool) or not isinstance(max_lag, int):
-            raise TypeError(f"max_lag is a number of messages or None, not {max_lag!r}")
-        if not 1 <= max_lag <= _MOST:
-            raise ValueError(
-                f"max_lag={max_lag}: it must be from 1 to {_MOST} messages; None is no limit"
-            )
-    if patience == "default":
-        patience = None if policy == "block" else PATIENCE
-    nanoseconds(patience)
-    return Policy(policy, max_lag, patience)
+        raise ValueError(f"{name}={on_lag!r}: it must be 'disconnect', 'block' or 'skip'")
+    return on_lag

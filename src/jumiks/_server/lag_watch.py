@@ -18,7 +18,7 @@ LOOK_EVERY: Final = 0.25
 """Seconds between two looks at all clients' lag."""
 
 
-def parse_part(part: object) -> float:
+def check_lag_warning(name: str, part: object) -> float:
     """Check a server's `lag_warning` argument.
 
     Raises:
@@ -26,9 +26,9 @@ def parse_part(part: object) -> float:
         ValueError: it is not between 0 and 1.
     """
     if isinstance(part, bool) or not isinstance(part, int | float):
-        raise TypeError(f"lag_warning is a part of the limit, such as 0.5, not {part!r}")
+        raise TypeError(f"{name} is a part of the limit, such as 0.5, not {part!r}")
     if not 0 < part <= 1:
-        raise ValueError(f"lag_warning={part}: it must be above 0, and 1 at most")
+        raise ValueError(f"{name}={part}: it must be above 0, and 1 at most")
     return part
 
 

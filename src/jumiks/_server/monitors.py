@@ -20,7 +20,7 @@ from .._peer import Peer
 from .._wire import rights
 from .._wire.status import HEADER, STATUS, UNKNOWN, answers
 from . import access
-from .access import Allow, Rule
+from .access import Rule
 
 __all__: list[str] = []
 
@@ -37,12 +37,12 @@ MOST_PACKET: Final = 32768
 MonitorRule: TypeAlias = Rule | Literal[False]
 
 
-def parse_rule(rule: Allow | Literal[False]) -> MonitorRule:
-    """Check a server's `monitor` argument; raises as `access.parse` does."""
-    return False if rule is False else access.parse(rule, "monitor")
+def check_monitor(name: str, rule: object) -> MonitorRule:
+    """Check a server's `monitor` argument; raises as `access.check_allow` does."""
+    return False if rule is False else access.check_allow(name, rule)
 
 
-class _Watcher:
+class _Monitor:
     """One monitor: it asks, or waits for its answer, or takes that."""
 
     def __init__(self, sock: socket.socket, peer: Peer, max_packet: int, *, guarded: bool) -> None:
@@ -71,28 +71,28 @@ class Monitors:
         self._quota = access.Quota.share(MOST)
         self._epoll = epoll
         self._look = look
-        self._watchers: dict[int, _Watcher] = {}
+        self._monitors: dict[int, _Monitor] = {}
         self._due = 0.0
 
     def __contains__(self, descriptor: object) -> bool:
-        return descriptor in self._watchers
+        return descriptor in self._monitors
 
     def __len__(self) -> int:
-        return len(self._watchers)
+        return len(self._monitors)
 
     def verdict(self, peer: Peer) -> str | None:
         """Why the rule does not let this peer look; None if it does. It asks a function."""
         if self._rule is False:
             return "it lets nobody look at its status"
         # As strict by default as for an abstract address: others' pids are nobody's business.
-        reason = access.check(self._rule, peer, abstract=True)
+        reason = access.refusal(self._rule, peer, abstract=True)
         return reason and reason.replace("connect", "look at its status", 1)
 
     def crowd(self, peer: Peer) -> str | None:
         """Why there is no place for this peer now; None if there is."""
-        if len(self._watchers) >= MOST:
+        if len(self._monitors) >= MOST:
             return f"it has {MOST} monitors already"
-        held = sum(watcher.peer.uid == peer.uid for watcher in self._watchers.values())
+        held = sum(monitor.peer.uid == peer.uid for monitor in self._monitors.values())
         reason = self._quota.refusal(peer.uid, held)
         return reason and reason.replace("connections", "monitors")
 
@@ -101,20 +101,20 @@ class Monitors:
     ) -> None:
         """Take over a socket that is registered for EPOLLIN and has its welcome."""
         size = min(max_packet, MOST_PACKET)
-        self._watchers[sock.fileno()] = _Watcher(sock, peer, size, guarded=guarded)
+        self._monitors[sock.fileno()] = _Monitor(sock, peer, size, guarded=guarded)
 
     def handle(self, descriptor: int, events: int) -> None:
         """Do what a monitor's descriptor is ready for."""
-        watcher = self._watchers[descriptor]
+        monitor = self._monitors[descriptor]
         try:
-            if watcher.packets:
-                self._send(watcher)
-            elif watcher.asked is None:
-                self._read(watcher)
+            if monitor.packets:
+                self._send(monitor)
+            elif monitor.asked is None:
+                self._read(monitor)
             elif events & (select.EPOLLHUP | select.EPOLLERR):
-                self._drop(watcher)
+                self._drop(monitor)
         except OSError:
-            self._drop(watcher)
+            self._drop(monitor)
 
     @property
     def deadline(self) -> float | None:
@@ -123,62 +123,62 @@ class Monitors:
 
     def expire(self, now: float) -> None:
         """Answer who has waited for long enough, one at a time."""
-        watcher = next(self._waiting(), None)
-        if watcher is not None and now >= self._due:
-            self._answer(watcher)
+        monitor = next(self._waiting(), None)
+        if monitor is not None and now >= self._due:
+            self._answer(monitor)
 
     def close(self) -> None:
         """Drop all."""
-        for watcher in list(self._watchers.values()):
-            self._drop(watcher)
+        for monitor in list(self._monitors.values()):
+            self._drop(monitor)
 
-    def _waiting(self) -> Iterator[_Watcher]:
-        return (each for each in self._watchers.values() if each.asked is not None)
+    def _waiting(self) -> Iterator[_Monitor]:
+        return (each for each in self._monitors.values() if each.asked is not None)
 
-    def _drop(self, watcher: _Watcher) -> None:
-        descriptor = watcher.sock.fileno()
-        del self._watchers[descriptor]
+    def _drop(self, monitor: _Monitor) -> None:
+        descriptor = monitor.sock.fileno()
+        del self._monitors[descriptor]
         self._epoll.unregister(descriptor)
-        rights.hang_up(watcher.sock, watcher.guarded)
+        rights.hang_up(monitor.sock, monitor.guarded)
 
-    def _read(self, watcher: _Watcher) -> None:
+    def _read(self, monitor: _Monitor) -> None:
         try:
-            if watcher.guarded and rights.come_next(watcher.sock):
-                self._drop(watcher)
+            if monitor.guarded and rights.come_next(monitor.sock):
+                self._drop(monitor)
                 return
-            packet = watcher.sock.recv(MOST_PACKET)
+            packet = monitor.sock.recv(MOST_PACKET)
         except BlockingIOError:
             return
         if len(packet) < HEADER.size:
-            self._drop(watcher)
+            self._drop(monitor)
             return
-        watcher.kind, _, watcher.asked = HEADER.unpack_from(packet)
+        monitor.kind, _, monitor.asked = HEADER.unpack_from(packet)
         # Behind all who have asked before, or who asks without end would always come first.
-        descriptor = watcher.sock.fileno()
-        self._watchers[descriptor] = self._watchers.pop(descriptor)
-        self._epoll.modify(watcher.sock.fileno(), 0)
+        descriptor = monitor.sock.fileno()
+        self._monitors[descriptor] = self._monitors.pop(descriptor)
+        self._epoll.modify(monitor.sock.fileno(), 0)
         self.expire(time.monotonic())
 
-    def _answer(self, watcher: _Watcher) -> None:
-        begin, number = time.monotonic(), watcher.asked
+    def _answer(self, monitor: _Monitor) -> None:
+        begin, number = time.monotonic(), monitor.asked
         assert number is not None
-        watcher.asked = None
-        if watcher.kind == STATUS:
+        monitor.asked = None
+        if monitor.kind == STATUS:
             body = "".join(self._look()).encode()
-            watcher.packets.extend(answers(number, body, watcher.max_packet))
+            monitor.packets.extend(answers(number, body, monitor.max_packet))
         else:
-            watcher.packets.append(HEADER.pack(watcher.kind, UNKNOWN, number))
+            monitor.packets.append(HEADER.pack(monitor.kind, UNKNOWN, number))
         with suppress(OSError):  # epoll tells of it as well
-            self._send(watcher)
+            self._send(monitor)
         now = time.monotonic()
         self._due = now + max(LEAST_PAUSE, _SHARE * (now - begin))
 
-    def _send(self, watcher: _Watcher) -> None:
-        while watcher.packets:
+    def _send(self, monitor: _Monitor) -> None:
+        while monitor.packets:
             try:
-                watcher.sock.send(watcher.packets[0], socket.MSG_NOSIGNAL)
+                monitor.sock.send(monitor.packets[0], socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                self._epoll.modify(watcher.sock.fileno(), select.EPOLLOUT)
+                self._epoll.modify(monitor.sock.fileno(), select.EPOLLOUT)
                 return
-            watcher.packets.popleft()
-        self._epoll.modify(watcher.sock.fileno(), select.EPOLLIN)
+            monitor.packets.popleft()
+        self._epoll.modify(monitor.sock.fileno(), select.EPOLLIN)

@@ -29,6 +29,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import socket
 import stat
 import time
@@ -115,7 +116,7 @@ class Address:
         return self.text
 
 
-def parse(address: object) -> Address:
+def parse_address(address: object) -> Address:
     """Check an address.
 
     Args:
@@ -291,7 +292,8 @@ def listen(
     """Listen at an address.
 
     Args:
-        address: whatever `parse` takes. A ready-made socket belongs to the listener from now on.
+        address: what `parse_address` takes. A ready-made socket belongs to the listener from now
+            on.
         mode: permissions of the path, such as 0o660; who may write may connect. None leaves it to
             the umask, or is 0o660 if there is a group.
         group: name or id of the group that gets the path. None leaves it to the system.
@@ -303,26 +305,35 @@ def listen(
         PermissionError, FileNotFoundError, OSError: the system refuses, for the reason given.
         TypeError, ValueError: a wrong argument.
     """
-    where = parse(address)
+    where = parse_address(address)
     if where.kind is not Kind.PATH:
         if mode is not None or group is not None:
             raise ValueError(
-                f"mode and group are for a path, and {where.text!r} is not one we make"
+                "mode and group are for the file that a path makes, and "
+                f"{where.text!r} makes none: for '@name' and a ready-made socket use allow"
             )
         return _listen_ready(where, backlog) if where.ready else _listen_abstract(where, backlog)
     gid = None if group is None else group_id(group)
     if mode is None and gid is not None:
         mode = GROUP_MODE
-    return _listen_path(where, _check_mode(mode), gid, backlog)
+    return _listen_path(where, mode, gid, backlog)
 
 
-def _check_mode(mode: int | None) -> int | None:
+def check_mode(name: str, mode: object) -> int | None:
+    """Check a server's `mode` argument.
+
+    Raises:
+        TypeError: it is neither a number nor None.
+        ValueError: it has bits beyond those of permissions.
+    """
     if mode is None:
         return None
     if isinstance(mode, bool) or not isinstance(mode, int):
-        raise TypeError(f"mode is a number such as 0o660, not {mode!r}")
+        raise TypeError(f"{name} is a number such as 0o660, or None, not {mode!r}")
     if not 0 <= mode <= 0o777:
-        raise ValueError(f"mode {mode:#o} is out of range: it takes 0 to 0o777")
+        digits = str(mode)
+        meant = f": did you mean 0o{digits}?" if re.fullmatch("[0-7]{3}", digits) else ""
+        raise ValueError(f"{name}={mode} ({mode:#o}): it must be from 0 to 0o777{meant}")
     return mode
 
 
@@ -654,7 +665,7 @@ def connecting(
     """Connect to a server's address, and leave the waiting to the caller.
 
     Args:
-        where: what `parse` returned for "@name" or a path.
+        where: what `parse_address` returned for "@name" or a path.
         timeout: seconds to wait for a place in the server's backlog; None is no limit.
         takes_descriptors: whether the server may send some; else the kernel refuses them if it can.
 

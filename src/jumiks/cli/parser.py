@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from typing import Final, NamedTuple, get_args
+from math import inf
+from typing import Any, Final, NamedTuple, get_args
 
+from jumiks._options import Options, ServerOptions, about, help_of
 from jumiks._server.lag import OnLag
+from jumiks._wire.handshake import FIRST_ID
 
 from .framing import LENGTH
 from .streams import check_output
@@ -40,37 +46,58 @@ def _later(module: str) -> Runner:
     return run
 
 
+def _wrong(text: str, what: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{text!r}: it must be {what}")
+
+
+def _number(text: str, above: bool) -> float:
+    with suppress(ValueError):
+        value = float(text)
+        if 0 <= value < inf and not (above and value == 0):
+            return value
+    raise _wrong(text, f"a number of seconds, {'above 0' if above else '0 or more'}")
+
+
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
+    return _number(text, above=True)
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value
+    return _number(text, above=False)
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise _wrong(text, "a whole number") from None
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    with suppress(ValueError):
+        if (value := int(text)) >= 1:
+            return value
+    raise _wrong(text, "a whole number, 1 or more")
 
 
 def _mode(text: str) -> int:
-    return int(text, 8)
+    with suppress(ValueError):
+        if 0 <= (value := int(text, 8)) <= 0o777:
+            return value
+    raise _wrong(text, "an octal number from 0 to 777, such as 0660")
 
 
 def _start(text: str) -> str | int:
-    return text if text in ("now", "oldest") else int(text)
+    if text in ("now", "oldest"):
+        return text
+    with suppress(ValueError):
+        if (value := int(text)) >= FIRST_ID:
+            return value
+    raise _wrong(text, f"'oldest', 'now' or the id of a message, which is {FIRST_ID} or more")
 
 
 class Keep(NamedTuple):
-    """History that stays, in one of two units; 0 is not told."""
+    """How much history to keep, in one of two units; 0 is not told."""
 
     messages: int = 0
     bytes: int = 0
@@ -80,22 +107,55 @@ def _unit(text: str) -> int:
     return "KMG".find(text[-1:].upper()) + 1 if text else 0
 
 
-def _size(text: str) -> int:
+def _size(text: str, what: str = "a number of bytes, with a unit (K, M, G) or without") -> int:
     unit = _unit(text)
-    return _count(text[:-1] if unit else text) << 10 * unit
+    with suppress(ValueError):
+        if (value := int(text[:-1] if unit else text)) >= 1:
+            return value << 10 * unit
+    raise _wrong(text, what)
 
 
 def _keep(text: str) -> Keep:
-    return Keep(bytes=_size(text)) if _unit(text) else Keep(messages=_count(text))
+    value = _size(text, "a number of messages, or a number of bytes with a unit: K, M or G")
+    return Keep(bytes=value) if _unit(text) else Keep(messages=value)
 
 
-_keep.__name__ = "number, or number of bytes with a unit"
-_size.__name__ = "number of bytes, with a unit or without"
-_positive.__name__ = "number of seconds"
-_seconds.__name__ = "number of seconds"
-_count.__name__ = "number"
-_mode.__name__ = "mode"
-_start.__name__ = "start"
+def _group(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
+
+
+def _from_table(
+    parser: argparse.ArgumentParser,
+    table: type[Options],
+    name: str,
+    parse: Callable[[str], object] | None = None,
+    **more: Any,
+) -> None:
+    """Add an option that has the default, the check and the help of a table.
+
+    Args:
+        parser: gets the option.
+        table: where the option stands.
+        name: its name there.
+        parse: makes a value of the text; a value is then checked as the table says.
+        more: what else `add_argument` takes.
+    """
+    (one,) = (each for each in fields(table) if each.name == name)
+
+    def checked(text: str) -> object:
+        assert parse is not None
+        value = parse(text)
+        try:
+            return about(one).check(name, value)
+        except (TypeError, ValueError) as error:
+            # argparse says which option; None cannot be given here.
+            words = str(error).removeprefix(f"{name}=").partition("; None is")[0]
+            raise argparse.ArgumentTypeError(words) from None
+
+    if parse is not None:
+        more["type"] = checked
+    more.setdefault("default", one.default)
+    parser.add_argument(f"--{name.replace('_', '-')}", help=about(one).help, **more)
 
 
 def _framing(parser: argparse.ArgumentParser) -> None:
@@ -129,44 +189,25 @@ def _serve(parser: argparse.ArgumentParser) -> None:
         help="@name, a path, or 'systemd' for the socket that systemd has passed",
     )
     _framing(parser)
-    parser.add_argument(
-        "--max-lag", type=_count, metavar="N", help="messages that a client may be behind"
-    )
-    parser.add_argument(
-        "--on-lag",
-        choices=get_args(OnLag),
-        default="disconnect",
-        help="what to do with a client at that limit: disconnect it (the default), wait for it "
-        "(block), or have it miss messages (skip)",
-    )
-    parser.add_argument(
-        "--mode", type=_mode, metavar="MODE", help="permissions of the path, such as 0660"
-    )
+    option = partial(_from_table, parser, ServerOptions)
+    option("max_lag", _integer, metavar="N")
+    option("on_lag", choices=get_args(OnLag))
+    option("mode", _mode, metavar="MODE")
     parser.add_argument(
         "--keep",
         type=_keep,
         default=Keep(),
         metavar="N[K|M|G]",
-        help="messages of history that stay for who comes later (--from), or bytes, with a unit",
+        help=help_of(ServerOptions, "keep"),
     )
-    parser.add_argument(
-        "--max-message",
-        type=_size,
-        metavar="N[K|M|G]",
-        help="largest message, bytes (default: 4M, or half of what --keep has in bytes if that is "
-        "more); the log takes at least four times as much memory",
-    )
-    parser.add_argument("--group", metavar="GROUP", help="group of the path, a name or a number")
-    parser.add_argument(
-        "--anyone",
-        action="store_true",
-        help="let all users connect, also where no permissions of a path stand guard",
-    )
+    option("max_message", _size, metavar="N[K|M|G]")
+    option("group", _group, metavar="GROUP")
+    parser.add_argument("--anyone", action="store_true", help=help_of(ServerOptions, "allow"))
     parser.add_argument(
         "--wait",
         type=_count,
         metavar="N",
-        help="read no input before so many clients are connected",
+        help="wait for N clients before reading input",
     )
     parser.add_argument(
         "--linger",
@@ -313,7 +354,9 @@ COMMANDS: Final = {
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command; what it parses has `run`, to be called with it."""
     parser = argparse.ArgumentParser(
-        prog="jumiks", description="One-to-many messaging for processes on one Linux machine."
+        prog="jumiks",
+        description="One-to-many messaging for processes on one Linux machine.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"jumiks {version('jumiks')}")
     commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
@@ -324,6 +367,7 @@ def make_parser() -> argparse.ArgumentParser:
             description=command.long,
             epilog=f"example:\n  {EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         command.fill(one)
         one.set_defaults(run=_later(command.module))

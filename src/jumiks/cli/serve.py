@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import signal
 
-from jumiks.server import LOG_SIZE, MOST_LOG_SIZE, Server
+from jumiks._options import LOG_SIZE, MOST_LOG_SIZE
+from jumiks.server import Server
 from jumiks.systemd import listen_socket, notify
 
 from .framing import read_messages
@@ -55,10 +56,6 @@ def _make(options: argparse.Namespace) -> Server:
         keep_bytes=options.keep.bytes,
         max_message=options.max_message,
         mode=options.mode,
-        group=_group(options.group),
+        group=options.group,
         allow="anyone" if options.anyone else None,
     )
-
-
-def _group(text: str | None) -> str | int | None:
-    return int(text) if text is not None and text.isdecimal() else text

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF009  # each call of `option` makes one field's default
+"""Every option: its name, type, default, check, documentation and help on the command line, once.
+
+An option is a field of a dataclass here. Making one checks all values, and leaves in each field
+what its check returned. `Server` and `AsyncServer` repeat names, types and defaults in their
+signatures, for users and their editors; tests/core/test_options.py compares these copies. The text
+of their docstrings comes from here, and so do the defaults, checks and help of `jumiks serve`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
+
+from ._native import check_callback, nanoseconds
+from ._peer import group_id
+from ._server import access, lag
+from ._server.lag_watch import LAG_WARNING, check_lag_warning
+from ._server.monitors import check_monitor
+from ._wire.address import check_mode
+
+if TYPE_CHECKING:
+    from .stats import ClientInfo, EndReason
+
+__all__: list[str] = []
+
+LOG_SIZE: Final = 16 << 20
+"""Bytes of the log by default: seconds of history for most, and little memory."""
+
+LEAST_LOG_SIZE: Final = 1 << 16
+MOST_LOG_SIZE: Final = 1 << 34
+
+MAX_CLIENTS: Final = 1024
+"""Clients by default: as many as a process may have descriptors for on most systems."""
+
+HANDSHAKE_TIMEOUT: Final = 5.0
+"""Seconds by default for a client's reply; any local process needs well under one."""
+
+MOST_MESSAGE: Final = (1 << 32) - 65
+"""Bytes that a frame's size field can hold, less what goes around them."""
+
+_MOST_CLIENTS: Final = 1 << 20
+_MOST_KEPT: Final = 1 << 62
+_MOST: Final = (1 << 63) - 1
+
+_T = TypeVar("_T")
+Check = Callable[[str, object], object]
+"""Takes an option's name and value; returns the value to use, or raises with both in the text."""
+
+
+# ---- checks
+
+
+def whole(least: int, most: int, unit: str = "", *, none: str = "") -> Check:
+    """Return the check of a whole number.
+
+    Args:
+        least: the smallest that is right.
+        most: the largest that is right.
+        unit: what is counted.
+        none: what None means, if it is right as well.
+    """
+    kind = f"a number of {unit}" if unit else "a whole number"
+
+    def check(name: str, value: object) -> object:
+        if value is None and none:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} is {kind}{' or None' * bool(none)}, not {value!r}")
+        if not least <= value <= most:
+            words = f"{name}={value}: it must be from {least} to {most} {unit}".rstrip()
+            raise ValueError(f"{words}; None is {none}" if none else words)
+        return value
+
+    return check
+
+
+check_count: Final = whole(0, _MOST_CLIENTS, "clients")
+"""Checks a number of clients to wait for."""
+
+
+def _yes_or_no(name: str, value: object) -> object:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, not {value!r}")
+    return value
+
+
+def _callback(name: str, value: object) -> object:
+    check_callback(value, name)
+    return value
+
+
+def _reply_time(name: str, value: object) -> object:
+    nanoseconds(value, name, none=False)
+    if not value:
+        raise ValueError(f"{name}=0: it must be above 0 seconds, or no client could reply in time")
+    return value
+
+
+def _patience(name: str, value: object) -> object:
+    if value != "default":
+        nanoseconds(value, name)
+    return value
+
+
+def _group(name: str, value: object) -> object:
+    return None if value is None else group_id(value, name)
+
+
+# ---- tables
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the table knows of an option beyond its name, type and default."""
+
+    check: Check
+    doc: str
+    """The paragraph in the docstrings."""
+    help: str
+    """The text on the command line; "" if it has no such option."""
+
+
+def option(default: _T, check: Check, doc: str, *, help: str = "") -> _T:  # noqa: A002
+    """Return a field of a table: an option's default, and what `About` has."""
+    return field(default=default, metadata={"about": About(check, doc, help)})
+
+
+def about(one: Field[Any]) -> About:
+    """Return what the table knows of a field."""
+    return cast(About, one.metadata["about"])
+
+
+def help_of(table: type[Options], name: str) -> str:
+    """Return an option's help on the command line."""
+    return next(about(each).help for each in fields(table) if each.name == name)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The base of all tables."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = about(each).check(each.name, getattr(self, each.name))
+            object.__setattr__(self, each.name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions(Options):
+    """The options of a server."""
+
+    max_lag: int | None = option(
+        None,
+        whole(1, _MOST, "messages", none="no limit"),
+        "messages that a client may be behind; None is no limit but the log's bytes.",
+        help="how many messages a client may be behind (default: as many as the log holds)",
+    )
+    on_lag: lag.OnLag = option(
+        "disconnect",
+        lag.check_on_lag,
+        'what happens to a client at its limit. `"disconnect"` cuts it, `"block"` makes `publish` '
+        'wait for it, `"skip"` has it miss messages, counted and reported. See docs/lag-policy.md.',
+        help="what to do with a client at that limit: disconnect it (the default), wait for it "
+        "(block), or have it miss messages (skip)",
+    )
+    patience: float | Literal["default"] | None = option(
+        "default",
+        _patience,
+        "seconds that a client at its limit has to work off half of that limit. A client that does "
+        'not is disconnected, or with `"skip"` skipped. `publish` waits meanwhile, unless another '
+        "client is at most half way to its limit. 1 by default; 0 never waits; None, the default "
+        'with `"block"`, waits without end.',
+    )
+    log_size: int = option(
+        LOG_SIZE,
+        whole(LEAST_LOG_SIZE, MOST_LOG_SIZE, "bytes"),
+        "bytes of the log, rounded up to a power of two; allocated at once.",
+    )
+    keep: int = option(
+        0,
+        whole(0, _MOST_KEPT),
+        "how many already acked messages to keep for clients that connect later "
+        "(`Client(start=...)`), as far as they fit in `keep_bytes`.",
+        help="how many already acked messages to keep for clients that connect later (--from), "
+        "or, with a unit, how many bytes of them",
+    )
+    keep_bytes: int = option(
+        0,
+        whole(0, _MOST),
+        "the same in bytes, headers included; at most half of `log_size`, and half of it by "
+        "default where `keep` is given. Without either, history stays until its room is needed.",
+    )
+    max_message: int | None = option(
+        None,
+        whole(1, MOST_MESSAGE, "bytes", none="a quarter of log_size"),
+        "largest message in bytes; a quarter of the log at most, and by default.",
+        help="largest message, bytes (default: 4M, or half of what --keep has in bytes if that is "
+        "more); the log takes at least four times as much memory",
+    )
+    max_clients: int = option(
+        MAX_CLIENTS, whole(1, _MOST_CLIENTS), "how many clients may be connected at a time."
+    )
+    max_clients_per_user: int | None = option(
+        None,
+        whole(1, _MOST_CLIENTS, none="half of max_clients"),
+        "how many clients of one user may be connected; those that shake hands count, and the "
+        "kernel says whose they are. None is half of `max_clients`, and no limit for the server's "
+        "own user and root, which could stop it anyway. A number holds for these two as well.",
+    )
+    handshake_timeout: float = option(
+        HANDSHAKE_TIMEOUT, _reply_time, "seconds that a client has for its reply to the hello."
+    )
+    mode: int | None = option(
+        None,
+        check_mode,
+        "permissions of the path, such as 0o660; the umask decides by default.",
+        help="permissions of the path, such as 0660 (default: the umask decides)",
+    )
+    group: str | int | None = option(
+        None,
+        _group,
+        "group of the path, a name or a number; 0o660 is the mode then by default.",
+        help="group of the path, a name or a number",
+    )
+    allow: access.Allow = option(
+        None,
+        access.check_allow,
+        "who may connect: None for the default (the server's own user and root on an abstract "
+        'address; on a path, any user that its permissions allow), `"anyone"`, a user id, a '
+        "`Group`, a list or set of user ids and Groups, or a function that takes a `Peer` and "
+        "returns True or False.",
+        help="allow any user to connect, even to an abstract address, which has no file "
+        "permissions",
+    )
+    share_log: bool = option(
+        True,
+        _yes_or_no,
+        "whether clients that can may read the log itself, which is the fastest way. A client that "
+        "may connect may read all that the log keeps; no client can write it.",
+    )
+    monitor: access.Allow | Literal[False] = option(
+        None,
+        check_monitor,
+        "who may ask for the status (`jumiks status`), in the words of `allow`: None for the "
+        "server's own user and root, False for nobody.",
+    )
+    on_connect: Callable[[ClientInfo], object] | None = option(
+        None,
+        _callback,
+        "called with a `ClientInfo` when a client has connected, from the control thread.",
+    )
+    on_disconnect: Callable[[ClientInfo, EndReason], object] | None = option(
+        None,
+        _callback,
+        "called with a `ClientInfo` and an `EndReason` when a client is gone, from the control "
+        "thread.",
+    )
+    on_lag_warning: Callable[[ClientInfo], object] | None = option(
+        None,
+        _callback,
+        "called with a `ClientInfo` when a client has come near its limit, from the control "
+        "thread; once, until it is well away from it again. Lag is checked four times a second.",
+    )
+    lag_warning: float = option(
+        LAG_WARNING,
+        check_lag_warning,
+        "the part of `max_lag`, or of the log's bytes, that is near: above 0, up to 1.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "log_size", 1 << (self.log_size - 1).bit_length())
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.keep_bytes > self.log_size // 2:
+            raise ValueError(
+                f"keep_bytes={self.keep_bytes}: at most half of log_size, {self.log_size // 2}, "
+                "is kept, as clients need room too: raise log_size"
+            )
+        most = min(self.log_size // 4, MOST_MESSAGE)
+        if self.max_message is not None and self.max_message > most:
+            raise ValueError(
+                f"max_message={self.max_message}: it must be from 1 to {most} bytes, a quarter of "
+                "log_size: raise log_size"
+            )
+        if (self.max_clients_per_user or 0) > self.max_clients:
+            raise ValueError(
+                f"max_clients_per_user={self.max_clients_per_user}: it must be from 1 to "
+                f"{self.max_clients}, which is max_clients"
+            )
+
+    @property
+    def policy(self) -> lag.Policy:
+        """The lag policy."""
+        return lag.Policy.of(self.on_lag, self.max_lag, self.patience)
+
+    @property
+    def history(self) -> tuple[int, int]:
+        """How much history to keep, in messages and in bytes, both limits of it."""
+        if self.keep:
+            return self.keep, self.keep_bytes or self.log_size // 2
+        return _MOST_KEPT if self.keep_bytes else 0, self.keep_bytes
+
+    @property
+    def largest(self) -> int:
+        """The largest message, bytes."""
+        return self.max_message or min(self.log_size // 4, MOST_MESSAGE)
+
+    @property
+    def quota(self) -> access.Quota:
+        """How many connections a user may have."""
+        if self.max_clients_per_user is None:
+            return access.Quota.share(self.max_clients)
+        return access.Quota(self.max_clients_per_user)
+
+    @property
+    def rule(self) -> access.Rule:
+        """Who may connect."""
+        return cast(access.Rule, self.allow)
+
+    @property
+    def monitor_rule(self) -> access.Rule | Literal[False]:
+        """Who may ask for the status."""
+        return cast("access.Rule | Literal[False]", self.monitor)
+
+
+# ---- what is made of a table
+
+
+def given(table: type[Options], arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Return the options among a function's arguments, which are its `locals()` at the start."""
+    return {each.name: arguments[each.name] for each in fields(table)}
+
+
+def documented(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
+    """Return a class decorator that puts the options into a docstring in place of `{options}`."""
+    text = "\n".join(
+        textwrap.fill(f"{each.name}: {about(each).doc}", 92, subsequent_indent=" " * 4)
+        for each in fields(table)
+    )
+    text = textwrap.indent(text, " " * 8).lstrip()
+
+    def fill(kind: type[_T]) -> type[_T]:
+        if kind.__doc__ is not None:  # else Python runs with -OO
+            kind.__doc__ = kind.__doc__.replace("{options}", text)
+        return kind
+
+    return fill

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of options, and the places that repeat a part of it."""
+
+import argparse
+import inspect
+import pydoc
+import textwrap
+from dataclasses import Field, fields
+from typing import Any
+
+import pytest
+
+from jumiks import AsyncServer, Server
+from jumiks._options import About, ServerOptions, about, documented
+from jumiks.cli.parser import make_parser
+
+pytestmark = pytest.mark.no_core
+
+OPTIONS: list[Field[Any]] = list(fields(ServerOptions))
+ON_COMMAND_LINE = [each for each in OPTIONS if about(each).help]
+RENAMED = {"allow": "--anyone"}  # of all rules it has one alone
+
+
+def command_line(name: str) -> dict[str, argparse.Action]:
+    """The options of a command, each under its flag."""
+    parser = make_parser()
+    (commands,) = (each for each in parser._actions if isinstance(each.choices, dict))
+    assert isinstance(commands.choices, dict)
+    actions: list[argparse.Action] = commands.choices[name]._actions
+    return {flag: each for each in actions for flag in each.option_strings}
+
+
+def flag_of(name: str) -> str:
+    return RENAMED.get(name, f"--{name.replace('_', '-')}")
+
+
+@pytest.mark.parametrize("kind", [Server, AsyncServer])
+def test_the_signature_is_the_table(kind: type) -> None:
+    where, *found = inspect.signature(kind).parameters.values()
+    assert where.name == "where"
+    assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in found)
+    assert [(each.name, each.annotation, each.default) for each in found] == [
+        (each.name, each.type, each.default) for each in OPTIONS
+    ]
+
+
+@pytest.mark.parametrize("kind", [Server, AsyncServer])
+def test_help_has_the_documentation_of_the_table(kind: type) -> None:
+    shown = " ".join(pydoc.plain(pydoc.render_doc(kind)).replace(" |  ", " ").split())
+    at = 0
+    for each in OPTIONS:
+        words = " ".join(f"{each.name}: {about(each).doc}".split())
+        assert words.endswith(".")
+        assert at <= shown.index(words), each.name
+        at = shown.index(words)
+
+
+def test_the_documentation_is_indented_as_the_rest_of_a_docstring() -> None:
+    doc = inspect.getdoc(Server) or ""
+    arguments = doc.partition("Args:\n")[2].partition("\nRaises:")[0]
+    names = [
+        line.partition(":")[0].strip()
+        for line in arguments.splitlines()
+        if line.startswith("    ") and not line.startswith("     ")
+    ]
+    assert names == ["where", *(each.name for each in OPTIONS)]
+    assert max(map(len, arguments.splitlines())) <= 96
+
+
+def test_a_class_without_a_docstring_stays_without() -> None:
+    class Bare:
+        pass
+
+    assert documented(ServerOptions)(Bare) is Bare
+    assert Bare.__doc__ is None
+
+
+def test_each_default_is_right_and_each_field_has_all_of_an_option() -> None:
+    defaults: dict[str, Any] = {each.name: each.default for each in OPTIONS}
+    assert ServerOptions() == ServerOptions(**defaults)
+    for each in OPTIONS:
+        assert isinstance(about(each), About)
+        assert about(each).doc[0].islower()
+
+
+WRONG: dict[str, tuple[object, ...]] = {
+    "max_lag": (0, -1, "5", 1.5, True),
+    "on_lag": ("wait", None, 1),
+    "patience": (-1, "long", True, float("nan")),
+    "log_size": (0, 65535, None, "64M", 1 << 40),
+    "keep": (-1, None, 1.5),
+    "keep_bytes": (-1, None, "64K", 16 << 20),
+    "max_message": (0, -1, "4M", 5 << 20, 1 << 40),
+    "max_clients": (0, None, 1 << 21),
+    "max_clients_per_user": (0, 1025, "half"),
+    "handshake_timeout": (0, -1, None, "soon", float("nan")),
+    "mode": (-1, 660, 0o1000, "0660", True),
+    "group": ("no such group", -1, 2**32 - 1, 1.5, True),
+    "allow": (True, "everyone", -1, [], 1.5, [True], ["root"]),
+    "share_log": (None, 1, "yes"),
+    "monitor": (True, "everyone", -1, [], 1.5),
+    "on_connect": (1, "print"),
+    "on_disconnect": (1, "print"),
+    "on_lag_warning": (1, "print"),
+    "lag_warning": (0, 1.5, None, "half", True),
+}
+
+
+RIGHT = (
+    "it must be",
+    "takes",
+    " is a ",
+    " is True",
+    " is the name",
+    "raise",
+    "those",
+    "see",
+    "give",
+)
+"""How an error may begin to say what would be right."""
+
+
+def test_there_is_a_wrong_value_for_each_option() -> None:
+    assert set(WRONG) == {each.name for each in OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [(name, wrong) for name, values in WRONG.items() for wrong in values]
+)
+def test_an_error_names_the_option_the_value_and_what_would_be_right(
+    name: str, wrong: object
+) -> None:
+    given: dict[str, Any] = {name: wrong}
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ServerOptions(**given)
+    text = str(caught.value)
+    assert text.startswith(name)
+    assert wrong == [] or repr(wrong).strip("[]") in text
+    assert any(
+        word in text
+        for word in (
+            "it must be",
+            "takes",
+            " is a",
+            " is True",
+            "raise",
+            "those",
+            "see ",
+            "give ",
+            " is the",
+        )
+    ), text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": 660}, "mode=660 (0o1224): it must be from 0 to 0o777: did you mean 0o660?"),
+        ({"max_message": 16777216}, ("max_message=16777216: it must be from 1 to 4194304 bytes, a "
+         "quarter of log_size: raise log_size")),
+        ({"handshake_timeout": -1}, "handshake_timeout=-1: it must be 0 seconds or more"),
+        ({"patience": -1}, "patience=-1: it must be 0 seconds or more; None is no limit"),
+        ({"monitor": True}, ("monitor takes None, False, 'anyone', a user id, a Group, several of "
+         "them or a function, not True")),
+        ({"max_clients": 10, "max_clients_per_user": 11}, ("max_clients_per_user=11: it must be "
+         "from 1 to 10, which is max_clients")),
+        ({"log_size": 65536, "keep_bytes": 32769}, ("keep_bytes=32769: at most half of log_size, "
+         "32768, is kept, as clients need room too: raise log_size")),
+    ],
+)  # fmt: skip
+def test_these_errors_say(options: dict[str, Any], words: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ServerOptions(**options)
+    assert str(caught.value) == words
+
+
+def test_what_depends_on_other_options_is_worked_out() -> None:
+    small = ServerOptions(log_size=65537, keep=10)
+    assert (small.log_size, small.largest, small.history) == (131072, 32768, (10, 65536))
+    assert ServerOptions(keep_bytes=100).history == (1 << 62, 100)
+    assert ServerOptions().history == (0, 0)
+    assert ServerOptions(max_clients=8).quota.limit == 4
+    assert ServerOptions(max_clients=8, max_clients_per_user=3).quota.limit == 3
+    assert ServerOptions(on_lag="block").policy.patience is None
+    assert ServerOptions().policy.patience == 1.0
+    assert ServerOptions(group="root").group == 0
+
+
+@pytest.mark.parametrize("each", ON_COMMAND_LINE, ids=lambda each: each.name)
+def test_the_command_line_has_the_help_of_the_table(each: Field[Any]) -> None:
+    action = command_line("serve")[flag_of(each.name)]
+    assert action.help == about(each).help
+    if each.name not in ("keep", "allow"):
+        assert action.default == each.default
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--max-lag 0", "argument --max-lag: 0: it must be from 1 to 9223372036854775807 messages"),
+        ("--max-lag x", "argument --max-lag: 'x': it must be a whole number"),
+        ("--max-message 5G", "--max-message: 5368709120: it must be from 1 to 4294967231 bytes"),
+        ("--mode 999", "--mode: '999': it must be an octal number from 0 to 777, such as 0660"),
+        ("--group nosuch", "--group: 'nosuch': there is no group named 'nosuch'"),
+        ("--keep 5X", ("--keep: '5X': it must be a number of messages, or a number of bytes with a "
+         "unit: K, M or G")),
+        ("--linger=-1", "--linger: '-1': it must be a number of seconds, 0 or more"),
+        ("--wait 0", "--wait: '0': it must be a whole number, 1 or more"),
+        ("--max 5", "unrecognized arguments: --max 5"),
+    ],
+)  # fmt: skip
+def test_the_command_line_says_what_would_be_right(
+    arguments: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        make_parser().parse_args(["serve", "@x", *arguments.split()])
+    assert caught.value.code == 2
+    assert words in " ".join(textwrap.dedent(capsys.readouterr().err).split())
