@@ -95,7 +95,7 @@ def publish(server: jumiks.Server) -> None:
     for _ in range(BATCHES):
         server.publish_many([bytes(64)] * BATCH)
     deadline = time.monotonic() + TIMEOUT
-    while any(client.queued for client in server.clients):
+    while any(client.queued for client in server.clients()):
         if time.monotonic() > deadline:
             raise RuntimeError("the clients' sockets are full")
         time.sleep(0.02)

@@ -227,7 +227,7 @@ class Progress:
         if now - self._told < (0.1 if self._live else 2.5):
             return
         self._told = now
-        clients = server.clients
+        clients = server.clients()
         behind = max((client.lag for client in clients), default=0)
         text = (
             f"{now - self._begin:4.1f} s: {done:,} of {self._total:,} lines published, "

@@ -21,7 +21,7 @@ def main(pause: float) -> None:
         systemd.notify("READY=1")
         while signal.sigtimedwait(STOP, pause) is None:
             server.publish(time.ctime().encode())
-            systemd.notify(f"STATUS={len(server.clients)} clients")
+            systemd.notify(f"STATUS={len(server.clients())} clients")
         systemd.notify("STOPPING=1")
 
 

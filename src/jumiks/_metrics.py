@@ -87,7 +87,7 @@ def metrics(server: Server | AsyncServer, most_clients: int = MOST_CLIENTS) -> I
         ("address", "reason"),
         endings,
     )
-    worst = sorted(server.clients, key=lambda info: info.lag, reverse=True)[:most_clients]
+    worst = sorted(server.clients(), key=lambda info: info.lag, reverse=True)[:most_clients]
     labels = ("address", "client", "pid")
     for index, (name, kind, text) in enumerate(_OF_CLIENTS):
         samples = tuple(

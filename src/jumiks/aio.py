@@ -705,10 +705,9 @@ class AsyncServer(_Twin[Server]):
                 return
             there = await self._the_loop().in_thread(partial(enough, min(left, SLICE / 1e9)))
 
-    @property
     def clients(self) -> tuple[ClientInfo, ...]:
-        """The clients connected now, each with its figures."""
-        return self._open().clients
+        """Return the clients that are connected now, each with its figures."""
+        return self._open().clients()
 
     def disconnect(self, client: ClientInfo) -> None:
         """End one connection; see `Server.disconnect`."""

@@ -465,16 +465,15 @@ class Server:
             )
         self._open()
 
-    @property
     def clients(self) -> tuple[ClientInfo, ...]:
-        """The clients connected now, each with its figures."""
+        """Return the clients that are connected now, each with its figures."""
         return tuple(client_infos(self._open(), self._control.peers))
 
     def disconnect(self, client: ClientInfo) -> None:
         """End one connection; its client is told so. Nothing happens if it is gone already.
 
         Args:
-            client: one of `clients`, or what `on_connect` was called with.
+            client: one of `clients()`, or what `on_connect` was called with.
         """
         code = lib.jmk_server_disconnect(self._open(), client.key, lib.JMK_R_KICKED)
         if code != lib.JMK_E_GONE:

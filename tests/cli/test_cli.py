@@ -646,7 +646,7 @@ def test_rates_are_taken_between_two_looks(address: str) -> None:
         before = monitor.status()
         server.publish_many([b"message"] * 1000)
         client.receive(DEADLINE)
-        wait_until(lambda: server.clients[0].messages == 1000)
+        wait_until(lambda: server.clients()[0].messages == 1000)
         look = Look(monitor.status(), before)
         seconds = look.status.now - before.now
         assert look.published[0] == pytest.approx(1000 / seconds)

@@ -139,7 +139,7 @@ def test_what_is_there_is_returned_without_a_trip_through_the_loop(
                 server.publish(b"first")
                 await client.receive()
                 last = server.publish_many(numbers(1000))[-1]
-                await until(lambda: server.clients[0].sent_id == last)
+                await until(lambda: server.clients()[0].sent_id == last)
                 before = ticker.count
                 got = [await client.receive() for _ in range(1000)]
                 assert ticker.count == before
@@ -322,7 +322,7 @@ def test_acks_go_out_while_the_loop_waits(run: Run, address: str) -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(consume)
                 await server.drain(DEADLINE)
-                (info,) = server.clients
+                (info,) = server.clients()
                 assert (info.lag, info.acked_id) == (0, FIRST_ID + 9)
                 group.cancel_scope.cancel()
 
@@ -417,7 +417,7 @@ def test_views_hold_nothing_back_once_they_are_handled(run: Run, address: str, w
                 batch = await client.receive_many(DEADLINE)
                 views = batch.views()
                 assert list(map(bytes, views)) == numbers(10)
-                assert server.clients[0].acked_id == 0
+                assert server.clients()[0].acked_id == 0
                 if way == "receive":
                     with pytest.raises(Timeout):
                         await client.receive(0)
@@ -435,7 +435,7 @@ def test_views_hold_nothing_back_once_they_are_handled(run: Run, address: str, w
                     await until(lambda: gone)
                     assert gone[0].acked_id == FIRST_ID + 9
                     return
-                await until(lambda: server.clients[0].lag == 0)
+                await until(lambda: server.clients()[0].lag == 0)
                 if BEST == "shared":
                     with pytest.raises(ValueError, match="released"):
                         bytes(views[0])
@@ -481,7 +481,7 @@ def test_either_side_may_do_without_the_shared_log(run: Run, address: str, side:
             async with AsyncClient(
                 address, delivery="framed" if side == "client" else "shared"
             ) as client:
-                assert client.delivery == server.clients[0].delivery == "framed"
+                assert client.delivery == server.clients()[0].delivery == "framed"
             async with AsyncClient(address) as client:
                 assert client.delivery == ("framed" if side == "server" else "shared")
 
@@ -548,7 +548,9 @@ asyncio.run(main())
 def test_who_has_no_room_for_the_log_has_messages_sent(address: str) -> None:
     with Server(address, share_log=True) as server:
         script = Task(lambda: run_script(NO_ROOM, address))
-        wait_until(lambda: script.done or [info.delivery for info in server.clients] == ["framed"])
+        wait_until(
+            lambda: script.done or [info.delivery for info in server.clients()] == ["framed"]
+        )
         server.publish(b"sent")
         said = script.result(3 * DEADLINE).splitlines()
     assert said[0].startswith(f"{address}: cannot read its log, so it has to send: ")
@@ -785,7 +787,7 @@ def test_a_server_in_the_loop_shows_and_ends_its_clients(run: Run, address: str)
     async def main() -> None:
         async with AsyncServer(address) as server, AsyncClient(address) as client:
             await server.wait_for_clients(1, DEADLINE)
-            server.disconnect(server.clients[0])
+            server.disconnect(server.clients()[0])
             with pytest.raises(Disconnected):
                 await client.receive(DEADLINE)
             await until(lambda: server.endings.get(EndReason.DISCONNECTED))

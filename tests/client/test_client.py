@@ -72,7 +72,7 @@ class Witness:
 
     def acked(self) -> int:
         """The same while it is there."""
-        (info,) = self.server.clients
+        (info,) = self.server.clients()
         return info.acked_id
 
 
@@ -95,7 +95,7 @@ def has_arrived(client: Client) -> bool:
 
 def all_arrived(server: Server, last_id: int) -> None:
     """Wait until every client's socket has had all up to an id."""
-    wait_until(lambda: all(info.sent_id >= last_id for info in server.clients))
+    wait_until(lambda: all(info.sent_id >= last_id for info in server.clients()))
 
 
 def all_acked(client: Client) -> bool:
@@ -435,7 +435,7 @@ def test_a_start_beyond_what_was_published_is_refused(server: Server) -> None:
     server.publish_many(FIVE)
     with pytest.raises(Refused, match=r"start 100006 lies beyond.* next packet id is 100005"):
         Client(server.address, start=FIRST_ID + 6)
-    assert server.clients == ()
+    assert server.clients() == ()
 
 
 def test_a_restarted_server_is_told_by_its_id_and_refuses_a_start_it_does_not_know(
@@ -464,7 +464,7 @@ def test_an_on_gap_that_raises_while_connecting_leaves_nothing(address: str) -> 
                 Client(address, start=FIRST_ID, on_gap=fail)
             gc.collect()
         assert [str(warning.message) for warning in caught] == []
-        wait_until(lambda: not server.clients)
+        wait_until(lambda: not server.clients())
 
 
 def test_a_gap_is_counted_once_though_on_gap_raised(address: str) -> None:
@@ -923,7 +923,7 @@ def test_the_context_manager_closes_also_after_an_exception(server: Server) -> N
         raise KeyError
     with pytest.raises(Closed):
         client.receive(0)
-    wait_until(lambda: not server.clients)
+    wait_until(lambda: not server.clients())
 
 
 def test_a_closed_client_gives_its_descriptor_back_while_it_lives(server: Server) -> None:
@@ -949,7 +949,7 @@ def test_a_client_that_is_dropped_unclosed_warns_and_closes(server: Server) -> N
 
     with pytest.warns(ResourceWarning, match=f"{server.address}.* was not closed"):
         drop()
-    wait_until(lambda: not server.clients)
+    wait_until(lambda: not server.clients())
 
 
 # ---- the server's end
@@ -1005,7 +1005,7 @@ server.publish_many([b"%08d" % number + bytes(size) for number in range(count)])
 deadline = time.monotonic() + 10
 sent = 0
 while sent != count:
-    sent, before = server.clients[0].sent_id - 99999, sent
+    sent, before = server.clients()[0].sent_id - 99999, sent
     if before == sent > 0 or time.monotonic() > deadline:
         break  # the socket is full
 print(sent, flush=True)
@@ -1050,7 +1050,7 @@ def connect_to(address: str, delivery: Delivery = "shared") -> Client:
 
 def test_a_client_whose_end_was_handled_is_gone_without_the_collector(server: Server) -> None:
     client = Client(server.address)
-    server.disconnect(server.clients[0])
+    server.disconnect(server.clients()[0])
     there = weakref.ref(client)
     gc.disable()
     try:

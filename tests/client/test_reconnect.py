@@ -524,7 +524,7 @@ def test_being_cut_for_lag_is_final(address: str) -> None:
 
 def test_being_disconnected_by_the_servers_user_is_final(address: str) -> None:
     with Server(address) as server, Client(address, reconnect=SOON) as client:
-        server.disconnect(server.clients[0])
+        server.disconnect(server.clients()[0])
         with pytest.raises(Disconnected):
             client.receive(DEADLINE)
 
@@ -755,7 +755,7 @@ def test_a_message_counts_as_handled_before_or_after_it_is(
     with Server(address) as server, Client(address, ack=ack, delivery=delivery) as client:
         assert client.resume_at == FIRST_ID
         server.publish_many([b"a", b"b"])
-        wait_until(lambda: server.clients[0].sent_id == FIRST_ID + 1)
+        wait_until(lambda: server.clients()[0].sent_id == FIRST_ID + 1)
         if way == "receive":
             client.receive(DEADLINE)
         elif way == "receive_many":
@@ -766,9 +766,9 @@ def test_a_message_counts_as_handled_before_or_after_it_is(
         handled = handed_out if ack == "before" else FIRST_ID - 1
         assert client.resume_at == handled + 1
         if ack == "before":
-            wait_until(lambda: server.clients[0].acked_id == handled)
+            wait_until(lambda: server.clients()[0].acked_id == handled)
         client.close()
-        wait_until(lambda: not server.clients)
+        wait_until(lambda: not server.clients())
         with Client(address, start=client.resume_at, delivery=delivery) as again:
             server.publish(b"c")
             following = [b"b", b"c"][handed_out - FIRST_ID]
@@ -1012,8 +1012,8 @@ def test_an_async_client_acks_before_if_told_so(run: Run, address: str) -> None:
                 server.publish_many([b"a", b"b"])
                 async with aclosing(client.__aiter__()) as stream:
                     assert await anext(stream) == b"a"
-                    await until(lambda: server.clients[0].acked_id == FIRST_ID)
+                    await until(lambda: server.clients()[0].acked_id == FIRST_ID)
                 assert await client.receive(DEADLINE) == b"b"
-                await until(lambda: server.clients[0].acked_id == FIRST_ID + 1)
+                await until(lambda: server.clients()[0].acked_id == FIRST_ID + 1)
 
     run(main)

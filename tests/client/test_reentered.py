@@ -43,7 +43,7 @@ def test_a_client_is_closed_at_any_bytecode(
             was_closed = closed_at(number, partial(call, client), client.close)
             assert not was_closed or repr(client).endswith("(closed)>")
             client.close()
-            wait_until(lambda: not server.clients)
+            wait_until(lambda: not server.clients())
             if not was_closed:
                 break
 
@@ -57,6 +57,6 @@ def test_a_client_is_closed_at_any_bytecode_of_its_way_back(address: str) -> Non
             was_closed = closed_at(number, lambda: client.receive(DEADLINE), client.close)  # noqa: B023
             assert not was_closed or repr(client).endswith("(closed)>")
             client.close()
-            wait_until(lambda: not server.clients)
+            wait_until(lambda: not server.clients())
         if not was_closed:
             break

@@ -565,7 +565,7 @@ def ends_with_protocol(client: HandMadeClient, harassed: Harassed) -> None:
     """The server ends a connection for its client's fault, and says so."""
 
     def is_gone() -> bool:
-        return bool(harassed.server.clients and harassed.ends)  # asking makes it look
+        return bool(harassed.server.clients() and harassed.ends)  # asking makes it look
 
     wait_until(is_gone)
     assert [reason for _, reason in harassed.ends] == [EndReason.PROTOCOL]
@@ -638,7 +638,7 @@ def test_a_cursor_page_full_of_noise_harms_nobody_else(address: str) -> None:
         with Meddler(spoil):
             for _ in range(300):
                 harassed.publish(7)
-            wait_until(lambda: harassed.server.clients and harassed.ends)
+            wait_until(lambda: harassed.server.clients() and harassed.ends)
         assert [reason for _, reason in harassed.ends] == [EndReason.PROTOCOL]
 
 
@@ -749,7 +749,7 @@ def test_a_client_that_sends_a_descriptor_beside_the_log_is_refused_or_cut(
             if sent:
                 assert harassed.reasons(1) == [EndReason.PROTOCOL]
                 assert client.control().kind == reference.BYE
-            wait_until(lambda: harassed.server.clients and not is_held(reading))
+            wait_until(lambda: harassed.server.clients() and not is_held(reading))
             if not sent:
                 client.ack(last)
                 harassed.server.drain(DEADLINE)
@@ -998,7 +998,7 @@ def test_at_max_lag_a_message_passes_and_one_beyond_cuts(address: str) -> None:
             for _ in range(10):
                 harassed.publish()
                 harassed.witness.wait_for(len(harassed.published))
-            assert len(harassed.server.clients) == 2
+            assert len(harassed.server.clients()) == 2
             assert info_of(harassed.server).lag == 10
             harassed.publish()
             assert harassed.reasons(1) == [EndReason.LAGGED]
@@ -1143,7 +1143,7 @@ def test_clients_of_all_deliveries_get_the_same_messages(address: str) -> None:
         try:
             deliveries = [witness.client.delivery for witness in witnesses]
             assert deliveries == ["shared", "framed", "classic"]
-            assert sorted(info.delivery for info in server.clients) == sorted(deliveries)
+            assert sorted(info.delivery for info in server.clients()) == sorted(deliveries)
             for start in range(0, 600, 7):
                 server.publish_many(messages[start : start + 7], timeout=DEADLINE)
             server.drain(DEADLINE)

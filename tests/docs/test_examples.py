@@ -115,7 +115,7 @@ def test_a_plain_client_in_under_40_lines_gets_all(
             server.wait_for_clients(1, DEADLINE)
             server.publish_many([b"%d" % number for number in range(1000)])
             server.drain(DEADLINE)
-            assert server.clients[0].delivery == "classic"
+            assert server.clients()[0].delivery == "classic"
             server.close()
             output, _ = client.communicate(timeout=DEADLINE)
     assert output == b"".join(b"%d\n" % number for number in range(1000))

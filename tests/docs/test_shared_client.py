@@ -56,7 +56,7 @@ def running(program: Path, address: str) -> Iterator[Task[Output]]:
 
 def wait_for_it(server: Server) -> None:
     server.wait_for_clients(1, DEADLINE)
-    assert [info.delivery for info in server.clients] == ["shared"]
+    assert [info.delivery for info in server.clients()] == ["shared"]
 
 
 def test_the_example_is_short() -> None:
@@ -83,7 +83,7 @@ def test_it_wakes_for_each_message_of_a_slow_stream(address: str, program: Path)
             for number in range(200):
                 server.publish(b"%d" % number)
                 server.drain(DEADLINE)
-            rings = server.clients[0].packets
+            rings = server.clients()[0].packets
             server.close()
             lines, said, _ = task.result()
             assert lines == [b"%d" % number for number in range(200)]

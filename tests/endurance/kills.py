@@ -162,7 +162,7 @@ class Publisher:
                     if command == MARK:
                         self.publish(server, 1)
                     self.words[self.base + SKIPPED] = server.stats().skipped
-                    self.words[self.base + PRESENT] = len(server.clients)
+                    self.words[self.base + PRESENT] = len(server.clients())
                     time.sleep(0.001)
                 self.words[self.base + DOING] = command
             server.close()

@@ -51,7 +51,7 @@ def test_a_scrape_has_the_server_s_figures(address: str) -> None:
         for _ in range(4):
             client.receive(DEADLINE)
         client.ack()
-        wait_until(lambda: server.clients[0].lag == 6)
+        wait_until(lambda: server.clients()[0].lag == 6)
         found = scrape(registry)
         stats = server.stats()
         assert found[plain("jumiks_published_messages_total")] == 10
@@ -61,7 +61,7 @@ def test_a_scrape_has_the_server_s_figures(address: str) -> None:
         assert found[plain("jumiks_log_size_bytes")] == stats.log_size
         assert found[plain("jumiks_log_used_bytes")] == stats.log_used
         assert found[plain("jumiks_clients")] == 1
-        (info,) = server.clients
+        (info,) = server.clients()
         labels = frozenset({("client", str(info.key)), ("pid", str(os.getpid()))})
         assert found["jumiks_client_lag_messages", labels] == 6
         assert found["jumiks_client_lag_bytes", labels] == info.lag_bytes
@@ -96,7 +96,7 @@ def test_the_labels_are_bounded_to_the_worst_clients(address: str) -> None:
         server.publish(b"message")
         fast.receive(DEADLINE)
         fast.ack()
-        wait_until(lambda: sum(info.lag for info in server.clients) == 1)
+        wait_until(lambda: sum(info.lag for info in server.clients()) == 1)
         found = scrape(registry_of(server, most_clients=1))
         lags = [value for (name, _), value in found.items() if name == "jumiks_client_lag_messages"]
         assert lags == [1]

@@ -249,7 +249,7 @@ def test_a_clients_program_is_told_wherever_the_client_is(address: str) -> None:
     ) as server:
         with Client(address):
             wait_until(lambda: infos)
-            infos += server.clients
+            infos += server.clients()
         wait_until(lambda: len(infos) == 3)
     name = Path("/proc/self/comm").read_text().strip()
     assert [info.command for info in infos] == [name] * 3

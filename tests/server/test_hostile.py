@@ -203,10 +203,10 @@ def test_an_ack_for_a_message_sent_in_part_ends_the_connection(address: str) -> 
     with Harassed(address, log_size=1 << 20) as harassed:
         with raw_client(harassed.server, address, max_packet=512) as client:
             harassed.publish(size=250_000)
-            key = max(info.key for info in harassed.server.clients)
+            key = max(info.key for info in harassed.server.clients())
             wait_until(
                 lambda: any(
-                    info.key == key and info.packets > 100 for info in harassed.server.clients
+                    info.key == key and info.packets > 100 for info in harassed.server.clients()
                 )
             )
             client.sock.send(reference.encode_ack(FIRST_ID))
@@ -223,11 +223,11 @@ def test_lower_and_repeated_acks_are_ignored(address: str, framed: bool) -> None
                 client.ack(packet_id)
             harassed.publish()
             client.read(1)
-            key = max(info.key for info in harassed.server.clients)
+            key = max(info.key for info in harassed.server.clients())
             wait_until(
                 lambda: any(
                     info.key == key and info.acked_id == FIRST_ID + 1
-                    for info in harassed.server.clients
+                    for info in harassed.server.clients()
                 )
             )
             client.ack(FIRST_ID + 3)
@@ -345,7 +345,7 @@ def test_acks_after_a_goodbye_are_read_at_a_bounded_pace(address: str) -> None:
     ):
         harassed.publish()
         client.read(1)
-        (kicked,) = [one for one in harassed.server.clients if one.delivery == "classic"]
+        (kicked,) = [one for one in harassed.server.clients() if one.delivery == "classic"]
         start = time.monotonic()
         harassed.server.disconnect(kicked)
         sent = 0
@@ -1237,7 +1237,7 @@ def test_a_classic_client_that_does_not_close_is_closed_in_the_end(address: str,
         server.wait_for_clients(1, DEADLINE)
         wait_until(pump_sleeps)
         if end == "disconnect":
-            server.disconnect(server.clients[0])
+            server.disconnect(server.clients()[0])
         elif lagging:
             server.publish_many([b"one", b"two", b"three"])
         else:

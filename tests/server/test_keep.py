@@ -43,7 +43,7 @@ def full(server: Server) -> int:
 
 
 def acked(server: Server, packet_id: int) -> None:
-    wait_until(lambda: [info.acked_id for info in server.clients] == [packet_id])
+    wait_until(lambda: [info.acked_id for info in server.clients()] == [packet_id])
 
 
 @kinds
@@ -91,7 +91,7 @@ def test_who_holds_one_message_less_is_not_cut_with_it(address: str, keep: dict[
         with raw_client(server, address), raw_client(server, address) as other:
             server.publish_many([SLOT] * (SLOTS - 256))
             other.ack(FIRST_ID + 3000)
-            wait_until(lambda: FIRST_ID + 3000 in [info.acked_id for info in server.clients])
+            wait_until(lambda: FIRST_ID + 3000 in [info.acked_id for info in server.clients()])
             server.publish(SLOT)
             acked(server, FIRST_ID + 3000)
 
@@ -186,7 +186,7 @@ def test_one_who_reads_history_may_come_up_to_those_who_are_live(address: str) -
         server.publish_many([SLOT] * 5000)
         with raw_client(server, address, start=1) as late:
             # Placed with a quarter of the log in front of it, all of which it may use.
-            assert server.clients[0].lag == SLOTS * 3 // 4
+            assert server.clients()[0].lag == SLOTS * 3 // 4
             assert full(server) == SLOTS // 4
             late.read(10)
             late.ack(FIRST_ID + 5000 - SLOTS * 3 // 4 + 9)

@@ -56,7 +56,7 @@ all_policies = pytest.mark.parametrize("on_lag", ["disconnect", "block", "skip"]
 
 def acked(server: Server, packet_id: int, clients: int = 1) -> None:
     """Wait until the server has seen so many clients' acks up to a message."""
-    wait_until(lambda: sum(info.acked_id >= packet_id for info in server.clients) >= clients)
+    wait_until(lambda: sum(info.acked_id >= packet_id for info in server.clients()) >= clients)
 
 
 def pass_time(seconds: float) -> None:
@@ -91,9 +91,9 @@ def test_at_max_lag_a_client_stays_and_one_beyond_it_is_cut(
     with serving(address, max_lag=max_lag, patience=0) as (server, ends):
         with raw_client(server, address, framed=framed) as client:
             publish(server, max_lag)
-            wait_until(lambda: [info.lag for info in server.clients] == [max_lag])
+            wait_until(lambda: [info.lag for info in server.clients()] == [max_lag])
             publish(server, 1)
-            assert server.clients == ()
+            assert server.clients() == ()
             assert [message.id for message in client.rest()[0]] == [
                 FIRST_ID + number for number in range(max_lag)
             ]
@@ -149,8 +149,8 @@ def test_a_full_log_passes_and_one_message_beyond_it_is_cut(
         as_batch(server, before, b"before")
         with raw_client(server, address, framed=framed) as client:
             publish(server, count, b"y" * size)
-            wait_until(lambda: [info.lag for info in server.clients] == [count])
-            assert server.clients[0].lag_bytes == count * (-(-size // 8) * 8 + 16)
+            wait_until(lambda: [info.lag for info in server.clients()] == [count])
+            assert server.clients()[0].lag_bytes == count * (-(-size // 8) * 8 + 16)
             publish(server, 1, b"y" * size)
             client.rest()
         wait_until(lambda: ends)
@@ -193,7 +193,7 @@ def test_the_limit_is_exact_on_each_path_and_for_each_policy(
     with serving(address, **options) as (server, ends):
         with acking_by_hand(server, address, path):
             one_by_one(server, max_lag, timeout=0)
-            wait_until(lambda: [info.lag for info in server.clients] == [max_lag])
+            wait_until(lambda: [info.lag for info in server.clients()] == [max_lag])
             assert (ends, server.stats().waits) == ([], 0)
             if on_lag == "block":
                 with pytest.raises(Timeout):
@@ -206,7 +206,7 @@ def test_the_limit_is_exact_on_each_path_and_for_each_policy(
                 assert (reason, info.lag) == (EndReason.LAGGED, max_lag)
             else:
                 # It has not even been offered what lies beyond.
-                assert [info.lag for info in server.clients] == [max_lag]
+                assert [info.lag for info in server.clients()] == [max_lag]
                 assert ends == []
 
 
@@ -221,7 +221,7 @@ def test_a_client_that_caught_up_just_before_its_limit_is_left_alone(
             for number in range(20):
                 one_by_one(server, 5, timeout=0)
                 last = FIRST_ID + 5 * number + 4
-                wait_until(lambda: [info.lag for info in server.clients] == [5])
+                wait_until(lambda: [info.lag for info in server.clients()] == [5])
                 ack(last)
                 acked(server, last)
             assert (ends, server.stats().skipped) == ([], 0)
@@ -282,7 +282,7 @@ def test_a_client_at_its_limit_is_cut_at_once_while_another_is_not(
                 other.ack(last)
                 acked(server, last)
             server.publish(SLOT, timeout=0)
-            assert [info.acked_id for info in server.clients] == [last]
+            assert [info.acked_id for info in server.clients()] == [last]
             assert other.read(1) == [Message(last + 1, SLOT)]
             stopped.rest()
         wait_until(lambda: len(ends) == 2)
@@ -607,7 +607,7 @@ def test_a_timeout_names_who_held_it_up_and_has_published_nothing(
             raw_client(server, address, framed=framed) as slow,
             raw_client(server, address) as fast,
         ):
-            slow_key = min(info.key for info in server.clients)
+            slow_key = min(info.key for info in server.clients())
             server.publish_many([b"x"] * 4)
             fast.ack(FIRST_ID + 1)
             acked(server, FIRST_ID + 1)
@@ -682,12 +682,12 @@ def test_a_client_that_was_skipped_goes_on_once_it_has_acked_all_it_was_sent(
             acked(server, FIRST_ID + 4)
             publish(server, 5)
             client.ack(FIRST_ID + 9)
-            wait_until(lambda: server.clients[0].skipped)
+            wait_until(lambda: server.clients()[0].skipped)
             publish(server, 3, b"again")
             found = client.read(14)
             assert [message.id - FIRST_ID for message in found] == [*range(10), 19, 20, 21, 22]
             assert found[-1].payload == b"again"
-            assert server.clients[0].skipped == server.stats().skipped == 9
+            assert server.clients()[0].skipped == server.stats().skipped == 9
             assert not ends
 
 
@@ -754,7 +754,7 @@ def test_skip_waits_for_patience_while_all_are_at_their_limit(address: str) -> N
             assert 0.2 <= time.monotonic() - start < DEADLINE
             server.publish(b"newest")
             client.ack(FIRST_ID + 2)
-            wait_until(lambda: server.clients[0].skipped == 1)
+            wait_until(lambda: server.clients()[0].skipped == 1)
             assert client.read(4)[-1] == Message(FIRST_ID + 4, b"newest")
             assert not ends
 
@@ -765,11 +765,11 @@ def test_skip_by_bytes_frees_the_log_and_drops_what_was_queued(address: str, fra
     with serving(address, log_size=LOG, on_lag="skip", patience=0) as (server, ends):
         with raw_client(server, address, framed=framed) as client:
             as_batch(server, count, SLOT)
-            sent = server.clients[0].sent_id
-            assert server.stats().log_held == server.clients[0].lag_bytes == 0
+            sent = server.clients()[0].sent_id
+            assert server.stats().log_held == server.clients()[0].lag_bytes == 0
             client.read(sent - FIRST_ID + 1)
             client.ack(sent)
-            wait_until(lambda: server.clients[0].skipped)
+            wait_until(lambda: server.clients()[0].skipped)
             assert server.publish(b"then") == FIRST_ID + count
             newest = Message(FIRST_ID + count - 1, SLOT)
             assert client.read(2) == [newest, Message(FIRST_ID + count, b"then")]
@@ -796,7 +796,7 @@ def test_a_message_partly_sent_is_given_up_when_its_client_is_skipped(address: s
     with serving(address, log_size=1 << 20, **options) as (server, ends):
         with raw_client(server, address, max_packet=512) as client:
             server.publish(large)
-            wait_until(lambda: server.clients[0].packets > 100)
+            wait_until(lambda: server.clients()[0].packets > 100)
             server.publish(b"then")
             packets = []
             for packet in packets_of(client.sock):
@@ -819,7 +819,7 @@ def test_a_large_message_after_one_that_was_given_up_comes_from_its_beginning(
     with serving(address, log_size=1 << 20, **options) as (server, _):
         with raw_client(server, address, max_packet=512) as client:
             server.publish(bytes(250_000))
-            wait_until(lambda: server.clients[0].packets > 100)
+            wait_until(lambda: server.clients()[0].packets > 100)
             server.publish(later)
             assert client.read(1) == [Message(FIRST_ID + 1, later)]
 
@@ -831,7 +831,7 @@ def test_our_client_takes_a_message_that_was_given_up_for_a_gap(address: str) ->
         with Client(address, arena_size=4096, delivery="framed", on_gap=gaps.append) as client:
             server.wait_for_clients(1, DEADLINE)
             server.publish(bytes(250_000))
-            wait_until(lambda: server.clients[0].packets > 10)
+            wait_until(lambda: server.clients()[0].packets > 10)
             server.publish(b"then")
             assert client.receive(DEADLINE) == b"then"
             assert gaps == [Gap(FIRST_ID, FIRST_ID)]
@@ -955,7 +955,7 @@ def test_a_client_can_be_cut_in_the_middle_of_a_message(address: str, framed: bo
     with serving(address, max_lag=1, log_size=1 << 20, patience=0) as (server, ends):
         with raw_client(server, address, max_packet=512) as client:
             server.publish(bytes(250_000))
-            wait_until(lambda: server.clients[0].packets > 100)
+            wait_until(lambda: server.clients()[0].packets > 100)
             server.publish(b"then")
             messages, bye = client.rest()
         wait_until(lambda: ends)
@@ -1026,10 +1026,10 @@ def test_a_late_joiner_that_stops_has_no_more_than_max_lag_in_flight(address: st
             assert client.welcome.first_id == FIRST_ID
             as_batch(server, 10, timeout=0)
             assert len(client.read(10)) == 10
-            assert server.clients[0].sent_id == FIRST_ID + 9
+            assert server.clients()[0].sent_id == FIRST_ID + 9
             client.ack(FIRST_ID + 2)
             assert client.read(3)[-1].id == FIRST_ID + 12
-            assert server.clients[0].sent_id == FIRST_ID + 12
+            assert server.clients()[0].sent_id == FIRST_ID + 12
             assert not ends
 
 
@@ -1118,17 +1118,17 @@ def test_each_cut_is_told_once_with_its_whole_account(address: str) -> None:
         server, ends = stack.enter_context(serving(address, max_lag=5))
         witness = stack.enter_context(Witness(address))
         server.wait_for_clients(1, DEADLINE)
-        (kept,) = server.clients
+        (kept,) = server.clients()
         for number in range(count):
             stack.enter_context(raw_client(server, address, framed=number % 2 == 0))
-        keys = {info.key: info.delivery for info in server.clients if info.key != kept.key}
+        keys = {info.key: info.delivery for info in server.clients() if info.key != kept.key}
         for _ in range(5):
             server.publish(b"x" * 10)
         acked(server, FIRST_ID + 4)
         server.publish(b"x" * 10, timeout=0)
         wait_until(lambda: len(ends) == count)
         witness.wait_for(6)
-        cut, seen = list(ends), server.clients
+        cut, seen = list(ends), server.clients()
     assert [info.key for info in seen] == [kept.key]
     assert {info.key: info.delivery for info, _ in cut} == keys
     for info, reason in cut:

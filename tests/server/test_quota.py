@@ -90,7 +90,7 @@ def test_a_user_who_comes_and_goes_is_never_at_its_limit(address: str) -> None:
         for _ in range(50):
             with Client(address):
                 server.wait_for_clients(1, DEADLINE)
-            wait_until(lambda: not server.clients)
+            wait_until(lambda: not server.clients())
 
 
 @only_root
@@ -139,7 +139,7 @@ def test_what_a_peer_says_of_itself_does_not_change_whose_it_is(address: str) ->
             )
             assert reference.decode_welcome(sock.recv(100)).status == 0
             server.wait_for_clients(1, DEADLINE)
-            assert server.clients[0].peer == Peer(os.getpid(), ONE, 0)
+            assert server.clients()[0].peer == Peer(os.getpid(), ONE, 0)
             with being(ONE):
                 assert refused(address)
 

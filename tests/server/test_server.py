@@ -466,7 +466,7 @@ def test_drain_names_the_client_that_is_furthest_behind(server: Server) -> None:
         server.publish(b"")
         ahead.receive(DEADLINE)
         ahead.ack()
-        behind = server.clients[1]
+        behind = server.clients()[1]
         with pytest.raises(Timeout) as caught:
             server.drain(0)
         assert isinstance(caught.value.holder, ClientInfo)
@@ -503,8 +503,8 @@ def test_a_client_is_described_by_its_figures(server: Server) -> None:
     with Client(server.address) as client:
         server.wait_for_clients(1, DEADLINE)
         server.publish_many([b"12345678", b"", b"1"])
-        wait_until(lambda: server.clients[0].sent_id == FIRST_ID + 2)
-        (info,) = server.clients
+        wait_until(lambda: server.clients()[0].sent_id == FIRST_ID + 2)
+        (info,) = server.clients()
         assert info.peer == Peer(os.getpid(), os.geteuid(), os.getegid())
         assert (info.pid, info.uid, info.delivery) == (os.getpid(), os.geteuid(), BEST)
         assert before <= info.since <= time.monotonic()
@@ -515,8 +515,8 @@ def test_a_client_is_described_by_its_figures(server: Server) -> None:
         assert (info.acked_id, info.last_ack, info.reason) == (0, None, None)
         receive(client, 3)
         client.ack(FIRST_ID + 1)
-        wait_until(lambda: server.clients[0].acked_id == FIRST_ID + 1)
-        (info,) = server.clients
+        wait_until(lambda: server.clients()[0].acked_id == FIRST_ID + 1)
+        (info,) = server.clients()
         assert (info.lag, info.lag_bytes, info.worst_lag) == (1, 24, 3)
         assert SHARE_LOG or info.kernel_bytes == 0
         assert info.last_ack is not None
@@ -526,8 +526,8 @@ def test_a_client_is_described_by_its_figures(server: Server) -> None:
 def test_clients_are_told_apart_by_their_mode_and_key(server: Server) -> None:
     with Client(server.address), Client(server.address, delivery="classic"):
         server.wait_for_clients(2, DEADLINE)
-        assert sorted(info.delivery for info in server.clients) == ["classic", BEST]
-        assert len({info.key for info in server.clients}) == 2
+        assert sorted(info.delivery for info in server.clients()) == ["classic", BEST]
+        assert len({info.key for info in server.clients()}) == 2
 
 
 def test_max_clients_is_a_limit_and_a_place_is_free_again_after_an_end(address: str) -> None:
@@ -537,9 +537,9 @@ def test_max_clients_is_a_limit_and_a_place_is_free_again_after_an_end(address: 
             with pytest.raises(ConnectionError, match="refused this client") as caught:
                 Client(address)
             assert "too many" in str(caught.value) or "max_clients" in str(caught.value)
-            assert len(server.clients) == 2
+            assert len(server.clients()) == 2
             stack.close()
-            wait_until(lambda: len(server.clients) == 1)
+            wait_until(lambda: len(server.clients()) == 1)
             Client(address).close()
 
 
@@ -547,7 +547,7 @@ def test_max_clients_is_a_limit_and_a_place_is_free_again_after_an_end(address: 
 
 
 def test_stats_count_what_happened(server: Server) -> None:
-    assert not server.clients
+    assert not server.clients()
     empty = server.stats()
     assert (empty.oldest_id, empty.next_id, empty.published) == (FIRST_ID, FIRST_ID, 0)
     assert (empty.log_used, empty.log_held, empty.clients, empty.delivered) == (0, 0, 0, 0)
@@ -632,10 +632,10 @@ def test_callbacks_tell_who_came_and_who_went_and_why(address: str) -> None:
             wait_until(lambda: diary.came)
             (came,) = diary.came
             assert (came.pid, came.reason) == (os.getpid(), None)
-            assert came.key == server.clients[0].key
+            assert came.key == server.clients()[0].key
             assert not diary.went
             server.publish(b"")
-            wait_until(lambda: server.clients[0].sent_id == FIRST_ID)
+            wait_until(lambda: server.clients()[0].sent_id == FIRST_ID)
         wait_until(lambda: diary.went)
         ((went, reason),) = diary.went
         assert (went.key, went.messages, went.lag) == (came.key, 1, 1)
@@ -683,7 +683,7 @@ def test_a_callback_may_publish_and_look_at_the_clients(address: str) -> None:
     seen: list[int] = []
 
     def greet(info: ClientInfo) -> None:
-        seen.append(len(host.clients))
+        seen.append(len(host.clients()))
         host.publish(b"welcome")
 
     with Server(address, on_connect=greet) as host, Client(address) as client:
@@ -725,8 +725,8 @@ def test_a_disconnected_client_gets_all_that_was_sent_and_then_the_reason(addres
     ):
         server.wait_for_clients(2, DEADLINE)
         server.publish_many([b"one", b"two"])
-        wait_until(lambda: all(info.queued == 0 for info in server.clients))
-        first = min(server.clients, key=lambda info: info.since)
+        wait_until(lambda: all(info.queued == 0 for info in server.clients()))
+        first = min(server.clients(), key=lambda info: info.since)
         server.disconnect(first)
         server.disconnect(first)
         server.publish(b"three")
@@ -798,7 +798,7 @@ USES: list[Callable[[Server], object]] = [
     lambda server: server.reserve(1).__enter__(),
     lambda server: server.drain(),
     lambda server: server.wait_for_clients(0),
-    lambda server: server.clients,
+    lambda server: server.clients(),
     lambda server: server.stats(),
 ]
 
@@ -813,7 +813,7 @@ def test_use_after_close_says_so(server: Server, use: Callable[[Server], object]
 def test_disconnect_after_close_says_so(server: Server) -> None:
     with Client(server.address):
         server.wait_for_clients(1, DEADLINE)
-        (info,) = server.clients
+        (info,) = server.clients()
         server.close()
         with pytest.raises(Closed, match="this server is closed"):
             server.disconnect(info)
@@ -966,7 +966,7 @@ if child == 0:
         lambda: server.reserve(5).__enter__(),
         lambda: server.drain(1),
         lambda: server.wait_for_clients(0, 1),
-        lambda: server.clients,
+        lambda: server.clients(),
         lambda: server.stats(),
     ]
     for use in uses:

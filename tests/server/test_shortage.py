@@ -104,7 +104,7 @@ def test_a_client_that_finds_too_few_descriptors_says_so_and_leaves_nothing(
             address,
             delivery,
         )
-        wait_until(lambda: not server.clients)
+        wait_until(lambda: not server.clients())
         with Client(address) as client:
             server.publish(b"then")
             assert client.receive(DEADLINE) == b"then"
@@ -219,7 +219,7 @@ def test_a_call_that_fails_in_the_handshake_costs_that_connection_alone(
         assert not isinstance(caught.value, Timeout), "it waits for what will not come"
         assert faulty.accepted is not None
         assert faulty.accepted.left == 0
-        wait_until(lambda: len(server.clients) == 1)
+        wait_until(lambda: len(server.clients()) == 1)
         check_that_all_is_well(server, innocent, address)
 
 

@@ -141,7 +141,7 @@ def test_thousands_that_came_and_went_leave_nothing_behind(address: str) -> None
             wait_until(lambda: sizes(server) == before)
             # The slots were used again and again: an ack is looked for among as few as ever.
             with raw_client(server, address):
-                slot = max(info.key for info in server.clients) & 0xFFFFFFFF
+                slot = max(info.key for info in server.clients()) & 0xFFFFFFFF
                 assert slot < 64
             last = server.publish(b"still here")
             assert witness.read(1)[0].id == last
@@ -311,7 +311,7 @@ def test_while_every_client_is_slow_at_once_nobody_is_cut_within_patience(
             server.publish_many([b"x"] * 10, timeout=0)
             with pytest.raises(Timeout):
                 server.publish(b"one too many", timeout=0.05)
-            assert (len(server.clients), server.stats().skipped) == (len(crowd.clients), 0)
+            assert (len(server.clients()), server.stats().skipped) == (len(crowd.clients), 0)
             crowd.release.set()
             for task in crowd.tasks:
                 assert task.result() == [b"x"] * 10

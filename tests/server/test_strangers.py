@@ -88,7 +88,7 @@ def test_who_comes_as_nobody_is_let_in_by_no_default(address: str, own: bool) ->
                 Monitor(address)
         with being(0), Client(address), Monitor(address) as monitor:
             assert monitor.status().stats.clients == 1
-        wait_until(lambda: not server.clients)
+        wait_until(lambda: not server.clients())
 
 
 # ---- what a stranger is told ----

@@ -387,7 +387,7 @@ def test_where_no_descriptor_can_be_sent_packets_are(
             assert client.delivery == "framed"
             server.publish(b"late")
             assert client.receive(DEADLINE) == b"late"
-            assert [info.delivery for info in server.clients] == ["framed"]
+            assert [info.delivery for info in server.clients()] == ["framed"]
             with pytest.raises(jumiks.Timeout):
                 client.receive(0)  # which acks it
             server.drain(DEADLINE)

@@ -290,4 +290,4 @@ def hand_made_client(server: Server, address: str, start: int = 0) -> Iterator[H
 
 def info_of(server: Server) -> jumiks.ClientInfo:
     """The figures of the client that came last."""
-    return max(server.clients, key=lambda info: info.key)
+    return max(server.clients(), key=lambda info: info.key)

@@ -144,10 +144,10 @@ def raw_client(server: Server, address: str, *, framed: bool = True, **options: 
     if not framed:
         client.sock.send(HELLO)
     server.wait_for_clients(count + 1, DEADLINE)
-    key = max(info.key for info in server.clients)
+    key = max(info.key for info in server.clients())
 
     def was_sent(packet_id: int) -> bool:
-        mine = [info for info in server.clients if info.key == key]
+        mine = [info for info in server.clients() if info.key == key]
         return not mine or mine[0].sent_id >= packet_id
 
     client.was_sent = was_sent

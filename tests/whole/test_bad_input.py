@@ -212,7 +212,7 @@ def test_a_client_refuses_a_wrong_time_whether_it_has_to_wait_or_not(
         Client(server.address, timeout=wrong)
     with Client(server.address) as client:
         server.publish_many([b"one", b"two"])
-        wait_until(lambda: server.clients[0].queued == 0)
+        wait_until(lambda: server.clients()[0].queued == 0)
         with pytest.raises(kind, match=words):
             client.receive(wrong)
         with pytest.raises(kind, match=words):
@@ -583,7 +583,7 @@ def test_a_socket_without_permission_says_what_it_takes(
         request.getfixturevalue("unprivileged")
         with pytest.raises(PermissionError, match="takes write permission on the socket file"):
             Client(path)
-        assert len(server.clients) == 0
+        assert len(server.clients()) == 0
 
 
 def test_an_address_that_nobody_serves_says_so(address: str, path: Path) -> None:
@@ -750,7 +750,7 @@ def test_a_server_names_both_versions_when_the_clients_is_another(
         else:
             peer.send(reference.encode_classic_hello(theirs))
         assert peer.recv(100) == b""
-    assert len(server.clients) == 0
+    assert len(server.clients()) == 0
     assert_serves(server)
 
 

@@ -83,8 +83,8 @@ def test_plain_clients_receive_what_our_server_publishes(
                 for message in messages:
                     server.publish(message, timeout=DEADLINE)
             server.drain(DEADLINE)
-            assert {info.acked_id for info in server.clients} == {FIRST_ID + 299}
-            assert {info.delivery for info in server.clients} == {"classic", BEST}
+            assert {info.acked_id for info in server.clients()} == {FIRST_ID + 299}
+            assert {info.delivery for info in server.clients()} == {"classic", BEST}
             server.close()
             for peer in (one, two):
                 report = peer.result()
@@ -151,7 +151,7 @@ def test_a_plain_client_that_stops_is_cut_and_the_others_are_not(address: str) -
                 last_id = FIRST_ID + start_at + 99
 
                 def all_but_the_stopped(last_id: int = last_id) -> bool:
-                    behind = [each for each in server.clients if each.acked_id < last_id]
+                    behind = [each for each in server.clients() if each.acked_id < last_id]
                     return not behind or [each.acked_id for each in behind] == [FIRST_ID + 19]
 
                 wait_until(all_but_the_stopped)
@@ -180,7 +180,7 @@ def test_a_plain_client_sees_what_was_skipped_as_a_gap_in_the_ids(address: str) 
         with classic_client(address, "--delay", 0.001) as peer:
             server.wait_for_clients(1, DEADLINE)
             server.publish_many([b"x"] * 500)
-            wait_until(lambda: server.clients[0].skipped)
+            wait_until(lambda: server.clients()[0].skipped)
             server.drain(DEADLINE)
             last = server.publish(b"last")
             server.drain(DEADLINE)
@@ -224,7 +224,7 @@ def test_our_server_refuses_another_version(address: str, part: str, number: int
             assert peer.result()["end"] == "refused"
         server.publish(b"x")
         witness.wait_for(1)
-        assert [info.delivery for info in server.clients] == [BEST]
+        assert [info.delivery for info in server.clients()] == [BEST]
 
 
 # ---- a plain server, our client ----

@@ -247,7 +247,7 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def disconnect_somebody(self) -> None:
-        for info in self.server.clients[3:4]:
+        for info in self.server.clients()[3:4]:
             self.server.disconnect(info)
 
     @rule(linger=st.sampled_from([0, 0.02]))
@@ -295,7 +295,7 @@ class Model(RuleBasedStateMachine):
         assert stats.next_id == self.next_id
         assert stats.log_used <= stats.log_size
         assert stats.oldest_id <= max(FIRST_ID, self.next_id - self.kept())
-        for info in self.server.clients:
+        for info in self.server.clients():
             assert info.acked_id <= info.sent_id < self.next_id
             if self.options["on_lag"] != "skip" and info.acked_id:
                 assert stats.oldest_id <= info.acked_id + 1
@@ -318,7 +318,7 @@ class Model(RuleBasedStateMachine):
                 assert time.monotonic() < began + 3 * DEADLINE, (
                     [vars(each) for each in waiting],
                     self.next_id,
-                    self.server.clients,
+                    self.server.clients(),
                 )
                 took = [self.takes_something(each) for each in waiting]
                 if not any(took):

@@ -178,15 +178,15 @@ def test_after_an_exception_at_any_bytecode_of_close_it_can_be_closed(
             assert client.receive(DEADLINE) == b"message"
             raised = raises_at(number, client.close)
             client.close()
-            wait_until(lambda: not server.clients)  # it has left, and its lock is free
+            wait_until(lambda: not server.clients())  # it has left, and its lock is free
     assert number > 10
 
 
 QUESTIONS: dict[str, Callable[[Server], object]] = {
     "stats": lambda server: server.stats(),
-    "clients": lambda server: server.clients,
+    "clients": lambda server: server.clients(),
     "wait_for_clients": lambda server: server.wait_for_clients(1, DEADLINE),
-    "disconnect": lambda server: server.disconnect(server.clients[0]),
+    "disconnect": lambda server: server.disconnect(server.clients()[0]),
     "endings": lambda server: server.endings,
 }
 
@@ -206,7 +206,7 @@ def test_after_an_exception_at_any_bytecode_of_a_question_the_server_goes_on(
                 server.publish(b"message")
                 with suppress(Disconnected):
                     assert client.receive(DEADLINE) == b"message"
-            wait_until(lambda: not server.clients)
+            wait_until(lambda: not server.clients())
     assert number > 3
 
 
@@ -249,7 +249,7 @@ def test_an_exception_at_any_bytecode_of_a_server_s_making_leaves_nothing(addres
 def nobody_is_left(server: Server) -> bool:
     """Whether it has no client and no monitor, but for the one that asks."""
     with Monitor(server.address) as monitor:
-        return not server.clients and monitor.status().monitors == 1
+        return not server.clients() and monitor.status().monitors == 1
 
 
 MAKINGS: dict[str, Callable[[str], AbstractContextManager[object]]] = {
@@ -377,7 +377,7 @@ def test_an_exception_at_any_bytecode_of_a_way_back_leaves_one_connection(
             server.publish(b"1")
             while got[-1:] != [b"1"]:
                 got.append(client.receive(DEADLINE))
-            wait_until(lambda: len(server.clients) == 1)
+            wait_until(lambda: len(server.clients()) == 1)
             client.close()
             wait_until(lambda: nobody_is_left(server))
         if not raised:

@@ -298,7 +298,7 @@ class Storm:
         elif chance < 0.7 and self.stopped:
             self.stopped.pop().close()
         elif chance < 0.75:
-            clients = [info for info in self.server.clients if info.key != self.spared]
+            clients = [info for info in self.server.clients() if info.key != self.spared]
             if clients:
                 self.server.disconnect(self.random.choice(clients))
         elif chance < 0.85:
@@ -325,7 +325,7 @@ def test_every_ledger_agrees_with_what_was_published(address: str, on_lag: OnLag
             for take in (take_batches, take_views, take_singly, take_slowly):
                 storm.read(take, delivery=delivery)
         server.wait_for_clients(len(children) + len(storm.readers), DEADLINE)
-        storm.spared = sorted(info.key for info in server.clients)[len(children)]
+        storm.spared = sorted(info.key for info in server.clients())[len(children)]
         with Child(address, "shared") as victim:
             publishers = [Publisher(server, number) for number in range(PUBLISHERS)]
             storm.go_on(DURATION)

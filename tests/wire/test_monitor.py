@@ -83,7 +83,7 @@ def test_a_monitor_sees_the_server_and_its_clients(address: str) -> None:
             for _ in range(4):
                 client.receive(DEADLINE)
             client.ack()
-            wait_until(lambda: server.clients[0].acked_id == FIRST_ID + 3)
+            wait_until(lambda: server.clients()[0].acked_id == FIRST_ID + 3)
             status = monitor.status()
             assert (status.address, status.pid) == (address, os.getpid())
             assert (status.max_lag, status.on_lag) == (50, "skip")
@@ -95,8 +95,8 @@ def test_a_monitor_sees_the_server_and_its_clients(address: str) -> None:
             assert (info.delivery, info.lag, info.acked_id) == (BEST, 6, FIRST_ID + 3)
             assert (status.stats.published, status.stats.clients) == (10, 1)
             assert status.stats.log_used == server.stats().log_used
-            assert info == server.clients[0]
-            assert info.command == server.clients[0].command
+            assert info == server.clients()[0]
+            assert info.command == server.clients()[0].command
             assert info.command in ("", Path("/proc/self/comm").read_text().strip())
 
 
@@ -141,7 +141,7 @@ def test_monitors_are_no_clients(address: str) -> None:
         with raw_monitor(address) as sock, Monitor(address) as monitor:
             for _ in range(100):
                 server.publish(b"nothing for a monitor", timeout=0)
-            assert (server.clients, server.stats().clients, came) == ((), 0, [])
+            assert (server.clients(), server.stats().clients, came) == ((), 0, [])
             assert monitor.status().monitors == 2
             with Client(address):
                 server.wait_for_clients(1, DEADLINE)
@@ -272,7 +272,7 @@ def test_a_server_may_give_no_status_at_all(address: str) -> None:
     with Server(address, monitor=False) as server:
         with pytest.raises(Refused, match="it gives no status"):
             Monitor(address)
-        wait_until(lambda: not server.clients)
+        wait_until(lambda: not server.clients())
 
 
 def test_a_rule_of_its_own_says_who_may_look(address: str) -> None:

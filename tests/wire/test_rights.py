@@ -158,7 +158,7 @@ def check_that_it_serves(harassed: Harassed) -> None:
         harassed.witness.wait_for(len(harassed.published))
     with soon():
         harassed.server.stats()
-        assert len(harassed.server.clients) >= 1
+        assert len(harassed.server.clients()) >= 1
     with soon(), Client(harassed.address, timeout=SOON) as client:
         harassed.publish()
         client.receive(SOON)
@@ -171,7 +171,7 @@ def test_a_descriptor_beside_an_ack_holds_up_nobody(
     with Harassed(address) as harassed:
         with client_by_hand(harassed.server, address, delivery) as sock:
             harassed.publish()
-            wait_until(lambda: all(info.sent_id for info in harassed.server.clients))
+            wait_until(lambda: all(info.sent_id for info in harassed.server.clients()))
             sent = lingering.send_with(sock, ACK)
             check_that_it_serves(harassed)
             assert sent == (kernel == GUARDED)
@@ -182,7 +182,7 @@ def test_a_descriptor_beside_an_ack_holds_up_nobody(
                     assert all(packet for packet in packets_of(sock))
             else:
                 sock.send(ACK)
-                wait_until(lambda: min(i.acked_id for i in harassed.server.clients) >= FIRST_ID)
+                wait_until(lambda: min(i.acked_id for i in harassed.server.clients()) >= FIRST_ID)
 
 
 @all_ways
@@ -294,7 +294,7 @@ def test_who_sends_its_own_connection_and_goes_keeps_no_place(
     with Harassed(address) as harassed:
         with client_by_hand(harassed.server, address, delivery) as sock:
             harassed.publish()
-            wait_until(lambda: all(info.sent_id for info in harassed.server.clients))
+            wait_until(lambda: all(info.sent_id for info in harassed.server.clients()))
             with suppress(PermissionError):
                 socket.send_fds(sock, [ACK], [sock.fileno()])
         # Nobody can read what it was sent any more, and only we could ever close it.
