@@ -25,8 +25,9 @@
  * and cut every client that is a moment slower.
  *
  * A newcomer is at most half way from the start. It counts as fast only once it has shown that it
- * keeps up: half a limit was published while it was there, or it has been there for patience and has
- * acked all that it was offered. History that it acked shows nothing: it could do so unread.
+ * keeps up: it has acked half a limit of what was published while it was there, or it has been there
+ * for patience and has acked all that it was offered. History that it acked shows nothing: it could
+ * do so unread.
  */
 #include <errno.h>
 
@@ -111,17 +112,15 @@ static int64_t patience_from(const struct jmk_server *server, int64_t start) {
 /* Is this one fast? If only time is missing to show it, *look_at is set to when it will have. */
 static bool keeps_up(const struct jmk_server *server, const struct jmk_session *session,
                      const struct demand *demand, int64_t now, int64_t *look_at) {
-    uint64_t half = half_way(server, session, demand);
+    uint64_t half = half_way(server, session, demand), next = session->acked_id + 1;
     int64_t counts_from;
 
     if (session->state != JMK_LIVE || session->replaying || session->acked_id < half)
         return false;
-    if (session->shown_from - 1 < half)
-        return true; /* without its acks it would be past half by now */
-    if (session->acked_id + 1 != demand->id)
+    if (next > session->shown_from && next - session->shown_from >= demand->id - 1 - half)
+        return true; /* it has worked off half a limit of what was published while it was there */
+    if (next != demand->id)
         return false;
-    if (session->shown_from - 1 == half && session->shown_from != demand->id)
-        return true;
     counts_from = patience_from(server, session->account.since);
     if (counts_from > now && counts_from < *look_at)
         *look_at = counts_from;

@@ -340,6 +340,20 @@ def test_who_came_too_late_to_have_fallen_behind_shows_nothing_by_keeping_up(
             assert_cuts(server, cuts)
 
 
+@pytest.mark.parametrize(("count", "cuts"), [(1, False), (4, False), (5, True)])
+def test_a_newcomer_shows_by_half_a_limit_of_acks_that_it_keeps_up(
+    address: str, count: int, cuts: bool
+) -> None:
+    """Each of them is half way at most, as little was published since it came."""
+    with serving(address, max_lag=10, patience=60) as (server, _), raw_client(server, address):
+        server.publish_many([SLOT] * (5 - count))
+        with raw_client(server, address) as newcomer:
+            server.publish_many([SLOT] * (5 + count))
+            newcomer.ack(FIRST_ID + 4)
+            acked(server, FIRST_ID + 4)
+            assert_cuts(server, cuts)
+
+
 def test_a_history_that_was_acked_shows_nothing(address: str) -> None:
     with serving(address, max_lag=10, patience=60) as (server, _), raw_client(server, address):
         server.publish_many([SLOT] * 10)

@@ -134,11 +134,11 @@ class Model:
         """It is at most half way, and has been there for long enough to show that."""
         if place.skipping or place.extra or self.lag(place) > self.half(place):
             return False
-        published = self.last - place.shown_from
-        if published > self.half(place):
+        shown = place.acked - place.shown_from
+        if 0 < shown >= self.half(place):
             return True
         old = self.patience >= 0 and self.now >= place.since + self.patience
-        return self.lag(place) == 0 and (old or 0 < published == self.half(place))
+        return self.lag(place) == 0 and old
 
     def is_over(self, term: Term) -> bool:
         since = term.since
