@@ -24,11 +24,11 @@ from jumiks._wire.handshake import (
     Capability,
     ClientHandshake,
     ClientHello,
-    ClientState,
     IllegalEvent,
     Malformed,
     ServerHandshake,
     ServerHello,
+    State,
     Status,
     Welcome,
 )
@@ -64,10 +64,10 @@ def check_client(packets: list[bytes], capabilities: Capability, start: int) -> 
         try:
             answer = client.receive(packet)
         except (ProtocolError, Refused, VersionMismatch):
-            assert client.state is ClientState.FAILED
+            assert client.state is State.FAILED
         else:
             assert answer == b"" or ClientHello.decode(answer).start in (start, 0)
-        if client.state in (ClientState.DONE, ClientState.FAILED):
+        if client.state in (State.DONE, State.FAILED):
             break
     assert client.granted & ~client.wishes == Capability(0)
     if client.done:

@@ -528,7 +528,7 @@ class Control:
         if not reply:
             self._drop(joining)
             return
-        status = joining.handshake.receive(reply, next_id=(1 << 64) - 1)
+        status = joining.handshake.receive(reply)
         if Capability.MONITOR in joining.handshake.granted:
             self._let_monitor_in(joining)
             return
@@ -673,7 +673,7 @@ class Control:
                 raise
             self._journal.log(logging.WARNING, _NO_LOG, joining.peer, error.strerror)
             lib.jmk_server_send_packets(self._handle, attached.key)  # if it has not ended by now
-            welcome = joining.handshake.accept_without_log(attached.first_id, attached.left_out)
+            welcome = joining.handshake.accept(attached.first_id, None, attached.left_out)
             joining.sock.send(welcome, socket.MSG_NOSIGNAL)
 
     # ---- events ----

@@ -9,12 +9,13 @@ docs/protocol.md has the layouts and the rules.
 import enum
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from itertools import accumulate
-from typing import Self, TypeVar
+from operator import attrgetter
+from typing import Any, Final, Self
 
-from ..errors import ConnectionEnded, ProtocolError, Refused, VersionMismatch, printable
+from ..errors import ProtocolError, Refused, VersionMismatch, printable
 
 __all__ = [
     "FIRST_ID",
@@ -24,12 +25,11 @@ __all__ = [
     "Capability",
     "ClientHandshake",
     "ClientHello",
-    "ClientState",
     "IllegalEvent",
     "Malformed",
     "ServerHandshake",
     "ServerHello",
-    "ServerState",
+    "State",
     "Status",
     "Welcome",
     "refusal_text",
@@ -59,6 +59,8 @@ _START_RULE = (
 _TEXT_LIMIT = 512
 _WHOLE_VERSION = 6
 _EXTENDED = 8
+_WELCOME_SIZE = 16
+_SHARED_WELCOME_SIZE = 24
 # Beyond this a first number is no version that will ever be: another protocol was answering.
 _PLAUSIBLE = 1000
 _STRANGER = "what answered at this address does not speak jumiks"
@@ -101,30 +103,38 @@ class IllegalEvent(RuntimeError):
     """A handshake was asked for a step that its state does not allow; nothing changed."""
 
 
-class _Layout:
-    """A packet's fields in order, little-endian and without holes, as `struct` codes."""
+# A field of a packet has its code of `struct` with it.
+_U16: Final = {"code": "H"}
+_U32: Final = {"code": "I"}
+_U64: Final = {"code": "Q"}
 
-    def __init__(self, codes: str) -> None:
-        self._whole = struct.Struct("<" + codes)
+
+class _Layout:
+    """A packet's fields in order, little-endian and without holes.
+
+    Args:
+        kind: the packet's class.
+        before: codes of what stands before the fields.
+        behind: codes of what stands behind them, and is not used.
+    """
+
+    def __init__(self, kind: type[Any], before: str = "", behind: str = "") -> None:
+        told = {each.name: each.metadata["code"] for each in fields(kind) if each.metadata}
+        self.names = tuple(told)
+        self._values = attrgetter(*told)
+        codes = before + "".join(told.values())
+        self._whole = struct.Struct(f"<{codes}{behind}")
         self._ends = (0, *accumulate(struct.calcsize("<" + code) for code in codes))
 
-    def pack(self, *fields: int) -> bytes:
-        return self._whole.pack(*fields)
+    def encode(self, packet: object, *before: int) -> bytes:
+        return self._whole.pack(*before, *self._values(packet))
 
-    def unpack(self, packet: bytes) -> tuple[int, ...]:
+    def decode(self, packet: bytes) -> tuple[int, ...]:
         """Read as far as the packet goes: a field that is not there in full reads as zero."""
         if len(packet) < self._whole.size:
             present = max(end for end in self._ends if end <= len(packet))
             packet = packet[:present].ljust(self._whole.size, b"\0")
         return self._whole.unpack_from(packet)
-
-
-_VERSION_LAYOUT = _Layout("HHH")
-_SERVER_LAYOUT = _Layout("HHHHQQQQII")
-_CLIENT_LAYOUT = _Layout("HHHHQII")
-_WELCOME_LAYOUT = _Layout("HHIQQ")
-_WELCOME_SIZE = 16
-_SHARED_WELCOME_SIZE = 24
 
 
 def _require(packet: bytes, size: int, what: str) -> None:
@@ -133,132 +143,82 @@ def _require(packet: bytes, size: int, what: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerHello:
-    """The server's first packet (docs/protocol.md, "Hello").
-
-    Args:
-        version: major, minor and patch.
-        capabilities: what the server offers; bits of `Capability`, and others.
-        server_id: random, new each time a server starts.
-        oldest_id: the oldest packet id kept.
-        next_id: the packet id that the next message gets.
-        max_lag: messages; 0 is no limit.
-        max_packet: the largest packet it sends, bytes; 0 is not told.
-        max_message: the largest message, bytes; 0 is not told.
-        extended: whether it goes beyond the six bytes of plain 1.0.
-    """
+class _Hello:
+    """The two packets that are six bytes long in plain 1.0, and longer beyond it."""
 
     version: Version = VERSION
-    capabilities: int = _NONE
-    server_id: int = 0
-    oldest_id: int = 0
-    next_id: int = 0
-    max_lag: int = 0
-    max_packet: int = 0
-    max_message: int = 0
-    extended: bool = True
+    capabilities: int = field(default=_NONE, metadata=_U16)
+    """What the server offers, or what the client wants: bits of `Capability`, and others."""
+    extended: bool = field(default=True, kw_only=True)
+    """Whether it goes beyond the six bytes of plain 1.0."""
 
     def encode(self) -> bytes:
-        """The packet: 48 bytes, or the six of plain 1.0."""
-        if not self.extended:
-            return _VERSION_LAYOUT.pack(*self.version)
-        return _SERVER_LAYOUT.pack(
-            *self.version,
-            self.capabilities,
-            self.server_id,
-            self.oldest_id,
-            self.next_id,
-            self.max_lag,
-            self.max_packet,
-            self.max_message,
-        )
+        """Return the packet: in full, or the six bytes of plain 1.0."""
+        packet = _LAYOUTS[type(self)].encode(self, *self.version)
+        return packet if self.extended else packet[:_WHOLE_VERSION]
 
     @classmethod
     def decode(cls, packet: bytes) -> Self:
         """Read a packet of any length from six bytes on; `Malformed` if it is shorter."""
         _require(packet, _WHOLE_VERSION, "a hello")
-        major, minor, patch, capabilities, *rest = _SERVER_LAYOUT.unpack(packet)
-        server_id, oldest_id, next_id, max_lag, max_packet, max_message = rest
-        return cls(
-            (major, minor, patch),
-            capabilities,
-            server_id,
-            oldest_id,
-            next_id,
-            max_lag,
-            max_packet,
-            max_message,
-            extended=_is_extended(packet),
-        )
+        major, minor, patch, *values = _LAYOUTS[cls].decode(packet)
+        return cls((major, minor, patch), *values, extended=len(packet) >= _EXTENDED)
 
 
 @dataclass(frozen=True, slots=True)
-class ClientHello:
-    """The client's reply to the hello (docs/protocol.md, "Reply").
+class ServerHello(_Hello):
+    """The server's first packet (docs/protocol.md, "Hello")."""
 
-    Args:
-        version: major, minor and patch.
-        capabilities: what the client wants; bits of `Capability`, and others.
-        start: `START_NOW`, `START_OLDEST`, or the packet id to resume at.
-        max_packet: the largest packet it takes, bytes; 0 is no wish.
-        extended: whether it goes beyond the six bytes of plain 1.0.
-    """
+    server_id: int = field(default=0, metadata=_U64)
+    """Random, new each time a server starts."""
+    oldest_id: int = field(default=0, metadata=_U64)
+    """The oldest packet id that the server keeps."""
+    next_id: int = field(default=0, metadata=_U64)
+    """The packet id that the next message gets."""
+    max_lag: int = field(default=0, metadata=_U64)
+    """Messages; 0 is no limit."""
+    max_packet: int = field(default=0, metadata=_U32)
+    """The largest packet that the server sends, bytes; 0 if it does not say."""
+    max_message: int = field(default=0, metadata=_U32)
+    """The largest message, bytes; 0 if the server does not say."""
 
-    version: Version = VERSION
-    capabilities: int = _NONE
-    start: int = START_NOW
-    max_packet: int = 0
-    extended: bool = True
 
-    def encode(self) -> bytes:
-        """The packet: 24 bytes, or the six of plain 1.0."""
-        if not self.extended:
-            return _VERSION_LAYOUT.pack(*self.version)
-        return _CLIENT_LAYOUT.pack(*self.version, self.capabilities, self.start, self.max_packet, 0)
+@dataclass(frozen=True, slots=True)
+class ClientHello(_Hello):
+    """The client's reply to the hello (docs/protocol.md, "Reply")."""
 
-    @classmethod
-    def decode(cls, packet: bytes) -> Self:
-        """Read a packet of any length from six bytes on; `Malformed` if it is shorter."""
-        _require(packet, _WHOLE_VERSION, "a reply")
-        major, minor, patch, capabilities, start, max_packet, _ = _CLIENT_LAYOUT.unpack(packet)
-        return cls(
-            (major, minor, patch),
-            capabilities,
-            start,
-            max_packet,
-            extended=_is_extended(packet),
-        )
+    start: int = field(default=START_NOW, metadata=_U64)
+    """`START_NOW`, `START_OLDEST`, or the packet id to resume at."""
+    max_packet: int = field(default=0, metadata=_U32)
+    """The largest packet that the client takes, bytes; 0 if it takes any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The server's verdict, to extended clients only (docs/protocol.md, "Welcome").
+    """The server's verdict, to extended clients only (docs/protocol.md, "Welcome")."""
 
-    Args:
-        status: a `Status`, or a number that only a later version knows.
-        capabilities: what the server grants; bits of `Capability`, and others.
-        first_id: the first packet id the client will get.
-        text: why it was refused, in words; 512 bytes of UTF-8 are sent at most.
-        first_offset: with LOG, where the message `first_id` stands, or will stand, in the log.
-        left_out: to a client that asked for the oldest: how many messages before `first_id` the
-            server keeps and does not give it.
-    """
-
-    status: int
-    capabilities: int = _NONE
-    first_id: int = 0
+    status: int = field(metadata=_U16)
+    """A `Status`, or a number that only a later version knows."""
+    capabilities: int = field(default=_NONE, metadata=_U16)
+    """What the server grants: bits of `Capability`, and others."""
+    left_out: int = field(default=0, metadata=_U32, kw_only=True)
+    """To a client that asked for the oldest: how many messages before `first_id` the server keeps
+    and does not give it."""
+    first_id: int = field(default=0, metadata=_U64)
+    """The first packet id that the client will get."""
+    first_offset: int = field(default=0, metadata=_U64, kw_only=True)
+    """With LOG, where the message `first_id` stands, or will stand, in the log."""
     text: str = ""
-    first_offset: int = 0
-    left_out: int = 0
+    """Why the client was refused, in words; at most 512 bytes of UTF-8 are sent."""
 
     def encode(self) -> bytes:
-        """The packet: 16 bytes, and the text of a refusal or the offset that LOG needs."""
-        packet = _WELCOME_LAYOUT.pack(
-            self.status, self.capabilities, self.left_out, self.first_id, self.first_offset
-        )
-        if self.status == Status.ACCEPTED:
-            return packet if self.capabilities & Capability.LOG else packet[:_WELCOME_SIZE]
+        """Return the packet: 16 bytes, and the text of a refusal or the offset that LOG needs."""
+        packet = _LAYOUTS[Welcome].encode(self)
+        if self.status == Status.ACCEPTED and self.capabilities & Capability.LOG:
+            return packet
         packet = packet[:_WELCOME_SIZE]
+        if self.status == Status.ACCEPTED:
+            return packet
         text = self.text.encode("utf-8", "replace")[:_TEXT_LIMIT]
         # The cut may have gone through a character.
         return packet + text.decode("utf-8", "ignore").encode("utf-8")
@@ -267,20 +227,24 @@ class Welcome:
     def decode(cls, packet: bytes) -> Self:
         """Read a packet of 16 bytes or more, of 24 with LOG; `Malformed` if it is shorter."""
         _require(packet, _WELCOME_SIZE, "a welcome")
-        number, capabilities, left_out, first_id, first_offset = _WELCOME_LAYOUT.unpack(packet)
-        status = _STATUSES.get(number, number)
-        if status != Status.ACCEPTED:
-            end = _WELCOME_SIZE + _TEXT_LIMIT
-            text = packet[_WELCOME_SIZE:end].decode("utf-8", "replace")
-            return cls(status, capabilities, first_id, text)
-        if not capabilities & Capability.LOG:
-            return cls(status, capabilities, first_id, left_out=left_out)
-        _require(packet, _SHARED_WELCOME_SIZE, "a welcome with LOG")
-        return cls(status, capabilities, first_id, "", first_offset, left_out)
+        layout = _LAYOUTS[Welcome]
+        found: dict[str, Any] = dict(zip(layout.names, layout.decode(packet), strict=True))
+        found["status"] = _STATUSES.get(found["status"], found["status"])
+        if found["status"] != Status.ACCEPTED:
+            text = packet[_WELCOME_SIZE : _WELCOME_SIZE + _TEXT_LIMIT].decode("utf-8", "replace")
+            return cls(found["status"], found["capabilities"], found["first_id"], text)
+        if found["capabilities"] & Capability.LOG:
+            _require(packet, _SHARED_WELCOME_SIZE, "a welcome with LOG")
+        else:
+            found["first_offset"] = 0
+        return cls(**found)
 
 
-def _is_extended(packet: bytes) -> bool:
-    return len(packet) >= _EXTENDED
+_LAYOUTS: Final[Mapping[type[Any], _Layout]] = {
+    ServerHello: _Layout(ServerHello, before="HHH"),
+    ClientHello: _Layout(ClientHello, before="HHH", behind="4x"),
+    Welcome: _Layout(Welcome),
+}
 
 
 def _agree(ours: Version, theirs: Version) -> bool:
@@ -349,51 +313,36 @@ def _reason(status: int) -> str:
     return _REASONS.get(status, f"it gave status {status} and no words")
 
 
-_State = TypeVar("_State", bound=enum.Enum)
-_Event = TypeVar("_Event", bound=enum.Enum)
+class State(enum.Enum):
+    """Where an end stands: which packet comes next."""
 
-
-def _after(moves: Mapping[tuple[_State, _Event], _State], state: _State, event: _Event) -> _State:
-    try:
-        return moves[state, event]
-    except KeyError:
-        raise IllegalEvent(f"{event.name} is not allowed in state {state.name}") from None
-
-
-class ServerState(enum.Enum):
-    """Where a server stands with one client that shakes hands."""
-
-    START = enum.auto()
-    """The hello was not made yet."""
-    AWAIT_REPLY = enum.auto()
-    """The client has the word."""
-    DECIDE = enum.auto()
-    """The reply is good: the server may accept or refuse."""
-    MUST_REFUSE = enum.auto()
-    """The reply is not good."""
-    ACCEPTED = enum.auto()
-    REFUSED = enum.auto()
-
-
-class _ServerEvent(enum.Enum):
     HELLO = enum.auto()
-    GOOD_REPLY = enum.auto()
-    BAD_REPLY = enum.auto()
-    ACCEPT = enum.auto()
-    WITHOUT_LOG = enum.auto()
-    REFUSE = enum.auto()
+    """The server's."""
+    REPLY = enum.auto()
+    """The client's."""
+    WELCOME = enum.auto()
+    """The server's, which may accept or refuse."""
+    REFUSAL = enum.auto()
+    """The server's, which has to refuse: the reply was not good."""
+    DONE = enum.auto()
+    """Messages."""
+    FAILED = enum.auto()
+    """None: the client is refused, or an end broke the protocol."""
 
 
-_SERVER_MOVES: Mapping[tuple[ServerState, _ServerEvent], ServerState] = {
-    (ServerState.START, _ServerEvent.HELLO): ServerState.AWAIT_REPLY,
-    (ServerState.AWAIT_REPLY, _ServerEvent.GOOD_REPLY): ServerState.DECIDE,
-    (ServerState.AWAIT_REPLY, _ServerEvent.BAD_REPLY): ServerState.MUST_REFUSE,
-    (ServerState.AWAIT_REPLY, _ServerEvent.REFUSE): ServerState.REFUSED,
-    (ServerState.DECIDE, _ServerEvent.ACCEPT): ServerState.ACCEPTED,
-    (ServerState.ACCEPTED, _ServerEvent.WITHOUT_LOG): ServerState.ACCEPTED,
-    (ServerState.DECIDE, _ServerEvent.REFUSE): ServerState.REFUSED,
-    (ServerState.MUST_REFUSE, _ServerEvent.REFUSE): ServerState.REFUSED,
+_ALLOWED: Mapping[str, frozenset[State]] = {
+    "hello": frozenset((State.HELLO,)),
+    "receive the reply": frozenset((State.REPLY,)),
+    "accept": frozenset((State.WELCOME, State.DONE)),
+    "refuse": frozenset((State.REPLY, State.WELCOME, State.REFUSAL)),
+    "receive from the server": frozenset((State.HELLO, State.WELCOME)),
 }
+"""What an end may do in which states."""
+
+
+def _check(event: str, state: State) -> None:
+    if state not in _ALLOWED[event]:
+        raise IllegalEvent(f"to {event} is not allowed in state {state.name}")
 
 
 class ServerHandshake:
@@ -407,92 +356,67 @@ class ServerHandshake:
 
     def __init__(self, hello: ServerHello) -> None:
         self._hello = hello
-        self._state = ServerState.START
-        self._peer: ClientHello | None = None
-        self._granted = _NONE
-
-    @property
-    def state(self) -> ServerState:
-        """Where it stands."""
-        return self._state
-
-    @property
-    def peer(self) -> ClientHello | None:
+        self.state = State.HELLO
+        self.peer: ClientHello | None = None
         """What the client said, once it was read."""
-        return self._peer
-
-    @property
-    def extended(self) -> bool:
-        """Whether a welcome is due: both ends said more than plain 1.0 does."""
-        return self._hello.extended and self._peer is not None and self._peer.extended
-
-    @property
-    def granted(self) -> Capability:
+        self.granted = _NONE
         """What is wanted, offered and known; nothing before a good reply, nor after a bad one.
 
         LOG comes only together with FRAMES, and MONITOR alone: it is about no messages.
         """
-        return self._granted
+
+    @property
+    def extended(self) -> bool:
+        """Whether a welcome is due: both ends said more than plain 1.0 does."""
+        return self._hello.extended and self.peer is not None and self.peer.extended
 
     def hello(self) -> bytes:
-        """The packet to send first."""
-        self._state = _after(_SERVER_MOVES, self._state, _ServerEvent.HELLO)
+        """Return the packet to send first."""
+        _check("hello", self.state)
+        self.state = State.REPLY
         return self._hello.encode()
 
-    def receive(self, packet: bytes, *, next_id: int | None = None) -> Status:
+    def receive(self, packet: bytes) -> Status:
         """Read the client's reply and say what to do about it: `ACCEPTED`, or why not.
 
-        Args:
-            packet: the reply, as received.
-            next_id: the packet id that the next message gets by now; the hello's by default.
+        The core alone knows whether it can begin at the start that is asked for.
         """
-        await_refusal = _after(_SERVER_MOVES, self._state, _ServerEvent.BAD_REPLY)
+        _check("receive the reply", self.state)
+        self.state = State.REFUSAL
         try:
-            peer = ClientHello.decode(packet)
+            self.peer = ClientHello.decode(packet)
         except Malformed:
-            self._state = await_refusal
             return Status.MALFORMED
-        self._peer = peer
-        verdict = self._judge(peer, self._hello.next_id if next_id is None else next_id)
-        good = verdict is Status.ACCEPTED
-        if good and self.extended:
-            self._granted = _grant(_known(peer.capabilities & self._hello.capabilities))
-        event = _ServerEvent.GOOD_REPLY if good else _ServerEvent.BAD_REPLY
-        self._state = _after(_SERVER_MOVES, self._state, event)
-        return verdict
-
-    def _judge(self, peer: ClientHello, next_id: int) -> Status:
-        if not _agree(self._hello.version, peer.version):
+        if not _agree(self._hello.version, self.peer.version):
             return Status.VERSION
-        if not self.extended:
-            return Status.ACCEPTED
-        if not _is_start(peer.start):
-            return Status.MALFORMED
-        resumes = peer.start >= FIRST_ID
-        return Status.START if resumes and peer.start > next_id else Status.ACCEPTED
+        if self.extended:
+            if not _is_start(self.peer.start):
+                return Status.MALFORMED
+            self.granted = _grant(_known(self.peer.capabilities & self._hello.capabilities))
+        self.state = State.WELCOME
+        return Status.ACCEPTED
 
     def accept(self, first_id: int, first_offset: int | None = None, left_out: int = 0) -> bytes:
-        """The welcome to send; empty for a classic client, which is told nothing.
+        """Return the welcome; empty for a classic client, which is told nothing.
+
+        It may be called again where that welcome could not be sent.
 
         Args:
             first_id: the first packet id the client will get.
             first_offset: where that stands in the log; None takes LOG back from what is granted.
             left_out: how many older messages, which it asked for, it will not get.
         """
-        self._state = _after(_SERVER_MOVES, self._state, _ServerEvent.ACCEPT)
+        _check("accept", self.state)
+        self.state = State.DONE
         if not self.extended:
             return b""
         granted = self.granted if first_offset is not None else self.granted & ~Capability.LOG
-        return Welcome(Status.ACCEPTED, granted, first_id, "", first_offset or 0, left_out).encode()
-
-    def accept_without_log(self, first_id: int, left_out: int = 0) -> bytes:
-        """The welcome in the place of one that grants LOG, and could not be sent."""
-        self._state = _after(_SERVER_MOVES, self._state, _ServerEvent.WITHOUT_LOG)
-        granted = self.granted & ~Capability.LOG
-        return Welcome(Status.ACCEPTED, granted, first_id, left_out=left_out).encode()
+        return Welcome(
+            Status.ACCEPTED, granted, first_id, first_offset=first_offset or 0, left_out=left_out
+        ).encode()
 
     def refuse(self, status: Status, text: str = "") -> bytes:
-        """The welcome that refuses; empty for a client that is not known to understand it.
+        """Return the welcome that refuses; empty for a client that may not understand it.
 
         Args:
             status: why; `ACCEPTED` is a `ValueError`.
@@ -500,36 +424,12 @@ class ServerHandshake:
         """
         if status is Status.ACCEPTED:
             raise ValueError("a refusal needs a status other than ACCEPTED")
-        self._state = _after(_SERVER_MOVES, self._state, _ServerEvent.REFUSE)
+        _check("refuse", self.state)
+        self.state = State.FAILED
         if not self.extended:
             return b""
-        text = text or refusal_text(status, hello=self._hello, reply=self._peer)
+        text = text or refusal_text(status, hello=self._hello, reply=self.peer)
         return Welcome(status, text=text).encode()
-
-
-class ClientState(enum.Enum):
-    """Where a client stands with its server."""
-
-    AWAIT_HELLO = enum.auto()
-    AWAIT_WELCOME = enum.auto()
-    DONE = enum.auto()
-    FAILED = enum.auto()
-
-
-class _ClientEvent(enum.Enum):
-    CLASSIC_HELLO = enum.auto()
-    EXTENDED_HELLO = enum.auto()
-    WELCOME = enum.auto()
-    FAULT = enum.auto()
-
-
-_CLIENT_MOVES: Mapping[tuple[ClientState, _ClientEvent], ClientState] = {
-    (ClientState.AWAIT_HELLO, _ClientEvent.CLASSIC_HELLO): ClientState.DONE,
-    (ClientState.AWAIT_HELLO, _ClientEvent.EXTENDED_HELLO): ClientState.AWAIT_WELCOME,
-    (ClientState.AWAIT_HELLO, _ClientEvent.FAULT): ClientState.FAILED,
-    (ClientState.AWAIT_WELCOME, _ClientEvent.WELCOME): ClientState.DONE,
-    (ClientState.AWAIT_WELCOME, _ClientEvent.FAULT): ClientState.FAILED,
-}
 
 
 class ClientHandshake:
@@ -557,44 +457,27 @@ class ClientHandshake:
             raise ValueError(f"start is {start}; {_START_RULE}")
         if not 0 <= max_packet < 1 << 32:
             raise ValueError(f"max_packet is {max_packet}; it must fit in 32 bits")
-        self._wishes = capabilities
+        self.wishes = capabilities
+        """What the client wants."""
+        self.state = State.HELLO
+        self.hello: ServerHello | None = None
+        """What the server said first, once it was read, whatever came of it."""
+        self.welcome: Welcome | None = None
+        """The server's verdict, once it was read; a classic server gives none."""
         self._reply = ClientHello(VERSION, capabilities, start, max_packet)
         self._start_for = start_for
-        self._state = ClientState.AWAIT_HELLO
-        self._hello: ServerHello | None = None
-        self._welcome: Welcome | None = None
-
-    @property
-    def state(self) -> ClientState:
-        """Where it stands."""
-        return self._state
 
     @property
     def done(self) -> bool:
         """Whether messages come next."""
-        return self._state is ClientState.DONE
-
-    @property
-    def wishes(self) -> Capability:
-        """What the client wants."""
-        return self._wishes
-
-    @property
-    def hello(self) -> ServerHello | None:
-        """What the server said first, once it was read, whatever came of it."""
-        return self._hello
-
-    @property
-    def welcome(self) -> Welcome | None:
-        """The server's verdict, once it was read; a classic server gives none."""
-        return self._welcome
+        return self.state is State.DONE
 
     @property
     def granted(self) -> Capability:
         """What the server granted of what this client knows."""
-        if not self.done or self._welcome is None:
+        if not self.done or self.welcome is None:
             return _NONE
-        return _known(self._welcome.capabilities)
+        return _known(self.welcome.capabilities)
 
     @property
     def framed(self) -> bool:
@@ -618,17 +501,13 @@ class ClientHandshake:
             ProtocolError: that is no hello, or no welcome.
             IllegalEvent: the handshake is over.
         """
-        failed = _after(_CLIENT_MOVES, self._state, _ClientEvent.FAULT)
-        read = self._read_hello if self._hello is None else self._read_welcome
-        try:
-            event, answer = read(packet)
-        except ConnectionEnded:
-            self._state = failed
-            raise
-        self._state = _after(_CLIENT_MOVES, self._state, event)
+        _check("receive from the server", self.state)
+        read = self._read_hello if self.state is State.HELLO else self._read_welcome
+        self.state = State.FAILED
+        self.state, answer = read(packet)
         return answer
 
-    def _read_hello(self, packet: bytes) -> tuple[_ClientEvent, bytes]:
+    def _read_hello(self, packet: bytes) -> tuple[State, bytes]:
         try:
             hello = ServerHello.decode(packet)
         except Malformed as error:
@@ -637,7 +516,7 @@ class ClientHandshake:
             raise ProtocolError(
                 f"{_STRANGER}: its first packet, of {len(packet)} bytes, has no version in it"
             )
-        self._hello = hello
+        self.hello = hello
         if not _agree(VERSION, hello.version):
             raise VersionMismatch(ours=VERSION, theirs=hello.version)
         if self._start_for is not None:
@@ -646,24 +525,24 @@ class ClientHandshake:
             most = min(self._reply.max_packet or UNTOLD_PACKET, UNTOLD_PACKET)
             self._reply = replace(self._reply, max_packet=most)
         if hello.extended:
-            return _ClientEvent.EXTENDED_HELLO, self._reply.encode()
+            return State.WELCOME, self._reply.encode()
         if self._reply.start != START_NOW:
             raise Refused(
                 "it speaks plain 1.0 and keeps no messages that it could offer, so a client can "
                 "only start from now",
                 status=Status.START,
             )
-        return _ClientEvent.CLASSIC_HELLO, ClientHello(VERSION, extended=False).encode()
+        return State.DONE, ClientHello(VERSION, extended=False).encode()
 
-    def _read_welcome(self, packet: bytes) -> tuple[_ClientEvent, bytes]:
+    def _read_welcome(self, packet: bytes) -> tuple[State, bytes]:
         try:
             welcome = Welcome.decode(packet)
         except Malformed as error:
             raise ProtocolError(f"the server broke the handshake: {error}") from error
-        self._welcome = welcome
+        self.welcome = welcome
         if welcome.status != Status.ACCEPTED:
             reason = printable(welcome.text) or refusal_text(
-                welcome.status, hello=self._hello, reply=self._reply
+                welcome.status, hello=self.hello, reply=self._reply
             )
             raise Refused(reason, status=welcome.status)
         granted = _known(welcome.capabilities)
@@ -677,8 +556,8 @@ class ClientHandshake:
                 f"the server broke the handshake: it leaves {welcome.left_out} messages out before "
                 f"{welcome.first_id}, where there cannot be so many"
             )
-        if granted & ~self._wishes:
+        if granted & ~self.wishes:
             raise ProtocolError("the server broke the handshake: it grants what was not asked for")
         if Capability.LOG in granted and Capability.FRAMES not in granted:
             raise ProtocolError("the server broke the handshake: it grants LOG without FRAMES")
-        return _ClientEvent.WELCOME, b""
+        return State.DONE, b""
