@@ -20,7 +20,7 @@ from ._peer import group_id
 from ._server import access, lag
 from ._server.lag_watch import LAG_WARNING, check_lag_warning
 from ._server.monitors import check_monitor
-from ._wire.address import check_mode
+from ._wire.listener import check_mode
 
 if TYPE_CHECKING:
     from .stats import ClientInfo, EndReason

@@ -46,7 +46,8 @@ from ._client.reconnect import Backoff, Return
 from ._gap import Gap, GapReason
 from ._green import cooperates, until_readable
 from ._native import Receiver, address_of, check, ffi, lib, nanoseconds, owned
-from ._wire import address, rights
+from ._wire import rights
+from ._wire.address import parse_address
 from ._wire.handshake import (
     FIRST_ID,
     START_NOW,
@@ -301,7 +302,7 @@ class Client(Connecting, Generic[Item]):
         self._closing: Handle | None = None
         self._receiver: Receiver | None = None
         self._pid = os.getpid()
-        self._where = address.parse_address(where)
+        self._where = parse_address(where)
         _clients.add(self)
         self._address = str(self._where)
         self._on_gap = on_gap

@@ -15,7 +15,8 @@ from typing import Final, Self
 
 from ._client.connecting import Connecting, Received, in_thread
 from ._green import let_others_run
-from ._wire import address, rights
+from ._wire import rights
+from ._wire.address import parse_address
 from ._wire.handshake import Capability, ClientHandshake, Status
 from ._wire.status import HEADER, MORE, STATUS, UNKNOWN, ServerStatus, parse_status, request
 from .errors import Closed, ConnectionLost, ProtocolError, Refused, Timeout
@@ -62,7 +63,7 @@ class Monitor(Connecting):
     """
 
     def __init__(self, where: str | os.PathLike[str], *, timeout: float | None = 5.0) -> None:
-        parsed = address.parse_address(where)
+        parsed = parse_address(where)
         self._address = str(parsed)
         self._pid = os.getpid()
         self._timeout = timeout

@@ -42,8 +42,8 @@ from ._options import (
 from ._server import access, lag
 from ._server.control import Control, client_infos, log
 from ._server.lag_watch import LAG_WARNING, LagWatch
-from ._wire import address
 from ._wire.handshake import FIRST_ID, VERSION, Capability, ServerHello
+from ._wire.listener import listen
 from .errors import JumiksError, MessageTooLarge, Timeout
 from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
 
@@ -205,7 +205,7 @@ class Server:
         # The core first: what it lacks is an error before anybody can connect.
         handle = _make_core(options)
         try:
-            listener = address.listen(where, mode=options.mode, group=options.group)
+            listener = listen(where, mode=options.mode, group=options.group)
         except BaseException:
             _end_core(handle)
             raise

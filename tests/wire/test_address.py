@@ -19,8 +19,10 @@ import pytest
 from support.base import IS_ROOT
 
 from jumiks._peer import Peer
-from jumiks._wire import address as addresses
-from jumiks._wire.address import Kind, Listener, connecting, listen, parse_address
+from jumiks._wire import listener as listeners
+from jumiks._wire.address import Kind, parse_address
+from jumiks._wire.connect import connecting
+from jumiks._wire.listener import Listener, listen
 from jumiks.errors import AddressInUse, Timeout
 
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can change the owner")
@@ -232,7 +234,7 @@ def test_a_stale_socket_file_is_replaced(path: Path) -> None:
 
 def test_the_socket_file_of_a_killed_server_is_replaced(path: Path) -> None:
     script = (
-        "import sys; from jumiks._wire.address import listen; "
+        "import sys; from jumiks._wire.listener import listen; "
         "held = listen(sys.argv[1]); print(flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(path)]
@@ -307,7 +309,7 @@ def test_close_finds_a_relative_path_from_another_directory(
 def test_a_copy_in_a_forked_child_does_not_remove_the_file(path: Path) -> None:
     script = """
 import os, sys
-from jumiks._wire.address import listen
+from jumiks._wire.listener import listen
 listener = listen(sys.argv[1])
 child = os.fork()
 if child == 0:
@@ -351,9 +353,9 @@ def test_nobody_can_connect_before_the_permissions_are_set(
             connect(path, 1.0)
         give(where, mode, gid)
 
-    give: Any = addresses._give_path
+    give: Any = listeners._give_path
     monkeypatch.setattr(socket.socket, "listen", spy)
-    monkeypatch.setattr(addresses, "_give_path", bound)
+    monkeypatch.setattr(listeners, "_give_path", bound)
     with umask(mask), listen(path, mode=0o640):
         assert seen == [0, 0o640]
 
@@ -498,7 +500,7 @@ def test_a_lock_file_that_was_left_behind_stops_nobody(path: Path) -> None:
 def test_a_start_that_waits_in_vain_for_another_one_says_so(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(addresses, "LOCK_PATIENCE", 0.05)
+    monkeypatch.setattr(listeners, "LOCK_PATIENCE", 0.05)
     lock = path.with_name(".socket.jumiks-lock")
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -536,13 +538,13 @@ def test_a_lock_file_that_another_user_left_behind_stops_nobody(
         begin = time.monotonic()
         with listen(path) as listener:
             assert_serves(listener, path)
-        assert time.monotonic() - begin < addresses.LOCK_PATIENCE / 2
+        assert time.monotonic() - begin < listeners.LOCK_PATIENCE / 2
     finally:
         os.seteuid(0)
 
 
 def test_a_lock_file_can_be_opened_by_everybody(path: Path) -> None:
-    with umask(0o077), addresses._start_lock(parse_address(path)):
+    with umask(0o077), listeners._start_lock(parse_address(path)):
         assert permissions(path.with_name(".socket.jumiks-lock")) == 0o644
 
 
@@ -604,7 +606,7 @@ def test_of_servers_that_start_at_once_one_wins(path: Path, stale: bool) -> None
 def test_of_processes_that_start_at_once_one_wins(path: Path) -> None:
     script = """
 import sys
-from jumiks._wire.address import listen
+from jumiks._wire.listener import listen
 from jumiks.errors import AddressInUse
 print("ready", flush=True)
 sys.stdin.readline()
@@ -724,7 +726,7 @@ def test_a_ready_made_socket_takes_no_mode_and_is_no_address_to_connect_to(addre
 def test_connecting_where_nobody_is_says_so(address: str, path: Path) -> None:
     with pytest.raises(ConnectionRefusedError, match="no server listens"):
         connect(address)
-    with pytest.raises(FileNotFoundError, match="start the server first"):
+    with pytest.raises(FileNotFoundError, match="start the server first, or check the path: "):
         connect(path)
     leave_stale(path)
     with pytest.raises(ConnectionRefusedError, match="its server is gone"):

@@ -48,7 +48,7 @@ from jumiks import (
 )
 from jumiks._native import lib
 from jumiks._wire import rights
-from jumiks._wire.address import listen
+from jumiks._wire.listener import listen
 
 LINGER = 30
 SOON = 10.0

@@ -21,7 +21,9 @@ from math import inf
 from typing import Final, TypeAlias, TypeVar
 
 from .._green import until_readable
-from .._wire import address, rights
+from .._wire import rights
+from .._wire.address import Address
+from .._wire.connect import connecting
 from .._wire.handshake import Capability, ClientHandshake
 from ..errors import ConnectionLost, ProtocolError, Timeout
 
@@ -128,7 +130,7 @@ class Connecting:
 
     def _connect(
         self,
-        where: address.Address,
+        where: Address,
         handshake: ClientHandshake,
         timeout: float | None,
         received: Received,
@@ -141,7 +143,7 @@ class Connecting:
         while sock is None:
             closing = rights.closing()  # the one before, perhaps, by another thread
             try:
-                for sock, pause in address.connecting(where, timeout, takes_descriptors=asks):
+                for sock, pause in connecting(where, timeout, takes_descriptors=asks):
                     if sock is None:
                         yield -1, pause
             except OSError as error:

@@ -28,8 +28,8 @@ from .._green import new_thread, original
 from .._native import check, ffi, lib, new_eventfd, owned_descriptors
 from .._peer import Peer, peer_command
 from .._wire import rights
-from .._wire.address import Listener
 from .._wire.handshake import Capability, ServerHandshake, ServerHello, Status
+from .._wire.listener import Listener
 from .._wire.status import as_json
 from ..errors import JumiksError
 from ..stats import ClientInfo, EndReason, client_info, server_stats
