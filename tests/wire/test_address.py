@@ -728,6 +728,8 @@ def test_connecting_where_nobody_is_says_so(address: str, path: Path) -> None:
         connect(address)
     with pytest.raises(FileNotFoundError, match="start the server first, or check the path: "):
         connect(path)
+    with pytest.raises(FileNotFoundError, match="an abstract address is written '@ticks'"):
+        connect("ticks")
     leave_stale(path)
     with pytest.raises(ConnectionRefusedError, match="its server is gone"):
         connect(path)

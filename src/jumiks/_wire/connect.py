@@ -94,8 +94,10 @@ def _no_place(where: Address, timeout: float | None) -> Timeout:
 def _explain_connect(error: OSError, where: Address) -> OSError:
     if error.errno == errno.ECONNREFUSED:
         return ConnectionRefusedError(error.errno, _why_refused(where), where.text)
+    name = "" if "/" in where.text else f"; an abstract address is written '@{where.text}'"
     texts = {
-        errno.ENOENT: "there is no socket at this path: start the server first, or check the path",
+        errno.ENOENT: "there is no socket at this path: start the server first, or check the path"
+        + name,
         errno.ENOTDIR: "a part of this path is not a directory: check the path",
         errno.EACCES: "this user may not connect: it takes write permission on the socket file, "
         "and search permission on its directories",
