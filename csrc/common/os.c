@@ -41,6 +41,12 @@ unsigned jmk_process(void) {
     return atomic_load_explicit(&process, memory_order_relaxed);
 }
 
+uintptr_t jmk_thread(void) {
+    static _Thread_local char place;
+
+    return (uintptr_t)&place;
+}
+
 /* The list's head: its first entry, how far behind an entry its word is, and none being added. */
 void jmk_testament_open(struct jmk_testament *testament, _Atomic uint32_t *word) {
     long id = syscall(SYS_gettid);

@@ -37,6 +37,9 @@ int64_t jmk_deadline(int64_t timeout);
 /* A number that differs in a forked child, for handles to tell whose they are. */
 unsigned jmk_process(void);
 
+/* A number for the calling thread, which no other thread has while it lives. */
+uintptr_t jmk_thread(void);
+
 /* Sleep while *word == seen, until deadline. 0 or -EINTR; any return means "look again". */
 int jmk_futex_wait(atomic_uint *word, unsigned seen, int64_t deadline);
 void jmk_futex_wake_all(atomic_uint *word);

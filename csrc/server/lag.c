@@ -2,7 +2,7 @@
 /*
  * The lag policy, and every wait of a publisher
  *
- * An append looks at the admission alone (server.h). Where that says no, the publisher comes here to
+ * An append looks at the admission alone (state.h). Where that says no, the publisher comes here to
  * wait, and here the policy is applied: nowhere else does a client's lag have consequences.
  *
  * The question is always the same: which clients would be beyond a limit if the next message, of a
@@ -32,7 +32,10 @@
 #include <errno.h>
 
 #include "common/os.h"
-#include "server/server.h"
+#include "server/admit.h"
+#include "server/ends.h"
+#include "server/pump.h"
+#include "server/skip.h"
 
 #define FIRST_PAUSE (JMK_SECOND / 1000) /* before a waiter looks again by itself */
 #define LONGEST_PAUSE (JMK_SECOND / 30)
@@ -171,13 +174,13 @@ static int64_t term_end(const struct jmk_server *server, const struct jmk_sessio
 /* Cut or skip one that did not meet its term, or may not have one. */
 static void act_on(struct jmk_server *server, struct jmk_session *session) {
     if (server->config.policy == JMK_SKIP && session->state == JMK_LIVE) {
-        jmk_pump_skip(server, session);
+        jmk_skip_begin(server, session);
         return;
     }
     session->account.limit_kind = session->due_limit;
     session->account.limit =
         session->due_limit == JMK_LIMIT_MESSAGES ? jmk_server_limit(server, session) : room(server);
-    jmk_pump_end(server, session, JMK_R_LAGGED, 0);
+    jmk_ends_end(server, session, JMK_R_LAGGED, 0);
 }
 
 /* The one whose ack of `wanted` lets the publisher go on is the one nearest to that. */
@@ -239,6 +242,16 @@ static struct verdict judge(struct jmk_server *server, size_t size, int64_t now)
 
 enum { READY = 0, WAIT = -1 };
 
+/* Does another thread hold the publisher's turn? */
+static bool others_turn(jmk_server *server) {
+    bool found;
+
+    pthread_mutex_lock(&server->log_lock);
+    found = server->turn && server->turn != jmk_thread();
+    pthread_mutex_unlock(&server->log_lock);
+    return found;
+}
+
 /*
  * Ask the client that sets the pace to tell of its ack. Under block each message that is acked makes
  * room, but is not worth a wake-up: a sixteenth of what the client is behind is. True if there is news
@@ -262,7 +275,7 @@ static struct verdict judge_again(struct jmk_server *server, size_t size) {
     do {
         jmk_pump_round(server);
         verdict = judge(server, size, jmk_now());
-        jmk_pump_admit(server);
+        jmk_admit_update(server);
         if (!verdict.again && !verdict.open && ++looks < MOST_LOOKS)
             verdict.again = ask(server, &verdict);
     } while (verdict.again);
@@ -278,22 +291,22 @@ static int try_room(struct jmk_server *server, size_t size, bool last, int64_t *
     struct verdict verdict;
 
     memset(holder, 0, sizeof *holder);
-    if (jmk_server_others_turn(server))
+    if (others_turn(server))
         return WAIT;
-    if (!jmk_pump_try(server)) {
+    if (!jmk_server_try_lock(server)) {
         atomic_store(&server->contended, 1);
         if (last)
-            jmk_pump_lock(server);
-        else if (!jmk_pump_try(server))
+            jmk_server_lock(server);
+        else if (!jmk_server_try_lock(server))
             return WAIT;
     }
     verdict = judge_again(server, size);
     if (verdict.holder) {
-        jmk_pump_account(server, verdict.holder);
+        jmk_ends_account(server, verdict.holder);
         *holder = verdict.holder->account;
     }
     *look_at = verdict.look_at;
-    jmk_pump_unlock(server);
+    jmk_server_unlock(server);
     return verdict.open ? READY : WAIT;
 }
 
@@ -381,17 +394,17 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
             error = JMK_E_CLOSED;
             break;
         }
-        jmk_pump_lock(server);
+        jmk_server_lock(server);
         looks = 0;
         do {
             jmk_pump_round(server);
             session = slowest(server, id);
         } while (session && jmk_pump_want(server, session, id) && ++looks < MOST_LOOKS);
         if (session) {
-            jmk_pump_account(server, session);
+            jmk_ends_account(server, session);
             *holder = session->account;
         }
-        jmk_pump_unlock(server);
+        jmk_server_unlock(server);
         if (!session)
             break;
         error = sleep_on(server, seen, deadline, INT64_MAX, &pause);

@@ -12,7 +12,7 @@
  * like. Readers take no lock: a frame's bytes, then its mark, then the end (offset and id, one pair
  * under a version that is odd while it changes) are stored in this order; who took the end may read
  * all that lies before it, and each mark before it. Publishing, and taking the end, are sequentially
- * consistent: see server.h for the one that needs it. Readers in other processes (receive_shared.c) may also
+ * consistent: see state.h for the code that needs it. Readers in other processes (receive_shared.c) may also
  * be behind the floor, where frames are given up under their eyes: tail is stored before the first
  * byte is overwritten, so whoever copied a frame, and then finds tail at or before it, has it whole.
  *

@@ -2,35 +2,15 @@
 /*
  * Publishing: one message, a batch, a message written in place
  *
- * An append looks at the admission alone (server.h). Where that says no, the publisher has to wait:
+ * An append looks at the admission alone (state.h). Where that says no, the publisher has to wait:
  * lag.c.
  */
 #include "common/os.h"
-#include "server/server.h"
+#include "server/pump.h"
 
 #define STRIDE_MESSAGES 4096 /* a batch lets go of the lock at least this often */
 #define INLINE_CLIENTS 4
 #define INLINE_PAUSE 20000 /* ns between messages below which the thread does the sending */
-
-int jmk_server_usable(const struct jmk_server *server) {
-    return server->process == jmk_process() ? 0 : JMK_E_FORKED;
-}
-
-/* Names the calling thread, among those that live. */
-static uintptr_t myself(void) {
-    static _Thread_local char name;
-
-    return (uintptr_t)&name;
-}
-
-bool jmk_server_others_turn(jmk_server *server) {
-    bool found;
-
-    pthread_mutex_lock(&server->log_lock);
-    found = server->turn && server->turn != myself();
-    pthread_mutex_unlock(&server->log_lock);
-    return found;
-}
 
 /* ---- appending; under log_lock ---- */
 
@@ -41,7 +21,7 @@ static int admitted(const struct jmk_server *server, size_t size) {
         return JMK_E_TOO_LARGE;
     if (atomic_load_explicit(&server->closing, memory_order_relaxed))
         return JMK_E_CLOSED;
-    if (server->turn && server->turn != myself())
+    if (server->turn && server->turn != jmk_thread())
         return JMK_E_TURN;
     if (server->reserving)
         return JMK_E_MINE;
@@ -91,11 +71,11 @@ void jmk_server_kick(jmk_server *server) {
             jmk_server_wake(server);
         return;
     }
-    if (!jmk_pump_try(server))
+    if (!jmk_server_try_lock(server))
         return; /* the holder looks at the log's end once more */
     if (server->live_count <= INLINE_CLIENTS)
         jmk_pump_inline(server);
-    jmk_pump_unlock(server); /* wakes the thread if anything is left */
+    jmk_server_unlock(server); /* wakes the thread if anything is left */
 }
 
 /* Part of a batch, as much as fits in one hold of the lock. */
@@ -120,7 +100,7 @@ static int append_stride(struct jmk_server *server, const struct jmk_slice *slic
     if (*done > start)
         jmk_log_publish(&server->log);
     if (!server->turn && *done > 0 && *done < count)
-        server->turn = myself();
+        server->turn = jmk_thread();
     pthread_mutex_unlock(&server->log_lock);
     return error;
 }
@@ -156,12 +136,12 @@ void jmk_server_yield(jmk_server *server) {
     if (jmk_server_usable(server))
         return;
     pthread_mutex_lock(&server->log_lock);
-    mine = server->turn == myself() && !server->reserving;
+    mine = server->turn == jmk_thread() && !server->reserving;
     if (mine)
         server->turn = 0;
     pthread_mutex_unlock(&server->log_lock);
     if (mine)
-        jmk_progress(server);
+        jmk_server_progress(server);
 }
 
 int jmk_server_reserve(jmk_server *server, size_t size, void **where) {
@@ -176,7 +156,7 @@ int jmk_server_reserve(jmk_server *server, size_t size, void **where) {
         error = jmk_log_lend(&server->log, where);
     }
     if (!error) {
-        server->turn = myself();
+        server->turn = jmk_thread();
         server->reserving = true;
         server->reserved = (uint32_t)size;
     }
@@ -202,7 +182,7 @@ static int end_reservation(struct jmk_server *server, uint64_t *id) {
     server->reserving = false;
     server->turn = 0;
     pthread_mutex_unlock(&server->log_lock);
-    jmk_progress(server);
+    jmk_server_progress(server);
     return error;
 }
 

@@ -1,30 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The server: its making and its end, clients coming, events, figures
+ * The server: its making and its end, figures
  *
- * Everything that the control plane does between publishes. It is called from Python, takes the
- * pump lock for as long as a few assignments need, and leaves the work to the pump.
- *
- * A client comes in two steps. attach puts its cursors into the log, under both locks, so that from
- * then on nothing it needs is given up; its sends are held. Python then sends the welcome with the
- * first id, and release lets the sends begin: the welcome is always the first packet. One that ends
- * in between is told so behind its welcome.
- *
- * A key is generation << 32 | slot. Events from epoll carry keys, never pointers, so one that is
- * late finds nobody.
+ * It is called from Python. It takes the pump lock for as long as a few assignments need, and leaves the
+ * work to the pump.
  */
-#include "server/server.h"
-
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "common/os.h"
-
-#define MAX_PACKET 131072u   /* a single frame up to this goes whole */
-#define LEAST_PACKET 512u    /* what a peer must be able to take */
+#include "server/ends.h"
+#include "server/pump.h"
 
 /* ---- making ---- */
 
@@ -45,6 +34,45 @@ static int open_descriptors(struct jmk_server *server) {
     return 0;
 }
 
+/* In a child the log is not mapped, the locks may be held, and connections are the parent's. */
+static void free_parts(struct jmk_server *server, bool ours) {
+    for (uint32_t i = 0; i < server->slot_count; i++) {
+        if (server->slots[i]) {
+            if (!ours)
+                server->slots[i]->page = NULL;
+            jmk_session_close(server->slots[i]);
+        }
+        free(server->slots[i]);
+    }
+    free(server->slots);
+    free(server->live);
+    free(server->ending);
+    free(server->unread);
+    jmk_close_fd(&server->epoll_fd);
+    jmk_close_fd(&server->wake_fd);
+    jmk_close_fd(&server->event_fd);
+    if (!ours)
+        server->log.page = NULL;
+    jmk_log_deinit(&server->log);
+    if (ours) {
+        pthread_mutex_destroy(&server->log_lock);
+        pthread_mutex_destroy(&server->pump_lock);
+    }
+    free(server);
+}
+
+/* Called once by the owner and once by the thread; the second call frees the server. */
+static void leave(struct jmk_server *server) {
+    if (atomic_exchange(&server->left, 1))
+        free_parts(server, true);
+}
+
+static void *run(void *server) {
+    jmk_pump_run(server);
+    leave(server);
+    return NULL;
+}
+
 /* The thread takes no signals: they are for threads that can run handlers. */
 static int start_thread(struct jmk_server *server) {
     sigset_t all, before;
@@ -52,7 +80,7 @@ static int start_thread(struct jmk_server *server) {
 
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    error = pthread_create(&server->thread, NULL, jmk_pump_thread, server);
+    error = pthread_create(&server->thread, NULL, run, server);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     server->running = error == 0;
     if (!error)
@@ -94,38 +122,6 @@ jmk_server *jmk_server_make(const struct jmk_config *config, int *error) {
     return server;
 }
 
-/* In a child the log is not mapped, the locks may be held, and connections are the parent's. */
-static void free_parts(struct jmk_server *server, bool ours) {
-    for (uint32_t i = 0; i < server->slot_count; i++) {
-        if (server->slots[i]) {
-            if (!ours)
-                server->slots[i]->page = NULL;
-            jmk_session_close(server->slots[i]);
-        }
-        free(server->slots[i]);
-    }
-    free(server->slots);
-    free(server->live);
-    free(server->ending);
-    free(server->unread);
-    jmk_close_fd(&server->epoll_fd);
-    jmk_close_fd(&server->wake_fd);
-    jmk_close_fd(&server->event_fd);
-    if (!ours)
-        server->log.page = NULL;
-    jmk_log_deinit(&server->log);
-    if (ours) {
-        pthread_mutex_destroy(&server->log_lock);
-        pthread_mutex_destroy(&server->pump_lock);
-    }
-    free(server);
-}
-
-void jmk_server_leave(struct jmk_server *server) {
-    if (atomic_exchange(&server->left, 1))
-        free_parts(server, true);
-}
-
 jmk_server *jmk_server_free(jmk_server *server) {
     bool ours;
 
@@ -136,7 +132,7 @@ jmk_server *jmk_server_free(jmk_server *server) {
         jmk_server_close(server, 0);
         if (!atomic_load(&server->finished)) {
             pthread_detach(server->thread);
-            jmk_server_leave(server);
+            leave(server);
             return NULL;
         }
         pthread_join(server->thread, NULL); /* it has nothing more to do */
@@ -160,7 +156,7 @@ int jmk_server_close(jmk_server *server, int64_t linger) {
     atomic_store(&server->closing, 1);
     pthread_mutex_unlock(&server->log_lock);
     jmk_server_wake(server);
-    jmk_progress(server);
+    jmk_server_progress(server);
     return 0;
 }
 
@@ -183,324 +179,6 @@ int jmk_server_join(jmk_server *server, int64_t timeout) {
     return error;
 }
 
-/* ---- clients ---- */
-
-int jmk_socket_prepare(const jmk_server *server, int fd, uint32_t *max_packet) {
-    int wanted = (int)server->config.send_buffer, real = 0;
-    socklen_t size = sizeof real;
-    uint32_t limit = MAX_PACKET;
-
-    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &wanted, sizeof wanted) < 0)
-        return -errno;
-    if (getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &real, &size) < 0)
-        return -errno;
-    if ((uint32_t)real / 3 < limit)
-        limit = (uint32_t)real / 3;
-    if (*max_packet && *max_packet < limit)
-        limit = *max_packet;
-    *max_packet = limit < LEAST_PACKET ? LEAST_PACKET : limit;
-    return 0;
-}
-
-struct jmk_session *jmk_server_find(struct jmk_server *server, uint64_t key) {
-    uint32_t slot = (uint32_t)key;
-
-    if (slot >= server->slot_count || !server->slots[slot] || server->slots[slot]->key != key)
-        return NULL;
-    return server->slots[slot];
-}
-
-void jmk_server_forget(struct jmk_server *server, struct jmk_session *session) {
-    server->slots[(uint32_t)session->key] = NULL;
-    free(session);
-}
-
-static int resize(struct jmk_session ***list, uint32_t count) {
-    struct jmk_session **larger = realloc(*list, count * sizeof **list);
-
-    if (!larger)
-        return -ENOMEM;
-    *list = larger;
-    return 0;
-}
-
-static int grow(struct jmk_server *server) {
-    uint32_t count = server->slot_count ? 2 * server->slot_count : 8;
-
-    if (resize(&server->slots, count) || resize(&server->live, count) ||
-        resize(&server->ending, count) || resize(&server->unread, count))
-        return -ENOMEM;
-    for (uint32_t i = server->slot_count; i < count; i++)
-        server->slots[i] = NULL;
-    server->slot_count = count;
-    return 0;
-}
-
-/* A free slot; the lists have room for as many sessions as there are slots. */
-static int take_slot(struct jmk_server *server, uint32_t *slot) {
-    for (*slot = 0; *slot < server->slot_count; ++*slot) {
-        if (!server->slots[*slot])
-            return 0;
-    }
-    return grow(server);
-}
-
-/*
- * The oldest frame for a client that asks for it: all that is promised, and of what is there beyond
- * that no more than leaves it room before the publisher needs what it reads first.
- */
-static struct jmk_mark start_of_history(const struct jmk_server *server, struct jmk_mark oldest) {
-    uint64_t most = (server->log.size + server->config.keep_bytes) / 2;
-    uint64_t end = server->log.write.offset;
-
-    return end > most ? jmk_log_find(&server->log, oldest, end - most) : oldest;
-}
-
-/* Where a client that asks for start begins. Under log_lock. */
-static int find_start(const struct jmk_server *server, uint64_t start, struct jmk_mark *place) {
-    const struct jmk_log *log = &server->log;
-    struct jmk_mark oldest = jmk_log_oldest(log);
-
-    if (start > log->write.id)
-        return JMK_E_START;
-    if (start == 0)
-        *place = log->write;
-    else if (start < JMK_FIRST_ID && server->config.keep_bytes)
-        *place = start_of_history(server, oldest);
-    else if (start <= oldest.id)
-        *place = oldest;
-    else
-        *place = (struct jmk_mark){start, jmk_log_seek(log, oldest, start)};
-    return 0;
-}
-
-/* *left_out is how many of the messages kept it does not get, though it asked for the oldest. */
-static int enter(struct jmk_server *server, struct jmk_session *session, uint64_t start,
-                 uint32_t *left_out) {
-    struct jmk_mark place;
-    int error;
-
-    pthread_mutex_lock(&server->log_lock);
-    error = find_start(server, start, &place);
-    if (!error && start != 0 && start < JMK_FIRST_ID)
-        *left_out = (uint32_t)(place.id - jmk_log_oldest(&server->log).id);
-    if (!error)
-        jmk_pump_enter(server, session, place);
-    pthread_mutex_unlock(&server->log_lock);
-    return error;
-}
-
-/* All that hold a descriptor, and what the kernel keeps for it. */
-static uint32_t places_taken(const struct jmk_server *server) {
-    return server->live_count + server->ending_count + server->unread_count;
-}
-
-static int attach(struct jmk_server *server, struct jmk_session *session, uint64_t start,
-                  uint32_t *left_out) {
-    struct epoll_event event = {.events = session->watched};
-    uint32_t slot;
-    int error;
-
-    if (atomic_load(&server->closing))
-        return JMK_E_CLOSED;
-    if (places_taken(server) >= server->config.max_clients)
-        return JMK_E_NO_SLOT;
-    error = take_slot(server, &slot);
-    if (error)
-        return error;
-    session->key = (uint64_t)++server->attached << 32 | slot;
-    event.data.u64 = session->key;
-    if (epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, session->fd, &event) < 0)
-        return -errno;
-    error = enter(server, session, start, left_out);
-    if (error) {
-        epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, session->fd, NULL);
-        return error;
-    }
-    server->slots[slot] = session;
-    session->index = server->live_count;
-    server->live[server->live_count++] = session;
-    server->shared_count += session->delivery->poll_acks != NULL;
-    return 0;
-}
-
-int jmk_server_log_fd(const jmk_server *server) {
-    return server->log.shareable ? server->log.fd : -1;
-}
-
-static struct jmk_session *new_session(int fd, uint32_t mode, uint32_t max_packet) {
-    struct jmk_session *session = calloc(1, sizeof *session);
-
-    if (!session)
-        return NULL;
-    session->fd = fd;
-    session->guard = jmk_guard_of(fd);
-    session->mode = (enum jmk_mode)mode;
-    session->delivery = mode == JMK_SHARED ? &jmk_send_shared : &jmk_send_packets;
-    session->max_packet = max_packet;
-    session->watched = EPOLLIN | EPOLLRDHUP;
-    session->account.since = jmk_now();
-    return session;
-}
-
-int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_packet,
-                      uint64_t start, struct jmk_attached *out) {
-    JMK_CLEANUP(jmk_close_fd) int cursor_fd = -1;
-    struct jmk_session *session;
-    uint32_t left_out = 0;
-    int error = jmk_server_usable(server);
-
-    if (error)
-        return error;
-    session = new_session(fd, mode, max_packet);
-    if (!session)
-        return -ENOMEM;
-    if (mode == JMK_SHARED)
-        error = server->log.shareable ? jmk_send_shared_open(session, &cursor_fd) : -EOPNOTSUPP;
-    if (!error) {
-        jmk_pump_lock(server);
-        error = attach(server, session, start, &left_out);
-        if (!error)
-            *out = (struct jmk_attached){
-                session->key, session->sent_id + 1, session->offset, max_packet, -1, left_out};
-        jmk_pump_unlock(server);
-    }
-    if (error) {
-        session->fd = -1; /* still the caller's */
-        jmk_session_close(session);
-        free(session);
-        return error;
-    }
-    out->cursor_fd = jmk_take_fd(&cursor_fd);
-    return 0;
-}
-
-/* An ack that came already is one of a message that it did not get. */
-static void send_packets(struct jmk_server *server, struct jmk_session *session) {
-    if (session->acked_id != session->first_id - 1) {
-        jmk_pump_end(server, session, JMK_R_PROTOCOL, 0);
-        return;
-    }
-    server->shared_count--;
-    session->mode = JMK_FRAMED;
-    session->delivery = &jmk_send_packets;
-    jmk_session_drop_page(session);
-}
-
-int jmk_server_send_packets(jmk_server *server, uint64_t key) {
-    struct jmk_session *session;
-    int error = jmk_server_usable(server);
-
-    if (error)
-        return error;
-    jmk_pump_lock(server);
-    session = jmk_server_find(server, key);
-    if (session && session->state == JMK_HELD && session->mode == JMK_SHARED)
-        send_packets(server, session);
-    else
-        error = JMK_E_GONE;
-    jmk_pump_unlock(server);
-    return error;
-}
-
-int jmk_server_release(jmk_server *server, uint64_t key) {
-    struct jmk_session *session;
-    int error = jmk_server_usable(server);
-
-    if (error)
-        return error;
-    jmk_pump_lock(server);
-    session = jmk_server_find(server, key);
-    if (session && session->state == JMK_HELD) {
-        session->state = JMK_LIVE;
-        jmk_pump_send(server);
-        jmk_pump_admit(server);
-    } else {
-        if (session && session->state == JMK_PARTING)
-            jmk_pump_part(server, session);
-        error = JMK_E_GONE;
-    }
-    jmk_pump_unlock(server);
-    jmk_progress(server);
-    if (atomic_load(&server->closing))
-        jmk_server_wake(server); /* its goodbye waited for this */
-    return error;
-}
-
-int jmk_server_disconnect(jmk_server *server, uint64_t key, uint32_t reason) {
-    struct jmk_session *session;
-    int error = jmk_server_usable(server);
-
-    if (error)
-        return error;
-    jmk_pump_lock(server);
-    session = jmk_server_find(server, key);
-    if (session && session->state < JMK_PARTING) {
-        jmk_pump_end(server, session, (enum jmk_reason)reason, 0);
-        jmk_pump_admit(server);
-    } else {
-        if (session && session->state == JMK_PARTING && reason == JMK_R_LEFT)
-            jmk_pump_drop(server, session); /* its welcome will not come */
-        error = JMK_E_GONE;
-    }
-    jmk_pump_unlock(server);
-    return error;
-}
-
-/* ---- events ---- */
-
-int jmk_server_event_fd(const jmk_server *server) {
-    return server->event_fd;
-}
-
-/* The first of its events, in the order in which they came about. */
-static enum jmk_event_kind first_of(const struct jmk_session *session) {
-    if (session->events & 1u << JMK_EVENT_SKIPPED)
-        return JMK_EVENT_SKIPPED;
-    return session->events & 1u << JMK_EVENT_GONE ? JMK_EVENT_GONE : JMK_EVENT_CLOSED;
-}
-
-/* Take one event off session; true if it has no more. */
-static bool take_event(struct jmk_session *session, struct jmk_event *out) {
-    *out = (struct jmk_event){.kind = first_of(session), .account = session->account};
-    if (out->kind == JMK_EVENT_SKIPPED) {
-        out->account.first_lost = session->gap_first;
-        out->account.last_lost = session->gap_last;
-    }
-    session->events &= ~(1u << out->kind);
-    return session->events == 0;
-}
-
-static int next_event(struct jmk_server *server, struct jmk_event *out) {
-    struct jmk_session *session = server->first_event;
-    uint64_t drained;
-
-    if (!session)
-        return read(server->event_fd, &drained, sizeof drained) < 0 && errno != EAGAIN ? -errno
-                                                                                       : JMK_E_GONE;
-    if (session->account.reason == JMK_R_NONE)
-        jmk_pump_account(server, session);
-    if (take_event(session, out)) {
-        server->first_event = session->next_event;
-        if (!server->first_event)
-            server->last_event = NULL;
-        if (out->kind == JMK_EVENT_CLOSED)
-            jmk_server_forget(server, session);
-    }
-    return 0;
-}
-
-int jmk_server_next_event(jmk_server *server, struct jmk_event *out) {
-    int error = jmk_server_usable(server);
-
-    if (error)
-        return error;
-    jmk_pump_lock(server);
-    error = next_event(server, out);
-    jmk_pump_unlock(server);
-    return error;
-}
-
 /* ---- figures ---- */
 
 int jmk_server_accounts(jmk_server *server, struct jmk_account *out, size_t capacity,
@@ -509,14 +187,14 @@ int jmk_server_accounts(jmk_server *server, struct jmk_account *out, size_t capa
 
     if (error)
         return error;
-    jmk_pump_lock(server);
+    jmk_server_lock(server);
     jmk_pump_round(server); /* acks that have come and were not read yet count */
     *count = server->live_count;
     for (uint32_t i = 0; i < server->live_count && i < capacity; i++) {
-        jmk_pump_account(server, server->live[i]);
+        jmk_ends_account(server, server->live[i]);
         out[i] = server->live[i]->account;
     }
-    jmk_pump_unlock(server);
+    jmk_server_unlock(server);
     return 0;
 }
 
@@ -526,13 +204,13 @@ int jmk_server_account(jmk_server *server, uint64_t key, struct jmk_account *out
 
     if (error)
         return error;
-    jmk_pump_lock(server);
+    jmk_server_lock(server);
     session = jmk_server_find(server, key);
     if (session && session->account.reason == JMK_R_NONE)
-        jmk_pump_account(server, session);
+        jmk_ends_account(server, session);
     if (session)
         *out = session->account;
-    jmk_pump_unlock(server);
+    jmk_server_unlock(server);
     return session ? 0 : JMK_E_GONE;
 }
 
@@ -567,7 +245,7 @@ int jmk_server_stats(jmk_server *server, struct jmk_stats *out) {
 
     if (error)
         return error;
-    jmk_pump_lock(server);
+    jmk_server_lock(server);
     jmk_pump_round(server); /* likewise */
     pthread_mutex_lock(&server->log_lock);
     count_sessions(server, out);
@@ -582,6 +260,6 @@ int jmk_server_stats(jmk_server *server, struct jmk_stats *out) {
     out->rounds = atomic_load(&server->rounds) + out->inline_rounds;
     out->waits = atomic_load(&server->waits);
     pthread_mutex_unlock(&server->log_lock);
-    jmk_pump_unlock(server);
+    jmk_server_unlock(server);
     return 0;
 }

@@ -10,16 +10,16 @@
  *   A log.c jmk_log_publish `atomic_store_explicit(&log->page->version, version + 2, memory_order_seq_cst)`
  *   B publish.c jmk_server_kick `!atomic_load(&server->parked)`
  *   C publish.c jmk_server_kick `atomic_exchange(&server->parked, 0)`
- *   D pump.c jmk_pump_try `jmk_fence()`
- *   E pump.c jmk_pump_try `pthread_mutex_trylock(&server->pump_lock) == 0`
+ *   D state.c jmk_server_try_lock `jmk_fence()`
+ *   E state.c jmk_server_try_lock `pthread_mutex_trylock(&server->pump_lock) == 0`
  *   F log.c jmk_log_end `atomic_load_explicit(&log->page->version, memory_order_seq_cst)`
  *   G pump.c jmk_pump_send `atomic_store(&server->pumped, done ? supply.end.offset : JMK_UNDONE)`
- *   H pump.c jmk_pump_unlock `pthread_mutex_unlock(&server->pump_lock)`
- *   I pump.c jmk_pump_unlock `jmk_fence()`
- *   J pump.c jmk_pump_unlock `atomic_load(&server->parked) && behind(server) && atomic_exchange(&server->parked, 0)`
- *   K pump.c behind `jmk_log_end(&server->log).offset != atomic_load(&server->pumped)`
+ *   H state.c jmk_server_unlock `pthread_mutex_unlock(&server->pump_lock)`
+ *   I state.c jmk_server_unlock `jmk_fence()`
+ *   J state.c jmk_server_unlock `atomic_load(&server->parked) && jmk_server_behind(server) && atomic_exchange(&server->parked, 0)`
+ *   K state.c jmk_server_behind `jmk_log_end(&server->log).offset != atomic_load(&server->pumped)`
  *   L pump.c park `atomic_store(&server->parked, 1)`
- *   M pump.c park `behind(server)`
+ *   M pump.c park `jmk_server_behind(server)`
  *   N pump.c park `atomic_store(&server->parked, 0)`
  *
  * It is good if everything was sent once nobody has anything left to do but the thread to sleep.

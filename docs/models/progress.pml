@@ -10,16 +10,16 @@
  * The steps, and what they stand for:
  *   A lag.c jmk_server_wait_room `atomic_fetch_add(&server->waiters, 1)`
  *   B lag.c jmk_server_wait_room `atomic_load(&server->progress)`
- *   C lag.c try_room `!jmk_pump_try(server)`
+ *   C lag.c try_room `!jmk_server_try_lock(server)`
  *   D lag.c try_room `atomic_store(&server->contended, 1)`
- *   E lag.c try_room `if (!jmk_pump_try(server)) return WAIT;`
+ *   E lag.c try_room `if (!jmk_server_try_lock(server)) return WAIT;`
  *   F os.c jmk_futex_wait `FUTEX_WAIT_BITSET`
- *   G pump.c jmk_pump_try `jmk_fence()`
- *   H pump.c jmk_progress `atomic_fetch_add(&server->progress, 1)`
- *   I pump.c jmk_progress `atomic_load(&server->waiters)`
- *   J pump.c jmk_pump_unlock `pthread_mutex_unlock(&server->pump_lock)`
- *   K pump.c jmk_pump_unlock `jmk_fence()`
- *   L pump.c jmk_pump_unlock `atomic_load(&server->contended) && atomic_exchange(&server->contended, 0)`
+ *   G state.c jmk_server_try_lock `jmk_fence()`
+ *   H state.c jmk_server_progress `atomic_fetch_add(&server->progress, 1)`
+ *   I state.c jmk_server_progress `atomic_load(&server->waiters)`
+ *   J state.c jmk_server_unlock `pthread_mutex_unlock(&server->pump_lock)`
+ *   K state.c jmk_server_unlock `jmk_fence()`
+ *   L state.c jmk_server_unlock `atomic_load(&server->contended) && atomic_exchange(&server->contended, 0)`
  *   M server.c jmk_server_close `atomic_store(&server->closing, 1)`
  *   N lag.c jmk_server_wait_room `atomic_load(&server->closing)`
  *

@@ -12,7 +12,7 @@
  *   A session.c jmk_session_bye `send(session->fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL)`
  *   B send_shared.c announce_skip `atomic_fetch_add(&log->page->control, 1)`
  *   B session.c jmk_session_bye `atomic_fetch_add(&log->page->control, 1)`
- *   C pump.c jmk_pump_admit `before_offset = atomic_exchange(&server->admit_offset, admit_offset)`
+ *   C admit.c jmk_admit_update `offset_before = atomic_exchange(&server->admit_offset, admit_offset)`
  *   D log.c evict `atomic_store_explicit(&log->page->tail, tail, memory_order_release)`
  *   E log.c evict `jmk_fence()`
  *   F publish.c append `memcpy(open_frame(server, size), data, size)`

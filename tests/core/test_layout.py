@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from support.base import ROOT
+from support.c import c_functions
 
 pytestmark = pytest.mark.no_core
 
 CORE = ROOT / "csrc"
 INCLUDE = re.compile(r'^#include "(.*)"', re.MULTILINE)
+USE = re.compile(r"(?<![\w.>])jmk_\w+")
 
 ALLOWED = {
     "common": {"common", ""},
@@ -20,9 +22,14 @@ ALLOWED = {
 }
 """Folders that the files of a folder include from; "" is that of jumiks.h."""
 
-# Within a folder: a header may include those further to the left.
-SERVER = ["log.h", "session.h", "send.h", "server.h"]
-CLIENT = ["arena.h", "labels.h", "client.h", "connection.h"]
+SERVER = ["log", "session", "send", "send_packets", "send_shared", "state", "acks", "ends", "admit"]
+SERVER += ["skip", "pump", "lag", "publish", "attach", "server"]
+CLIENT = ["arena", "labels", "client", "connection", "receive_packets", "receive_shared"]
+HEADERS = {"server": SERVER, "client": CLIENT}
+"""The files of a folder: each header may include those further to the left."""
+
+CALLS = {"server": SERVER, "client": [*CLIENT[:2], *CLIENT[3:], "client"]}
+"""The same, and each C file may call functions of those further to the left."""
 
 
 def includes(path: Path) -> list[str]:
@@ -51,12 +58,44 @@ def test_includes_stay_within_what_the_folder_may_use(path: Path) -> None:
         assert (CORE / name).exists(), f"{name}: includes name the path from csrc"
 
 
-@pytest.mark.parametrize("order", [SERVER, CLIENT], ids=["server", "client"])
-def test_headers_of_a_folder_include_only_those_below(order: list[str]) -> None:
-    folder = "server" if order is SERVER else "client"
-    assert {path.name for path in (CORE / folder).glob("*.h")} == set(order)
-    for name in order:
-        own = [
-            Path(each).name for each in includes(CORE / folder / name) if folder_of(each) == folder
-        ]
-        assert set(own) <= set(order[: order.index(name)])
+@pytest.mark.parametrize("folder", HEADERS)
+def test_headers_of_a_folder_include_only_those_below(folder: str) -> None:
+    order = HEADERS[folder]
+    assert {path.stem for path in (CORE / folder).glob("*.[ch]")} == set(order)
+    for path in (CORE / folder).glob("*.h"):
+        own = {Path(name).stem for name in includes(path) if folder_of(name) == folder}
+        assert own <= set(order[: order.index(path.stem)])
+
+
+def calls_upward(files: dict[str, dict[str, str]], order: list[str]) -> list[str]:
+    """Return the calls of functions that are defined in a file further up, as one line each."""
+    home = {name: file for file, bodies in files.items() for name in bodies}
+    return [
+        f"{file}: {caller} calls {called} of {home[called]}"
+        for file, bodies in files.items()
+        for caller, body in bodies.items()
+        for called in USE.findall(body)
+        if called in home and order.index(home[called]) > order.index(file)
+    ]
+
+
+@pytest.mark.parametrize("folder", CALLS)
+def test_a_file_calls_only_functions_of_files_below(folder: str) -> None:
+    files: dict[str, dict[str, str]] = {}
+    for path in sorted((CORE / folder).glob("*.[ch]")):
+        files.setdefault(path.stem, {}).update(c_functions(path))
+    assert sum(map(len, files.values())) > 20, "the functions are not found any more"
+    assert calls_upward(files, CALLS[folder]) == []
+
+
+def test_a_call_upward_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "below.c"
+    path.write_text(
+        "/* jmk_above_one() is only named */\n"
+        "static void helper(int x) {\n    jmk_above_two(x, other->jmk_above_one(1));\n}\n\n"
+        "int jmk_below_go(void)\n{\n}\n\n"
+        'int jmk_below_say(void) {\n    return print("jmk_above_one()");\n}\n'
+    )
+    above = {"jmk_above_one": "jmk_below_say();", "jmk_above_two": ""}
+    found = calls_upward({"below": c_functions(path), "above": above}, ["below", "above"])
+    assert found == ["below: helper calls jmk_above_two of above"]

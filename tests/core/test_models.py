@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.base import ROOT
+from support.c import c_functions
 
 pytestmark = pytest.mark.no_core
 
@@ -14,14 +15,14 @@ MODELS = sorted((ROOT / "docs" / "models").glob("*.pml"))
 WEAK = [path for path in MODELS if '#include "weak.h"' in path.read_text()]
 
 STEP = re.compile(r"^ \*   ([A-Z]) (\S+) (\w+) `(.*)`$", re.MULTILINE)
-FUNCTION = re.compile(r"^(?!#)\w[^;{}=]*?(\w+)\([^;{}]*\) \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
 ORDERING = re.compile(r"memory_order_(?:acquire|release|acq_rel|seq_cst)|jmk_\w*fence\(\)")
 
 
 def functions(name: str) -> dict[str, str]:
-    """Return the bodies of a source file's functions, without comments, each on one line."""
-    text = re.sub(r"/\*.*?\*/", " ", SOURCES[name].read_text(), flags=re.DOTALL)
-    return {found[1]: " ".join(found[2].split()) for found in FUNCTION.finditer(text)}
+    """Return the bodies of a source file's functions, each on one line."""
+    return {
+        function: " ".join(body.split()) for function, body in c_functions(SOURCES[name]).items()
+    }
 
 
 def steps(model: Path) -> list[tuple[str, str, str, str]]:

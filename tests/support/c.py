@@ -2,6 +2,7 @@
 """What the tests that compile C share: all warnings, and sanitizers if the compiler has them."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,8 +21,20 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 COMPILE_DEADLINE = 200.0
 """Seconds for a compiler or a test; most take a few, that of the faults half a minute."""
 
+COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|"(?:\\.|[^"\\])*"', re.DOTALL)
+FUNCTION = re.compile(
+    r"^(?!#)(?:__attribute__\(\(\w+\)\) )?\w[^;{}=()]*?(\w+)\([^;{}]*\) \{\n(.*?)^\}",
+    re.MULTILINE | re.DOTALL,
+)
+
 # A preloaded sanitizer is there for the interpreter, not for compilers and programs of their own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
+def c_functions(path: Path) -> dict[str, str]:
+    """Return the bodies of a C file's functions, by name, without comments and strings."""
+    text = COMMENT_OR_STRING.sub(" ", path.read_text("utf-8"))
+    return {found[1]: found[2] for found in FUNCTION.finditer(text)}
 
 
 def run(*command: object) -> None:
