@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from jumiks import Client, Delivery, Server
-from jumiks._server.control import MAX_JOINING
+from jumiks._server.newcomers import MAX_JOINING
 
 from .common import (
     Children,

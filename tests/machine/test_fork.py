@@ -92,7 +92,7 @@ server = jumiks.Server(sys.argv[1])
 child = os.fork()
 if child == 0:
     held = set(os.listdir("/proc/self/fd"))
-    listener = server._control._listener.fileno()
+    listener = server._control._newcomers._listener.fileno()
     server.close()
     assert str(listener) in held and str(listener) not in os.listdir("/proc/self/fd")
     os._exit(0)

@@ -13,8 +13,8 @@ from support.wire import REPLY, Harassed, dial, packets_of, raw_client
 
 from jumiks import Client, Monitor, Peer, Refused, Server
 from jumiks._server.access import Quota
-from jumiks._server.control import MAX_JOINING
 from jumiks._server.monitors import MOST
+from jumiks._server.newcomers import MAX_JOINING
 from jumiks._wire.handshake import Status
 
 only_root = pytest.mark.skipif(not IS_ROOT, reason="only root can be several users")

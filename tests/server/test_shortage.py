@@ -173,8 +173,8 @@ class FaultyListener(Faulty):
         return sock, where
 
 
-def control_of(server: Server) -> Any:
-    return server._control
+def newcomers_of(server: Server) -> Any:
+    return server._control._newcomers
 
 
 def check_that_all_is_well(server: Server, innocent: Client, address: str) -> None:
@@ -191,7 +191,7 @@ def check_that_all_is_well(server: Server, innocent: Client, address: str) -> No
 )
 def test_an_accept_that_fails_is_tried_again(address: str, error: str) -> None:
     with Server(address) as server, Client(address) as innocent:
-        listener = control_of(server)._listener
+        listener = newcomers_of(server)._listener
         listener.sock = faulty = Faulty(listener.sock, "accept", getattr(errno, error))
         check_that_all_is_well(server, innocent, address)
         assert faulty.left <= 0
@@ -209,7 +209,7 @@ def test_a_call_that_fails_in_the_handshake_costs_that_connection_alone(
         Server(address, share_log=call == "sendmsg") as server,
         Client(address) as innocent,
     ):
-        listener = control_of(server)._listener
+        listener = newcomers_of(server)._listener
         listener.sock = faulty = FaultyListener(listener.sock, call, getattr(errno, error), nth)
         with (
             pytest.raises((JumiksError, OSError)) as caught,
@@ -226,8 +226,8 @@ def test_a_call_that_fails_in_the_handshake_costs_that_connection_alone(
 @pytest.mark.parametrize("error", ["ENOSPC", "ENOMEM"])
 def test_a_connection_that_cannot_be_watched_is_closed(address: str, error: str) -> None:
     with Server(address) as server, Client(address) as innocent:
-        control = control_of(server)
-        control._epoll = Faulty(control._epoll, "register", getattr(errno, error))
+        newcomers = newcomers_of(server)
+        newcomers._epoll = Faulty(newcomers._epoll, "register", getattr(errno, error))
         # A reply that nobody reads any more makes the end a reset.
         with dial(address) as sock, suppress(ConnectionResetError, BrokenPipeError):
             sock.settimeout(DEADLINE)
@@ -241,9 +241,9 @@ def test_newcomers_are_let_in_also_if_the_listener_cannot_be_watched_at_once(
     address: str, error: str
 ) -> None:
     with Server(address) as server, Client(address) as innocent:
-        control = control_of(server)
-        control._epoll = watched = Faulty(control._epoll, "register", getattr(errno, error))
-        control._listener.sock = Faulty(control._listener.sock, "accept", errno.ENFILE)
+        newcomers = newcomers_of(server)
+        newcomers._epoll = watched = Faulty(newcomers._epoll, "register", getattr(errno, error))
+        newcomers._listener.sock = Faulty(newcomers._listener.sock, "accept", errno.ENFILE)
         check_that_all_is_well(server, innocent, address)
         assert watched.left < 0
 

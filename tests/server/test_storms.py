@@ -23,7 +23,7 @@ from support.base import DEADLINE, DELIVERIES, GUARDED, REFUSES, SHARE_LOG, desc
 from support.wire import HELLO, REPLY, Harassed, dial, has_spares, raw_client
 
 from jumiks import Client, ConnectionLost, Delivery, EndReason, Lagged, OnLag, Server, Timeout
-from jumiks._server.control import MAX_JOINING
+from jumiks._server.newcomers import MAX_JOINING
 
 only_shared = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
 all_ways = pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_thousands_of_half_open_connections_cost_a_bounded_number(
             assert client.receive(DEADLINE)
             ours = before + count + 1
             # All were accepted by now, as the newcomer came last.
-            assert len(harassed.server._control._joining) <= MAX_JOINING
+            assert len(harassed.server._control._newcomers._newcomers) <= MAX_JOINING
             assert len(descriptors()) <= ours + MAX_JOINING + 8
 
 
@@ -119,7 +119,7 @@ def sizes(server: Server) -> list[int]:
     """What a server keeps of its clients, where it keeps something."""
     control = server._control
     clients = (control.peers, control.present, control._let_in_of)
-    joining = (control._joining, control._joining_of)
+    joining = (control._newcomers._newcomers, control._newcomers._by_user)
     return [*map(len, clients + joining), watched(), len(descriptors())]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import jumiks
 from jumiks import Server
-from jumiks._server.control import SPARE
+from jumiks._server.newcomers import SPARE
 from support import reference
 from support.base import DEADLINE, wait_until
 from support.reference import Bye, Message, Reply, Welcome
@@ -199,7 +199,7 @@ class Witness:
 
 def has_spares(server: Server) -> bool:
     """Whether it has let in who came last, and has its spare descriptors again."""
-    return len(server._control._spare._copies) == SPARE
+    return len(server._control._newcomers._spare._copies) == SPARE
 
 
 class Harassed:
