@@ -47,6 +47,10 @@ POLICIES: Final[Sequence[OnLag]] = ("disconnect", "block", "skip")
 DELIVERIES: Final[tuple[Delivery, ...]] = ("shared", "framed", "classic")
 SHORTEST: Final = 0.2
 """Seconds that a client stays, at least."""
+LEAST_SAMPLES: Final = 8
+"""Samples of each server that a verdict needs."""
+LONGEST: Final = 90.0
+"""Seconds after which a run ends though it has fewer."""
 
 COLUMNS: Final = (
     "seconds",
@@ -166,9 +170,9 @@ class Soak:
             wait_for(lambda base=base: self.words[base + NEXT_ID], "a server")  # type: ignore[misc]
 
     def go_on(self, seconds: float, every: float) -> None:
-        """Clients come and go; a sample every so often."""
+        """Clients come and go; a sample every so often, and no end before there are enough."""
         due = self.begin + every
-        while (now := time.monotonic()) < self.begin + seconds:
+        while (now := time.monotonic()) < self.begin + seconds or not self._has_enough(now):
             self.children.check(server.process for server in self.servers)
             for server in self.servers:
                 self._reap(server)
@@ -180,6 +184,10 @@ class Soak:
                 for server in self.servers:
                     self._sample(server, now)
             time.sleep(0.01)
+
+    def _has_enough(self, now: float) -> bool:
+        # On a machine that is busy with other things, rounds are few.
+        return len(self.samples) >= LEAST_SAMPLES * len(POLICIES) or now > self.begin + LONGEST
 
     def _add(self, server: Served) -> None:
         delivery = self.random.choice(DELIVERIES)
@@ -264,7 +272,7 @@ def judge(samples: Sequence[Mapping[str, float | str]], figures: Figures, most: 
     flat = {"anonymous": most, **FLAT}
     for policy in POLICIES:
         ours = [each for each in samples if each["policy"] == policy]
-        require(len(ours) >= 8, f"{policy}: {len(ours)} samples are too few")
+        require(len(ours) >= LEAST_SAMPLES, f"{policy}: {len(ours)} samples are too few")
         for name in ("anonymous", "descriptors", "threads", "mappings", "log used"):
             before, after = halves(ours, name)
             figures[f"{policy}, {name}"] = {"first half": before, "second half": after}

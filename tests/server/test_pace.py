@@ -25,6 +25,7 @@ PATIENCE = 0.3
 SECONDS = 5 * PATIENCE
 RATE = 1000
 """Messages a second: a client that takes none is at its limit after a twentieth of one."""
+TRIES = 4
 
 
 class Other:
@@ -113,7 +114,32 @@ class TricklingInThePage(Other):
             client.next_id += 1
 
 
-OTHERS = [Silent, Trickling, TricklingFromThePast, HalfALimit, AckingTooLate]
+class AckingOnce(Other):
+    """It acks its first message, and then nothing until it is cut."""
+
+    def misbehave(self, client: RawClient) -> None:
+        client.ack_early(client.read(1)[0].id)
+        client.rest()
+
+
+class FastThenStill(Other):
+    """It acks each message at once, twice its limit of them, and then nothing until it is cut."""
+
+    def misbehave(self, client: RawClient) -> None:
+        for _ in range(2 * MAX_LAG):
+            client.ack_early(client.read(1)[0].id)
+        client.rest()
+
+
+OTHERS = [
+    Silent,
+    Trickling,
+    TricklingFromThePast,
+    HalfALimit,
+    AckingTooLate,
+    AckingOnce,
+    FastThenStill,
+]
 if SHARE_LOG:
     OTHERS.append(TricklingInThePage)
 
@@ -141,13 +167,8 @@ def published_in(server: Server, seconds: float) -> int:
     return done
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["there first", "there later"])
-@pytest.mark.parametrize("on_lag", ["disconnect", "skip"])
-@pytest.mark.parametrize("kind", OTHERS)
-def test_beside_a_client_that_keeps_up_no_other_sets_the_pace(
-    address: str, kind: type[Other], on_lag: jumiks.OnLag, first: bool
-) -> None:
-    other = kind(address)
+def pace_beside(other: Other, address: str, on_lag: jumiks.OnLag, *, first: bool) -> float:
+    """Messages a second that go out while it misbehaves beside a client that keeps up."""
     with Server(address, max_lag=MAX_LAG, patience=PATIENCE, on_lag=on_lag) as server:
         if first:
             with beside(other):
@@ -160,4 +181,16 @@ def test_beside_a_client_that_keeps_up_no_other_sets_the_pace(
             with Witness(address), beside(other):
                 published = published_in(server, SECONDS)
     assert other.came
-    assert published >= RATE * SECONDS / 2
+    return published / SECONDS
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["there first", "there later"])
+@pytest.mark.parametrize("on_lag", ["disconnect", "skip"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_beside_a_client_that_keeps_up_no_other_sets_the_pace(
+    address: str, kind: type[Other], on_lag: jumiks.OnLag, first: bool
+) -> None:
+    # A client that sets the pace does so each time, and by far. A machine that is busy with other
+    # things does not.
+    tries = (pace_beside(kind(address), address, on_lag, first=first) for _ in range(TRIES))
+    assert any(pace >= RATE / 2 for pace in tries)
