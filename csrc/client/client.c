@@ -156,9 +156,7 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
             return report_end(client, handled);
         if (again && jmk_connection_is_fruitless(&began, deadline))
             return -EINTR;
-        error = client->source->more(client, handled, deadline, batch);
-        if (batch->count)
-            return 0;
+        error = client->source->more(client, handled, deadline);
     }
     return error;
 }

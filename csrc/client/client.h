@@ -26,12 +26,8 @@ enum jmk_client_state {
 struct jmk_source {
     /* Put what is there into an empty batch. */
     void (*take)(struct jmk_client *client, struct jmk_batch *batch);
-    /*
-     * Wait for more until the deadline. 0: look again; JMK_E_TIMEOUT, JMK_E_CLOSED, or -errno. It may
-     * fill the batch.
-     */
-    int (*more)(struct jmk_client *client, uint64_t handled, int64_t deadline,
-                struct jmk_batch *batch);
+    /* Wait for more until the deadline. 0: look again; JMK_E_TIMEOUT, JMK_E_CLOSED, or -errno. */
+    int (*more)(struct jmk_client *client, uint64_t handled, int64_t deadline);
     /* Ack all up to handled, which is news: 0, or -EAGAIN if the socket takes no more now. */
     int (*ack)(struct jmk_client *client, uint64_t handled);
     /* Whether that is due before what is there is taken. */

@@ -7,8 +7,7 @@
  * a batch did not use up (it ends at a gap in the ids, and when the index is full) stay in the arena
  * for the next.
  *
- * A message in fragments is put together in an arena of its own, where fragments after the first
- * are received in place. It makes a batch of one.
+ * A message in fragments is put together in an arena of its own. It makes a batch of one.
  *
  * Acks. Classic: one for each packet, as 1.0 has it, sent many at a time. Framed: cumulative, sent
  * when a receive is about to wait, and when messages, bytes or time since the last one say so; a
@@ -194,9 +193,7 @@ static enum outcome start_whole(struct jmk_client *client, uint64_t id, uint32_t
     if (client->next_id && id < client->next_id)
         return fault(client, "its packet ids go backwards");
     client->inbox.whole_id = 0;
-    /* Room for any packet behind what is there: the rest is received in place. */
-    if (jmk_packets_own(client->inbox.pool, &client->inbox.whole,
-                        (size_t)total + client->config.max_packet))
+    if (jmk_packets_own(client->inbox.pool, &client->inbox.whole, total))
         return BEFORE; /* inbox_more says that there was no memory for it */
     client->inbox.whole_id = id;
     client->inbox.whole_total = total;
@@ -383,7 +380,7 @@ static int take_guarded(struct jmk_client *client, int flags) {
         ssize_t length = 0;
 
         error = n ? jmk_guard_check(&client->guard, client->fd, MSG_DONTWAIT)
-                  : jmk_connection_check(client, flags);
+                  : jmk_connection_check(client, flags & MSG_DONTWAIT);
         if (!error)
             length = recvmsg(client->fd, &packets[n].msg_hdr, MSG_DONTWAIT);
         if (length < 0)
@@ -401,11 +398,14 @@ static int take_packets(struct jmk_client *client, int flags) {
 
     if (client->guard != JMK_GUARD_NONE)
         return take_guarded(client, flags);
-    n = jmk_recvmmsg(client->fd, client->inbox.headers, (unsigned)client->inbox.slots);
+    n = jmk_recvmmsg(client->fd, client->inbox.headers, (unsigned)client->inbox.slots, flags);
     return n < 0 ? -errno : n;
 }
 
-/* Read what is there into the arena: 0, or -errno. */
+/*
+ * Read packets into the arena: 0, or -errno. flags: MSG_DONTWAIT, or MSG_WAITFORONE to wait for the
+ * first one.
+ */
 static int fill(struct jmk_client *client, int flags) {
     int n, error = own_packets(client);
 
@@ -425,91 +425,9 @@ static int fill(struct jmk_client *client, int flags) {
     return 0;
 }
 
-/* Wait for a single packet. 0, or -errno. */
-static int fill_one(struct jmk_client *client) {
-    int error = own_packets(client);
-    ssize_t length;
-
-    if (!error)
-        error = jmk_connection_check(client, 0);
-    if (error)
-        return error < 0 ? error : 0;
-    length = recv(client->fd, client->inbox.arena->memory, client->config.max_packet, MSG_TRUNC);
-    if (length < 0)
-        return -errno;
-    client->inbox.lengths[0] = (size_t)length;
-    client->inbox.truncated[0] = (size_t)length > client->config.max_packet;
-    client->inbox.filled = length > 0;
-    client->inbox.taken = 0;
-    client->inbox.place = 0;
-    if (!length)
-        jmk_connection_end_or_break(client);
-    return 0;
-}
-
-/* A packet that was received in place turns out to be something else: index it like any other. */
-static void move_to_arena(struct jmk_client *client, const uint8_t *header, const uint8_t *rest,
-                          size_t length, bool truncated) {
-    size_t first = length < JMK_FRAGMENT_HEADER ? length : JMK_FRAGMENT_HEADER;
-
-    memcpy(client->inbox.arena->memory, header, first);
-    memcpy(client->inbox.arena->memory + first, rest, length - first);
-    client->inbox.lengths[0] = length;
-    client->inbox.truncated[0] = truncated;
-    client->inbox.filled = 1;
-    client->inbox.taken = 0;
-    client->inbox.place = 0;
-}
-
-/* The next fragment of the message in the making, which was received to its place. */
-static bool in_place(const struct jmk_client *client, const uint8_t *start, size_t length,
-                     struct jmk_fragment *fragment) {
-    struct jmk_header header = jmk_frame_decode(start);
-
-    return length > JMK_FRAGMENT_HEADER && length == jmk_frame_length(header.size) &&
-           header.kind == JMK_KIND_DATA && header.flags & JMK_FLAG_FRAGMENT &&
-           jmk_fragment_decode(&header, start + JMK_FRAME_HEADER, fragment) &&
-           continues(client, header.id, fragment);
-}
-
-/* Read the next fragment of the message in the making to its place. 0, or -errno. */
-static int fill_whole(struct jmk_client *client, int flags, struct jmk_batch *batch) {
-    uint8_t start[JMK_FRAGMENT_HEADER];
-    uint8_t *rest = client->inbox.whole->memory + client->inbox.whole_have;
-    struct iovec parts[2] = {{start, sizeof start},
-                             {rest, client->config.max_packet - sizeof start}};
-    struct msghdr packet = {.msg_iov = parts, .msg_iovlen = 2};
-    struct jmk_fragment fragment;
-    ssize_t length;
-    int error =
-        own_packets(client); /* before there is a packet that could be lost for want of it */
-
-    if (!error)
-        error = jmk_connection_check(client, flags);
-    if (error)
-        return error < 0 ? error : 0;
-    length = recvmsg(client->fd, &packet, flags);
-    if (length < 0)
-        return -errno;
-    if (length == 0) {
-        jmk_connection_end_or_break(client);
-        return 0;
-    }
-    if (packet.msg_flags & MSG_TRUNC || !in_place(client, start, (size_t)length, &fragment)) {
-        move_to_arena(client, start, rest, (size_t)length, packet.msg_flags & MSG_TRUNC);
-        return 0;
-    }
-    client->inbox.whole_have += fragment.slice;
-    if (client->inbox.whole_have == fragment.total) {
-        finish_whole(client, batch);
-        inbox_take(client, batch); /* none are left; this closes the batch's books */
-    }
-    return 0;
-}
-
-/* Read what is there: 0, -EAGAIN if that is nothing, or another error. */
-static int read_now(struct jmk_client *client, int flags, struct jmk_batch *batch) {
-    int error = client->inbox.whole_id ? fill_whole(client, flags, batch) : fill(client, flags);
+/* Read packets: 0, -EAGAIN if there is none, or another error. */
+static int read_packets(struct jmk_client *client, int flags) {
+    int error = fill(client, flags);
 
     /* It closed with unread acks; what it sent before is still readable. */
     return error == -ECONNRESET ? 0 : error;
@@ -519,8 +437,7 @@ static int read_now(struct jmk_client *client, int flags, struct jmk_batch *batc
  * Ack, then wait until there is something. Without a deadline the wait is in the read itself, which
  * saves a call; close shuts the socket down, and that ends it.
  */
-static int wait_and_read(struct jmk_client *client, uint64_t handled, int64_t deadline,
-                         struct jmk_batch *batch) {
+static int wait_and_read(struct jmk_client *client, uint64_t handled, int64_t deadline) {
     bool acks_wait = handled > atomic_load(&client->acked_id) && inbox_ack(client, handled) != 0;
     int64_t before;
     int error;
@@ -530,10 +447,8 @@ static int wait_and_read(struct jmk_client *client, uint64_t handled, int64_t de
         return JMK_E_CLOSED;
     if (deadline != INT64_MAX || acks_wait)
         return jmk_connection_wait(client, deadline, acks_wait ? POLLIN | POLLOUT : POLLIN);
-    if (client->inbox.whole_id)
-        return jmk_connection_waited(client, read_now(client, 0, batch));
     before = jmk_now();
-    error = fill_one(client);
+    error = fill(client, MSG_WAITFORONE);
     client->inbox.slow = jmk_now() - before >= SLOW;
     return jmk_connection_waited(client, error);
 }
@@ -546,8 +461,7 @@ static int wait_to_take(struct jmk_client *client, uint64_t handled, int64_t dea
 }
 
 /* In a slow stream, where the last read had to wait, there is nothing now: it saves a call. */
-static int inbox_more(struct jmk_client *client, uint64_t handled, int64_t deadline,
-                      struct jmk_batch *batch) {
+static int inbox_more(struct jmk_client *client, uint64_t handled, int64_t deadline) {
     int error = -EAGAIN;
 
     if (client->inbox.stopped) {
@@ -557,8 +471,8 @@ static int inbox_more(struct jmk_client *client, uint64_t handled, int64_t deadl
     if (client->inbox.taken < client->inbox.filled)
         return wait_to_take(client, handled, deadline);
     if (!client->inbox.slow)
-        error = read_now(client, MSG_DONTWAIT, batch);
-    return error == -EAGAIN ? wait_and_read(client, handled, deadline, batch) : error;
+        error = read_packets(client, MSG_DONTWAIT);
+    return error == -EAGAIN ? wait_and_read(client, handled, deadline) : error;
 }
 
 const struct jmk_source jmk_inbox = {

@@ -624,14 +624,12 @@ static bool spin(const struct jmk_client *client, int64_t deadline) {
     return false;
 }
 
-static int reader_more(struct jmk_client *client, uint64_t handled, int64_t deadline,
-                       struct jmk_batch *batch) {
+static int reader_more(struct jmk_client *client, uint64_t handled, int64_t deadline) {
     struct jmk_log_reader *reader = client->reader;
     bool full = false, before;
     int error = 0, failed;
 
     (void)handled;
-    (void)batch;
     if (atomic_load(&reader->page->control) != reader->control)
         return read_socket(client); /* also if it failed before */
     full = answer_if_due(client, reader->id - 1) != 0;

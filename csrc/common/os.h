@@ -81,18 +81,19 @@ __attribute__((always_inline)) static inline int jmk_sendmmsg(int fd, struct mms
     return (int)sent;
 }
 
-/* The same for recvmmsg, without waiting. */
+/* The same for recvmmsg. flags: MSG_DONTWAIT, or MSG_WAITFORONE to wait for the first packet. */
 __attribute__((always_inline)) static inline int jmk_recvmmsg(int fd, struct mmsghdr *packets,
-                                                              unsigned count) {
+                                                              unsigned count, int flags) {
     unsigned received = 0;
 
     if (!atomic_load_explicit(&jmk_no_recvmmsg, memory_order_relaxed)) {
-        int found = recvmmsg(fd, packets, count, MSG_DONTWAIT, NULL);
+        int found = recvmmsg(fd, packets, count, flags, NULL);
         if (found >= 0 || !jmk_refused(&jmk_no_recvmmsg))
             return found;
     }
     for (; received < count; received++) {
-        ssize_t length = recvmsg(fd, &packets[received].msg_hdr, MSG_DONTWAIT);
+        ssize_t length =
+            recvmsg(fd, &packets[received].msg_hdr, received ? MSG_DONTWAIT : flags & MSG_DONTWAIT);
         if (length < 0)
             return received ? (int)received : -1;
         packets[received].msg_len = (unsigned)length;

@@ -82,7 +82,7 @@ static int receive_packets(struct jmk_session *session, struct mmsghdr *packets,
 
     if (error)
         return error;
-    *count = jmk_recvmmsg(session->fd, packets, (unsigned)most);
+    *count = jmk_recvmmsg(session->fd, packets, (unsigned)most, MSG_DONTWAIT);
     return *count < 0 ? -errno : 0;
 }
 
