@@ -63,7 +63,10 @@ struct job {
 };
 
 static void die(const char *what, int code) {
-    fprintf(stderr, "floor: %s: %s\n", what, code > 0 ? jmk_error_text(code) : strerror(-code));
+    if (code > 0)
+        fprintf(stderr, "floor: %s: enum jmk_error %d\n", what, code);
+    else
+        fprintf(stderr, "floor: %s: %s\n", what, strerror(-code));
     exit(EXIT_FAILURE);
 }
 

@@ -11,7 +11,8 @@
  * cdef. So it is plain C: no preprocessor lines, attributes or inline bodies.
  *
  * Return codes: 0 is success; a negative number is -errno, passed up unchanged; a positive number
- * is a JMK_E_* condition that the caller must handle.
+ * is a JMK_E_* condition that the caller must handle. Python makes the sentences that users read
+ * (src/jumiks/errors.py).
  *
  * Threads: a jmk_server may be used from any thread, and stays usable (each call then returns
  * JMK_E_CLOSED) until it is freed. A jmk_client may be used by one thread at a time, except
@@ -83,6 +84,40 @@ enum jmk_reason {
     JMK_R_KICKED = 5,    /* the server's user disconnected it */
     JMK_R_LEFT = 6,      /* the client closed its end, or died */
     JMK_R_ERROR = 7      /* the operating system failed; the event carries errno */
+};
+
+/*
+ * How a server broke the protocol. Each comes with two facts: `found` is what came, `due` what was
+ * allowed or expected; 0 where there is none. The sentences are in src/jumiks/errors.py.
+ */
+enum jmk_fault_kind {
+    JMK_FAULT_NONE = 0,
+    JMK_FAULT_DESCRIPTORS,  /* descriptors came with a packet */
+    JMK_FAULT_EMPTY_PACKET, /* a packet without a byte */
+    JMK_FAULT_PACKET_SIZE,  /* too large: bytes, max_packet */
+    JMK_FAULT_NO_ID,        /* classic, too short for an id: bytes, JMK_CLASSIC_HEADER */
+    JMK_FAULT_FRAME,        /* frames that do not fit their packet: its bytes */
+    JMK_FAULT_KIND,         /* a critical frame of unknown kind: that kind */
+    JMK_FAULT_BYE,          /* too short: bytes, JMK_BYE_SIZE */
+    JMK_FAULT_ID,           /* no message can have it: id */
+    JMK_FAULT_BACKWARDS,    /* an id that was passed: id, the least that could come */
+    JMK_FAULT_MESSAGE_SIZE, /* too large: bytes, max_message */
+    JMK_FAULT_FRAGMENT,     /* its figures contradict each other: id */
+    JMK_FAULT_CONTINUATION, /* a fragment that does not continue its message: id */
+    JMK_FAULT_COMPANY,      /* a fragment beside another frame in its packet: id */
+    JMK_FAULT_INTERRUPTED,  /* a message before the end of one in fragments: id, that one's id */
+    JMK_FAULT_RESUME,       /* shared: told to go on where that cannot be: id */
+    JMK_FAULT_DATA,         /* shared: a message in a packet: id */
+    JMK_FAULT_LOG_END,      /* shared: an end where it cannot be: offset, where we read */
+    JMK_FAULT_LOG_FRAME,    /* shared: no frame, or another id, in the batch that begins at: id */
+    JMK_FAULT_LAST
+};
+
+struct jmk_fault {
+    uint32_t kind; /* enum jmk_fault_kind */
+    uint32_t zero;
+    uint64_t found;
+    uint64_t due;
 };
 
 enum jmk_limit {
@@ -203,9 +238,6 @@ struct jmk_goodbye {
 typedef struct jmk_server jmk_server;
 typedef struct jmk_client jmk_client;
 typedef struct jmk_arena jmk_arena;
-
-/* The text of any return code. Static memory. */
-const char *jmk_error_text(int code);
 
 /* ---- descriptors of peers ---- */
 
@@ -419,8 +451,8 @@ void jmk_client_unread(jmk_client *client);
 /* What BYE said; all zero if none came. */
 void jmk_client_goodbye(const jmk_client *client, struct jmk_goodbye *out);
 
-/* What the server did wrong, after JMK_E_PROTOCOL. Static memory. */
-const char *jmk_client_fault(const jmk_client *client);
+/* What the server did wrong, after JMK_E_PROTOCOL; all zero before. */
+void jmk_client_fault(const jmk_client *client, struct jmk_fault *out);
 
 /*
  * The last message received, and acked; before any, the one in front of the first to come, or 0 if

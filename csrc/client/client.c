@@ -193,8 +193,8 @@ void jmk_client_goodbye(const jmk_client *client, struct jmk_goodbye *out) {
     *out = client->goodbye;
 }
 
-const char *jmk_client_fault(const jmk_client *client) {
-    return client->fault ? client->fault : "";
+void jmk_client_fault(const jmk_client *client, struct jmk_fault *out) {
+    *out = client->fault;
 }
 
 uint64_t jmk_client_last_id(const jmk_client *client) {

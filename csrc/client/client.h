@@ -55,8 +55,6 @@ struct jmk_inbox {
     size_t place;              /* bytes used up of the packet `taken` */
     bool stopped;              /* behind what was filled came an empty packet, or the end */
     bool slow;                 /* the last read had to wait: so will the next */
-    size_t lengths[JMK_MAX_SLOTS];
-    bool truncated[JMK_MAX_SLOTS];
 
     struct jmk_packets *whole; /* a message in fragments */
     uint64_t whole_id;         /* 0: none is being put together */
@@ -67,7 +65,7 @@ struct jmk_inbox {
     uint64_t unacked_bytes;
     int64_t acked_at;
 
-    struct mmsghdr headers[JMK_MAX_SLOTS];
+    struct mmsghdr headers[JMK_MAX_SLOTS]; /* msg_len: a packet's own length, even if it was cut */
     struct iovec parts[JMK_MAX_SLOTS];
 };
 
@@ -81,7 +79,7 @@ struct jmk_client {
     enum jmk_client_state state;
     atomic_bool busy;
     atomic_bool closed;
-    const char *fault;
+    struct jmk_fault fault;
     struct jmk_goodbye goodbye;
 
     _Atomic uint64_t last_id; /* received; 0 = none */

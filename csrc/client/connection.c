@@ -23,8 +23,9 @@
 
 /* ---- how it ends ---- */
 
-void jmk_connection_break(struct jmk_client *client, const char *text) {
-    client->fault = text;
+void jmk_connection_break(struct jmk_client *client, enum jmk_fault_kind kind, uint64_t found,
+                          uint64_t due) {
+    client->fault = (struct jmk_fault){.kind = kind, .found = found, .due = due};
     client->state = JMK_BROKEN;
 }
 
@@ -32,14 +33,14 @@ int jmk_connection_check(struct jmk_client *client, int flags) {
     int error = jmk_guard_check(&client->guard, client->fd, flags);
 
     if (error == JMK_E_PROTOCOL)
-        jmk_connection_break(client, "it sends descriptors that nobody asked for");
+        jmk_connection_break(client, JMK_FAULT_DESCRIPTORS, 0, 0);
     return error;
 }
 
 bool jmk_connection_say_bye(struct jmk_client *client, const struct jmk_header *header,
                             const uint8_t *payload) {
     if (!jmk_bye_decode(payload, header->size, &client->goodbye)) {
-        jmk_connection_break(client, "its BYE is too short");
+        jmk_connection_break(client, JMK_FAULT_BYE, header->size, JMK_BYE_SIZE);
         return false;
     }
     client->state = JMK_ENDED;
@@ -57,7 +58,7 @@ void jmk_connection_end_or_break(struct jmk_client *client) {
 
     /* Nothing but the end is asked for; where poll fails, that is what to believe. */
     if (poll(&poll_fd, 1, 0) == 0)
-        jmk_connection_break(client, "it sends an empty packet");
+        jmk_connection_break(client, JMK_FAULT_EMPTY_PACKET, 0, 0);
     else
         client->state = JMK_LOST;
 }

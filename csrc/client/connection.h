@@ -7,8 +7,9 @@
 
 #include "client/client.h"
 
-/* The server broke the protocol: nothing is received any more. */
-void jmk_connection_break(struct jmk_client *client, const char *text);
+/* The server broke the protocol: nothing is received any more. found, due: see enum jmk_fault_kind. */
+void jmk_connection_break(struct jmk_client *client, enum jmk_fault_kind kind, uint64_t found,
+                          uint64_t due);
 
 /*
  * Call it before each read of the socket, with the flags of that read. 0: read on. 1: the server

@@ -142,8 +142,9 @@ enum outcome {
     FAULT   /* the server broke the protocol */
 };
 
-static enum outcome fault(struct jmk_client *client, const char *text) {
-    jmk_connection_break(client, text);
+static enum outcome fault(struct jmk_client *client, enum jmk_fault_kind kind, uint64_t found,
+                          uint64_t due) {
+    jmk_connection_break(client, kind, found, due);
     client->inbox.filled = client->inbox.taken = 0;
     return FAULT;
 }
@@ -152,10 +153,10 @@ static enum outcome fault(struct jmk_client *client, const char *text) {
 static enum outcome add(struct jmk_client *client, struct jmk_batch *batch,
                         struct jmk_packets *arena, uint64_t id, const void *data, size_t size) {
     if (id == UINT64_MAX || (id == 0 && !client->next_id))
-        return fault(client, "it sends a packet id that cannot be");
+        return fault(client, JMK_FAULT_ID, id, 0);
     if (client->next_id && id != client->next_id) {
         if (id < client->next_id)
-            return fault(client, "its packet ids go backwards");
+            return fault(client, JMK_FAULT_BACKWARDS, id, client->next_id);
         if (batch->count)
             return BEFORE;
         batch->lost = id - client->next_id;
@@ -189,9 +190,9 @@ static enum outcome finish_whole(struct jmk_client *client, struct jmk_batch *ba
 
 static enum outcome start_whole(struct jmk_client *client, uint64_t id, uint32_t total) {
     if (total > client->config.max_message)
-        return fault(client, "it sends a message larger than the largest it told");
+        return fault(client, JMK_FAULT_MESSAGE_SIZE, total, client->config.max_message);
     if (client->next_id && id < client->next_id)
-        return fault(client, "its packet ids go backwards");
+        return fault(client, JMK_FAULT_BACKWARDS, id, client->next_id);
     client->inbox.whole_id = 0;
     if (jmk_packets_own(client->inbox.pool, &client->inbox.whole, total))
         return BEFORE; /* inbox_more says that there was no memory for it */
@@ -212,7 +213,7 @@ static enum outcome take_fragment(struct jmk_client *client, struct jmk_batch *b
     struct jmk_fragment fragment;
 
     if (!jmk_fragment_decode(header, payload, &fragment))
-        return fault(client, "a fragment's figures contradict each other");
+        return fault(client, JMK_FAULT_FRAGMENT, header->id, 0);
     if (fragment.offset == 0 && client->inbox.whole_id != header->id) {
         enum outcome outcome =
             batch->count ? BEFORE : start_whole(client, header->id, fragment.total);
@@ -220,7 +221,7 @@ static enum outcome take_fragment(struct jmk_client *client, struct jmk_batch *b
             return outcome;
     }
     if (!continues(client, header->id, &fragment))
-        return fault(client, "a fragment does not continue its message");
+        return fault(client, JMK_FAULT_CONTINUATION, header->id, 0);
     memcpy(client->inbox.whole->memory + fragment.offset, payload + 8, fragment.slice);
     client->inbox.whole_have += fragment.slice;
     return client->inbox.whole_have == fragment.total ? finish_whole(client, batch) : ON;
@@ -242,15 +243,14 @@ static enum outcome take_frame(struct jmk_client *client, struct jmk_batch *batc
     if (header->kind == JMK_KIND_BYE)
         return take_bye(client, header, payload);
     if (header->kind != JMK_KIND_DATA)
-        return header->kind & JMK_KIND_CRITICAL
-                   ? fault(client, "it sends a critical frame of unknown kind")
-                   : ON;
+        return header->kind & JMK_KIND_CRITICAL ? fault(client, JMK_FAULT_KIND, header->kind, 0)
+                                                : ON;
     if (header->flags & JMK_FLAG_FRAGMENT)
         return alone ? take_fragment(client, batch, header, payload)
-                     : fault(client, "a fragment shares its packet");
+                     : fault(client, JMK_FAULT_COMPANY, header->id, 0);
     if (client->inbox.whole_id) {
         if (header->id <= client->inbox.whole_id)
-            return fault(client, "a message in fragments is interrupted");
+            return fault(client, JMK_FAULT_INTERRUPTED, header->id, client->inbox.whole_id);
         client->inbox.whole_id = 0; /* given up by the server: a gap */
     }
     return add(client, batch, client->inbox.arena, header->id, payload, header->size);
@@ -279,13 +279,13 @@ static enum outcome take_framed(struct jmk_client *client, struct jmk_batch *bat
         enum outcome outcome;
 
         if (!whole)
-            return fault(client, "a frame does not fit its packet");
+            return fault(client, JMK_FAULT_FRAME, length, 0);
         outcome = take_frame(client, batch, &header, at + JMK_FRAME_HEADER, whole == length);
         if (outcome == BEFORE || outcome == FAULT)
             return outcome;
         client->inbox.place += whole;
         if (client->state == JMK_ENDED && !whole_frames(at + whole, length - client->inbox.place))
-            return fault(client, "a frame does not fit its packet");
+            return fault(client, JMK_FAULT_FRAME, length, 0);
         if (outcome == BEHIND)
             return BEHIND;
     }
@@ -313,7 +313,7 @@ static enum outcome take_classic(struct jmk_client *client, struct jmk_batch *ba
     uint64_t id;
 
     if (length < JMK_CLASSIC_HEADER)
-        return fault(client, "a packet is too short for a packet id");
+        return fault(client, JMK_FAULT_NO_ID, length, JMK_CLASSIC_HEADER);
     memcpy(&id, data, sizeof id);
     id = le64toh(id);
     if (client->inbox.labels && !number(client, batch, id, &id))
@@ -329,10 +329,10 @@ static void inbox_take(struct jmk_client *client, struct jmk_batch *batch) {
     while (outcome == ON && client->inbox.taken < client->inbox.filled) {
         const uint8_t *data =
             client->inbox.arena->memory + client->inbox.taken * client->inbox.stride;
-        size_t length = client->inbox.lengths[client->inbox.taken];
+        size_t length = client->inbox.headers[client->inbox.taken].msg_len;
 
-        if (client->inbox.truncated[client->inbox.taken])
-            outcome = fault(client, "it sends a packet larger than agreed");
+        if (length > client->config.max_packet)
+            outcome = fault(client, JMK_FAULT_PACKET_SIZE, length, client->config.max_packet);
         else if (client->config.mode == JMK_FRAMED)
             outcome = take_framed(client, batch, data, length);
         else
@@ -382,7 +382,7 @@ static int take_guarded(struct jmk_client *client, int flags) {
         error = n ? jmk_guard_check(&client->guard, client->fd, MSG_DONTWAIT)
                   : jmk_connection_check(client, flags & MSG_DONTWAIT);
         if (!error)
-            length = recvmsg(client->fd, &packets[n].msg_hdr, MSG_DONTWAIT);
+            length = recvmsg(client->fd, &packets[n].msg_hdr, MSG_DONTWAIT | MSG_TRUNC);
         if (length < 0)
             error = -errno;
         if (!error)
@@ -398,7 +398,8 @@ static int take_packets(struct jmk_client *client, int flags) {
 
     if (client->guard != JMK_GUARD_NONE)
         return take_guarded(client, flags);
-    n = jmk_recvmmsg(client->fd, client->inbox.headers, (unsigned)client->inbox.slots, flags);
+    n = jmk_recvmmsg(client->fd, client->inbox.headers, (unsigned)client->inbox.slots,
+                     flags | MSG_TRUNC);
     return n < 0 ? -errno : n;
 }
 
@@ -416,11 +417,9 @@ static int fill(struct jmk_client *client, int flags) {
         return n;
     client->inbox.filled = client->inbox.taken = 0;
     client->inbox.place = 0;
-    for (int i = 0; i < n && client->inbox.headers[i].msg_len; i++) {
-        client->inbox.lengths[i] = client->inbox.headers[i].msg_len;
-        client->inbox.truncated[i] = client->inbox.headers[i].msg_hdr.msg_flags & MSG_TRUNC;
+    while (client->inbox.filled < (unsigned)n &&
+           client->inbox.headers[client->inbox.filled].msg_len)
         client->inbox.filled++;
-    }
     client->inbox.stopped = client->inbox.filled < (unsigned)n;
     return 0;
 }

@@ -267,7 +267,7 @@ static void take_resume(struct jmk_client *client, const struct jmk_header *head
     offset = le64toh(offset);
     if (!reader->answered || header->size < sizeof offset || header->id < reader->id ||
         offset < reader->offset || offset % 8 || offset > head) {
-        jmk_connection_break(client, "it lets us go on at a place that cannot be");
+        jmk_connection_break(client, JMK_FAULT_RESUME, header->id, 0);
         return;
     }
     reader->skipping = reader->answered = reader->overtaken = false;
@@ -280,7 +280,7 @@ static void take_control(struct jmk_client *client, const uint8_t *packet, size_
     struct jmk_header header;
 
     if (jmk_frame_check(packet, length, &header) != length)
-        jmk_connection_break(client, "a frame does not fit its packet");
+        jmk_connection_break(client, JMK_FAULT_FRAME, length, 0);
     else if (header.kind == JMK_KIND_BYE)
         take_bye(client, &header, packet + JMK_FRAME_HEADER);
     else if (header.kind == JMK_KIND_SKIP)
@@ -288,9 +288,9 @@ static void take_control(struct jmk_client *client, const uint8_t *packet, size_
     else if (header.kind == JMK_KIND_RESUME)
         take_resume(client, &header, packet + JMK_FRAME_HEADER);
     else if (header.kind == JMK_KIND_DATA)
-        jmk_connection_break(client, "it sends messages beside the log it shares");
+        jmk_connection_break(client, JMK_FAULT_DATA, header.id, 0);
     else if (header.kind & JMK_KIND_CRITICAL)
-        jmk_connection_break(client, "it sends a critical frame of unknown kind");
+        jmk_connection_break(client, JMK_FAULT_KIND, header.kind, 0);
 }
 
 /* Read one packet: 0, -EAGAIN if there is none, or another error. */
@@ -310,7 +310,7 @@ static int read_packet(struct jmk_client *client, int flags) {
     if (length == 0)
         jmk_connection_end_or_break(client);
     else if ((size_t)length > sizeof packet)
-        jmk_connection_break(client, "it sends a packet larger than agreed");
+        jmk_connection_break(client, JMK_FAULT_PACKET_SIZE, (uint64_t)length, sizeof packet);
     else
         take_control(client, packet, (size_t)length);
     return length == 0 || client->state != JMK_OPEN ? -EAGAIN : 0;
@@ -498,19 +498,20 @@ static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
     uint64_t head = atomic_load_explicit(&reader->page->head, memory_order_acquire);
     struct batch_start start = {reader->offset, reader->id, client->next_id,
                                 atomic_load(&client->last_id)};
-    const char *fault = NULL;
+    enum jmk_fault_kind fault = JMK_FAULT_NONE;
 
     if (head == reader->offset || reader->id > reader->last)
         return;
     if (head < reader->offset || head - reader->offset > reader->size || head > MOST ||
         reader->id > MOST)
-        fault = "its log ends where it cannot";
+        fault = JMK_FAULT_LOG_END;
     else if (!index_frames(reader, head, batch))
-        fault = "what stands in its log is no frame, or has another id";
+        fault = JMK_FAULT_LOG_FRAME;
     if (!still_there(reader, start.offset)) {
         reader->overtaken = true;
     } else if (fault) {
-        jmk_connection_break(client, fault);
+        jmk_connection_break(client, fault, fault == JMK_FAULT_LOG_END ? head : start.id,
+                             start.offset);
     } else {
         reader->batch = start;
         batch->items = reader->items;

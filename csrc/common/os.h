@@ -92,8 +92,8 @@ __attribute__((always_inline)) static inline int jmk_recvmmsg(int fd, struct mms
             return found;
     }
     for (; received < count; received++) {
-        ssize_t length =
-            recvmsg(fd, &packets[received].msg_hdr, received ? MSG_DONTWAIT : flags & MSG_DONTWAIT);
+        ssize_t length = recvmsg(fd, &packets[received].msg_hdr,
+                                 received ? flags | MSG_DONTWAIT : flags & ~MSG_WAITFORONE);
         if (length < 0)
             return received ? (int)received : -1;
         packets[received].msg_len = (unsigned)length;

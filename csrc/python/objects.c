@@ -38,30 +38,35 @@ static bool is_strided(PyObject *object) {
     return strided;
 }
 
+/* Raise the exception that a function of errors.py makes: sentences are its business. */
+static void raise_made(const char *function, PyObject *args) {
+    PyObject *errors = args ? PyImport_ImportModule("jumiks.errors") : NULL;
+    PyObject *make = errors ? PyObject_GetAttrString(errors, function) : NULL;
+    PyObject *error = make ? PyObject_CallObject(make, args) : NULL;
+
+    if (error)
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_XDECREF(error);
+    Py_XDECREF(make);
+    Py_XDECREF(errors);
+    Py_XDECREF(args);
+}
+
 /*
  * The contiguous bytes of any object that has some. position is the item's place in a sequence, or
  * -1; it is named in the error.
  */
 static int get_bytes(PyObject *object, Py_ssize_t position, Py_buffer *view) {
-    PyObject *where;
+    bool scattered;
 
     if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) == 0)
         return 0;
-    where = position < 0 ? PyUnicode_FromString("a message")
-                         : PyUnicode_FromFormat("message %zd of the sequence", position);
-    if (!where)
-        return -1;
-    if (PyErr_ExceptionMatches(PyExc_BufferError) || is_strided(object)) {
+    scattered = PyErr_ExceptionMatches(PyExc_BufferError) || is_strided(object);
+    if (scattered || PyErr_ExceptionMatches(PyExc_TypeError)) {
         PyErr_Clear();
-        PyErr_Format(PyExc_BufferError, "%U is not contiguous in memory: copy it with bytes()",
-                     where);
-    } else if (PyErr_ExceptionMatches(PyExc_TypeError)) {
-        PyErr_Clear();
-        PyErr_Format(PyExc_TypeError, "%U must be bytes or another buffer, not %R%s", where,
-                     (PyObject *)Py_TYPE(object),
-                     PyUnicode_Check(object) ? ": encode it first" : "");
+        raise_made("no_message",
+                   Py_BuildValue("OnO", object, position, scattered ? Py_True : Py_False));
     }
-    Py_DECREF(where);
     return -1;
 }
 
@@ -281,9 +286,7 @@ static PyObject *gather(PyObject *module, PyObject *sequence) {
     struct gathered *self;
 
     if (PyUnicode_Check(sequence) || PyObject_CheckBuffer(sequence)) {
-        PyErr_Format(PyExc_TypeError,
-                     "publish_many takes a sequence of messages, not %R: use publish for one",
-                     (PyObject *)Py_TYPE(sequence));
+        raise_made("no_sequence", PyTuple_Pack(1, sequence));
         return NULL;
     }
     self = (struct gathered *)PyType_GenericAlloc(state->gathered, 0);

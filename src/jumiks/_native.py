@@ -5,16 +5,18 @@
 time; csrc/jumiks.h says which calls are exceptions.
 """
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from io import FileIO
 from itertools import repeat
-from typing import TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ._core import ffi, lib
 from ._objects import Gathered, Publisher, Receiver, Reservation, gather, message_list, view_list
-from .errors import Busy, Closed, Forked, JumiksError
+from .errors import CONDITIONS, FAULTS, ProtocolError, protocol_error
+
+if TYPE_CHECKING:
+    from ._core import Client
 
 __all__ = [
     "Gathered",
@@ -24,6 +26,7 @@ __all__ = [
     "address_of",
     "check",
     "check_callback",
+    "fault_of",
     "ffi",
     "gather",
     "lib",
@@ -39,6 +42,9 @@ _T = TypeVar("_T")
 
 _SECOND = 1_000_000_000
 _LONGEST = (1 << 63) - 1
+
+_CONDITIONS: Final[dict[int, str]] = {getattr(lib, name): name for name in CONDITIONS}
+_FAULTS: Final[dict[int, str]] = {getattr(lib, name): name for name in FAULTS}
 
 
 def address_of(pointer: object) -> int:
@@ -115,21 +121,14 @@ def check(code: int, what: str) -> None:
     """
     if code == 0:
         return
-    text = ffi.string(lib.jmk_error_text(code)).decode()
     if code < 0:
-        raise OSError(-code, os.strerror(-code) if -code in errno.errorcode else text)
-    if code == lib.JMK_E_CLOSED:
-        raise Closed(f"this {what} is closed")
-    if code == lib.JMK_E_FORKED:
-        raise Forked(
-            f"this {what} was made before a fork and belongs to the parent process: "
-            f"make a new {what} in the child"
-        )
-    if code == lib.JMK_E_MINE:
-        raise Busy("this thread has a reserve() open: leave that block before publishing")
-    if code == lib.JMK_E_BUSY:
-        raise Busy(
-            "another thread is receiving on this client: one client is for one consumer, "
-            "so give each thread a client of its own"
-        )
-    raise JumiksError(text)
+        raise OSError(-code, os.strerror(-code))
+    kind, text = CONDITIONS[_CONDITIONS[code]]
+    raise kind(text.format(what=what))
+
+
+def fault_of(client: "Client") -> ProtocolError:
+    """Return the error for what a client's server did wrong, after JMK_E_PROTOCOL."""
+    fault = ffi.new("struct jmk_fault *")
+    lib.jmk_client_fault(client, fault)
+    return protocol_error(_FAULTS[fault.kind], fault.found, fault.due)

@@ -45,7 +45,7 @@ from ._client.labels import Labels
 from ._client.reconnect import Backoff, Return
 from ._gap import Gap, GapReason
 from ._green import cooperates, until_readable
-from ._native import Receiver, address_of, check, ffi, lib, nanoseconds, owned
+from ._native import Receiver, address_of, check, fault_of, ffi, lib, nanoseconds, owned
 from ._wire import rights
 from ._wire.address import parse_address
 from ._wire.handshake import (
@@ -483,9 +483,6 @@ class Client(Connecting, Generic[Item]):
         made = map(lib.jmk_client_make, detached, (config,), (error,))
         handle = owned(made, lib.jmk_client_free)
         code = error[0]
-        if code in (lib.JMK_E_LOG, lib.JMK_E_SHAPE):
-            text = ffi.string(lib.jmk_error_text(code)).decode()
-            raise ProtocolError(f"the server broke the handshake: {text}")
         if code < 0 and handshake.shared:
             raise CannotShareError(os.strerror(-code))
         check(code, "client")
@@ -804,8 +801,7 @@ class Client(Connecting, Generic[Item]):
         if handle is None:
             return Closed("this client is closed")
         if code == lib.JMK_E_PROTOCOL:
-            fault = ffi.string(lib.jmk_client_fault(handle)).decode()
-            return ProtocolError(f"the server broke the protocol: {fault}")
+            return fault_of(handle)
         if code == lib.JMK_E_LOST:
             return self._lost(handle)
         if code == lib.JMK_E_END:

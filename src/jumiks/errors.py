@@ -29,7 +29,7 @@ wrong argument stays a `TypeError` or `ValueError`.
 
 import errno
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from ._gap import Gap
@@ -340,3 +340,114 @@ class ConnectionLost(ConnectionEnded):
 
 class ProtocolError(ConnectionEnded):
     """The other end broke the protocol, or is no jumiks at all (docs/protocol.md)."""
+
+
+# ---- arguments that C finds wrong; it calls these two ----
+
+
+def no_message(found: object, position: int, scattered: bool) -> TypeError | BufferError:
+    """Make the error for what is no message.
+
+    Args:
+        found: what was to be published.
+        position: its place in the sequence; -1: it stands alone.
+        scattered: it is a buffer, but not in one piece.
+    """
+    which = "a message" if position < 0 else f"message {position} of the sequence"
+    if scattered:
+        return BufferError(f"{which} is not contiguous in memory: copy it with bytes()")
+    advice = ": encode it first" if isinstance(found, str) else ""
+    return TypeError(f"{which} must be bytes or another buffer, not {type(found)!r}{advice}")
+
+
+def no_sequence(found: object) -> TypeError:
+    """Make the error for what is no sequence of messages."""
+    return TypeError(
+        f"publish_many takes a sequence of messages, not {type(found)!r}: use publish for one"
+    )
+
+
+# ---- what the core's codes mean; the core itself makes no sentences ----
+
+CONDITIONS: Final[dict[str, tuple[type[JumiksError], str]]] = {
+    "JMK_E_TIMEOUT": (Timeout, "timed out"),
+    "JMK_E_CLOSED": (Closed, "this {what} is closed"),
+    "JMK_E_FORKED": (
+        Forked,
+        (
+            "this {what} was made before a fork and belongs to the parent process: "
+            "make a new {what} in the child"
+        ),
+    ),
+    "JMK_E_FULL": (JumiksError, "the log has no room for the message yet: try again later"),
+    "JMK_E_TURN": (
+        Busy,
+        "another thread is publishing a batch or has a reserve() open: try again later",
+    ),
+    "JMK_E_MINE": (
+        Busy,
+        "this thread has a reserve() open: leave that block before publishing",
+    ),
+    "JMK_E_TOO_LARGE": (JumiksError, "the message is larger than max_message"),
+    "JMK_E_NO_SLOT": (JumiksError, "the server has max_clients clients already"),
+    "JMK_E_START": (JumiksError, "the start is beyond the next packet id"),
+    "JMK_E_GONE": (JumiksError, "the client has gone"),
+    "JMK_E_BUSY": (
+        Busy,
+        (
+            "another thread is receiving on this client: one client is for one consumer, "
+            "so give each thread a client of its own"
+        ),
+    ),
+    "JMK_E_END": (ConnectionEnded, "the server ended the connection, and said why"),
+    "JMK_E_LOST": (ConnectionLost, "the connection ended, and the server did not say why"),
+    "JMK_E_PROTOCOL": (ProtocolError, "the other end broke the protocol"),
+    "JMK_E_ACK": (AckError, "the ack is for a message that this client has not received"),
+    "JMK_E_LOG": (
+        ProtocolError,
+        "the server broke the handshake: the log it shares could change or shrink while it is read",
+    ),
+    "JMK_E_SHAPE": (
+        ProtocolError,
+        "the server broke the handshake: what it shares is no log, or another than it says",
+    ),
+}
+"""What to raise for each condition of `enum jmk_error` in csrc/jumiks.h."""
+
+FAULTS: Final[dict[str, str]] = {
+    "JMK_FAULT_DESCRIPTORS": "it sent descriptors that nobody asked for",
+    "JMK_FAULT_EMPTY_PACKET": "it sent an empty packet",
+    "JMK_FAULT_PACKET_SIZE": "it sent a packet of {found} bytes, where {due} are agreed at most",
+    "JMK_FAULT_NO_ID": (
+        "it sent a packet of {found} bytes, which is too short for a packet id of {due}"
+    ),
+    "JMK_FAULT_FRAME": "it sent a packet of {found} bytes with a frame that does not fit into it",
+    "JMK_FAULT_KIND": "it sent a critical frame of the unknown kind {found:#06x}",
+    "JMK_FAULT_BYE": "it sent a BYE of {found} bytes, where {due} are due",
+    "JMK_FAULT_ID": "it sent the packet id {found}, which no message can have",
+    "JMK_FAULT_BACKWARDS": (
+        "its packet ids go backwards: it sent {found}, where {due} is the least that can come"
+    ),
+    "JMK_FAULT_MESSAGE_SIZE": (
+        "it sent a message of {found} bytes, larger than the max_message it announced, {due} bytes"
+    ),
+    "JMK_FAULT_FRAGMENT": "it sent a fragment of message {found} whose sizes contradict each other",
+    "JMK_FAULT_CONTINUATION": (
+        "it sent a fragment of message {found} that does not continue what came before"
+    ),
+    "JMK_FAULT_COMPANY": "it sent a fragment of message {found} beside another frame in one packet",
+    "JMK_FAULT_INTERRUPTED": "it sent message {found} before the last fragment of message {due}",
+    "JMK_FAULT_RESUME": "it said to go on with message {found} at a place that it cannot be at",
+    "JMK_FAULT_DATA": "it sent message {found} in a packet, though it shares its log",
+    "JMK_FAULT_LOG_END": "its log ends at offset {found}, which cannot be for a reader at {due}",
+    "JMK_FAULT_LOG_FRAME": (
+        "its log, from message {found} on, has something that is not the message due there"
+    ),
+}
+"""What the server did, for each code of `enum jmk_fault_kind` in csrc/jumiks.h."""
+
+
+def protocol_error(name: str, found: int, due: int) -> ProtocolError:
+    """Make the error for a fault of the server's; the arguments are those of `struct jmk_fault`."""
+    fault = FAULTS[name].format(found=found, due=due)
+    return ProtocolError(f"the server broke the protocol: {fault}")

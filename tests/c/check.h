@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "jumiks.h"
+
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
         if (!(condition)) {                                                                        \
@@ -34,6 +36,14 @@ static inline uint64_t any_number(void) {
     state ^= state << 25;
     state ^= state >> 27;
     return state * 0x2545f4914f6cdd1du;
+}
+
+/* enum jmk_fault_kind */
+static inline uint32_t fault_of(const jmk_client *client) {
+    struct jmk_fault fault;
+
+    jmk_client_fault(client, &fault);
+    return fault.kind;
 }
 
 static inline uint64_t any_below(uint64_t limit) {

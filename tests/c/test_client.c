@@ -234,7 +234,7 @@ static void a_spoiled_stream_gives_documented_codes_only(void) {
         code = drain(pair.client, &next, 0);
         CHECK(code != JMK_E_TIMEOUT);
         CHECK_EQUAL(drain(pair.client, &next, 0), code);
-        CHECK_EQUAL(code == JMK_E_PROTOCOL, *jmk_client_fault(pair.client) != 0);
+        CHECK_EQUAL(code == JMK_E_PROTOCOL, fault_of(pair.client) != JMK_FAULT_NONE);
         faults += code == JMK_E_PROTOCOL;
         jmk_client_free(pair.client);
     }

@@ -312,8 +312,7 @@ static _Noreturn void doomed_client(const struct death *death, int lives_left, i
 
     doom(death, lives_left);
     code = read_all(client, death->lazy, &next);
-    fprintf(stderr, "its client ended by itself: %s; %s\n", jmk_error_text(code),
-            jmk_client_fault(client));
+    fprintf(stderr, "its client ended by itself: code %d, fault %u\n", code, fault_of(client));
     exit(1);
 }
 

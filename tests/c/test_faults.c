@@ -267,8 +267,8 @@ static void receive_all(struct follower *follower) {
         jmk_arena_free(held);
         held = NULL;
         follower->code = code;
-        WRONG_IF(code == JMK_E_PROTOCOL, "it blames the server: %s",
-                 jmk_client_fault(follower->client));
+        WRONG_IF(code == JMK_E_PROTOCOL, "it blames the server: fault %u",
+                 fault_of(follower->client));
         if (is_final(code))
             break;
         if (code == -EINTR) /* after a second without a message, too */

@@ -170,14 +170,14 @@ def lie_at_the_door(address: str, log: HandMadeLog, *welcome: object, **words: i
 )
 def test_a_log_that_may_change_is_a_protocol_error(address: str, seals: int) -> None:
     with HandMadeLog(seals=seals) as log:
-        with pytest.raises(ProtocolError, match="could change or cut"):
+        with pytest.raises(ProtocolError, match="could change or shrink"):
             lie_at_the_door(address, log)
 
 
 @pytest.mark.parametrize("seals", [0, SEAL_GROW])
 def test_a_cursor_page_that_may_shrink_is_a_protocol_error(address: str, seals: int) -> None:
     with HandMadeLog(cursor_seals=seals) as log:
-        with pytest.raises(ProtocolError, match="could change or cut"):
+        with pytest.raises(ProtocolError, match="could change or shrink"):
             lie_at_the_door(address, log)
 
 
@@ -219,7 +219,7 @@ def test_a_cursor_page_of_huge_pages_is_a_protocol_error(address: str) -> None:
     try:
         os.ftruncate(huge, 1 << 30)
         fcntl.fcntl(huge, fcntl.F_ADD_SEALS, SEAL_SHRINK | SEAL_GROW)
-        with HandMadeLog() as log, pytest.raises(ProtocolError, match="could change or cut"):
+        with HandMadeLog() as log, pytest.raises(ProtocolError, match="could change or shrink"):
             lie_at_the_door(address, log, [log.fd, huge])
     finally:
         os.close(huge)
@@ -243,7 +243,7 @@ def test_a_start_behind_the_end_of_the_log_is_a_protocol_error(address: str, off
 
     with HandMadeLog() as log, listening(address) as listener, one_connection(listener, serve):
         with Client(address) as client:
-            with pytest.raises(ProtocolError, match="its log ends where it cannot"):
+            with pytest.raises(ProtocolError, match="which cannot be for a reader at"):
                 client.receive(DEADLINE)
 
 
@@ -272,7 +272,7 @@ def test_descriptors_that_stand_for_something_else_are_a_protocol_error(
                 [log.fd, opened.fileno()],
                 [log.cursor_fd, log.fd],
             ):
-                with pytest.raises(ProtocolError, match="could change or cut"):
+                with pytest.raises(ProtocolError, match="could change or shrink"):
                     lie_at_the_door(address, log, given)
         finally:
             os.close(writing)
@@ -330,7 +330,7 @@ def written(frame: bytes, head: int | None = None) -> Callable[[HandMadeLog], ob
     return lie
 
 
-NO_FRAME = "what stands in its log is no frame, or has another id"
+NO_FRAME = "something that is not the message due there"
 LOG_LIES = {
     "a BYE": (written(frame_of(BYE)), NO_FRAME),
     "an unknown kind": (written(frame_of(9)), NO_FRAME),
@@ -340,8 +340,8 @@ LOG_LIES = {
     "a frame beyond the end": (written(frame_of(), 16), NO_FRAME),
     "half a header": (written(frame_of(), 8), NO_FRAME),
     "a huge frame": (written(b"\xff\xff\xff\xff" + frame_of()[4:]), NO_FRAME),
-    "an end beyond the ring": (written(frame_of(), RING + 8), "its log ends where it cannot"),
-    "an end far beyond": (written(frame_of(), (1 << 64) - 8), "its log ends where it cannot"),
+    "an end beyond the ring": (written(frame_of(), RING + 8), "which cannot be for a reader at"),
+    "an end far beyond": (written(frame_of(), (1 << 64) - 8), "which cannot be for a reader at"),
 }
 
 
@@ -373,7 +373,7 @@ def test_numbers_that_are_about_to_wrap_are_a_protocol_error(
 
     welcome = {"first_id": first_id, "first_offset": first_offset}
     with HandMadeLog() as log, served_by(address, script, log, **welcome) as client:
-        with pytest.raises(ProtocolError, match="its log ends where it cannot"):
+        with pytest.raises(ProtocolError, match="which cannot be for a reader at"):
             client.receive(DEADLINE)
 
 
@@ -403,7 +403,7 @@ def test_a_log_whose_end_goes_back_is_a_protocol_error(address: str, head: int) 
 
     with HandMadeLog() as log, served_by(address, after_three(log, lie), log) as client:
         assert [client.receive(DEADLINE) for _ in GOOD] == GOOD
-        with pytest.raises(ProtocolError, match="its log ends where it cannot"):
+        with pytest.raises(ProtocolError, match="which cannot be for a reader at"):
             client.receive(DEADLINE)
 
 
@@ -413,17 +413,17 @@ def resume(packet_id: int, offset: int, size: int = 8) -> bytes:
 
 
 END = FIRST_ID + 2
-PLACE = "a place that cannot be"
+PLACE = "a place that it cannot be at"
 PACKET_LIES = {
-    "a message": (frame_of(packet_id=END + 1), "messages beside the log"),
-    "a short BYE": (reference.encode_frame(Frame(END, bytes(63), BYE)), "BYE is too short"),
-    "an empty BYE": (reference.encode_frame(Frame(END, b"", BYE)), "BYE is too short"),
-    "a large packet": (frame_of(RING_KIND, payload=bytes(300)), "larger than agreed"),
-    "a huge packet": (frame_of(RING_KIND, payload=bytes(60000)), "larger than agreed"),
-    "half a header": (RING_PACKET[:8], "does not fit its packet"),
-    "a frame cut off": (frame_of(BYE, payload=bytes(64))[:32], "does not fit its packet"),
+    "a message": (frame_of(packet_id=END + 1), "in a packet, though it shares its log"),
+    "a short BYE": (reference.encode_frame(Frame(END, bytes(63), BYE)), "sent a BYE of"),
+    "an empty BYE": (reference.encode_frame(Frame(END, b"", BYE)), "sent a BYE of"),
+    "a large packet": (frame_of(RING_KIND, payload=bytes(300)), "are agreed at most"),
+    "a huge packet": (frame_of(RING_KIND, payload=bytes(60000)), "are agreed at most"),
+    "half a header": (RING_PACKET[:8], "a frame that does not fit"),
+    "a frame cut off": (frame_of(BYE, payload=bytes(64))[:32], "a frame that does not fit"),
     "an empty packet": (b"", "an empty packet"),
-    "a critical kind": (frame_of(CRITICAL | 7), "critical frame of unknown kind"),
+    "a critical kind": (frame_of(CRITICAL | 7), "critical frame of the unknown kind"),
     "a RESUME that nobody asked for": (resume(END + 1, 72), PLACE),
 }
 

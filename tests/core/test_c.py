@@ -34,7 +34,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 def test_there_are_tests() -> None:
-    assert {path.stem for path in TESTS} >= {"test_error", "test_frame", "test_log", "test_client"}
+    assert {path.stem for path in TESTS} >= {"test_frame", "test_log", "test_client"}
 
 
 @pytest.mark.parametrize("source", TESTS, ids=[path.stem for path in TESTS])

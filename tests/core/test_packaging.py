@@ -55,13 +55,6 @@ def test_every_c_file_is_built_into_one_of_the_two_modules(build_core: dict[str,
     assert files == {*build_core["core_sources"](), "csrc/python/objects.c"}
 
 
-def test_every_error_code_of_the_core_has_a_text_of_its_own() -> None:
-    codes = set(re.findall(r"\b(JMK_E_\w+)\b[^/]*/\*", HEADER))
-    source = (ROOT / "csrc/common/error.c").read_text("utf-8")
-    assert len(codes) > 10
-    assert {code for code in codes if code not in source} == set()
-
-
 def test_the_version_is_the_one_that_stands_in_pyproject() -> None:
     assert importlib.metadata.version("jumiks") == PROJECT["version"]
 

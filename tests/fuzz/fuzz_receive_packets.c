@@ -276,7 +276,7 @@ static void check_end(int code) {
     if (code != JMK_E_TIMEOUT)
         run.code = code;
     CHECK_EQUAL(run.batch.count, 0);
-    CHECK_EQUAL(*jmk_client_fault(run.client) != 0, run.client->state == JMK_BROKEN);
+    CHECK_EQUAL(fault_of(run.client) != JMK_FAULT_NONE, run.client->state == JMK_BROKEN);
     jmk_client_goodbye(run.client, &words);
     if (code == JMK_E_LOST)
         CHECK_EQUAL(words.reason, 0);

@@ -259,7 +259,7 @@ static void check_end(int code) {
     if (code != JMK_E_TIMEOUT)
         run.code = code;
     CHECK_EQUAL(run.batch.count, 0);
-    CHECK_EQUAL(*jmk_client_fault(run.client) != 0, run.client->state == JMK_BROKEN);
+    CHECK_EQUAL(fault_of(run.client) != JMK_FAULT_NONE, run.client->state == JMK_BROKEN);
 }
 
 /* Acks in the cursor page rise, and name what came out; but for what the server wrote there. */

@@ -657,17 +657,17 @@ NEXT = FIRST_ID + 2
 PART = b"p" * 16
 
 FAULTS: dict[str, tuple[list[bytes], str]] = {
-    "rubbish": ([b"\xff" * 64], "does not fit its packet"),
-    "text": ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], "does not fit its packet"),
-    "too short for a header": ([b"\0" * 15], "does not fit its packet"),
-    "one byte": ([b"\0"], "does not fit its packet"),
-    "a frame longer than its packet": ([header(9) + bytes(8)], "does not fit its packet"),
-    "a frame of almost 4 GiB": ([header(0xFFFFFFFF) + bytes(8)], "does not fit its packet"),
-    "no padding": ([header(1) + b"x"], "does not fit its packet"),
-    "trailing bytes": ([frames(data(NEXT)) + b"\0" * 7], "does not fit its packet"),
+    "rubbish": ([b"\xff" * 64], "a frame that does not fit"),
+    "text": ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], "a frame that does not fit"),
+    "too short for a header": ([b"\0" * 15], "a frame that does not fit"),
+    "one byte": ([b"\0"], "a frame that does not fit"),
+    "a frame longer than its packet": ([header(9) + bytes(8)], "a frame that does not fit"),
+    "a frame of almost 4 GiB": ([header(0xFFFFFFFF) + bytes(8)], "a frame that does not fit"),
+    "no padding": ([header(1) + b"x"], "a frame that does not fit"),
+    "trailing bytes": ([frames(data(NEXT)) + b"\0" * 7], "a frame that does not fit"),
     "a second frame that is cut": (
         [frames(data(NEXT)) + header(100, packet_id=NEXT + 1)],
-        "does not fit its packet",
+        "a frame that does not fit",
     ),
     "the same id again": ([frames(data(FIRST_ID + 1))], "go backwards"),
     "a lower id": ([frames(data(FIRST_ID - 7))], "go backwards"),
@@ -675,88 +675,88 @@ FAULTS: dict[str, tuple[list[bytes], str]] = {
     "backwards within a packet": ([frames(data(NEXT), data(NEXT))], "go backwards"),
     "an unknown critical kind": (
         [frames(Frame(NEXT, b"", CRITICAL | 77))],
-        "critical frame of unknown kind",
+        "critical frame of the unknown kind",
     ),
     "a critical DATA": ([frames(Frame(NEXT, b"", CRITICAL | DATA))], "critical frame"),
-    "a short BYE": ([frames(Frame(FIRST_ID + 1, bytes(63), BYE))], "BYE is too short"),
-    "an empty BYE": ([frames(Frame(FIRST_ID + 1, b"", BYE))], "BYE is too short"),
+    "a short BYE": ([frames(Frame(FIRST_ID + 1, bytes(63), BYE))], "sent a BYE of"),
+    "an empty BYE": ([frames(Frame(FIRST_ID + 1, b"", BYE))], "sent a BYE of"),
     "an empty packet": ([b"", frames(data(NEXT))], "an empty packet"),
-    "a packet that is too large": ([frames(data(NEXT, bytes(5000)))], "larger than agreed"),
+    "a packet that is too large": ([frames(data(NEXT, bytes(5000)))], "are agreed at most"),
     "a fragment without figures": (
         [header(0, DATA, FRAGMENT, NEXT)],
-        "figures contradict each other",
+        "sizes contradict each other",
     ),
     "a fragment without a slice": (
         [fragment(NEXT, 100, 0, b"", True)],
-        "figures contradict each other",
+        "sizes contradict each other",
     ),
     "a fragment beyond its total": (
         [fragment(NEXT, 10, 0, PART, False)],
-        "figures contradict each other",
+        "sizes contradict each other",
     ),
     "a last fragment that is not the end": (
         [fragment(NEXT, 100, 0, PART, False)],
-        "figures contradict each other",
+        "sizes contradict each other",
     ),
     "a fragment with more to come that is the end": (
         [fragment(NEXT, 16, 0, PART, True)],
-        "figures contradict each other",
+        "sizes contradict each other",
     ),
     "figures that would overflow": (
         [fragment(NEXT, 8, 0xFFFFFFF8, PART, False)],
-        "figures contradict each other",
+        "sizes contradict each other",
     ),
     "a fragment that begins in the middle": (
         [fragment(NEXT, 100, 16, PART, True)],
-        "does not continue its message",
+        "does not continue what came before",
     ),
     "fragments with a hole": (
         [fragment(NEXT, 100, 0, PART, True), fragment(NEXT, 100, 32, PART, True)],
-        "does not continue its message",
+        "does not continue what came before",
     ),
     "a fragment twice": (
         [fragment(NEXT, 100, 0, PART, True)] * 2,
-        "does not continue its message",
+        "does not continue what came before",
     ),
     "fragments that change their total": (
         [fragment(NEXT, 100, 0, PART, True), fragment(NEXT, 99, 16, PART, True)],
-        "does not continue its message",
+        "does not continue what came before",
     ),
     "a fragment of another message": (
         [fragment(NEXT, 100, 0, PART, True), fragment(NEXT + 1, 100, 16, PART, True)],
-        "does not continue its message",
+        "does not continue what came before",
     ),
     "a fragment of an earlier message": (
         [fragment(NEXT, 100, 0, PART, True), fragment(FIRST_ID, 100, 0, PART, True)],
         "go backwards|does not continue",
     ),
-    "a fragment that shares its packet": (
+    "a fragment that beside another frame in one packet": (
         [fragment(NEXT, 100, 0, PART, True) + frames(data(NEXT + 1))],
-        "shares its packet",
+        "beside another frame in one packet",
     ),
     "a fragment behind a message": (
         [frames(data(NEXT)) + fragment(NEXT + 1, 100, 0, PART, True)],
-        "shares its packet",
+        "beside another frame in one packet",
     ),
     "a whole message within its own fragments": (
         [fragment(NEXT, 100, 0, PART, True), frames(data(NEXT))],
-        "interrupted",
+        "before the last fragment of message",
     ),
     "an earlier message within fragments": (
         [fragment(NEXT, 100, 0, PART, True), frames(data(FIRST_ID))],
-        "interrupted",
+        "before the last fragment of message",
     ),
     "a message larger than the largest": (
         [fragment(NEXT, 65537, 0, PART, True)],
-        "larger than the largest",
+        "larger than the max_message it announced, 65536 bytes",
     ),
     "a message of almost 4 GiB": (
         [fragment(NEXT, 0xFFFFFFFF, 0, PART, True)],
-        "larger than the largest",
+        "larger than the max_message it announced, 65536 bytes",
     ),
     "a fragment in a packet that is too large": (
         [fragment(NEXT, 60000, 0, PART, True), fragment(NEXT, 60000, 16, bytes(8000), True)],
-        "larger than agreed",
+        "are agreed at most",
     ),
     "an empty packet within fragments": (
         [fragment(NEXT, 100, 0, PART, True), b"", b"x"],
@@ -764,7 +764,7 @@ FAULTS: dict[str, tuple[list[bytes], str]] = {
     ),
     "rubbish within fragments": (
         [fragment(NEXT, 100, 0, PART, True), b"rubbish"],
-        "does not fit its packet",
+        "a frame that does not fit",
     ),
 }
 
@@ -856,7 +856,7 @@ def test_a_classic_packet_larger_than_the_arena_is_a_fault(address: str) -> None
         found, error = received(client)
     assert len(found) == 1
     assert isinstance(error, ProtocolError)
-    assert "larger than agreed" in str(error)
+    assert "are agreed at most" in str(error)
 
 
 def test_a_first_id_below_the_welcome_is_a_fault(address: str) -> None:

@@ -307,7 +307,7 @@ def test_our_client_that_stops_is_cut_by_a_plain_server_and_reads_what_was_sent(
 def test_a_message_larger_than_the_arena_is_named(address: str) -> None:
     with classic_server(address, "--count", 1, "--size", 10_000) as server:
         with Client(address, arena_size=4096) as client:
-            with pytest.raises(jumiks.ProtocolError, match="larger than agreed"):
+            with pytest.raises(jumiks.ProtocolError, match="are agreed at most"):
                 client.receive(DEADLINE)
             client.close()
             server.result()

@@ -2,8 +2,10 @@
 import copy
 import errno
 import pickle
+import re
 
 import pytest
+from support.base import ROOT
 
 from jumiks import Gap, GapReason, errors
 from jumiks.errors import (
@@ -28,6 +30,8 @@ from jumiks.errors import (
 )
 
 pytestmark = pytest.mark.no_core
+
+HEADER = (ROOT / "csrc/jumiks.h").read_text("utf-8")
 
 LAGGED = Lagged(
     limit_kind="messages",
@@ -187,3 +191,21 @@ def test_connection_lost_names_the_range_it_knows_of() -> None:
     error = ConnectionLost("end of stream", first_lost=100_003, last_lost=100_003)
     assert "end of stream; lost: message 100003" in str(error)
     assert str(ConnectionLost("end of stream")) == "end of stream"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "sentences"),
+    [
+        ("JMK_E_", {name: text for name, (_, text) in errors.CONDITIONS.items()}),
+        ("JMK_FAULT_", errors.FAULTS),
+    ],
+)
+def test_every_code_of_the_header_has_a_sentence_of_its_own(
+    prefix: str, sentences: dict[str, str]
+) -> None:
+    codes = set(re.findall(rf"\b({prefix}\w+)[ ,]", HEADER)) - {f"{prefix}NONE"}
+    assert len(codes) > 15
+    assert set(sentences) == codes
+    assert len(set(sentences.values())) == len(sentences)
+    for text in sentences.values():
+        assert text.format(what="client", found=1, due=2)
