@@ -9,15 +9,7 @@
 
 #include "jumiks.h"
 
-/* As it lies in memory, little-endian, 8-byte aligned in the log. */
-struct jmk_frame {
-    uint32_t size;
-    uint16_t kind;
-    uint16_t flags;
-    uint64_t id;
-};
-
-/* The same in this machine's byte order. */
+/* A frame's header, in this machine's byte order. On the wire and in the log it is little-endian. */
 struct jmk_header {
     uint32_t size;
     uint16_t kind;
@@ -30,17 +22,17 @@ static inline uint64_t jmk_frame_length(uint64_t payload) {
 }
 
 static inline void jmk_frame_encode(void *at, const struct jmk_header *header) {
-    struct jmk_frame frame = {htole32(header->size), htole16(header->kind), htole16(header->flags),
+    struct jmk_header wire = {htole32(header->size), htole16(header->kind), htole16(header->flags),
                               htole64(header->id)};
-    memcpy(at, &frame, sizeof frame);
+    memcpy(at, &wire, sizeof wire);
 }
 
 static inline struct jmk_header jmk_frame_decode(const void *at) {
-    struct jmk_frame frame;
+    struct jmk_header wire;
 
-    memcpy(&frame, at, sizeof frame);
-    return (struct jmk_header){le32toh(frame.size), le16toh(frame.kind), le16toh(frame.flags),
-                               le64toh(frame.id)};
+    memcpy(&wire, at, sizeof wire);
+    return (struct jmk_header){le32toh(wire.size), le16toh(wire.kind), le16toh(wire.flags),
+                               le64toh(wire.id)};
 }
 
 /*

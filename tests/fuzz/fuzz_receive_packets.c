@@ -167,7 +167,7 @@ static void note(struct note what) {
 /* Note the messages in a packet, found by other means than the core's. */
 static void note_frames(const uint8_t *at, size_t left) {
     while (left >= 16) {
-        struct jmk_frame frame;
+        struct jmk_header frame; /* as little-endian machines have it */
         uint32_t words[2];
         size_t whole;
 
