@@ -2,8 +2,7 @@
 /*
  * The reader: messages straight from the server's log
  *
- * The log is mapped for reading, the ring twice back to back, and a batch is an index of frames
- * where they lie. Nothing is copied here, and in a steady stream nothing is asked of the kernel: the
+ * The log is mapped for reading (map.c), and a batch is an index of frames where they lie. Nothing is copied here, and in a steady stream nothing is asked of the kernel: the
  * log's end is a word in its header page, and an ack is a word in our own page.
  *
  * Frames from our ack on stay until the lag policy cuts or skips this client. So whoever has copied
@@ -18,27 +17,19 @@
  * A pin is a batch in use through views: acks stop in front of it until it is dropped, by whatever
  * thread. The reader lives as long as its client, or a pin.
  *
- * Nothing from the server is believed. The maps cannot shrink, nor lack memory (their seals and their
- * kind of pages are looked at first), so using them cannot fault; each word is loaded once, and checked against the end before it is used.
+ * Nothing from the server is believed. The maps cannot shrink, nor lack memory (map.c), so using them
+ * cannot fault. Each word is loaded once, and checked against the end before it is used.
  */
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/magic.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/vfs.h>
-#include <unistd.h>
 
 #include "client/connection.h"
+#include "common/map.h"
 #include "common/os.h"
 #include "common/page.h"
 #include "common/point.h"
-
-#ifndef F_SEAL_FUTURE_WRITE
-#define F_SEAL_FUTURE_WRITE 0x0010
-#endif
 
 #define BATCH_BYTES                                                                                \
     262144u /* of the log in a batch at most, unless one frame alone is larger ... */
@@ -89,51 +80,6 @@ struct jmk_log_reader {
 
 /* ---- making ---- */
 
-static uint64_t header_size(void) {
-    return (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
-static bool is_sealed(int fd, int needed) {
-    int seals = fcntl(fd, F_GET_SEALS);
-
-    return seals >= 0 && (seals & needed) == needed;
-}
-
-/*
- * Is it memory of ordinary pages? To be asked of what has seals. Huge pages have them too, and a hole
- * in one that is cut into them may find none left to fill it: to read there would be SIGBUS.
- */
-static int check_pages(int fd) {
-    struct statfs kind;
-
-    if (fstatfs(fd, &kind) < 0)
-        return -errno;
-    return kind.f_type == TMPFS_MAGIC ? 0 : JMK_E_LOG;
-}
-
-/*
- * The ring's size, if it is one that a ring can have, and nobody can change what fd stands for. It has
- * no holes: to read one would fill it, on our account.
- */
-static int trusted_size(int fd, uint64_t *size) {
-    struct stat stat;
-    int error;
-
-    if (!is_sealed(fd, F_SEAL_SHRINK | F_SEAL_GROW) ||
-        !(is_sealed(fd, F_SEAL_FUTURE_WRITE) || is_sealed(fd, F_SEAL_WRITE)))
-        return JMK_E_LOG;
-    error = check_pages(fd);
-    if (error)
-        return error;
-    if (fstat(fd, &stat) < 0)
-        return -errno;
-    *size = (uint64_t)stat.st_size - header_size();
-    if ((uint64_t)stat.st_size < 2 * header_size() || *size & (*size - 1) ||
-        stat.st_blocks < stat.st_size / 512)
-        return JMK_E_SHAPE;
-    return 0;
-}
-
 /* A later layout may have the other words elsewhere, so this comes before them. */
 static int check_page(const struct jmk_log_page *page, uint64_t size) {
     if (page->magic != JMK_PAGE_MAGIC)
@@ -144,40 +90,27 @@ static int check_page(const struct jmk_log_page *page, uint64_t size) {
 }
 
 static int map_log(struct jmk_log_reader *reader, int fd) {
-    uint64_t header = header_size(), size = 0;
-    int error = trusted_size(fd, &size);
+    uint64_t size = 0;
     uint8_t *area;
+    int error = jmk_map_check_log(fd, &size);
 
+    if (!error)
+        error = jmk_map_log(fd, size, PROT_READ, 0, &area);
     if (error)
         return error;
-    area = mmap(NULL, header + 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (area == MAP_FAILED)
-        return -errno;
     reader->page = (const struct jmk_log_page *)(void *)area;
-    reader->base = area + header;
+    reader->base = area + jmk_map_header();
     reader->size = size;
     reader->most = size / BATCH_PART < BATCH_BYTES ? size / BATCH_PART : BATCH_BYTES;
-    if (mmap(area, header + size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
-        mmap(area + header + size, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)header) ==
-            MAP_FAILED)
-        return -errno;
     return check_page(reader->page, size);
 }
 
 static int map_cursor(struct jmk_log_reader *reader, int fd) {
-    struct stat stat;
+    int error = jmk_map_check_page(fd, sizeof *reader->cursor);
     void *at;
-    int error;
 
-    if (!is_sealed(fd, F_SEAL_SHRINK))
-        return JMK_E_LOG;
-    error = check_pages(fd);
     if (error)
         return error;
-    if (fstat(fd, &stat) < 0)
-        return -errno;
-    if ((uint64_t)stat.st_size < sizeof *reader->cursor)
-        return JMK_E_SHAPE;
     at = mmap(NULL, sizeof *reader->cursor, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (at == MAP_FAILED)
         return -errno;
@@ -188,8 +121,7 @@ static int map_cursor(struct jmk_log_reader *reader, int fd) {
 static void leave(struct jmk_log_reader *reader) {
     if (atomic_fetch_sub(&reader->refs, 1) != 1)
         return;
-    if (reader->page)
-        munmap((void *)(uintptr_t)reader->page, header_size() + 2 * reader->size);
+    jmk_unmap_log(reader->page, reader->size);
     if (reader->cursor)
         munmap(reader->cursor, sizeof *reader->cursor);
     pthread_mutex_destroy(&reader->lock);

@@ -2,9 +2,9 @@
 /*
  * The log: a ring of frames, each written once
  *
- * One memfd: a header page (page.h), then the ring, which is mapped twice back to back, so that a
- * frame, and any run of frames, is contiguous wherever it starts. An offset is the number of bytes
- * ever written before it; it only grows, and its low bits are the place in the ring.
+ * One memfd: a header page (page.h), then the ring, which is mapped twice back to back (map.c). An
+ * offset is the number of bytes ever written before it; it only grows, and its low bits are the place
+ * in the ring.
  * tail <= floor <= head <= tail + size, where the floor is the lowest offset somebody may still read,
  * kept by the caller: the log gives up nothing behind it.
  *
@@ -26,74 +26,27 @@
 #include "server/log.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
+#include "common/map.h"
 #include "common/os.h"
 #include "common/point.h"
 
-#ifndef F_SEAL_FUTURE_WRITE
-#define F_SEAL_FUTURE_WRITE 0x0010
-#endif
-
 #define PREFETCH 1024 /* bytes ahead of a frame, which the second map makes contiguous */
 
-static uint64_t header_size(void) {
-    return (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
-static uint64_t whole_size(const struct jmk_log *log) {
-    return header_size() + 2 * log->size;
-}
-
-/* The header and the ring at the start of area, from the file or, without one, of memory alone. */
-static int map_first(uint8_t *area, uint64_t size, int fd) {
-    int flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE | (fd < 0 ? MAP_ANONYMOUS : 0);
-
-    return mmap(area, size, PROT_READ | PROT_WRITE, flags, fd, 0) == MAP_FAILED ? -errno : 0;
-}
-
-/* The ring once more, behind the first. Of memory without a file, mremap makes a second map. */
-static int map_again(uint8_t *ring, uint64_t size, int fd) {
-    void *at;
-
-    if (fd < 0)
-        at = mremap(ring, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, ring + size);
-    else
-        at = mmap(ring + size, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
-                  fd, (off_t)header_size());
-    return at == MAP_FAILED ? -errno : 0;
-}
-
 static int map(struct jmk_log *log) {
-    uint64_t header = header_size();
-    uint8_t *area = mmap(NULL, whole_size(log), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    int error;
+    uint8_t *area;
+    int error = jmk_map_log(log->fd, log->size, PROT_READ | PROT_WRITE, MAP_POPULATE, &area);
 
-    if (area == MAP_FAILED)
-        return -errno;
-    error = map_first(area, header + log->size, log->fd);
-    if (!error)
-        error = map_again(area + header, log->size, log->fd);
-    if (error) {
-        munmap(area, whole_size(log));
+    if (error)
         return error;
-    }
-    madvise(area, whole_size(log), MADV_DONTFORK);
+    madvise(area, jmk_map_header() + 2 * log->size, MADV_DONTFORK);
     log->page = (struct jmk_log_page *)(void *)area;
-    log->base = area + header;
+    log->base = area + jmk_map_header();
     return 0;
-}
-
-/* Our map is there, so from here on nobody can get another one to write to. */
-static bool seal(int fd) {
-    int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
-
-    return fd >= 0 && fcntl(fd, F_ADD_SEALS, seals) == 0;
 }
 
 static int make_marks(struct jmk_log *log) {
@@ -126,7 +79,7 @@ int jmk_log_init(struct jmk_log *log, uint64_t size) {
     memset(log, 0, sizeof *log);
     log->size = size;
     log->write.id = JMK_FIRST_ID;
-    log->fd = jmk_memfd("jumiks", header_size() + size);
+    log->fd = jmk_memfd("jumiks", jmk_map_header() + size);
     if (log->fd < 0 && log->fd != -ENOSYS && log->fd != -EPERM && log->fd != -EACCES)
         return log->fd;
     error = map(log);
@@ -137,7 +90,7 @@ int jmk_log_init(struct jmk_log *log, uint64_t size) {
         return error;
     }
     fill_page(log);
-    log->shareable = seal(log->fd);
+    log->shareable = jmk_map_seal_log(log->fd);
     return 0;
 }
 
@@ -145,8 +98,7 @@ void jmk_log_deinit(struct jmk_log *log) {
     if (log->lent)
         munmap(log->lent, 2 * log->size);
     log->lent = NULL;
-    if (log->page)
-        munmap(log->page, whole_size(log));
+    jmk_unmap_log(log->page, log->size);
     log->page = NULL;
     log->base = NULL;
     jmk_close_fd(&log->fd);
@@ -231,7 +183,7 @@ int jmk_log_lend(struct jmk_log *log, void **where) {
 }
 
 int jmk_log_take_back(struct jmk_log *log, void *where, size_t size, void **area, size_t *length) {
-    uint64_t page = header_size(), place = (uint64_t)((uint8_t *)where - log->lent);
+    uint64_t page = jmk_map_header(), place = (uint64_t)((uint8_t *)where - log->lent);
     uint64_t first = place / page * page, end = (place + size + page - 1) / page * page;
     uint8_t *own = mmap(log->lent + first, end - first, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
