@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeVar, Unpack
 from ._client.reconnect import Backoff, Return
 from ._gap import Gap
 from ._loops import Loop, current
-from ._native import Reservation, check, check_callback, ffi, gather, lib, nanoseconds
+from ._native import Reservation, check, check_callback, ffi, lib, nanoseconds
 from ._options import (
     HANDSHAKE_TIMEOUT,
     LOG_SIZE,
@@ -36,7 +36,7 @@ from ._wire.handshake import FIRST_ID
 from .batch import Batch
 from .client import ARENA_SIZE, CONNECT_TIMEOUT, Client, ClientOptions, Delivery, Item, OnGap
 from .errors import Busy, Closed, MessageTooLarge, ServerClosed, Timeout
-from .server import LINGER, Server, _Wait
+from .server import LINGER, Server, _Wait, gather_messages
 from .stats import ClientInfo, EndReason, ServerStats
 
 if TYPE_CHECKING:
@@ -602,8 +602,8 @@ class AsyncServer(_Twin[Server]):
             Those of `Server.publish_many`. If this is cancelled, the first ones were published.
         """
         server = self._open()
-        wait = _Wait(server, timeout)
-        found = gather(messages)
+        found = gather_messages(messages)
+        wait = _Wait(server, timeout, of=found.count)
         server._open()
         while self._in_batch:
             await self._for_batch(server, wait)

@@ -174,7 +174,10 @@ def _parse_start(start: object) -> int:
     if isinstance(start, bool) or not isinstance(start, int):
         raise ValueError(f"start={start!r}: it must be 'now', 'oldest' or a packet id")
     if not FIRST_ID <= start < 1 << 64:
-        raise ValueError(f"start={start}: packet ids begin at {FIRST_ID}")
+        raise ValueError(
+            f"start={start}: a packet id is from {FIRST_ID} to {(1 << 64) - 1}; 'oldest' starts "
+            "with the oldest message that is kept"
+        )
     return start
 
 

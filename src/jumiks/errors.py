@@ -28,6 +28,7 @@ wrong argument stays a `TypeError` or `ValueError`.
 """
 
 import errno
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -120,8 +121,8 @@ class MessageTooLarge(JumiksError, ValueError):
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(
-            f"message of {size} bytes is larger than max_message, {limit} bytes: "
-            "send it in parts, or give the server a larger log_size"
+            f"message of {size} bytes is larger than max_message, {limit} bytes: send it in parts, "
+            "or raise the server's max_message, which is at most a quarter of its log_size"
         )
         self.size = size
         self.limit = limit
@@ -129,6 +130,10 @@ class MessageTooLarge(JumiksError, ValueError):
 
 class AckError(JumiksError, ValueError):
     """An ack for a message that this client has not received (yet)."""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _messages(first: int, last: int) -> str:
@@ -242,6 +247,17 @@ class VersionMismatch(Refused):
         self.theirs = theirs
 
 
+# What to do against lag, by the kind of limit, in the words of the API and of the command line.
+_ADVICE = {
+    "messages": "have the server raise max_lag or use on_lag='block'",
+    "bytes": "have the server raise log_size or use on_lag='block'",
+}
+_COMMAND_ADVICE = {
+    "messages": "use 'serve --max-lag' with a larger number, or 'serve --on-lag block'",
+    "bytes": "use 'serve --on-lag block'",
+}
+
+
 class Lagged(ConnectionEnded):
     """The server cut this client, as it was too far behind.
 
@@ -280,14 +296,24 @@ class Lagged(ConnectionEnded):
         self.last_lost = last_lost
         self.oldest_kept = oldest_kept
         self.resume_at = resume_at or first_lost
-        super().__init__(f"{self._figures()}; {self._loss()}; {self._remedy()}")
+        super().__init__(self._text(_ADVICE, "start={}"))
+
+    @property
+    def command_text(self) -> str:
+        """The text with the options of the `jumiks` command."""
+        return self._text(_COMMAND_ADVICE, "--from {}")
+
+    def _text(self, advice: Mapping[str, str], start: str) -> str:
+        words = f"handle messages faster, or {advice[self.limit_kind]}"
+        return f"{self._figures()}; {self._loss()}; {self._remedy(start)}{words}"
 
     def _figures(self) -> str:
         setting = "max_lag" if self.limit_kind == "messages" else "log_size"
         acked = f"the last ack was for {self.last_acked}" if self.last_acked else "it never acked"
+        behind = f"{_count(self.lag, 'message')} ({self.lag_bytes} bytes) behind"
         return (
-            f"the server cut this client as it was {self.lag} messages ({self.lag_bytes} bytes) "
-            f"behind, where {setting} allows {self.limit} {self.limit_kind}; {acked}"
+            f"the server cut this client, which was {behind} and at its limit of {self.limit} "
+            f"{self.limit_kind} ({setting}) when another message was published; {acked}"
         )
 
     def _loss(self) -> str:
@@ -295,16 +321,15 @@ class Lagged(ConnectionEnded):
             return "nothing that was published by then is lost"
         return f"lost: {_messages(self.first_lost, self.last_lost)}"
 
-    def _remedy(self) -> str:
-        setting = "max_lag" if self.limit_kind == "messages" else "log_size"
-        advice = f"handle messages faster, or have the server raise {setting} or use on_lag='block'"
+    def _remedy(self, start: str) -> str:
         if not self.resume_at or not self.oldest_kept or self.oldest_kept > self.last_lost > 0:
-            return advice
+            return ""
         if self.oldest_kept <= self.resume_at:
-            return f"to go on without loss, connect again with start={self.resume_at}; {advice}"
+            again = start.format(self.resume_at)
+            return f"to go on without loss, connect again with {again}; "
         return (
             f"the server keeps {self.oldest_kept} and later, so connect again with "
-            f"start={self.oldest_kept} to get those; {advice}"
+            f"{start.format(self.oldest_kept)} to get those; "
         )
 
 

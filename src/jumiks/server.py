@@ -217,6 +217,7 @@ class Server:
                 hello=self._hello(_offered(handle, options), options),
                 rule=options.rule,
                 quota=options.quota,
+                max_clients=options.max_clients,
                 handshake_timeout=options.handshake_timeout,
                 on_connect=options.on_connect,
                 on_disconnect=options.on_disconnect,
@@ -336,7 +337,7 @@ class Server:
             Busy, Closed: as for `publish`; the first ones may have been published.
         """
         limit = self._limit(timeout)
-        found = gather(messages)
+        found = gather_messages(messages)
         publisher = self._turns()
         if not found.count:
             next_id = self.stats().next_id
@@ -347,7 +348,7 @@ class Server:
         if code == lib.JMK_E_TOO_LARGE:
             raise self._too_large(found)
         if code:
-            self._raise(code, timeout, holder, done)
+            self._raise(code, timeout, holder, done, found.count)
         return range(first, first + found.count)
 
     def _beside_greenlets(self, call: Callable[[], _T]) -> _T:
@@ -366,10 +367,10 @@ class Server:
         return MessageTooLarge(size, self.max_message)
 
     def _raise(
-        self, code: int, timeout: float | None, account: bytes, published: int = 0
+        self, code: int, timeout: float | None, account: bytes, published: int = 0, of: int = 0
     ) -> NoReturn:
         holder = ffi.from_buffer("struct jmk_account *", account)
-        _Wait(self, timeout, over=True).again(code, "publish", holder, published)
+        _Wait(self, timeout, over=True, of=of).again(code, "publish", holder, published)
         raise AssertionError(code)
 
     def reserve(self, size: int, timeout: float | None = None) -> Reservation:
@@ -475,6 +476,10 @@ class Server:
         Args:
             client: one of `clients()`, or what `on_connect` was called with.
         """
+        if not isinstance(client, ClientInfo):
+            raise TypeError(
+                f"client is a ClientInfo, one of clients() or of a callback, not {client!r:.100}"
+            )
         code = lib.jmk_server_disconnect(self._open(), client.key, lib.JMK_R_KICKED)
         if code != lib.JMK_E_GONE:
             check(code, "server")
@@ -600,11 +605,32 @@ class Server:
             self._close(0, collected=True)
 
 
+def gather_messages(messages: Iterable[Buffer]) -> Gathered:
+    """Return what C reads messages from, after a look at each of them."""
+    try:
+        return gather(messages)
+    except TypeError:
+        if isinstance(messages, Iterable):
+            raise
+        raise TypeError(
+            f"publish_many takes a sequence of messages, not {messages!r:.100}"
+        ) from None
+
+
+def _holder_words(info: ClientInfo) -> str:
+    name = f" ({info.command})" if info.command else ""
+    process = f"process {info.pid}{name}" if info.pid else "a process that cannot be seen from here"
+    return f"{process}, which is {info.lag} message{'s' * (info.lag != 1)} behind"
+
+
 class _Wait:
     """A publisher's wait, over as many calls into C as signals and other publishers make of it."""
 
-    def __init__(self, server: Server, timeout: float | None, *, over: bool = False) -> None:
+    def __init__(
+        self, server: Server, timeout: float | None, *, over: bool = False, of: int = 0
+    ) -> None:
         self._server = server
+        self._of = of  # messages of a batch
         self._timeout = timeout
         # Callbacks, and what logging calls, run in the control thread: it lets clients in, so it
         # must never wait for one.
@@ -646,15 +672,16 @@ class _Wait:
             check(code, "server")
         peer = self._server._control.peers.get(holder.key)
         info = client_info(holder, peer) if peer is not None else None
-        who = str(info) if info else "another publisher has its turn"
+        who = _holder_words(info) if info else "another publisher, whose turn it is"
         text = (
             f"{what} would have to wait in the server's control thread, which lets clients in and "
             "must not wait: call it from another thread"
             if self._in_control
             else f"{what} timed out after {self._timeout:g} s"
         )
+        done = f"; {published} of {self._of} messages were published" if self._of else ""
         raise Timeout(
-            f"{text}, held up by {who}",
+            f"{text}, held up by {who}{done}",
             holder=info,
             published=published,
         )

@@ -113,7 +113,8 @@ class ClientInfo:
 
     def __str__(self) -> str:
         return (
-            f"client {self.key} (process {self.pid}, {self.delivery}): {self.lag} messages behind: "
+            f"client {self.key} (process {self.pid}, {self.delivery}): {self.lag} "
+            f"message{'s' * (self.lag != 1)} behind: "
             f"{self.queued} queued, {self.kernel_bytes} bytes in the kernel, "
             f"{self.unacked} sent and not acked"
         )

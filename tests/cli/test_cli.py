@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from support.api import FOREIGN_ENVIRONMENT, SMALL_LOG, Task
 from support.base import BEST, DEADLINE, needs, wait_until
 
-from jumiks import Client, Monitor, Server, ServerClosed
+from jumiks import Client, Lagged, Monitor, Server, ServerClosed
 from jumiks._peer import process_name
 from jumiks._wire.handshake import FIRST_ID
 from jumiks._wire.status import parse_status
+from jumiks.cli import _say, main
 from jumiks.cli import framing as framings
-from jumiks.cli import main
 from jumiks.cli.framing import LENGTH, read_messages, write_messages
 from jumiks.cli.pages import commands, man_page
 from jumiks.cli.parser import EXAMPLES, make_parser
@@ -261,6 +261,25 @@ def test_a_stream_passes_through_unchanged(address: str, framing: Sequence[str])
                 assert finish(first) == (0, given, "")
                 assert other.result(3 * DEADLINE) == (0, given, "")
         assert finish(serve) == (0, b"", "")
+
+
+def test_serve_says_if_no_client_was_there(address: str) -> None:
+    status, _, errors = run("serve", address, given=b"1\n2\n3\n")
+    assert (status, errors) == (
+        0,
+        "jumiks: 3 messages published, no client was connected: --wait 1 waits for one\n",
+    )
+    assert run("serve", address) == (0, b"", "")
+
+
+def test_a_client_that_lags_is_told_options_of_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _say(Lagged(limit_kind="messages", limit=1, lag=1, first_lost=7, last_lost=9, oldest_kept=5))
+    text = capsys.readouterr().err
+    assert "connect again with --from 7" in text
+    assert "'serve --on-lag block'" in text
+    assert "on_lag=" not in text
 
 
 def test_a_pipeline_of_two_servers(address: str) -> None:

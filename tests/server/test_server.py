@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.api import (
@@ -147,7 +148,8 @@ def test_publish_times_out_with_the_client_that_held_it_and_appends_nothing(
     holder = caught.value.holder
     assert isinstance(holder, ClientInfo)
     assert (holder.pid, holder.lag, holder.acked_id) == (os.getpid(), 2, 0)
-    assert f"process {os.getpid()}" in str(caught.value)
+    assert f"held up by process {os.getpid()}" in str(caught.value)
+    assert str(caught.value).endswith(", which is 2 messages behind")
     assert server.stats().next_id == FIRST_ID + 2
     assert receive(client, 2) == [b"one", b"two"]
     client.ack()
@@ -251,7 +253,7 @@ def test_other_publishers_wait_for_the_end_of_a_reserve(
 def test_a_publisher_that_waits_for_a_reserve_times_out_saying_so(server: Server) -> None:
     with server.reserve(5):
         task = Task(lambda: server.publish(b"", timeout=0.01))
-        with pytest.raises(Timeout, match="another publisher has its turn") as caught:
+        with pytest.raises(Timeout, match="held up by another publisher, whose turn it is") as caught:
             task.result()
     assert caught.value.holder is None
 
@@ -817,6 +819,12 @@ def test_disconnect_after_close_says_so(server: Server) -> None:
         server.close()
         with pytest.raises(Closed, match="this server is closed"):
             server.disconnect(info)
+
+
+@pytest.mark.parametrize("wrong", ["x", 1, None])
+def test_disconnect_takes_a_client_info_alone(server: Server, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=f"client is a ClientInfo, .*, not {wrong!r}"):
+        server.disconnect(wrong)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,9 @@ def test_message_too_large_names_size_limit_and_setting() -> None:
     assert (error.size, error.limit) == (5000, 4096)
     assert "5000 bytes" in str(error)
     assert "max_message, 4096 bytes" in str(error)
+    assert "raise the server's max_message, which is at most a quarter of its log_size" in str(
+        error
+    )
 
 
 def test_a_timeout_tells_who_held_it_and_what_went_in() -> None:
@@ -141,7 +144,7 @@ def test_lagged_says_all_its_figures() -> None:
     text = str(LAGGED)
     for word in (
         "10001 messages (640064 bytes) behind",
-        "max_lag allows 10000 messages",
+        "at its limit of 10000 messages (max_lag) when another message was published",
         "the last ack was for 100499",
         "lost: messages 100700 to 112000 (11301 of them)",
         "connect again with start=100700",
@@ -169,8 +172,25 @@ def test_lagged_says_which_of_the_lost_messages_can_still_be_had(
         oldest_kept=oldest_kept,
     )
     assert words in str(error)
-    assert "log_size allows 4096 bytes" in str(error)
+    assert "3 messages (0 bytes) behind and at its limit of 4096 bytes (log_size)" in str(error)
     assert "it never acked" in str(error)
+
+
+def test_lagged_has_the_words_of_the_command_line() -> None:
+    assert "have the server raise max_lag or use on_lag='block'" in str(LAGGED)
+    assert LAGGED.command_text == (
+        str(LAGGED)
+        .replace("start=100700", "--from 100700")
+        .replace(
+            "have the server raise max_lag or use on_lag='block'",
+            "use 'serve --max-lag' with a larger number, or 'serve --on-lag block'",
+        )
+    )
+
+
+def test_one_message_is_one() -> None:
+    text = str(Lagged(limit_kind="messages", limit=1, lag=1, lag_bytes=24))
+    assert "1 message (24 bytes) behind and at its limit" in text
 
 
 @pytest.mark.parametrize(("first", "last", "oldest"), [(0, 0, 5), (100_001, 100_002, 100_003)])

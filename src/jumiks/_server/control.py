@@ -71,6 +71,7 @@ class Control:
         hello: what to tell clients, but for the figures of the moment.
         rule: who may connect.
         quota: how many connections one user may have.
+        max_clients: how many clients may be connected, for messages.
         handshake_timeout: seconds a client has for its reply.
         on_connect: called with each client that was let in.
         on_disconnect: called with each that is gone, and why (`ClientInfo.reason`).
@@ -88,6 +89,7 @@ class Control:
         hello: ServerHello,
         rule: Rule,
         quota: Quota,
+        max_clients: int,
         handshake_timeout: float,
         on_connect: ClientCallback | None,
         on_disconnect: Callable[[ClientInfo, EndReason], object] | None,
@@ -99,6 +101,7 @@ class Control:
         self._handle = handle
         self._hello = hello
         self._quota = quota
+        self._max_clients = max_clients
         self._let_in_of: Counter[int] = Counter()  # how many of `peers` each user has
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
@@ -344,7 +347,9 @@ class Control:
             if code == -errno.EMFILE:
                 self._newcomers.refuse(newcomer, Status.TOO_MANY_CLIENTS, no_descriptors())
             else:
-                self._newcomers.refuse(newcomer, _STATUS_OF.get(code, Status.INTERNAL))
+                full = code == lib.JMK_E_NO_SLOT
+                text = f"all {self._max_clients} client places are taken (max_clients)" * full
+                self._newcomers.refuse(newcomer, _STATUS_OF.get(code, Status.INTERNAL), text)
             return
         self._welcome(newcomer, attached)
 

@@ -274,7 +274,7 @@ def _grant(granted: Capability) -> Capability:
 _REASONS: Mapping[int, str] = {
     Status.VERSION: "the two ends speak different versions of the protocol",
     Status.NOT_ALLOWED: "this user may not connect to it",
-    Status.TOO_MANY_CLIENTS: "it has as many clients as it takes (max_clients)",
+    Status.TOO_MANY_CLIENTS: "all its client places are taken (max_clients)",
     Status.START: "the start that was asked for lies beyond what was published",
     Status.CLOSING: "it is closing",
     Status.MALFORMED: "the client's reply to its hello is malformed",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Final, NoReturn
 
-from jumiks.errors import AddressInUse, ConnectionEnded, JumiksError, Refused, Timeout
+from jumiks.errors import AddressInUse, ConnectionEnded, JumiksError, Lagged, Refused, Timeout
 
 from .parser import make_parser
 from .streams import prepare_streams, say
@@ -40,7 +40,7 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _say(error: BaseException) -> None:
-    words = str(error) or type(error).__name__
+    words = error.command_text if isinstance(error, Lagged) else str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         # Without Python's "[Errno 2]", and with the file's name first.
         words = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

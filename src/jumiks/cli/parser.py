@@ -22,6 +22,8 @@ from .streams import check_output
 
 __all__ = ["make_parser"]
 
+_LAST_ID: Final = (1 << 64) - 1
+
 Runner = Callable[[argparse.Namespace], int]
 
 EXAMPLES: Final = {
@@ -91,9 +93,10 @@ def _start(text: str) -> str | int:
     if text in ("now", "oldest"):
         return text
     with suppress(ValueError):
-        if (value := int(text)) >= FIRST_ID:
+        if FIRST_ID <= (value := int(text)) <= _LAST_ID:
             return value
-    raise _wrong(text, f"'oldest', 'now' or the id of a message, which is {FIRST_ID} or more")
+    ids = f"from {FIRST_ID} to {_LAST_ID}"
+    raise _wrong(text, f"'oldest', 'now' or the id of a message, which is {ids}")
 
 
 class Keep(NamedTuple):

@@ -11,7 +11,7 @@ from jumiks.server import Server
 from jumiks.systemd import listen_socket, notify
 
 from .framing import read_messages
-from .streams import standard_input
+from .streams import say, standard_input
 
 __all__ = ["run"]
 
@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
             server.wait_for_clients(options.wait)
         for messages in read_messages(descriptor, options.framing, server.max_message):
             server.publish_many(messages)
+        _say_if_nobody_heard(server)
     except BaseException:
         if server is not None:
             notify("STOPPING=1")
@@ -42,6 +43,17 @@ def run(options: argparse.Namespace) -> int:
     notify("STOPPING=1")
     server.close(options.linger)
     return 0
+
+
+def _say_if_nobody_heard(server: Server) -> None:
+    stats = server.stats()
+    if stats.published and not (
+        stats.delivered or server.clients() or any(server.endings.values())
+    ):
+        say(
+            f"{stats.published} message{'s' * (stats.published != 1)} published, no client was "
+            "connected: --wait 1 waits for one"
+        )
 
 
 def _make(options: argparse.Namespace) -> Server:
