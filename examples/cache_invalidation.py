@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefork workers with a cache each; whoever changes a record tells them all.
+"""Forked workers that each have a cache: the parent tells them all which records have changed.
 
-The parent serves and forks. A worker makes its client after the fork: what it inherited belongs to
-the parent, and would raise `Forked`. It empties its whole cache when it is told of a gap, as it
-cannot know what it missed.
+The parent serves and forks. A worker makes its client after the fork, because objects that it
+inherits belong to the parent and raise `Forked`. A worker that missed messages empties its whole
+cache, because it cannot know which keys they named.
 """
 
 import os
@@ -16,14 +16,14 @@ WORKERS = 4
 
 
 class Cache:
-    """A worker's cache, kept true by a feed of keys that have changed."""
+    """A worker's cache, and a client that receives the keys of changed records."""
 
     def __init__(self) -> None:
         self.entries = {b"user:%d" % number: b"a record" for number in range(10)}
         self.client = jumiks.Client(ADDRESS, on_gap=lambda _: self.entries.clear())
 
     def refresh(self, timeout: float | None = 0) -> None:
-        """Drop what has changed. A web worker calls this before each request: it never waits."""
+        """Drop changed records. By default it never waits: call it before each web request."""
         try:
             while True:
                 for key in self.client.receive_many(timeout):
@@ -35,7 +35,7 @@ class Cache:
 def work(number: int) -> None:
     cache = Cache()
     try:
-        cache.refresh(timeout=None)  # here: until the server closes
+        cache.refresh(timeout=None)  # this example waits until the server closes
     except jumiks.ServerClosed:
         sys.stdout.write(f"worker {number} still has {len(cache.entries)} entries\n")
         sys.stdout.flush()

@@ -3,14 +3,14 @@
 
 Each client is a process of its own:
 
-* two which read as fast as they can, one the server's log itself and one packets of frames;
-* one that speaks plain 1.0 by the standard `socket` module alone (see `plain`);
-* one that is slow, for which the publisher waits, as `on_lag="block"` has it;
-* one that stops altogether: it is cut after a second without an ack, and finds out why when it
-  goes on, long after.
+* two that read as fast as they can: one reads the server's log in shared memory, one gets packets;
+* one that speaks plain 1.0 and uses only the standard `socket` module (see `plain`);
+* one that is slow: the publisher waits for it, because of `on_lag="block"`;
+* one that stops: the server disconnects it after a second without enough acks, and it reads why
+  when it goes on, long after.
 
-The exit status is 0 if those who stayed received, byte for byte, what was published, and the one
-that was cut was told what it lost.
+The exit status is 0 if the first four received exactly the bytes that were published, and the last
+one was told what it lost.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ if TYPE_CHECKING:
     import jumiks
 
 MAX_LAG = 20_000
-"""Messages a client may be behind. Here that is well under a second of work for a fast one, so the
-slow one is felt, and the log (16 MiB by default) is never the limit."""
+"""How many messages a client may be behind. A fast client handles these in well under a second, so
+the slow client makes the publisher wait. The log (16 MiB by default) is never the limit."""
 
 PATIENCE = 1.0
-"""Seconds without an ack after which a client that holds up the publisher is cut."""
+"""How many seconds a client may hold up the publisher before it is disconnected."""
 
 SLEEP = 6.0
-"""Seconds that the slow client sleeps, all its naps together."""
+"""Seconds that the slow client sleeps in all."""
 
 NAP_EVERY = 5_000
 """Messages between two of its naps."""
 
 STOP_AFTER = 10_000
-"""Messages that the stopped client takes before it stops."""
+"""Messages that the stopped client receives before it stops."""
 
 DEADLINE = 30.0
-"""Seconds for clients to connect, and again for the last of them to finish."""
+"""Seconds for all clients to connect, and later for the last of them to finish."""
 
 FIRST_ID = 100_000
 
 CLEAR = "\r\x1b[K"
-"""Empties the terminal's line."""
+"""Clears the terminal's current line."""
 
 
 @dataclass
 class Report:
-    """What a client says of itself at its end."""
+    """What a client reports at its end."""
 
     messages: int = 0
     sha256: str = ""
@@ -75,7 +75,7 @@ class Report:
 
 
 class Tally:
-    """Count and hash what comes."""
+    """Counts and hashes the messages received."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -144,7 +144,7 @@ def stopped(address: str) -> Report:
 
 
 def plain(address: str) -> Report:
-    """All of plain 1.0: shake hands, then ack the number in front of each message."""
+    """A complete plain 1.0 client: handshake, then an ack with the id of each message."""
     tally = Tally()
     packet_id = struct.Struct("<Q")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
@@ -157,7 +157,7 @@ def plain(address: str) -> Report:
             try:
                 packet = sock.recv(1 << 18)
             except ConnectionResetError:
-                continue  # the server closed with acks unread; what it sent before is still there
+                continue  # the server closed with acks unread; its packets can still be read
             if not packet:
                 break
             tally.add(packet[packet_id.size :])
@@ -168,13 +168,13 @@ def plain(address: str) -> Report:
 
 
 class Client:
-    """A client's process; its report is what it prints. Leaving the `with` block ends it."""
+    """A client's process, which prints its report. Leaving the `with` block kills it."""
 
     def __init__(self, name: str, role: str, *arguments: object) -> None:
         self.name = name
-        # In a process group of its own Ctrl-C does not reach it, so only this process answers that.
-        # And should this one be killed, the kernel ends even a client that is stopped: it has
-        # SIGHUP and SIGCONT for groups that nobody is left to look after.
+        # A process group of its own: Ctrl-C reaches only the demo, which then ends its clients.
+        # If the demo is killed, the kernel sends SIGHUP and SIGCONT to a group that has a stopped
+        # process and no parent left, so that a stopped client ends too.
         self.process = subprocess.Popen(
             [sys.executable, __file__, role, *map(str, arguments)],
             stdout=subprocess.PIPE,
@@ -215,7 +215,7 @@ def lines(paths: list[Path]) -> Iterator[list[bytes]]:
 
 
 class Progress:
-    """One line that is rewritten on a terminal; a few lines where there is none."""
+    """Shows progress: one line that changes on a terminal, a few lines elsewhere."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -246,7 +246,7 @@ class Progress:
 
 
 def publish(server: jumiks.Server, paths: list[Path], progress: Progress) -> Report:
-    """Publish it all, and wait until those who are still there have handled it."""
+    """Publish all lines, and wait until the clients that are left have handled them."""
     digest, done, begin = hashlib.sha256(), 0, time.monotonic()
     try:
         for batch in lines(paths):
@@ -312,8 +312,8 @@ def demo() -> int:
         f"{total:,} lines of {len(paths):,} files in {sysconfig.get_path('stdlib')}, each a message"
     )
     address = f"@jumiks-demo-{os.getpid()}"
-    seen: dict[int, jumiks.ClientInfo] = {}  # each client as it was in the end, by process id
-    # What the server logs of a cut is told by `gone` here, so that it does not break into the line.
+    seen: dict[int, jumiks.ClientInfo] = {}  # last figures of each client, by process id
+    # `gone` reports a client that is disconnected. A log line would break the progress line.
     logging.getLogger("jumiks").addHandler(logging.NullHandler())
     progress = Progress(total)
 
@@ -373,7 +373,7 @@ def main() -> int:
             "stopped": stopped,
         }
         report = roles[role](address)
-    with suppress(BrokenPipeError):  # the demo was killed, so nobody asks
+    with suppress(BrokenPipeError):  # the demo was killed, so nothing reads the report
         os.write(sys.stdout.fileno(), json.dumps(asdict(report)).encode())
     return 0
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of a camera, 1 MB each: written in place by the server, read in place by a viewer.
+"""Camera frames of 1 MB: the server writes them in place, and a viewer reads them in place.
 
-`reserve` hands out the frame's bytes in the log, so a driver can write there; `views` are the bytes
-where they were received. A viewer that is slow skips frames, and sees the newest ones.
+`reserve` lends memory in the log, so that a camera driver can write there. `views` show the bytes
+without a copy. A viewer that is slow skips frames, and sees the newest ones.
 """
 
 from multiprocessing import get_context
@@ -32,7 +32,7 @@ def main() -> None:
         viewer.start()
         server.wait_for_clients(1, timeout=30)
         for number in range(FRAMES):
-            with server.reserve(SIZE) as frame:  # here a driver would fill it
+            with server.reserve(SIZE) as frame:  # a driver would fill it here
                 frame[0] = frame[-1] = number
     viewer.join()
 

@@ -3,8 +3,8 @@
 
 python examples/log_tail.py FILE @ADDRESS
 
-Who comes late reads what is still kept (`jumiks listen @ADDRESS --from oldest`); who is too slow
-misses lines and is told which.
+A reader that comes late can begin with the lines that the server still has
+(`jumiks listen @ADDRESS --from oldest`). A reader that is too slow misses lines, and is told which.
 """
 
 import sys

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A feed of quotes as fixed `struct` payloads, fanned out to strategies in processes of their own.
+"""A feed of quotes, packed by `struct`, for several strategies, each in a process of its own.
 
-Each strategy unpacks a whole batch at a time. One that falls 50,000 quotes behind is cut, so that
-it never trades on old prices.
+A strategy unpacks a whole batch at a time. If it is 50,000 quotes behind, the server disconnects it
+instead of letting it trade on old prices.
 """
 
 import struct

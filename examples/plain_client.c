@@ -7,7 +7,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-static char packet[1 << 19]; /* holds all that the usual net.core.wmem_max lets be sent */
+static char packet[1 << 19]; /* larger than any packet that the usual net.core.wmem_max allows */
 
 int main(int argc, char **argv) {
     struct sockaddr_un at = {.sun_family = AF_UNIX};
@@ -28,12 +28,12 @@ int main(int argc, char **argv) {
     send(fd, reply, sizeof reply, MSG_NOSIGNAL);
     while ((n = recv(fd, packet, sizeof packet, MSG_TRUNC)) != 0) { /* 0 bytes are the end */
         if (n < 0 && errno == ECONNRESET)
-            continue; /* the server closed with acks unread: its packets are still here */
+            continue; /* the server closed with acks unread: its packets can still be read */
         if (n < 8 || (size_t)n > sizeof packet)
             return fputs("a packet cannot be read, or is too large or too short\n", stderr), 1;
         fwrite(packet + 8, 1, (size_t)n - 8, stdout);
         putchar('\n');
         fflush(stdout);
-        send(fd, packet, 8, MSG_NOSIGNAL); /* acked once it is handled; if it closed: read on */
+        send(fd, packet, 8, MSG_NOSIGNAL); /* ack what was handled; if the server closed, read on */
     }
 }

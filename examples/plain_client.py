@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least client of docs/protocol.md, with the standard library alone: plain 1.0.
+"""The least client of docs/protocol.md, which speaks plain 1.0, with only the standard library.
 
 python examples/plain_client.py @ADDRESS
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
-LARGEST = 1 << 19  # a sender with the usual net.core.wmem_max cannot send a larger packet
+LARGEST = 1 << 19  # larger than any packet that the usual net.core.wmem_max allows
 
 
 def messages(address: str) -> Iterator[bytes]:
@@ -24,13 +24,13 @@ def messages(address: str) -> Iterator[bytes]:
             try:
                 packet, _, flags, _ = sock.recvmsg(LARGEST)
             except ConnectionResetError:
-                continue  # the server closed with acks unread: its packets are still here
+                continue  # the server closed with acks unread: its packets can still be read
             if not packet:
                 return
             if flags & socket.MSG_TRUNC or len(packet) < 8:
                 sys.exit(f"a packet was larger than {LARGEST} bytes, or too short for its id")
             yield packet[8:]
-            with suppress(BrokenPipeError, ConnectionResetError):  # it closed: read on
+            with suppress(BrokenPipeError, ConnectionResetError):  # the server closed: read on
                 sock.send(packet[:8])
 
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A client that reads the server's log itself, with nothing but docs/protocol.md
+ * A client that reads the server's log in shared memory, written from docs/protocol.md alone
  *
  *     cc -std=c11 -O2 -o shared_client examples/shared_client.c
  *     ./shared_client @address
  *
- * It writes each message as a line, and to the standard error what it missed and how it ended.
+ * It writes each message as a line. To standard error it writes what it missed, and how the
+ * connection ended.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -25,7 +26,7 @@
 enum { FRAMES = 1, LOG = 2, DATA = 1, BYE = 2, SKIP = 4, RESUME = 5, HEADER = 16, DIED = -1 };
 enum { NEEDED_SEALS = F_SEAL_SHRINK | F_SEAL_GROW | 0x10 /* F_SEAL_FUTURE_WRITE */ };
 
-/* Where the words stand that both sides look at, in words of 8 bytes: in the log, in our page. */
+/* Indexes of the shared words, in units of 8 bytes: in the log's header page, in the cursor page. */
 enum { MAGIC = 0, LAYOUT = 1, SIZE = 2, HEAD = 8, VERSION = 10 };
 enum { TAIL = 16, CONTROL = 18, ACKED = 0, SLEEPING = 8, WANTED = 16 };
 
@@ -37,7 +38,7 @@ struct header {
 
 static int sock;
 static _Atomic uint64_t *page, *cursor;
-static const uint8_t *ring; /* mapped twice back to back */
+static const uint8_t *ring; /* the ring buffer, mapped twice back to back */
 static uint8_t *copy;
 static uint64_t size, offset, id, last = UINT64_MAX, control, told, sleeps;
 static int skipping, bye;
@@ -48,13 +49,13 @@ static void dial(const char *address) {
 
     memcpy(to.sun_path, address, length);
     if (address[0] == '@')
-        to.sun_path[0] = 0; /* abstract: no zero behind the name */
+        to.sun_path[0] = 0; /* abstract: a zero byte, then the name, with no zero byte at its end */
     sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (connect(sock, (struct sockaddr *)&to, (socklen_t)(sizeof to.sun_family + length)) < 0)
         errx(1, "nobody serves that address");
 }
 
-/* Hello, reply, welcome. Little-endian machines only, as is all that follows. */
+/* Hello, reply, welcome. All code here is for little-endian machines only. */
 static void shake_hands(int fds[2]) {
     static const uint8_t reply[24] = {1, 0, 0, 0, 0, 0, FRAMES | LOG};
     uint8_t packet[4096] = {0}, space[CMSG_SPACE(2 * sizeof(int))] = {0};
@@ -99,7 +100,7 @@ static void map(const int fds[2]) {
         errx(1, "this is no log that is known here");
 }
 
-/* A packet came: what the server says beside the log. */
+/* Handle a packet from the socket. */
 static void obey(const uint8_t *packet) {
     struct header header;
 
@@ -125,13 +126,13 @@ static void listen_to_it(int flags) {
         if (length >= HEADER)
             obey(packet);
         else if (length == 0)
-            bye = DIED; /* what was published can still be read */
+            bye = DIED; /* the messages in the log can still be read */
         else if (length > 0 || errno != ECONNRESET) /* a reset: read on until the end */
             return;
     }
 }
 
-/* The second look, before it sleeps. */
+/* Is there something new? Asked after `sleeping` was stored, before the client sleeps. */
 static int is_news(void) {
     atomic_load(&page[VERSION]);
     return atomic_load(&page[CONTROL]) != control ||
@@ -147,7 +148,7 @@ static void ack(uint64_t handled) {
     send(sock, &handled, sizeof handled, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-/* Write one message as a line. 0: there is none now. */
+/* Write one message as a line. Returns 0 if there is none now. */
 static int read_one(void) {
     uint64_t left = atomic_load(&page[HEAD]) - offset, length;
     const uint8_t *at = ring + (offset & (size - 1));
@@ -161,7 +162,7 @@ static int read_one(void) {
         memcpy(copy, at + HEADER, header.size);
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&page[TAIL]) > offset)
-        return 0; /* it was given up; the server has said so, or will */
+        return 0; /* the server gave this frame up, and sends a packet that says why */
     if (length > left || length > size || header.kind != DATA || header.id != id)
         errx(1, "what stands in the log is no frame");
     fwrite(copy, 1, header.size, stdout);
@@ -184,7 +185,7 @@ int main(int argc, char **argv) {
             continue;
         if (bye)
             break;
-        if (skipping) /* all that could be read was, and is handled */
+        if (skipping) /* all that could be read was read and handled */
             send(sock, (uint64_t[2]){id - 1, 0}, 16, MSG_NOSIGNAL);
         skipping = 0;
         fflush(stdout);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service of systemd that publishes the time each second; examples/systemd has units like it.
+"""A systemd service that publishes the time each second; examples/systemd has similar units.
 
 systemd-socket-activate --seqpacket -l @time python examples/supervised.py
 """
@@ -15,7 +15,7 @@ STOP = {signal.SIGTERM}
 
 
 def main(pause: float) -> None:
-    # Taken where the loop waits, so there is no handler that could come in between anything.
+    # `sigtimedwait` takes the signal while the loop waits, so no handler interrupts a publish.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     with jumiks.Server(systemd.listen_socket(), max_lag=60, on_lag="skip") as server:
         systemd.notify("READY=1")
