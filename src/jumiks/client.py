@@ -42,7 +42,7 @@ from ._client.connecting import (
     in_thread,
 )
 from ._client.labels import Labels
-from ._client.reconnect import Backoff, Return
+from ._client.reconnect import Backoff, Effort, Return
 from ._gap import Gap, GapReason
 from ._green import cooperates, until_readable
 from ._native import Receiver, address_of, check, fault_of, ffi, lib, nanoseconds, owned
@@ -338,7 +338,8 @@ class Client(Connecting, Generic[Item]):
         self._timeout = timeout
         if not isinstance(reconnect, bool | Backoff):
             raise TypeError(f"reconnect is True, False or a Backoff, not {reconnect!r}")
-        self._backoff = Backoff() if reconnect is True else reconnect or None
+        backoff = Backoff() if reconnect is True else reconnect or None
+        self._effort = Effort(backoff) if backoff else None
         if isinstance(arena_size, bool) or not isinstance(arena_size, int):
             raise TypeError(f"arena_size is a number of bytes, not {arena_size!r}")
         if not LONG_PACKET <= arena_size <= 1 << 40:
@@ -889,7 +890,7 @@ class Client(Connecting, Generic[Item]):
 
     def _come_back(self, ending: Exception, deadline: float) -> None:
         # Be connected again by the deadline, or raise.
-        if self._backoff is None or not isinstance(ending, ServerClosed | ConnectionLost):
+        if self._effort is None or not isinstance(ending, ServerClosed | ConnectionLost):
             try:
                 raise ending
             finally:
@@ -897,7 +898,7 @@ class Client(Connecting, Generic[Item]):
         with self._lock:
             way = self._return
             if way is None:
-                way = self._return = Return(self, ending, self._backoff)
+                way = self._return = Return(self, ending, self._effort)
         while not way.step():
             if time.monotonic() >= deadline:
                 raise way.out_of_time()

@@ -5,6 +5,7 @@ import errno
 import gc
 import logging
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from support.aio import Run, until
 from support.api import SMALL_LOG, Task, once_it_sleeps_in, script_process, sockaddr
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG, descriptors, wait_until
 from support.reference import FRAMES, Frame, Welcome, decode_reply, encode_frame, encode_welcome
-from support.wire import LARGE, hello_of, listening, one_connection
+from support.wire import HELLO, LARGE, dial, hello_of, listening, one_connection
 
 from jumiks import (
     AsyncClient,
@@ -44,7 +45,7 @@ from jumiks import (
     ServerClosed,
     Timeout,
 )
-from jumiks._client.reconnect import Report, Return
+from jumiks._client.reconnect import Effort, Report, Return
 from jumiks._wire.handshake import FIRST_ID, Status
 
 SOON = Backoff(first=0.001, most=0.02)
@@ -580,7 +581,7 @@ def test_ctrl_c_while_it_waits_leaves_it_on_its_way(address: str) -> None:
 
 def test_a_wait_that_is_over_has_nothing_left(address: str) -> None:
     with Server(address), Client(address) as client:
-        way = Return(client, ServerClosed("it closed"), Backoff())
+        way = Return(client, ServerClosed("it closed"), Effort(Backoff()))
         assert way.due() == (-1, 0.0)  # trio refuses to wait for less
 
 
@@ -707,6 +708,175 @@ def test_waits_grow_up_to_a_limit_and_chance_shortens_them() -> None:
         for wait, most in zip(some(Backoff(first=1, most=10, jitter=0.25)), exact, strict=True):
             assert 0.75 * most <= wait <= most
     assert some(Backoff(jitter=1)) != some(Backoff(jitter=1))
+
+
+def drop_at_once(effort: Effort, clock: list[float], last_id: int = 7) -> list[float | str]:
+    """Come back to a server that drops the connection at once: the wait, and what is said."""
+    effort.resume(last_id)
+    ended = effort.report.ended(ConnectionLost("it died"))
+    wait = next(effort.waits)
+    clock[0] += wait
+    effort.entered(last_id)
+    said = (ended, effort.report.succeeded())
+    return [wait, *(words for words in said if words)]
+
+
+def test_connections_that_are_dropped_at_once_are_tries_like_others() -> None:
+    clock = [0.0]
+    effort = Effort(Backoff(first=1, most=8, jitter=0, give_up=150), lambda: clock[0])
+    found = [drop_at_once(effort, clock) for _ in range(20)]
+    assert [each[0] for each in found] == [1, 2, 4] + [8] * 17
+    assert effort.left() == 150 - clock[0]
+    told = {number: each[1:] for number, each in enumerate(found) if each[1:]}
+    again = "it died; coming back to it again, after"
+    assert told == {
+        0: ["it died; coming back to it", "back after 1 try in 1.0 s"],
+        4: [f"{again} 4 tries in 15.0 s", "back after 5 tries in 23.0 s"],
+        7: [f"{again} 7 tries in 39.0 s", "back after 8 tries in 47.0 s"],
+        12: [f"{again} 12 tries in 79.0 s", "back after 13 tries in 87.0 s"],
+    }
+
+
+FIRST_TIME = [1, "it died; coming back to it", "back after 1 try in 1.0 s"]
+"""What `drop_at_once` returns of a first try."""
+
+
+@pytest.mark.parametrize(
+    ("lasted", "last_id", "wait"),
+    [(8, 7, 1), (0, 8, 1), (7.9, 7, 4)],
+    ids=["lasted", "handed out a message", "neither"],
+)
+def test_after_a_connection_that_was_of_use_tries_begin_anew(
+    lasted: float, last_id: int, wait: int
+) -> None:
+    clock = [0.0]
+    effort = Effort(Backoff(first=1, most=8, jitter=0, give_up=150), lambda: clock[0])
+    assert drop_at_once(effort, clock) == FIRST_TIME
+    assert drop_at_once(effort, clock)[0] == 2
+    clock[0] += lasted
+    found = drop_at_once(effort, clock, last_id)
+    assert found[0] == wait
+    assert (found == FIRST_TIME) == (effort.left() == 149) == (wait == 1)
+
+
+def test_waits_of_nothing_give_up_as_well() -> None:
+    clock = [0.0]
+    effort = Effort(Backoff(first=0, most=0, give_up=5), lambda: clock[0])
+    for _ in range(10):
+        drop_at_once(effort, clock)
+        clock[0] += 0.5
+    assert effort.left() == 0
+
+
+def test_the_way_back_after_one_that_was_given_up_is_a_new_one() -> None:
+    clock = [0.0]
+    effort = Effort(Backoff(first=1, most=8, jitter=0), lambda: clock[0])
+    for _ in range(2):
+        assert drop_at_once(effort, clock) == FIRST_TIME
+        effort.end()
+
+
+class Dropping:
+    """A server that lets a client in and drops it at once."""
+
+    def __init__(self, address: str, listener: socket.socket) -> None:
+        self.connections = 0
+        self._address = address
+        self._listener = listener
+        self._task = Task(self._run)
+
+    def _run(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            with connection, suppress(BrokenPipeError, ConnectionResetError):
+                connection.settimeout(DEADLINE)
+                connection.send(HELLO)
+                if connection.recv(LARGE) == b"stop":
+                    return
+                self.connections += 1
+
+    def stop(self) -> None:
+        with dial(self._address) as last:
+            last.send(b"stop")
+            self._task.result()
+
+
+@pytest.fixture
+def dropping(address: str) -> Iterator[Dropping]:
+    with listening(address) as listener:
+        server = Dropping(address, listener)
+        yield server
+        server.stop()
+
+
+SECOND_TRY_NEVER = Backoff(first=0.001, factor=1e6, most=1000, jitter=0)
+
+
+def test_a_server_that_drops_at_once_is_come_back_to_with_growing_waits(
+    address: str, dropping: Dropping, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "jumiks")
+    with Client(address, reconnect=SECOND_TRY_NEVER) as client:
+        with pytest.raises(Timeout):
+            client.receive(0.5)
+    assert dropping.connections <= 2
+    assert len(lines_of(caplog, address)) <= 2
+
+
+def test_a_server_that_drops_at_once_is_come_back_to_with_growing_waits_in_an_event_loop(
+    run: Run, address: str, dropping: Dropping, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "jumiks")
+
+    async def main() -> None:
+        async with AsyncClient(address, reconnect=SECOND_TRY_NEVER) as client:
+            with pytest.raises(Timeout):
+                await client.receive(0.5)
+
+    run(main)
+    assert dropping.connections <= 2
+    assert len(lines_of(caplog, address)) <= 2
+
+
+@pytest.mark.usefixtures("dropping")
+def test_a_server_that_drops_at_once_is_given_up(address: str) -> None:
+    with Client(address, reconnect=Backoff(first=0.001, most=0.02, give_up=0.1)) as client:
+        for _ in range(2):  # and then tried once more
+            with pytest.raises(ConnectionLost):
+                client.receive(DEADLINE)
+
+
+@pytest.mark.usefixtures("dropping")
+def test_a_server_that_drops_at_once_is_given_up_in_an_event_loop(run: Run, address: str) -> None:
+    async def main() -> None:
+        backoff = Backoff(first=0.001, most=0.02, give_up=0.1)
+        async with AsyncClient(address, reconnect=backoff) as client:
+            for _ in range(2):
+                with pytest.raises(ConnectionLost):
+                    await client.receive(DEADLINE)
+
+    run(main)
+
+
+def test_it_does_not_wait_longer_than_until_it_gives_up(address: str) -> None:
+    with Server(address):
+        client = Client(address, reconnect=Backoff(first=1000, most=1000, jitter=0, give_up=0.05))
+    with client, pytest.raises(ServerClosed):
+        client.receive(DEADLINE)
+
+
+def test_what_a_signal_s_handler_raises_does_not_end_the_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted() -> float:
+        monkeypatch.undo()
+        raise InterruptedError
+
+    waits = Backoff(first=1, most=8, jitter=0).waits()
+    monkeypatch.setattr(random, "random", interrupted)
+    with pytest.raises(InterruptedError):
+        next(waits)
+    assert [next(waits), next(waits)] == [2, 4]
 
 
 @pytest.mark.parametrize(

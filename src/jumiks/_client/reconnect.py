@@ -9,6 +9,8 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, repeat
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from .._green import is_readable
@@ -28,17 +30,25 @@ log = logging.getLogger("jumiks")
 _AGAIN: Final = 10.0
 _AGAIN_AT_MOST: Final = 3600.0
 
+_LASTED: Final = 1.0
+"""Seconds that a connection without a message has to last at least, however short the waits are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
     """Waits that grow from try to try, each cut short by chance, so that not all come at once.
+
+    A connection that ends before it has handed out a message, and before it has lasted `most`
+    seconds (or 1 s, if that is longer), counts as one more try: waits go on to grow, and `give_up`
+    counts on.
 
     Args:
         first: seconds before the first try.
         most: seconds that a wait grows to.
         factor: what each wait is longer than the one before; 1 or more.
         jitter: the part of each wait, 0 to 1, of which chance takes some or all away.
-        give_up: seconds without a connection after which the ending is raised; None never does.
+        give_up: seconds without such a connection after which the ending is raised; None never
+            does.
 
     Raises:
         TypeError, ValueError: one of them is out of its range.
@@ -64,10 +74,14 @@ class Backoff:
 
     def waits(self) -> Iterator[float]:
         """Seconds to wait before each try, without end."""
-        wait = self.first
-        while True:
-            yield wait * (1 - self.jitter * random.random())
-            wait = min(wait * self.factor, self.most)
+        # Not a generator, which a signal's handler could end by what it raises.
+        return map(self._cut, accumulate(repeat(self.factor), self._grow, initial=self.first))
+
+    def _cut(self, wait: float) -> float:
+        return wait * (1 - self.jitter * random.random())
+
+    def _grow(self, wait: float, factor: float) -> float:
+        return min(wait * factor, self.most)
 
 
 _PASSING: Final = {Status.CLOSING, Status.TOO_MANY_CLIENTS, Status.INTERNAL}
@@ -85,37 +99,104 @@ def _will_pass(error: Exception) -> bool:
 class Report:
     """What is worth a line of log while a client tries to come back.
 
-    Each kind of failure once, and while it goes on again after 10 s, 20 s, 40 s, and so on.
+    Each kind of line once, and while it goes on again after 10 s, 20 s, 40 s, and so on.
 
     Args:
         now: the clock, s.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._began = now()
-        self._tries = 0
+        self.began = now()
+        self.tries = 0
         self._due: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._is_away = False  # as far as the log says
+
+    def ended(self, ending: ConnectionEnded) -> str | None:
+        """What to say of a connection that ended."""
+        if not self._is_due((type(ending),)):
+            return None
+        self._is_away = True
+        words = f"{ending}; coming back to it"
+        return f"{words} again, {self._effort()}" if self.tries else words
 
     def failed(self, error: Exception) -> str | None:
         """What to say of a try that failed."""
-        self._tries += 1
-        kind = (type(error), getattr(error, "errno", None), getattr(error, "status", None))
+        self.tries += 1
+        code = getattr(error, "errno", None)
+        if not self._is_due((type(error), code, getattr(error, "status", None))):
+            return None
+        self._is_away = True
+        return f"not back yet {self._effort()}: {getattr(error, 'strerror', None) or error}"
+
+    def succeeded(self) -> str | None:
+        """What to say of a try that succeeded: only where the log says that it is away."""
+        self.tries += 1
+        was_away, self._is_away = self._is_away, False
+        return f"back {self._effort()}" if was_away else None
+
+    def _is_due(self, kind: tuple[object, ...]) -> bool:
         now = self._now()
         due, wait = self._due.get(kind, (now, _AGAIN))
         if now < due:
-            return None
+            return False
         self._due[kind] = now + wait, min(2 * wait, _AGAIN_AT_MOST)
-        return f"not back yet {self._effort()}: {getattr(error, 'strerror', None) or error}"
-
-    def succeeded(self) -> str:
-        """What to say at the end."""
-        self._tries += 1
-        return f"back {self._effort()}"
+        return True
 
     def _effort(self) -> str:
-        tries = "1 try" if self._tries == 1 else f"{self._tries} tries"
-        return f"after {tries} in {self._now() - self._began:.1f} s"
+        tries = "1 try" if self.tries == 1 else f"{self.tries} tries"
+        return f"after {tries} in {self._now() - self.began:.1f} s"
+
+
+class Effort:
+    """What a client's ways back have in common, until it has a connection that is of use.
+
+    Args:
+        backoff: when to try.
+        now: the clock, s.
+    """
+
+    def __init__(self, backoff: Backoff, now: Callable[[], float] = time.monotonic) -> None:
+        self._backoff = backoff
+        self._now = now
+        self._begin()
+        self._is_over = True
+        self._since: tuple[float, int] | None = None
+
+    def _begin(self) -> None:
+        self.waits = self._backoff.waits()
+        """Seconds to wait before each try."""
+        self.report = Report(self._now)
+        """What to say of it."""
+
+    def resume(self, last_id: int) -> None:
+        """Go on after an ending, or begin.
+
+        Args:
+            last_id: the last message that was handed out.
+        """
+        since, self._since = self._since, None
+        if self._is_over or (since is not None and self._was_of_use(*since, last_id)):
+            self._begin()
+        self._is_over = False
+
+    def entered(self, last_id: int) -> None:
+        """Note that a try led to a connection; `last_id` is as for `resume`."""
+        self._since = self._now(), last_id
+
+    def end(self) -> None:
+        """Have the next way back begin anew, as the user was told how this one ended."""
+        self._is_over = True
+
+    def left(self) -> float:
+        """Seconds until it is time to give up; there is one try in any case."""
+        if self._backoff.give_up is None:
+            return inf
+        return self._backoff.give_up - (self._now() - self.report.began)
+
+    def _was_of_use(self, since: float, last_before: int, last_id: int) -> bool:
+        lasted = self._now() - since
+        return last_id != last_before or lasted >= max(self._backoff.most, _LASTED)
 
 
 class Return:
@@ -124,15 +205,15 @@ class Return:
     Args:
         client: who wants to.
         ending: how its last connection ended.
-        backoff: when to try.
+        effort: when to try.
     """
 
     def __init__(
-        self, client: Client[bytes] | Client[bytes | Gap], ending: ConnectionEnded, backoff: Backoff
+        self, client: Client[bytes] | Client[bytes | Gap], ending: ConnectionEnded, effort: Effort
     ) -> None:
         self._client = client
         self._ending = ending
-        self._backoff = backoff
+        self._effort = effort
         self._steps = self._tries()
         self._wake = new_eventfd()
         self._in_step = False
@@ -140,26 +221,29 @@ class Return:
         self._until = 0.0
         self.failure: Exception | None = None
         """Why the last try failed."""
-        self._report = Report()
-        self._to_log = [f"{ending}; coming back to it"]
+        self._to_log: list[str | None] = []
 
     def _tries(self) -> Generator[Wait, None, None]:
-        began = time.monotonic()
-        for wait in self._backoff.waits():
-            yield -1, wait
+        effort, client = self._effort, self._client
+        effort.resume(client._out)
+        self._to_log.append(effort.report.ended(self._ending))
+        for wait in effort.waits:
+            left = effort.left()
+            if left <= 0 and effort.report.tries:
+                effort.end()
+                raise self._ending from self.failure
+            yield -1, max(0.0, min(wait, left))
             try:
-                yield from self._client._enter(self._ending)
-                self._to_log.append(self._report.succeeded())
+                yield from client._enter(self._ending)
+                effort.entered(client._out)
+                self._to_log.append(effort.report.succeeded())
                 return
             except Exception as error:
                 if not _will_pass(error):
+                    effort.end()
                     raise
                 self.failure = error
-                if words := self._report.failed(error):
-                    self._to_log.append(words)
-            most = self._backoff.give_up
-            if most is not None and time.monotonic() - began >= most:
-                raise self._ending from self.failure
+                self._to_log.append(effort.report.failed(error))
 
     def due(self) -> Wait:
         """What is waited for now."""
@@ -175,7 +259,8 @@ class Return:
     def _log(self) -> None:
         # Not under the client's lock: what a handler does is not known.
         while self._to_log:
-            log.info("%s: %s", self._client._address, self._to_log.pop(0))
+            if words := self._to_log.pop(0):
+                log.info("%s: %s", self._client._address, words)
 
     def _step(self) -> bool:
         client = self._client
