@@ -37,27 +37,49 @@
 #include "server/pump.h"
 #include "server/skip.h"
 
-#define FIRST_PAUSE (JMK_SECOND / 1000) /* before a waiter looks again by itself */
+#define FIRST_PAUSE (JMK_SECOND / 1000) /* before a waiter checks again by itself */
 #define LONGEST_PAUSE (JMK_SECOND / 30)
-#define MOST_LOOKS 64 /* at a client that acks without end, before the clock is looked at */
+#define MOST_POLLS 64 /* of a client that acks without end, before the clock is read */
 
 /* ---- the policy; under pump_lock ---- */
 
-/* What the next message would ask of every client. */
+/* All that policies differ in. */
+struct policy {
+    bool waits_for_each; /* publish waits for each client at its limit, not for the fastest alone */
+    bool skips; /* a client that does not meet its term is skipped, not cut */
+};
+
+static const struct policy policies[] = {
+    [JMK_DISCONNECT] = {false, false},
+    [JMK_BLOCK] = {true, false},
+    [JMK_SKIP] = {false, true},
+};
+
+/* The clients that publish waits for now. */
+enum awaited {
+    EACH, /* each client at its limit, until its term ends */
+    FASTEST, /* publish outruns all: until one client is at most half way */
+    NONE, /* one client is at most half way: each at its limit is cut or skipped at once */
+};
+
+/* What the next message asks of every client, and what becomes of those that cannot do it. */
 struct demand {
-    uint64_t id;      /* it gets this one */
-    uint64_t must_id; /* clients must need no frame before this one; but those who replay ... */
-    uint64_t goal_id; /* ... before this one; log bytes before it must go */
-    uint64_t half_id; /* they are past half of the log if they need one before this now */
+    uint64_t id; /* it gets this one */
+    uint64_t must_id; /* no client may need a frame before this one ... */
+    uint64_t
+        goal_id; /* ... or, if it is replaying, before this one; the log must lose what is before it */
+    uint64_t half_id; /* a client that needs one before this is past half of the log now */
+    const struct policy *policy;
+    enum awaited awaited;
 };
 
 struct verdict {
-    bool open;                  /* nobody is in the way (any more) */
-    bool again;                 /* something changed: make another round */
-    int64_t look_at;            /* when patience ends for one of them, or a newcomer counts */
-    struct jmk_session *holder; /* the worst of those in the way */
-    struct jmk_session *pace;   /* the one whose ack of ... */
-    uint64_t wanted;            /* ... this id lets the publisher go on */
+    bool open; /* no client is in the way (any more) */
+    bool again; /* something changed: make another round */
+    int64_t check_at; /* when patience ends for one of them, or a newcomer counts */
+    struct jmk_session *holder; /* the slowest of those in the way */
+    struct jmk_session *pace; /* the client whose ack of ... */
+    uint64_t wanted; /* ... this id lets the publisher go on */
 };
 
 /* Bytes of the log that one client may hold. */
@@ -69,7 +91,7 @@ static struct demand demand_for(const struct jmk_server *server, size_t size) {
     const struct jmk_log *log = &server->log;
     struct jmk_mark end = jmk_log_end(log), kept = server->kept;
     uint64_t top = end.offset + jmk_frame_length(size), half = room(server) / 2;
-    struct demand demand = {.id = end.id};
+    struct demand demand = {.id = end.id, .policy = &policies[server->config.policy]};
 
     if (server->holders && top > log->size) {
         uint64_t goal = top - log->size;
@@ -83,7 +105,7 @@ static struct demand demand_for(const struct jmk_server *server, size_t size) {
     return demand;
 }
 
-/* One that skips holds nothing up: it needs no frame, and its lag does not count. */
+/* A client that skips is never at its limit: it needs no frame, and its lag does not count. */
 static enum jmk_limit at_limit(const struct jmk_server *server, const struct jmk_session *session,
                                const struct demand *demand) {
     uint64_t must_id = session->replaying ? demand->goal_id : demand->must_id;
@@ -112,9 +134,9 @@ static int64_t patience_from(const struct jmk_server *server, int64_t start) {
     return patience < 0 || patience > INT64_MAX - start ? INT64_MAX : start + patience;
 }
 
-/* Is this one fast? If only time is missing to show it, *look_at is set to when it will have. */
+/* Is this client fast? If only time is missing to show it, *check_at is set to when it will have. */
 static bool keeps_up(const struct jmk_server *server, const struct jmk_session *session,
-                     const struct demand *demand, int64_t now, int64_t *look_at) {
+                     const struct demand *demand, int64_t now, int64_t *check_at) {
     uint64_t half = half_way(server, session, demand), next = session->acked_id + 1;
     int64_t counts_from;
 
@@ -125,19 +147,19 @@ static bool keeps_up(const struct jmk_server *server, const struct jmk_session *
     if (next != demand->id)
         return false;
     counts_from = patience_from(server, session->account.since);
-    if (counts_from > now && counts_from < *look_at)
-        *look_at = counts_from;
+    if (counts_from > now && counts_from < *check_at)
+        *check_at = counts_from;
     return counts_from <= now;
 }
 
-/* Does publish outrun all clients? Asks too whether all were offered all there is. */
+/* Does publish outrun all clients? Sees too whether all were offered all there is. */
 static bool outruns_all(const struct jmk_server *server, const struct demand *demand, int64_t now,
                         struct verdict *verdict) {
     bool outrun = true;
 
     for (uint32_t i = 0; i < server->live_count; i++) {
         const struct jmk_session *session = server->live[i];
-        if (keeps_up(server, session, demand, now, &verdict->look_at))
+        if (keeps_up(server, session, demand, now, &verdict->check_at))
             outrun = false;
         if (session->state == JMK_LIVE && at_limit(server, session, demand) && session->more)
             verdict->again = true;
@@ -145,7 +167,7 @@ static bool outruns_all(const struct jmk_server *server, const struct demand *de
     return outrun;
 }
 
-/* Begin a session's term if it is at its limit and has none; end the one that it has met. */
+/* Begin a session's term if it is at its limit and has none; end a term that it has met. */
 static void keep_term(const struct jmk_server *server, struct jmk_session *session,
                       enum jmk_limit limit, const struct demand *demand, int64_t now) {
     if (session->due_id && session->acked_id >= session->due_id)
@@ -160,7 +182,7 @@ static void keep_term(const struct jmk_server *server, struct jmk_session *sessi
 }
 
 /*
- * When its term ends. All clients together get no more than patience: one that comes while publish
+ * When its term ends. All clients together get no more than patience: a client that comes while publish
  * outruns all, and is at its limit at once, has what is left of that.
  */
 static int64_t term_end(const struct jmk_server *server, const struct jmk_session *session) {
@@ -171,9 +193,10 @@ static int64_t term_end(const struct jmk_server *server, const struct jmk_sessio
     return patience_from(server, since);
 }
 
-/* Cut or skip one that did not meet its term, or may not have one. */
-static void act_on(struct jmk_server *server, struct jmk_session *session) {
-    if (server->config.policy == JMK_SKIP && session->state == JMK_LIVE) {
+/* Cut or skip a client that did not meet its term, or may not have one. */
+static void act_on(struct jmk_server *server, struct jmk_session *session,
+                   const struct policy *policy) {
+    if (policy->skips && session->state == JMK_LIVE) {
         jmk_skip_begin(server, session);
         return;
     }
@@ -183,8 +206,8 @@ static void act_on(struct jmk_server *server, struct jmk_session *session) {
     jmk_ends_end(server, session, JMK_R_LAGGED, 0);
 }
 
-/* The one whose ack of `wanted` lets the publisher go on is the one nearest to that. */
-static void choose_pace(struct jmk_session *session, uint64_t wanted, struct verdict *verdict) {
+/* The fastest is the client that is nearest to the ack of `wanted`, which lets the publisher go on. */
+static void choose_fastest(struct jmk_session *session, uint64_t wanted, struct verdict *verdict) {
     if (session->state != JMK_LIVE || wanted <= session->acked_id)
         return;
     if (!verdict->pace || wanted - session->acked_id < verdict->wanted - verdict->pace->acked_id) {
@@ -194,47 +217,64 @@ static void choose_pace(struct jmk_session *session, uint64_t wanted, struct ver
 }
 
 static void judge_one(struct jmk_server *server, struct jmk_session *session,
-                      const struct demand *demand, bool outrun, int64_t now,
-                      struct verdict *verdict) {
-    bool block = server->config.policy == JMK_BLOCK, held = session->state == JMK_HELD;
+                      const struct demand *demand, int64_t now, struct verdict *verdict) {
+    bool held = session->state == JMK_HELD;
     enum jmk_limit limit = at_limit(server, session, demand);
-    int64_t due = INT64_MAX; /* of one whose welcome is on the way */
+    int64_t due = INT64_MAX; /* of a client whose welcome is on its way */
 
     if (!held)
         keep_term(server, session, limit, demand, now);
-    if (!block && outrun)
-        choose_pace(session, session->due_id ? session->due_id : half_way(server, session, demand),
-                    verdict);
-    if (limit == JMK_LIMIT_NONE && (block || !outrun || !session->due_id))
+    if (demand->awaited == FASTEST)
+        choose_fastest(session,
+                       session->due_id ? session->due_id : half_way(server, session, demand),
+                       verdict);
+    if (limit == JMK_LIMIT_NONE && (demand->awaited != FASTEST || !session->due_id))
         return;
     if (!held)
-        due = block || outrun ? term_end(server, session) : now;
+        due = demand->awaited == NONE ? now : term_end(server, session);
     if (now >= due) {
-        act_on(server, session);
+        act_on(server, session, demand->policy);
         verdict->again = true;
         return;
     }
     verdict->open = false;
-    if (due < verdict->look_at)
-        verdict->look_at = due;
+    if (due < verdict->check_at)
+        verdict->check_at = due;
     if (!verdict->holder || session->acked_id < verdict->holder->acked_id)
         verdict->holder = session;
 }
 
+/*
+ * Each message that the slowest client acks makes room, but is not worth a wake-up: a sixteenth of what
+ * it is behind is.
+ */
+static void choose_slowest(const struct jmk_server *server, struct verdict *verdict) {
+    uint64_t last = jmk_log_end(&server->log).id - 1;
+
+    verdict->pace = verdict->holder;
+    verdict->wanted = verdict->holder->acked_id + 1 + (last - verdict->holder->acked_id) / 16;
+}
+
+static void set_outrun(struct jmk_server *server, bool outrun, int64_t now) {
+    server->stale = server->stale || outrun != server->outrun;
+    if (outrun && !server->outrun)
+        server->outrun_since = now;
+    server->outrun = outrun;
+}
+
 static struct verdict judge(struct jmk_server *server, size_t size, int64_t now) {
-    struct verdict verdict = {.open = true, .look_at = INT64_MAX};
+    struct verdict verdict = {.open = true, .check_at = INT64_MAX};
     struct demand demand = demand_for(server, size);
     bool outrun = outruns_all(server, &demand, now, &verdict);
 
     if (verdict.again)
         return verdict;
+    demand.awaited = demand.policy->waits_for_each ? EACH : outrun ? FASTEST : NONE;
     for (uint32_t i = server->live_count; i-- > 0;)
-        judge_one(server, server->live[i], &demand, outrun, now, &verdict);
-    outrun = !verdict.open && server->config.policy != JMK_BLOCK;
-    server->stale = server->stale || outrun != server->outrun;
-    if (outrun && !server->outrun)
-        server->outrun_since = now;
-    server->outrun = outrun;
+        judge_one(server, server->live[i], &demand, now, &verdict);
+    if (demand.awaited == EACH && verdict.holder)
+        choose_slowest(server, &verdict);
+    set_outrun(server, demand.awaited != EACH && !verdict.open, now);
     return verdict;
 }
 
@@ -252,41 +292,31 @@ static bool others_turn(jmk_server *server) {
     return found;
 }
 
-/*
- * Ask the client that sets the pace to tell of its ack. Under block each message that is acked makes
- * room, but is not worth a wake-up: a sixteenth of what the client is behind is. True if there is news
- * already.
- */
-static bool ask(struct jmk_server *server, const struct verdict *verdict) {
-    struct jmk_session *holder = verdict->holder;
-
-    if (server->config.policy != JMK_BLOCK)
-        return verdict->pace && jmk_pump_want(server, verdict->pace, verdict->wanted);
-    return jmk_pump_want(server, holder,
-                         holder->acked_id + 1 +
-                             (jmk_log_end(&server->log).id - 1 - holder->acked_id) / 16);
+/* Ask the pacing client for the ack that lets the publisher go on. True if there is news already. */
+static bool ask_pace(struct jmk_server *server, const struct verdict *verdict) {
+    return verdict->pace && jmk_pump_want(server, verdict->pace, verdict->wanted);
 }
 
 /* Make rounds until they change nothing. Under pump_lock. */
 static struct verdict judge_again(struct jmk_server *server, size_t size) {
     struct verdict verdict;
-    int looks = 0;
+    int polls = 0;
 
     do {
         jmk_pump_round(server);
         verdict = judge(server, size, jmk_now());
         jmk_admit_update(server);
-        if (!verdict.again && !verdict.open && ++looks < MOST_LOOKS)
-            verdict.again = ask(server, &verdict);
+        if (!verdict.again && !verdict.open && ++polls < MOST_POLLS)
+            verdict.again = ask_pace(server, &verdict);
     } while (verdict.again);
     return verdict;
 }
 
 /*
- * Is there room? If not, *look_at is when to look again at the latest, *holder who is in the way. The
- * last look waits for the lock, so that no publish is refused because the thread had it just then.
+ * Is there room? If not, *check_at is when to check again at the latest, and *holder is the client in the
+ * way. The last check waits for the lock, so that no publish is refused because the thread had it then.
  */
-static int try_room(struct jmk_server *server, size_t size, bool last, int64_t *look_at,
+static int try_room(struct jmk_server *server, size_t size, bool last, int64_t *check_at,
                     struct jmk_account *holder) {
     struct verdict verdict;
 
@@ -305,23 +335,23 @@ static int try_room(struct jmk_server *server, size_t size, bool last, int64_t *
         jmk_ends_account(server, verdict.holder);
         *holder = verdict.holder->account;
     }
-    *look_at = verdict.look_at;
+    *check_at = verdict.check_at;
     jmk_server_unlock(server);
     return verdict.open ? READY : WAIT;
 }
 
-/* How long a waiter sleeps first. Some acks of clients who read the log come without a word. */
+/* How long a waiter sleeps first. Some acks of shared clients come without a wake-up. */
 static int64_t first_pause(struct jmk_server *server) {
     return atomic_load(&server->shared_count) ? FIRST_PAUSE : LONGEST_PAUSE;
 }
 
 /*
- * One waiter's sleep, until there may be news: 0 to look again, JMK_E_TIMEOUT, or -EINTR.
+ * One sleep of a waiter, until there may be news: 0 to check again, JMK_E_TIMEOUT, or -EINTR.
  *
- * It looks again by itself after a moment, and after longer and longer ones. A signal is noticed by
- * who sleeps alone, so in the end it returns as if there had been one.
+ * The waiter checks again by itself after a moment, and after longer and longer ones. A signal ends the
+ * sleep of one thread alone, so in the end this returns as if there had been one.
  */
-static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, int64_t look_at,
+static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, int64_t check_at,
                     int64_t *pause) {
     int64_t now = jmk_now();
 
@@ -329,10 +359,10 @@ static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, 
         return JMK_E_TIMEOUT;
     if (*pause > LONGEST_PAUSE)
         return -EINTR;
-    if (now + *pause < look_at)
-        look_at = now + *pause;
+    if (now + *pause < check_at)
+        check_at = now + *pause;
     *pause *= 2;
-    return jmk_futex_wait(&server->progress, seen, look_at < deadline ? look_at : deadline);
+    return jmk_futex_wait(&server->progress, seen, check_at < deadline ? check_at : deadline);
 }
 
 int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
@@ -347,14 +377,14 @@ int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
     atomic_fetch_add_explicit(&server->waits, 1, memory_order_relaxed);
     while (!error) {
         unsigned seen = atomic_load(&server->progress);
-        int64_t look_at = INT64_MAX;
+        int64_t check_at = INT64_MAX;
 
         if (atomic_load(&server->closing))
             error = JMK_E_CLOSED;
-        else if (try_room(server, size, jmk_now() >= deadline, &look_at, holder) == READY)
+        else if (try_room(server, size, jmk_now() >= deadline, &check_at, holder) == READY)
             break;
         else
-            error = sleep_on(server, seen, deadline, look_at, &pause);
+            error = sleep_on(server, seen, deadline, check_at, &pause);
     }
     atomic_fetch_sub(&server->waiters, 1);
     if (error == -EINTR) /* it comes back, and that is the same wait */
@@ -380,7 +410,7 @@ static struct jmk_session *slowest(const struct jmk_server *server, uint64_t id)
 int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
                           struct jmk_account *holder) {
     int64_t deadline = jmk_deadline(timeout), pause;
-    int looks, error = jmk_server_usable(server);
+    int polls, error = jmk_server_usable(server);
 
     if (error)
         return error;
@@ -395,11 +425,11 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
             break;
         }
         jmk_server_lock(server);
-        looks = 0;
+        polls = 0;
         do {
             jmk_pump_round(server);
             session = slowest(server, id);
-        } while (session && jmk_pump_want(server, session, id) && ++looks < MOST_LOOKS);
+        } while (session && jmk_pump_want(server, session, id) && ++polls < MOST_POLLS);
         if (session) {
             jmk_ends_account(server, session);
             *holder = session->account;

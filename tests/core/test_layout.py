@@ -99,3 +99,13 @@ def test_a_call_upward_is_found(tmp_path: Path) -> None:
     above = {"jmk_above_one": "jmk_below_say();", "jmk_above_two": ""}
     found = calls_upward({"below": c_functions(path), "above": above}, ["below", "above"])
     assert found == ["below: helper calls jmk_above_two of above"]
+
+
+def test_the_lag_policy_is_asked_in_one_place() -> None:
+    found = [
+        (path.name, function)
+        for path in files()
+        for function, body in c_functions(path).items()
+        for _ in range(body.count("config.policy"))
+    ]
+    assert found == [("lag.c", "demand_for")]
