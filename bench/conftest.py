@@ -150,8 +150,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(line)
     terminalreporter.write_line("")
     terminalreporter.write_line(
-        "Rates are deliveries a second, all clients together. Figures are medians over the rounds, "
-        "a ratio is the median of the rounds' ratios."
+        "Rates are deliveries per second, all clients together. Figures are medians over the "
+        "rounds; a ratio is the median of the rounds' ratios."
     )
     for line in [machine(), *sorted(MISSING)]:
         terminalreporter.write_line(line)

@@ -38,8 +38,8 @@ class Outcome:
 
     Args:
         figures: by name: "rate" (deliveries/s), "publisher cpu", "subscriber cpu" and their sum
-            "cpu" (CPU seconds a million deliveries, which is us a delivery), "server cpu" (of the
-            publishing end, us a published message), "p50" and so on (us).
+            "cpu" (CPU seconds a million deliveries, which is us per delivery), "server cpu" (of the
+            publishing end, us per published message), "p50" and so on (us).
         due: messages that should have arrived, all clients together.
         lost: those of them that did not.
         wrong: messages that were not what was published.

@@ -124,7 +124,7 @@ def main(path: str, counts: list[int]) -> None:
             now = own_memory()
             figures[count] = {"publish": publishing, "bytes itself": float(now)}
             if before:
-                figures[count]["bytes a client"] = (now - memory) / (count - before)
+                figures[count]["bytes per client"] = (now - memory) / (count - before)
             before, memory = count, now
         print(json.dumps(list(figures.items())), flush=True)
         clients.close()

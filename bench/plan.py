@@ -58,13 +58,13 @@ LOOPS = ("jumiks", "jumiks-asyncio", "jumiks-uvloop")
 FEW = ("jumiks", "jumiks-framed", "pyzmq", "socket", "iceoryx2")
 QUICK_C = ("c-send", "c-packets", "core-classic", "core-framed", "core-shared", "c-memcpy")
 
-BATCHED = "deliveries a second, batched"
-SINGLY = "deliveries a second, one by one"
-IN_LOOPS = "deliveries a second, in an event loop"
+BATCHED = "deliveries per second, batched"
+SINGLY = "deliveries per second, one by one"
+IN_LOOPS = "deliveries per second, in an event loop"
 LATENCY = "latency"
 C_TO_C = "C to C"
 GROWTH = "growth"
-CALLS = "system calls a thousand messages, both ends"
+CALLS = "system calls per thousand messages, both ends"
 
 # "jumiks" reads the shared log; "jumiks-framed" is the same over the socket.
 PLANS = (
@@ -306,7 +306,7 @@ GROWTH_PLANS = (
 )
 
 MEMORY_RATIOS = (
-    Ratio("jumiks, 1,000 clients", ITSELF, "bytes a client", 8192),
+    Ratio("jumiks, 1,000 clients", ITSELF, "bytes per client", 8192),
     Ratio("jumiks, 1,000 clients", "jumiks, 8 clients", "publish", 2.0),
 )
 

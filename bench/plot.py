@@ -85,7 +85,7 @@ def by_size(found: Found) -> None:
         axes.set_xticks(SIZES, [size_name(size) for size in SIZES])
         axes.minorticks_off()
         title = f"{clients} client{'s' * (clients > 1)}, batched"
-        decorate(axes, title, "size of a message", "deliveries a second" if clients == 1 else "")
+        decorate(axes, title, "size of a message", "deliveries per second" if clients == 1 else "")
     legend(*pair)
     figure.suptitle("Throughput by size (what lost messages is left out)", y=1.02)
 
@@ -148,10 +148,10 @@ def draw(results: Path, folder: Path) -> None:
     plots = {
         "throughput-by-size": lambda: by_size(found),
         "throughput-by-clients": lambda: by_clients(
-            found, "rate", "Throughput by clients, 64 B, batched", "deliveries a second"
+            found, "rate", "Throughput by clients, 64 B, batched", "deliveries per second"
         ),
         "cpu-by-clients": lambda: by_clients(
-            found, "cpu", "CPU of both ends, 64 B, batched", "CPU time a delivery, us"
+            found, "cpu", "CPU of both ends, 64 B, batched", "CPU time per delivery, us"
         ),
         "latency": lambda: latency(found),
     }

@@ -17,15 +17,15 @@ HEAD = ("work", "ours", "its figure", "beside", "its figure", "ratio", "min .. m
 RIGHT = (False, False, True, False, True, True, True, False)
 
 LABELS = {
-    "rate": "deliveries a second",
-    "cpu": "CPU of both ends, us a delivery",
-    "server cpu": "CPU of the publishing end (and a broker), us a published message",
+    "rate": "deliveries per second",
+    "cpu": "CPU of both ends, us per delivery",
+    "server cpu": "CPU of the publishing end (and a broker), us per published message",
     "p50": "p50, us",
     "p99": "p99, us",
     "p99.9": "p99.9, us",
-    "calls": "system calls of both ends a thousand messages",
-    "publish": "CPU of the server, us a client and batch",
-    "bytes a client": "user memory a client, bytes",
+    "calls": "system calls of both ends per thousand messages",
+    "publish": "CPU of the server, us per client and batch",
+    "bytes per client": "user memory per client, bytes",
 }
 """What the figures are, in the order of the tables."""
 
@@ -47,7 +47,7 @@ def number(value: float, figure: str = "rate") -> str:
 
 
 def shown(value: float, figure: str) -> str:
-    unit = {"rate": "/s", "calls": "", "bytes a client": " B"}.get(figure, " us")
+    unit = {"rate": "/s", "calls": "", "bytes per client": " B"}.get(figure, " us")
     return f"{number(value, figure)}{unit}"
 
 

@@ -30,7 +30,7 @@ class Work:
         seconds: to publish for, as fast as it goes, in whole cycles.
         messages: how many to publish instead; 0 goes by `seconds`.
         latency: each message tells when it was sent. Takes `messages`.
-        pace: messages a second, for latency; 0 sends as fast as it goes.
+        pace: messages per second, for latency; 0 sends as fast as it goes.
     """
 
     size: int = 64
