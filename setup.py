@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the two compiled modules; everything else stands in pyproject.toml.
+"""Build the compiled library; everything else stands in pyproject.toml.
 
 Three variables of the environment change the build:
 
@@ -14,7 +14,7 @@ JUMIKS_COVERAGE=1
 import os
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
 DEV = os.environ.get("JUMIKS_DEV", "") not in ("", "0")
@@ -22,9 +22,6 @@ SANITIZE = os.environ.get("JUMIKS_SANITIZE", "")
 COVERAGE = os.environ.get("JUMIKS_COVERAGE", "") not in ("", "0")
 
 KIND = SANITIZE.replace(",", "-") or ("coverage" if COVERAGE else "dev" if DEV else "plain")
-
-# Python 3.11's stable ABI: one wheel serves that version and all later ones.
-LIMITED_API = "0x030B0000"
 
 COMPILE = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-fvisibility=hidden", "-pthread"]
 LINK = ["-pthread"]
@@ -70,16 +67,8 @@ class BuildExt(build_ext):
 setup(
     cmdclass={"build_ext": BuildExt},
     cffi_modules=["csrc/build_core.py:ffibuilder"],
-    ext_modules=[
-        Extension(
-            "jumiks._objects",
-            ["csrc/python/objects.c"],
-            include_dirs=["csrc"],
-            define_macros=[("Py_LIMITED_API", LIMITED_API)],
-            py_limited_api=True,
-        )
-    ],
     options={
+        # Python 3.11's stable ABI: one wheel serves that version and all later ones.
         "bdist_wheel": {"py_limited_api": "cp311"},
         # The flags above are no part of what setuptools compares, so no object file may be reused,
         # and no kind of build may take another one's.

@@ -17,7 +17,7 @@ IN_SDIST = (
     "SECURITY.md",
     "csrc/build_core.py",
     "csrc/jumiks.h",
-    "csrc/python/objects.c",
+    "csrc/python/module.c",
     "examples/systemd/jumiks-log.socket",
     "pyproject.toml",
     "setup.py",
@@ -28,7 +28,7 @@ IN_WHEEL = (
     "jumiks/__init__.py",
     "jumiks/cli/__init__.py",
     "jumiks/_core.abi3.so",
-    "jumiks/_objects.abi3.so",
+    "jumiks/_objects.py",
     "jumiks/py.typed",
 )
 

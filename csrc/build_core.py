@@ -32,16 +32,12 @@ def cut_cdef(header: str) -> str:
 
 
 def core_sources() -> list[str]:
-    """Return the C files of the core, as paths from the project's root."""
-    return [
-        f"{HERE.name}/{path.relative_to(HERE)}"
-        for path in sorted(HERE.glob("*/*.c"))
-        if path.parent.name != "python"
-    ]
+    """Return all C files, as paths from the project's root; `_objects` is in the same library."""
+    return [f"{HERE.name}/{path.relative_to(HERE)}" for path in sorted(HERE.glob("*/*.c"))]
 
 
 def core_headers() -> list[str]:
-    """Return the headers of the core, likewise."""
+    """Return all headers, likewise."""
     return [f"{HERE.name}/{path.relative_to(HERE)}" for path in sorted(HERE.rglob("*.h"))]
 
 

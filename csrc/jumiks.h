@@ -373,8 +373,21 @@ int jmk_server_close(jmk_server *server, int64_t linger);
 /* Wait until a close is through. -EINTR after a signal. */
 int jmk_server_join(jmk_server *server, int64_t timeout);
 
-/* The table of struct jmk_publishing. */
-const void *jmk_publishing(void);
+/* CLOCK_MONOTONIC at timeout from now; a negative timeout, or one too far to count, is INT64_MAX: never. */
+int64_t jmk_deadline(int64_t timeout);
+
+/*
+ * jmk_server_append_many until all went in, or until deadline. -EINTR after a signal, and now and then
+ * without one: call it again. On an error the turn may be this thread's. On JMK_E_TIMEOUT *holder is as
+ * for jmk_server_wait_room.
+ */
+int jmk_server_publish_many(jmk_server *server, const struct jmk_slice *slices, size_t count,
+                            size_t *done, uint64_t *first_id, int64_t deadline,
+                            struct jmk_account *holder);
+
+/* jmk_server_reserve once there is room; the same returns. */
+int jmk_server_reserve_waiting(jmk_server *server, size_t size, void **where, int64_t deadline,
+                               struct jmk_account *holder);
 
 /* ---- client ---- */
 
@@ -468,27 +481,5 @@ uint64_t jmk_client_published_id(const jmk_client *client);
 int jmk_client_close(jmk_client *client);
 
 /* cdef: end */
-
-/*
- * Publishing as objects.c needs it, which links nothing of the core. The two that wait do so until a
- * deadline, a time of CLOCK_MONOTONIC; they return -EINTR after a signal, and now and then without one,
- * and can be called again. On JMK_E_TIMEOUT *holder is as for jmk_server_wait_room.
- */
-struct jmk_publishing {
-    int64_t (*deadline)(int64_t timeout);
-    int (*append)(jmk_server *server, const void *data, size_t size, uint64_t *id);
-    void (*kick)(jmk_server *server);
-    /* jmk_server_append_many until all went in; on an error the turn may be this thread's. */
-    int (*publish_many)(jmk_server *server, const struct jmk_slice *slices, size_t count,
-                        size_t *done, uint64_t *first_id, int64_t deadline,
-                        struct jmk_account *holder);
-    void (*yield)(jmk_server *server);
-    /* jmk_server_reserve once there is room. */
-    int (*reserve)(jmk_server *server, size_t size, void **where, int64_t deadline,
-                   struct jmk_account *holder);
-    int (*take_back)(jmk_server *server, void *where, size_t size, void **area, size_t *length);
-    int (*commit)(jmk_server *server, uint64_t *id);
-    int (*discard)(jmk_server *server);
-};
 
 #endif

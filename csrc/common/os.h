@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+#include "jumiks.h"
+
 #define JMK_CLEANUP(function) __attribute__((cleanup(function)))
 #define JMK_SECOND 1000000000LL
 
@@ -30,9 +32,6 @@ void jmk_testament_close(struct jmk_testament *testament);
 
 /* CLOCK_MONOTONIC, ns. */
 int64_t jmk_now(void);
-
-/* now + timeout; a negative timeout, or one too far to count, is INT64_MAX: never. */
-int64_t jmk_deadline(int64_t timeout);
 
 /* A number that differs in a forked child, for handles to tell whose they are. */
 unsigned jmk_process(void);

@@ -215,9 +215,9 @@ static int wait_until(jmk_server *server, size_t size, int64_t deadline,
     return jmk_server_wait_room(server, size, left < 0 && deadline != INT64_MAX ? 0 : left, holder);
 }
 
-static int publish_many(jmk_server *server, const struct jmk_slice *slices, size_t count,
-                        size_t *done, uint64_t *first_id, int64_t deadline,
-                        struct jmk_account *holder) {
+int jmk_server_publish_many(jmk_server *server, const struct jmk_slice *slices, size_t count,
+                            size_t *done, uint64_t *first_id, int64_t deadline,
+                            struct jmk_account *holder) {
     int error;
 
     do {
@@ -230,8 +230,8 @@ static int publish_many(jmk_server *server, const struct jmk_slice *slices, size
     return error;
 }
 
-static int reserve(jmk_server *server, size_t size, void **where, int64_t deadline,
-                   struct jmk_account *holder) {
+int jmk_server_reserve_waiting(jmk_server *server, size_t size, void **where, int64_t deadline,
+                               struct jmk_account *holder) {
     int error;
 
     do {
@@ -242,20 +242,4 @@ static int reserve(jmk_server *server, size_t size, void **where, int64_t deadli
             break;
     } while (!error);
     return error;
-}
-
-const void *jmk_publishing(void) {
-    static const struct jmk_publishing calls = {
-        .deadline = jmk_deadline,
-        .append = jmk_server_append,
-        .kick = jmk_server_kick,
-        .publish_many = publish_many,
-        .yield = jmk_server_yield,
-        .reserve = reserve,
-        .take_back = jmk_server_take_back,
-        .commit = jmk_server_commit,
-        .discard = jmk_server_discard,
-    };
-
-    return &calls;
 }

@@ -16,7 +16,7 @@
  *   D log.c evict `atomic_store_explicit(&log->page->tail, tail, memory_order_release)`
  *   E log.c evict `jmk_fence()`
  *   F publish.c append `memcpy(open_frame(server, size), data, size)`
- *   G objects.c list_of `PyBytes_FromStringAndSize(items[i].data,`
+ *   G messages.c jmk_message_list `PyBytes_FromStringAndSize(items[i].data,`
  *   H receive_shared.c still_there `jmk_acquire_fence()`
  *   I receive_shared.c still_there `atomic_load_explicit(&reader->page->tail, memory_order_acquire) <= offset`
  *   J receive_shared.c reader_take `atomic_load_explicit(&reader->page->control, memory_order_acquire) != reader->control`
@@ -119,7 +119,7 @@ proctype publisher() {
     fi
 }
 
-/* receiver_take in objects.c, and the looks at the socket of read_socket in receive_shared.c. */
+/* receiver_take in receiver.c, and the looks at the socket of read_socket in receive_shared.c. */
 proctype copier() {
     byte left, right, tail, control, known, packets;
 

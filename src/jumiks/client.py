@@ -491,14 +491,7 @@ class Client(Connecting, Generic[Item]):
             raise CannotShareError(os.strerror(-code))
         check(code, "client")
         self._watch_server(handle, handshake.shared)
-        receiver = Receiver(
-            handle,
-            address_of(handle),
-            *(
-                address_of(ffi.addressof(lib, f"jmk_client_{name}"))
-                for name in ("receive", "whole", "unread")
-            ),
-        )
+        receiver = Receiver(handle, address_of(handle))
         self._handle, self._receiver = handle, receiver
         self._descriptor = descriptor
         self._delivery = _DELIVERIES[config.mode]

@@ -242,7 +242,7 @@ class Server:
             _end_core(handle)
             raise
         self._handle = handle
-        publisher = Publisher(handle, address_of(handle), address_of(lib.jmk_publishing()))
+        publisher = Publisher(handle, address_of(handle))
         self._publisher, self._append = publisher, publisher.append
         try:
             self._control.start()

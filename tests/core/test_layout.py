@@ -18,7 +18,7 @@ ALLOWED = {
     "common": {"common", ""},
     "server": {"server", "common", ""},
     "client": {"client", "common", ""},
-    "python": {""},
+    "python": {"python", ""},
 }
 """Folders that the files of a folder include from; "" is that of jumiks.h."""
 

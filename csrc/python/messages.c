@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Messages as Python objects: their bytes, lists of them, and where the bytes of many lie
+ *
+ * The sentences of errors are made in Python (src/jumiks/errors.py).
+ */
+#include "python/objects.h"
+
+/* Is it a buffer, but not in one piece? Each exporter has an error of its own for that. */
+static bool is_strided(PyObject *object) {
+    PyObject *kind, *error, *trace;
+    bool strided = false;
+    Py_buffer view;
+
+    PyErr_Fetch(&kind, &error, &trace);
+    if (PyObject_GetBuffer(object, &view, PyBUF_FULL_RO) == 0) {
+        strided = !PyBuffer_IsContiguous(&view, 'C');
+        PyBuffer_Release(&view);
+    }
+    PyErr_Restore(kind, error, trace);
+    return strided;
+}
+
+/* Raise the exception that a function of errors.py makes: sentences are its business. */
+static void raise_made(const char *function, PyObject *args) {
+    PyObject *errors = args ? PyImport_ImportModule("jumiks.errors") : NULL;
+    PyObject *make = errors ? PyObject_GetAttrString(errors, function) : NULL;
+    PyObject *error = make ? PyObject_CallObject(make, args) : NULL;
+
+    if (error)
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_XDECREF(error);
+    Py_XDECREF(make);
+    Py_XDECREF(errors);
+    Py_XDECREF(args);
+}
+
+int jmk_message_get(PyObject *object, Py_ssize_t position, Py_buffer *view) {
+    bool scattered;
+
+    if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) == 0)
+        return 0;
+    scattered = PyErr_ExceptionMatches(PyExc_BufferError) || is_strided(object);
+    if (scattered || PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        raise_made("no_message",
+                   Py_BuildValue("OnO", object, position, scattered ? Py_True : Py_False));
+    }
+    return -1;
+}
+
+PyObject *jmk_message_list(const struct jmk_slice *items, Py_ssize_t count) {
+    PyObject *list = PyList_New(count);
+
+    if (!list)
+        return NULL;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *message = PyBytes_FromStringAndSize(items[i].data, (Py_ssize_t)items[i].size);
+
+        if (!message || PyList_SetItem(list, i, message) < 0) {
+            Py_DECREF(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+/* ---- Gathered: where the bytes of a sequence's items are ---- */
+
+static void gathered_dealloc(PyObject *object) {
+    struct jmk_gathered *self = (struct jmk_gathered *)object;
+    PyTypeObject *type = Py_TYPE(object);
+
+    for (Py_ssize_t i = 0; i < self->view_count; i++)
+        PyBuffer_Release(&self->views[i]);
+    PyMem_Free(self->views);
+    PyMem_Free(self->slices);
+    Py_XDECREF(self->items);
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+/* An item that is not bytes: hold its buffer open. */
+static int gather_buffer(struct jmk_gathered *self, PyObject *item, Py_ssize_t at,
+                         Py_ssize_t count) {
+    Py_buffer *view;
+
+    if (!self->views) {
+        self->views = PyMem_Calloc((size_t)count, sizeof *self->views);
+        if (!self->views) {
+            PyErr_NoMemory();
+            return -1;
+        }
+    }
+    view = &self->views[self->view_count];
+    if (jmk_message_get(item, at, view) < 0)
+        return -1;
+    self->view_count++;
+    self->slices[at] = (struct jmk_slice){view->buf, (size_t)view->len};
+    return 0;
+}
+
+static int gather_items(struct jmk_gathered *self) {
+    Py_ssize_t count = PyTuple_Size(self->items);
+
+    self->slices = PyMem_Malloc((size_t)(count ? count : 1) * sizeof *self->slices);
+    if (!self->slices) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PyTuple_GetItem(self->items, i);
+
+        if (PyBytes_CheckExact(item))
+            self->slices[i] =
+                (struct jmk_slice){PyBytes_AsString(item), (size_t)PyBytes_Size(item)};
+        else if (gather_buffer(self, item, i, count) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+PyObject *jmk_gather(PyObject *module, PyObject *sequence) {
+    struct jmk_types *types = PyModule_GetState(module);
+    struct jmk_gathered *self;
+
+    if (PyUnicode_Check(sequence) || PyObject_CheckBuffer(sequence)) {
+        raise_made("no_sequence", PyTuple_Pack(1, sequence));
+        return NULL;
+    }
+    self = (struct jmk_gathered *)PyType_GenericAlloc(types->gathered, 0);
+    if (!self)
+        return NULL;
+    self->items = PySequence_Tuple(sequence);
+    if (!self->items || gather_items(self) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static PyObject *gathered_address(PyObject *object, void *closure) {
+    (void)closure;
+    return PyLong_FromVoidPtr(((struct jmk_gathered *)object)->slices);
+}
+
+static PyObject *gathered_count(PyObject *object, void *closure) {
+    (void)closure;
+    return PyLong_FromSsize_t(PyTuple_Size(((struct jmk_gathered *)object)->items));
+}
+
+static PyGetSetDef gathered_getset[] = {
+    {"address", gathered_address, NULL, "Address of the array of struct jmk_slice.", NULL},
+    {"count", gathered_count, NULL, "Its length.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot gathered_slots[] = {
+    {Py_tp_dealloc, gathered_dealloc},
+    {Py_tp_getset, gathered_getset},
+    {Py_tp_doc, "A snapshot of a sequence of buffers."},
+    {0, NULL},
+};
+
+PyType_Spec jmk_gathered_type = {
+    .name = "jumiks._objects.Gathered",
+    .basicsize = sizeof(struct jmk_gathered),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = gathered_slots,
+};

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The module `_objects`: loops between Python objects and C memory
+ *
+ * cffi makes an object for each item that it converts, so the loops over messages are written for
+ * Python's C API instead, the limited one of 3.11. They know no policy. Handles come in from the cffi
+ * side as addresses, together with the Python object that keeps them alive.
+ *
+ * The core is called directly, as this module is in the same shared library as cffi's `_core`: Python
+ * lets one library have several modules (PEP 489), and src/jumiks/_objects.py loads this one.
+ */
+#include "python/objects.h"
+
+/* ---- lists of what was received ---- */
+
+static PyObject *message_list(PyObject *module, PyObject *args) {
+    PyObject *address;
+    Py_ssize_t count;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!n", &PyLong_Type, &address, &count))
+        return NULL;
+    return jmk_message_list(PyLong_AsVoidPtr(address), count);
+}
+
+static PyObject *view_list(PyObject *module, PyObject *args) {
+    struct jmk_types *types = PyModule_GetState(module);
+    PyObject *owner, *address;
+    Py_ssize_t count;
+
+    if (!PyArg_ParseTuple(args, "OO!n", &owner, &PyLong_Type, &address, &count))
+        return NULL;
+    return jmk_window_list(types->window, owner, PyLong_AsVoidPtr(address), count);
+}
+
+/* ---- the module ---- */
+
+static PyMethodDef functions[] = {
+    {"gather", jmk_gather, METH_O, "gather(sequence): where the bytes of its items are."},
+    {"message_list", message_list, METH_VARARGS,
+     "message_list(address, count): bytes objects of an array of struct jmk_slice."},
+    {"view_list", view_list, METH_VARARGS,
+     "view_list(owner, address, count): the same as read-only memoryviews, not copied."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int add_type(PyObject *module, PyType_Spec *spec, const char *name, PyTypeObject **keep) {
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+
+    if (!type)
+        return -1;
+    if (PyModule_AddObjectRef(module, name, type) < 0) {
+        Py_DECREF(type);
+        return -1;
+    }
+    if (keep)
+        *keep = (PyTypeObject *)type;
+    else
+        Py_DECREF(type);
+    return 0;
+}
+
+static int fill_module(PyObject *module) {
+    struct jmk_types *types = PyModule_GetState(module);
+
+    if (add_type(module, &jmk_publisher_type, "Publisher", NULL) < 0 ||
+        add_type(module, &jmk_receiver_type, "Receiver", NULL) < 0 ||
+        add_type(module, &jmk_gathered_type, "Gathered", &types->gathered) < 0 ||
+        add_type(module, &jmk_window_type, "Window", &types->window) < 0 ||
+        add_type(module, &jmk_reservation_type, "Reservation", &types->reservation) < 0)
+        return -1;
+    return 0;
+}
+
+static int traverse_module(PyObject *module, visitproc visit, void *arg) {
+    struct jmk_types *types = PyModule_GetState(module);
+
+    Py_VISIT((PyObject *)types->window);
+    Py_VISIT((PyObject *)types->gathered);
+    Py_VISIT((PyObject *)types->reservation);
+    return 0;
+}
+
+static int clear_module(PyObject *module) {
+    struct jmk_types *types = PyModule_GetState(module);
+
+    Py_CLEAR(types->window);
+    Py_CLEAR(types->gathered);
+    Py_CLEAR(types->reservation);
+    return 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, fill_module},
+    {0, NULL},
+};
+
+static PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "jumiks._objects",
+    .m_doc = "Loops between Python objects and C memory.",
+    .m_size = sizeof(struct jmk_types),
+    .m_methods = functions,
+    .m_slots = module_slots,
+    .m_traverse = traverse_module,
+    .m_clear = clear_module,
+};
+
+PyMODINIT_FUNC PyInit__objects(void);
+
+PyMODINIT_FUNC PyInit__objects(void) {
+    return PyModuleDef_Init(&module_definition);
+}

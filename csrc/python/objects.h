@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of this folder share: the types they make, and how they read bytes. */
+#ifndef JMK_OBJECTS_H
+#define JMK_OBJECTS_H
+
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030B0000 /* one wheel serves Python 3.11 and all later ones */
+#endif
+#include <Python.h>
+
+#include <stdbool.h>
+
+#include "jumiks.h"
+
+/* The module's types, one set per interpreter. */
+struct jmk_types {
+    PyTypeObject *window;
+    PyTypeObject *gathered;
+    PyTypeObject *reservation;
+};
+
+extern PyType_Spec jmk_receiver_type, jmk_publisher_type, jmk_reservation_type, jmk_gathered_type,
+    jmk_window_type;
+
+/* ---- messages.c ---- */
+
+/*
+ * The contiguous bytes of any object that has some. position is the item's place in a sequence, or
+ * -1; it is named in the error. 0, or -1 with a Python error.
+ */
+int jmk_message_get(PyObject *object, Py_ssize_t position, Py_buffer *view);
+
+/* A list of bytes objects, copied. */
+PyObject *jmk_message_list(const struct jmk_slice *items, Py_ssize_t count);
+
+/* A snapshot of a sequence of buffers. */
+struct jmk_gathered {
+    PyObject_HEAD
+    PyObject *items; /* a tuple: nobody else can change it meanwhile */
+    struct jmk_slice *slices;
+    Py_buffer *views; /* of the items that are not bytes */
+    Py_ssize_t view_count;
+};
+
+/* gather(sequence) of the module. */
+PyObject *jmk_gather(PyObject *module, PyObject *sequence);
+
+/* ---- window.c ---- */
+
+/* C memory as a buffer that counts who looks through it. */
+struct jmk_window {
+    PyObject_HEAD
+    PyObject *owner;
+    void *memory;
+    Py_ssize_t size;
+    int readonly;
+    Py_ssize_t exports;
+    void *area; /* what is its own, to be unmapped; or NULL */
+    size_t area_length;
+};
+
+PyObject *jmk_window_make(PyTypeObject *type, PyObject *owner, const void *memory, size_t size,
+                          int readonly);
+
+/* A list of read-only memoryviews, not copied; owner keeps the memory alive. */
+PyObject *jmk_window_list(PyTypeObject *type, PyObject *owner, const struct jmk_slice *items,
+                          Py_ssize_t count);
+
+#endif

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Receiver: takes what has come to a client, as bytes or as addresses. */
+#include "python/objects.h"
+
+#include <errno.h>
+
+struct receiver {
+    PyObject_HEAD
+    PyObject *owner;
+    jmk_client *client;
+    struct jmk_batch batch; /* what was received last */
+};
+
+static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    PyObject *owner, *client;
+    struct receiver *self;
+
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, "OO!", &owner, &PyLong_Type, &client))
+        return NULL;
+    self = (struct receiver *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        return NULL;
+    self->owner = Py_NewRef(owner);
+    self->client = PyLong_AsVoidPtr(client);
+    return (PyObject *)self;
+}
+
+static void receiver_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+
+    Py_XDECREF(((struct receiver *)object)->owner);
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+/*
+ * Receive, unless the last batch lies behind handled: then a signal's exception kept its caller from
+ * taking it, and it is still there. A return code, or -1 with a Python error in *failed.
+ */
+static int receiver_fill(struct receiver *self, PyObject *args, int *failed) {
+    unsigned long long handled;
+    long long timeout;
+    int result;
+
+    *failed = !PyArg_ParseTuple(args, "KL", &handled, &timeout);
+    if (*failed)
+        return -1;
+    if (self->batch.count && self->batch.first_id > handled)
+        return 0;
+    Py_BEGIN_ALLOW_THREADS
+    result = jmk_client_receive(self->client, handled, timeout, &self->batch);
+    Py_END_ALLOW_THREADS
+    return result;
+}
+
+/*
+ * The batch as a list. NULL without a Python error: what was copied may be torn, so the batch was
+ * given back.
+ */
+static PyObject *receiver_list(struct receiver *self) {
+    PyObject *list = jmk_message_list(self->batch.items, (Py_ssize_t)self->batch.count);
+
+    if (!list || jmk_client_whole(self->client))
+        return list;
+    Py_DECREF(list);
+    jmk_client_unread(self->client);
+    self->batch.count = 0;
+    return NULL;
+}
+
+static PyObject *receiver_take(PyObject *object, PyObject *args) {
+    struct receiver *self = (struct receiver *)object;
+    int failed, result = receiver_fill(self, args, &failed);
+    PyObject *list;
+
+    if (failed)
+        return NULL;
+    if (result != 0)
+        return PyLong_FromLong(result);
+    list = receiver_list(self);
+    if (!list) /* torn: a server that goes on like that must not keep us from the clock */
+        return PyErr_Occurred() ? NULL : PyLong_FromLong(-EINTR);
+    return Py_BuildValue("KKKNK", (unsigned long long)self->batch.first_id,
+                         (unsigned long long)(self->batch.first_id + self->batch.count - 1),
+                         (unsigned long long)self->batch.lost, list,
+                         (unsigned long long)self->batch.shift);
+}
+
+static PyObject *receiver_look(PyObject *object, PyObject *args) {
+    struct receiver *self = (struct receiver *)object;
+    int failed, result = receiver_fill(self, args, &failed);
+
+    if (failed)
+        return NULL;
+    if (result != 0)
+        return PyLong_FromLong(result);
+    return Py_BuildValue("KKKnN", (unsigned long long)self->batch.first_id,
+                         (unsigned long long)self->batch.lost,
+                         (unsigned long long)self->batch.shift, (Py_ssize_t)self->batch.count,
+                         PyLong_FromVoidPtr((void *)(uintptr_t)self->batch.items));
+}
+
+static PyMethodDef receiver_methods[] = {
+    {"take", receiver_take, METH_VARARGS,
+     "take(handled, timeout): (first id, last id, lost, list of bytes, shift), or a return code."},
+    {"look", receiver_look, METH_VARARGS,
+     "look(handled, timeout): (first id, lost, shift, count, address), or a return code."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot receiver_slots[] = {
+    {Py_tp_new, receiver_new},
+    {Py_tp_dealloc, receiver_dealloc},
+    {Py_tp_methods, receiver_methods},
+    {Py_tp_doc, "Receiver(owner, client): the handle, and its address as an integer."},
+    {0, NULL},
+};
+
+PyType_Spec jmk_receiver_type = {
+    .name = "jumiks._objects.Receiver",
+    .basicsize = sizeof(struct receiver),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = receiver_slots,
+};
