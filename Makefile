@@ -35,6 +35,7 @@ $(BUILT): $(BUILD_INPUTS)
 	    "jumiks needs Python 3.11 or later: make PYTHON=/path/to/python3")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
+	rm -f src/jumiks/*.so # one that is not built any more would be imported before a .py of its name
 	$(PY) $(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
