@@ -11,8 +11,7 @@ import subprocess
 import sys
 import termios
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.api import FOREIGN_ENVIRONMENT, SMALL_LOG, Task
 from support.base import BEST, DEADLINE, needs, wait_until
+from support.command import JUMIKS, PIPE, command, finish, listens_at, run
 
 from jumiks import Client, Lagged, Monitor, Server, ServerClosed
 from jumiks._peer import process_name
@@ -33,40 +33,10 @@ from jumiks.cli.parser import EXAMPLES, make_parser
 from jumiks.cli.status import Look, age, as_ascii, report, short, user_of
 from jumiks.stats import share
 
-JUMIKS = (sys.executable, "-m", "jumiks.cli")
 PRELOADED = [f"{name}={os.environ[name]}" for name in ("LD_PRELOAD",) if name in os.environ]
 IN_SHELL = " ".join(["env", *PRELOADED, *JUMIKS])
 """The command as a line of a shell into which no sanitizer may be loaded."""
-PIPE = subprocess.PIPE
-
 Split = Callable[[bytes], tuple[list[bytes], bytes]]
-
-
-@contextmanager
-def command(*arguments: object, **more: object) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a process of its own, with pipes; it is killed at the end."""
-    words = [*JUMIKS, *map(str, arguments)]
-    streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **more}
-    with subprocess.Popen(words, **streams) as process:  # type: ignore[call-overload]
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def finish(process: subprocess.Popen[bytes], given: bytes | None = None) -> tuple[int, bytes, str]:
-    """Wait for its end: status, output, errors."""
-    output, errors = process.communicate(given, timeout=5 * DEADLINE)
-    return process.returncode, output, errors.decode()
-
-
-def run(*arguments: object, given: bytes = b"") -> tuple[int, bytes, str]:
-    with command(*arguments) as process:
-        return finish(process, given)
-
-
-def listens_at(address: str) -> bool:
-    return f" {address}\n" in Path("/proc/net/unix").read_text()
 
 
 # ---- framing

@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each option of the command has its effect: one that does nothing fails here.
+
+The table has an entry for each option of `serve`, `listen`, `status`, `top` and `bench`: something
+to look at, what is seen without the option, and what is seen with it.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from support.api import once_it_sleeps_in, signal_main_thread
+from support.base import DEADLINE, IS_ROOT, NOBODY, needs, wait_until
+from support.command import command, finish, listens_at, run
+
+from jumiks import Client, Refused, Server, ServerClosed
+from jumiks._options import LOG_SIZE
+from jumiks._wire.handshake import FIRST_ID
+from jumiks._wire.status import ServerStatus, parse_status
+from jumiks.cli import main
+from jumiks.cli.pages import commands
+from jumiks.cli.parser import make_parser
+from jumiks.cli.status import HEAD, Look, report
+
+
+class Scene(NamedTuple):
+    """What an entry of the table has at hand."""
+
+    address: str
+    path: Path
+    patch: pytest.MonkeyPatch
+    capture: pytest.CaptureFixture[str]
+
+
+# ---- what is looked at; each takes the words of the option, or none
+
+
+def given_to_server(scene: Scene, words: Sequence[str]) -> dict[str, object]:
+    """All that `serve` has a server do, in a process without input."""
+    seen: dict[str, object] = {}
+
+    class Recorded(Server):
+        def __init__(self, where: str, **options: Any) -> None:
+            seen.update(options)
+            super().__init__(where, **options)
+
+        def wait_for_clients(self, count: int, timeout: float | None = None) -> None:
+            seen["wait"] = count
+
+        def close(self, linger: float = -1) -> None:
+            seen["linger"] = linger
+            super().close(0)
+
+    scene.patch.setattr("jumiks.cli.serve.Server", Recorded)
+    with open(os.devnull) as nothing:
+        scene.patch.setattr("sys.stdin", nothing)
+        assert main(["serve", str(scene.path), *words]) == 0
+    return seen
+
+
+def option_of_server(name: str) -> Callable[[Scene, Sequence[str]], object]:
+    return lambda scene, words: given_to_server(scene, words).get(name)
+
+
+def served_first(text: bytes, scene: Scene, words: Sequence[str]) -> bytes:
+    with command("serve", scene.address, "--wait", 1, *words) as process:
+        wait_until(lambda: listens_at(scene.address))
+        with Client(scene.address) as client:
+            assert finish(process, text)[0] == 0
+            return client.receive(DEADLINE)
+
+
+def largest_served(scene: Scene, words: Sequence[str]) -> int:
+    """The largest of some lines that `serve` takes."""
+    sizes = (1 << 10, 4 << 20, 8 << 20)
+    return max(
+        size
+        for size in sizes
+        if run("serve", scene.address, *words, given=bytes(size) + b"\n")[0] == 0
+    )
+
+
+def may_anybody(scene: Scene, words: Sequence[str]) -> bool:
+    with command("serve", scene.address, *words):
+        wait_until(lambda: listens_at(scene.address))
+        os.seteuid(NOBODY)
+        try:
+            with Client(scene.address):
+                return True
+        except Refused:
+            return False
+        finally:
+            os.seteuid(0)
+
+
+def listened(scene: Scene, words: Sequence[str], *, start: str = "oldest") -> tuple[int, bytes]:
+    """Status and output of `listen` at a server that publishes three messages and closes."""
+    words = [*words, "--from", start] if start else words
+    with Server(scene.address) as server:
+        server.publish_many([b"a", b"b", b"c"])
+        with command("listen", scene.address, *words) as process:
+            wait_until(lambda: server.stats().clients or process.poll() is not None)
+            server.close(DEADLINE)
+            status, output, _ = finish(process)
+    return status, output
+
+
+def option_of_client(name: str) -> Callable[[Scene, Sequence[str]], object]:
+    def look(scene: Scene, words: Sequence[str]) -> object:
+        seen: dict[str, object] = {}
+
+        def record(address: str, **options: object) -> Client[bytes]:
+            seen.update(options)
+            raise ConnectionRefusedError
+
+        scene.patch.setattr("jumiks.cli.listen.Client", record)
+        assert main(["listen", scene.address, *words]) == 3
+        return seen[name]
+
+    return look
+
+
+def listened_before_it_was_served(scene: Scene, words: Sequence[str]) -> tuple[int, str]:
+    """Status and output of `listen` if the server starts when it was looked for once."""
+    servers: list[Server] = []
+
+    def start(_seconds: float) -> None:
+        servers.append(Server(scene.address))
+        servers[0].publish(b"here")
+
+    scene.patch.setattr("time.sleep", start)
+    arguments = ["listen", scene.address, "--from", "oldest", "--count", "1"]
+    try:
+        status = main([*arguments, *words])
+    finally:
+        for server in servers:
+            server.close()
+    return status, scene.capture.readouterr().out
+
+
+def output_begins(name: str, scene: Scene, words: Sequence[str]) -> str:
+    with Server(scene.address):
+        return run(name, scene.address, "--interval", "0.01", *words)[1].decode()[:2]
+
+
+def sleeps(name: str, scene: Scene, words: Sequence[str]) -> list[float]:
+    """The first sleeps, three at most."""
+    found: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        found.append(seconds)
+        if len(found) == 3:
+            raise KeyboardInterrupt
+
+    with Server(scene.address):
+        scene.patch.setattr("time.sleep", sleep)
+        main([name, scene.address, *words])
+        scene.patch.undo()
+    return found
+
+
+def seconds_of_bench(scene: Scene, words: Sequence[str]) -> float:
+    if not words:  # that takes long
+        seconds: float = make_parser().parse_args(["bench", scene.address]).seconds
+        return seconds
+    with Server(scene.address):
+        status, output, _ = run("bench", scene.address, *words)
+    assert status == 0
+    return float(output.split()[3])
+
+
+def seconds_of_bench_itself(scene: Scene, words: Sequence[str]) -> float:
+    shares: list[float] = []
+
+    def record(*arguments: float) -> str:
+        shares.append(arguments[-1])
+        return ""
+
+    scene.patch.setattr("jumiks.cli.bench.throughput", record)
+    scene.patch.setattr("jumiks.cli.bench.latency", record)
+    assert main(["bench", "--self", *words]) == 0
+    return sum(shares)
+
+
+def lines_of_bench(scene: Scene, words: Sequence[str]) -> int:
+    with Server(scene.address):
+        return len(run("bench", "--seconds", "0.5", *(words or [scene.address]))[1].splitlines())
+
+
+# ---- the table
+
+
+class Effect(NamedTuple):
+    """An entry: a command, one of its options with its value, and what is looked at."""
+
+    command: str
+    words: Sequence[str]
+    look: Callable[[Scene, Sequence[str]], object]
+    without: object
+    with_it: object
+    needs: Sequence[pytest.MarkDecorator] = ()
+
+
+root = pytest.mark.skipif(not IS_ROOT, reason="this user cannot become another")
+LENGTHS = b"\1\0\0\0a\1\0\0\0b\1\0\0\0c"
+JSON = "".join(
+    json.dumps({"id": FIRST_ID + at, "length": 1, "payload": "abc"[at]}) + "\n" for at in range(3)
+).encode()
+ALL = (0, b"a\nb\nc\n")
+past = partial(listened, start="")
+
+EFFECTS = [
+    Effect("serve", ["--max-lag", "7"], option_of_server("max_lag"), None, 7),
+    Effect("serve", ["--on-lag", "skip"], option_of_server("on_lag"), "disconnect", "skip"),
+    Effect("serve", ["--keep", "50"], option_of_server("keep"), 0, 50),
+    Effect("serve", ["--keep", "64K"], option_of_server("keep_bytes"), 0, 1 << 16),
+    Effect("serve", ["--keep", "20M"], option_of_server("log_size"), LOG_SIZE, 40 << 20),
+    Effect("serve", ["--max-message", "8M"], option_of_server("log_size"), LOG_SIZE, 32 << 20),
+    Effect("serve", ["--max-message", "8M"], largest_served, 4 << 20, 8 << 20),
+    Effect("serve", ["--max-message", "1K"], largest_served, 4 << 20, 1 << 10),
+    Effect("serve", ["--mode", "0620"], option_of_server("mode"), None, 0o620),
+    Effect("serve", ["--group", "0"], option_of_server("group"), None, 0, (root,)),
+    Effect("serve", ["--anyone"], option_of_server("allow"), None, "anyone"),
+    Effect("serve", ["--anyone"], may_anybody, False, True, (root,)),
+    Effect("serve", ["--wait", "1"], option_of_server("wait"), None, 1),
+    Effect("serve", ["--linger", "2.5"], option_of_server("linger"), 10.0, 2.5),
+    Effect("serve", ["--null"], partial(served_first, b"a\n\0b\n"), b"a", b"a\n"),
+    Effect("serve", ["--length-prefixed"], partial(served_first, LENGTHS), LENGTHS, b"a"),
+    Effect("listen", ["--null"], listened, ALL, (0, b"a\0b\0c\0")),
+    Effect("listen", ["--length-prefixed"], listened, ALL, (0, LENGTHS)),
+    Effect("listen", ["--from", "oldest"], past, (0, b""), ALL),
+    Effect("listen", ["--from", str(FIRST_ID + 2)], past, (0, b""), (0, b"c\n")),
+    Effect("listen", ["--count", "2"], listened, ALL, (0, b"a\nb\n")),
+    Effect("listen", ["--json"], listened, ALL, (0, JSON)),
+    Effect("listen", ["--exec", "cat"], listened, ALL, (0, b"abc")),
+    Effect("listen", ["--exec", "cat", "--count", "2"], listened, ALL, (0, b"ab")),
+    Effect("listen", ["--reconnect"], option_of_client("reconnect"), False, True),
+    Effect("listen", ["--wait", "30"], listened_before_it_was_served, (3, ""), (0, "here\n")),
+    Effect("status", ["--json"], partial(output_begins, "status"), "@j", '{"'),
+    Effect("status", ["--interval", "7"], partial(sleeps, "status"), [0.5], [7]),
+    Effect("top", ["--interval", "7"], partial(sleeps, "top"), [1] * 3, [7] * 3, (needs("rich"),)),
+    Effect("top", ["--count", "2"], partial(sleeps, "top"), [1] * 3, [1] * 2, (needs("rich"),)),
+    Effect("bench", ["--seconds", "0.3"], seconds_of_bench, 50.0, 0.3),
+    Effect("bench", ["--seconds", "7"], seconds_of_bench_itself, 50.0, 7.0),
+    Effect("bench", ["--self"], lines_of_bench, 1, 5),
+]
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        pytest.param(each, marks=each.needs, id=" ".join([each.command, *each.words]))
+        for each in EFFECTS
+    ],
+)
+def test_each_option_has_its_effect(
+    effect: Effect, address: str, path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    for words in ([], effect.words):
+        with pytest.MonkeyPatch.context() as patch:
+            seen.append(effect.look(Scene(address, path, patch, capfd), words))
+    assert seen == [effect.without, effect.with_it]
+
+
+def test_each_option_of_a_command_is_in_the_table() -> None:
+    names = {effect.command for effect in EFFECTS}
+    there = {
+        (name, max(action.option_strings, key=len))
+        for name in names
+        for action in commands()[name]._actions
+        if action.option_strings and action.dest != "help"
+    }
+    assert {(effect.command, effect.words[0]) for effect in EFFECTS} == there
+    assert names == {"serve", "listen", "status", "top", "bench"}
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
+def test_a_signal_closes_the_server_before_the_command_returns(
+    path: Path, number: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when Python ends, which closes what is open then."""
+    ours, theirs = os.pipe()
+    with open(ours) as source, open(theirs, "w"), ExitStack() as stack:
+        monkeypatch.setattr("sys.stdin", source)
+
+        clients: list[Client[bytes]] = []
+
+        def come_and_end() -> None:
+            clients.append(stack.enter_context(Client(path, start="oldest")))
+            signal_main_thread(number)
+
+        stack.enter_context(once_it_sleeps_in("_read", come_and_end))
+        try:
+            found: object = main(["serve", str(path)])
+        except SystemExit as error:
+            found = error.code
+        assert found == status
+        assert not path.exists()
+        with pytest.raises(ServerClosed):
+            clients[0].receive(DEADLINE)
+
+
+# ---- what is shown
+
+
+def told(**more: Any) -> ServerStatus:
+    return parse_status(json.dumps({"address": "@a", "pid": 0, "on_lag": "skip", **more}))
+
+
+STATS = {
+    "oldest_id": 100100,
+    "next_id": 100500,
+    "log_size": 65536,
+    "log_used": 5000,
+    "log_held": 4000,
+    "published": 500,
+    "published_bytes": 90_000,
+    "clients": 3,
+}
+CLIENTS = [
+    {
+        "key": key,
+        "pid": 0,
+        "uid": 0,
+        "command": f"program{key}",
+        "delivery": "framed",
+        "lag": lag,
+        "lag_bytes": 100 * key,
+        "sent_id": 100200 + key,
+        "acked_id": acked,
+        "messages": 300 + key,
+        "bytes": 70_000 * key,
+        "since": 10.0 * key,
+    }
+    for key, lag, acked in ((1, 5, 0), (2, 90, 100150), (3, 20, 100160))
+]
+BEFORE = told(
+    now=100.0,
+    stats={"published": 100, "published_bytes": 10_000},
+    clients=[
+        {"key": 1, "messages": 101, "bytes": 20_000},
+        {"key": 2, "messages": 102, "bytes": 40_000},
+    ],
+)
+NOW = told(now=110.0, started=10.0, max_lag=100, monitors=2, stats=STATS, clients=CLIENTS)
+"""Ten seconds later; the third client is new, and was let in 80 s ago by its own word."""
+
+ROWS = [
+    ["0", "program2", "root", "framed", "90", "100202", "100150", "20", "10.0k", "1m30s"],
+    ["0", "program3", "root", "framed", "20", "100203", "100160", "4", "2625", "1m20s"],
+    ["0", "program1", "root", "framed", "5", "100201", "-", "20", "5000", "1m40s"],
+]
+
+
+def test_status_shows_each_figure_in_its_place_and_the_slowest_first() -> None:
+    address, log, rate, policy, nothing, *table = report(Look(NOW, BEFORE))
+    assert address == "@a  a process that cannot be seen from here, up 1m40s, 3 clients, 2 monitors"
+    assert log == (
+        "log     400 messages, 100100 to 100499; 5000B of 65.5kB used, 4000B not acked by all"
+    )
+    assert rate == "rate    40 msg/s, 8000B/s; next id 100500"
+    assert policy == "policy  skip at 100 messages"
+    assert nothing == ""
+    assert [line.split() for line in table] == [list(HEAD), *ROWS]
+
+
+@needs("rich")
+def test_top_shows_the_same_and_who_is_nearest_to_a_limit_first() -> None:
+    from rich.console import Console
+
+    from jumiks.cli.top import picture
+
+    def shown(**more: Any) -> list[str]:
+        console = Console(width=200, file=StringIO(), **more)
+        with console.capture() as capture:
+            console.print(picture(Look(NOW, BEFORE)))
+        return capture.get().splitlines()
+
+    *head, titles, first, second, third = shown()
+    assert head[:4] == report(Look(NOW, BEFORE))[:4]
+    assert titles.split() == [*HEAD, "LIMIT"]
+    for line, row in zip((first, second, third), ROWS, strict=True):
+        assert line.split()[: len(row)] == row
+    in_colour = shown(color_system="standard", force_terminal=True)[-3:]
+    for line, colour in zip(in_colour, ("31", "32", "32"), strict=True):
+        assert f"\x1b[{colour}m" in line

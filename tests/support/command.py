@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command in a process of its own, as a user runs it."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.base import DEADLINE
+
+JUMIKS = (sys.executable, "-m", "jumiks.cli")
+PIPE = subprocess.PIPE
+
+
+@contextmanager
+def command(*arguments: object, **more: object) -> Iterator[subprocess.Popen[bytes]]:
+    """The command in a process of its own, with pipes; it is killed at the end."""
+    words = [*JUMIKS, *map(str, arguments)]
+    streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **more}
+    with subprocess.Popen(words, **streams) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def finish(process: subprocess.Popen[bytes], given: bytes | None = None) -> tuple[int, bytes, str]:
+    """Wait for its end: status, output, errors."""
+    output, errors = process.communicate(given, timeout=5 * DEADLINE)
+    return process.returncode, output, errors.decode()
+
+
+def run(*arguments: object, given: bytes = b"") -> tuple[int, bytes, str]:
+    with command(*arguments) as process:
+        return finish(process, given)
+
+
+def listens_at(address: str) -> bool:
+    return f" {address}\n" in Path("/proc/net/unix").read_text()
