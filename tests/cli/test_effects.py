@@ -101,12 +101,14 @@ def may_anybody(scene: Scene, words: Sequence[str]) -> bool:
 
 
 def listened(scene: Scene, words: Sequence[str], *, start: str = "oldest") -> tuple[int, bytes]:
-    """Status and output of `listen` at a server that publishes three messages and closes."""
+    """Status and output of `listen` where three messages are, and one comes before the end."""
     words = [*words, "--from", start] if start else words
     with Server(scene.address) as server:
         server.publish_many([b"a", b"b", b"c"])
         with command("listen", scene.address, *words) as process:
             wait_until(lambda: server.stats().clients or process.poll() is not None)
+            server.drain(DEADLINE)
+            server.publish(b"d")
             server.close(DEADLINE)
             status, output, _ = finish(process)
     return status, output
@@ -209,11 +211,11 @@ class Effect(NamedTuple):
 
 
 root = pytest.mark.skipif(not IS_ROOT, reason="this user cannot become another")
-LENGTHS = b"\1\0\0\0a\1\0\0\0b\1\0\0\0c"
+LENGTHS = b"\1\0\0\0a\1\0\0\0b\1\0\0\0c\1\0\0\0d"
 JSON = "".join(
-    json.dumps({"id": FIRST_ID + at, "length": 1, "payload": "abc"[at]}) + "\n" for at in range(3)
+    json.dumps({"id": FIRST_ID + at, "length": 1, "payload": "abcd"[at]}) + "\n" for at in range(4)
 ).encode()
-ALL = (0, b"a\nb\nc\n")
+ALL = (0, b"a\nb\nc\nd\n")
 past = partial(listened, start="")
 
 EFFECTS = [
@@ -233,13 +235,13 @@ EFFECTS = [
     Effect("serve", ["--linger", "2.5"], option_of_server("linger"), 10.0, 2.5),
     Effect("serve", ["--null"], partial(served_first, b"a\n\0b\n"), b"a", b"a\n"),
     Effect("serve", ["--length-prefixed"], partial(served_first, LENGTHS), LENGTHS, b"a"),
-    Effect("listen", ["--null"], listened, ALL, (0, b"a\0b\0c\0")),
+    Effect("listen", ["--null"], listened, ALL, (0, b"a\0b\0c\0d\0")),
     Effect("listen", ["--length-prefixed"], listened, ALL, (0, LENGTHS)),
-    Effect("listen", ["--from", "oldest"], past, (0, b""), ALL),
-    Effect("listen", ["--from", str(FIRST_ID + 2)], past, (0, b""), (0, b"c\n")),
+    Effect("listen", ["--from", "oldest"], past, (0, b"d\n"), ALL),
+    Effect("listen", ["--from", str(FIRST_ID + 2)], past, (0, b"d\n"), (0, b"c\nd\n")),
     Effect("listen", ["--count", "2"], listened, ALL, (0, b"a\nb\n")),
     Effect("listen", ["--json"], listened, ALL, (0, JSON)),
-    Effect("listen", ["--exec", "cat"], listened, ALL, (0, b"abc")),
+    Effect("listen", ["--exec", "cat"], listened, ALL, (0, b"abcd")),
     Effect("listen", ["--exec", "cat", "--count", "2"], listened, ALL, (0, b"ab")),
     Effect("listen", ["--reconnect"], option_of_client("reconnect"), False, True),
     Effect("listen", ["--wait", "30"], listened_before_it_was_served, (3, ""), (0, "here\n")),
@@ -338,7 +340,7 @@ CLIENTS = [
         "command": f"program{key}",
         "delivery": "framed",
         "lag": lag,
-        "lag_bytes": 100 * key,
+        "lag_bytes": 60_000 // key,
         "sent_id": 100200 + key,
         "acked_id": acked,
         "messages": 300 + key,
@@ -392,8 +394,10 @@ def test_top_shows_the_same_and_who_is_nearest_to_a_limit_first() -> None:
     *head, titles, first, second, third = shown()
     assert head[:4] == report(Look(NOW, BEFORE))[:4]
     assert titles.split() == [*HEAD, "LIMIT"]
-    for line, row in zip((first, second, third), ROWS, strict=True):
+    # The last of them by messages is the first by bytes of the log.
+    rows = [ROWS[2], *ROWS[:2]]
+    for line, row in zip((first, second, third), rows, strict=True):
         assert line.split()[: len(row)] == row
     in_colour = shown(color_system="standard", force_terminal=True)[-3:]
-    for line, colour in zip(in_colour, ("31", "32", "32"), strict=True):
+    for line, colour in zip(in_colour, ("31", "31", "32"), strict=True):
         assert f"\x1b[{colour}m" in line
