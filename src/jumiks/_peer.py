@@ -33,7 +33,7 @@ _SO_PEERPIDFD: Final = 77
 _USUAL_OVERFLOW: Final = 65534  # DEFAULT_OVERFLOWUID
 
 NO_ID: Final = 2**32 - 1
-"""The id that the kernel gives nobody: (uid_t) -1."""
+"""The id that no user and no group has: (uid_t) -1."""
 
 
 def _overflow(kind: str) -> int:
@@ -74,7 +74,7 @@ class Peer:
 
     @classmethod
     def of(cls, sock: socket.socket) -> "Peer":
-        """Ask the kernel who is at the other end of a connected socket.
+        """Ask the kernel for the process at the other end of a connected socket.
 
         Raises:
             OSError: as getsockopt(2) does.
@@ -113,7 +113,7 @@ def process_name(pid: int) -> str:
 
 
 def peer_command(sock: socket.socket, pid: int) -> str:
-    """What the program at the other end is called (proc(5), comm); "" if that cannot be told.
+    """Return the name of the program at the other end (proc(5), comm); "" if it is not known.
 
     By the time it is looked up its process id may be another's. The pidfd is that of the process
     which connected: if that one is alive afterwards, the number was its own all along. Nothing is

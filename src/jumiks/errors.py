@@ -13,7 +13,7 @@
         ├── AckError (ValueError)               an ack for a message that was not received
         ├── Overwritten                         a batch was given up by the server while in use
         ├── MessagesLost                        there is a gap in the stream, and it goes on behind
-        ├── AddressInUse (OSError)              somebody serves that address
+        ├── AddressInUse (OSError)              another process serves that address
         └── ConnectionEnded (ConnectionError)   the connection is over, and why:
             ├── Refused                         the server did not let this client in
             │   └── VersionMismatch             ... as it speaks another protocol version
@@ -179,7 +179,7 @@ class MessagesLost(JumiksError):
 
 
 class AddressInUse(JumiksError, OSError):
-    """Somebody serves that address.
+    """Another process serves that address.
 
     Args:
         address: as the user gave it.
@@ -191,7 +191,7 @@ class AddressInUse(JumiksError, OSError):
     def __init__(
         self, address: str, *, pid: int | None = None, uid: int | None = None, detail: str = ""
     ) -> None:
-        owner = f"process {pid}" if pid is not None else "a process that cannot be told from here"
+        owner = f"process {pid}" if pid is not None else "a process that cannot be seen from here"
         if uid is not None:
             owner += f" of user {uid}"
         text = f"address {address!r} is in use by {owner}"
@@ -342,7 +342,7 @@ class Disconnected(ConnectionEnded):
 
 
 class ConnectionLost(ConnectionEnded):
-    """The connection ended before everything was received, or nobody can say whether it was.
+    """The connection ended before everything was received, or it is not known whether it was.
 
     The server died, or it closed while this client had messages left to receive, or it is a plain
     1.0 connection, which ends without a reason.

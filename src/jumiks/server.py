@@ -165,7 +165,7 @@ class Server:
 
     Raises:
         TypeError, ValueError: an argument is wrong; the text says what would be right.
-        AddressInUse: somebody serves that address.
+        AddressInUse: another process serves that address.
         OSError: the address cannot be had, or the system lacks what the log needs.
 
     Any thread may call any method. The rules are those of docs/protocol.md and docs/design.md.
@@ -324,7 +324,7 @@ class Server:
         return code
 
     def publish_many(self, messages: Iterable[Buffer], timeout: float | None = None) -> range:
-        """Publish messages, all in one crossing into C; returns their packet ids, without holes.
+        """Publish messages in one call into C; returns their packet ids, which have no holes.
 
         Args:
             messages: buffers; all are checked before the first of them is published.
@@ -374,7 +374,7 @@ class Server:
         raise AssertionError(code)
 
     def reserve(self, size: int, timeout: float | None = None) -> Reservation:
-        """Write a message in place: a context manager that hands out its bytes in the log.
+        """Return a context manager that hands out a message's bytes in the log, to be written.
 
         Leaving the block publishes it, an exception in the block discards it. Other publishers wait
         meanwhile. ::
@@ -471,7 +471,7 @@ class Server:
         return tuple(client_infos(self._open(), self._control.peers))
 
     def disconnect(self, client: ClientInfo) -> None:
-        """End one connection; its client is told so. Nothing happens if it is gone already.
+        """End one connection, and tell its client so. Nothing happens if it is gone already.
 
         Args:
             client: one of `clients()`, or what `on_connect` was called with.
@@ -504,7 +504,7 @@ class Server:
 
     @property
     def server_id(self) -> int:
-        """A random number, new with each server, by which clients can tell a restart."""
+        """A random number, new with each server, by which clients notice a restart."""
         return self._id
 
     @property
@@ -519,14 +519,15 @@ class Server:
     # ---- closing ----
 
     def close(self, linger: float = LINGER) -> None:
-        """Close: what is published still goes out, then clients are told goodbye.
+        """Close: deliver what is published, then say goodbye to all clients.
 
-        Publishers that wait get `Closed` at once. May be called twice and from any thread; the
-        second call waits for the first. A client that did not get all in time is told what it lost.
+        Publishers that wait get `Closed` at once. Any thread may call this, and more than once: a
+        later call waits for the first. A client that does not get everything in time learns which
+        messages it lost.
         Callbacks that run come to their end first, so hold no lock that one of them takes.
 
         Args:
-            linger: seconds that clients have, all together, to take what was published.
+            linger: seconds that all clients together have to receive what was published.
         """
         self._close(nanoseconds(linger, "linger"))
 
@@ -606,7 +607,7 @@ class Server:
 
 
 def gather_messages(messages: Iterable[Buffer]) -> Gathered:
-    """Return what C reads messages from, after a look at each of them."""
+    """Return the messages as C reads them; each of them is checked."""
     try:
         return gather(messages)
     except TypeError:
@@ -624,7 +625,7 @@ def _holder_words(info: ClientInfo) -> str:
 
 
 class _Wait:
-    """A publisher's wait, over as many calls into C as signals and other publishers make of it."""
+    """A publisher's wait. Signals and other publishers can split it into several calls into C."""
 
     def __init__(
         self, server: Server, timeout: float | None, *, over: bool = False, of: int = 0
@@ -632,8 +633,8 @@ class _Wait:
         self._server = server
         self._of = of  # messages of a batch
         self._timeout = timeout
-        # Callbacks, and what logging calls, run in the control thread: it lets clients in, so it
-        # must never wait for one.
+        # Callbacks and logging handlers may run in the control thread. It lets clients in, so it
+        # must never wait for a client.
         self._in_control = server._control.is_current()
         limit = 0 if self._in_control else nanoseconds(timeout)
         self._deadline = None if limit < 0 else time.monotonic_ns() + limit

@@ -30,7 +30,7 @@ from jumiks.cli import framing as framings
 from jumiks.cli.framing import LENGTH, read_messages, write_messages
 from jumiks.cli.pages import commands, man_page
 from jumiks.cli.parser import EXAMPLES, make_parser
-from jumiks.cli.status import Look, age, as_ascii, report, short, user_of
+from jumiks.cli.status import Sample, age, as_ascii, report, short, user_of
 from jumiks.stats import share
 
 PRELOADED = [f"{name}={os.environ[name]}" for name in ("LD_PRELOAD",) if name in os.environ]
@@ -627,7 +627,7 @@ def test_a_log_of_no_size_divides_nothing() -> None:
     told = {"address": "@a", "on_lag": "skip", "stats": {}, "clients": [{"delivery": "shared"}]}
     status = parse_status(json.dumps(told))
     assert share(status.clients[0], status.max_lag, status.stats.log_size) == 0
-    assert report(Look(status, status))
+    assert report(Sample(status, status))
 
 
 def test_rates_are_taken_between_two_looks(address: str) -> None:
@@ -636,7 +636,7 @@ def test_rates_are_taken_between_two_looks(address: str) -> None:
         server.publish_many([b"message"] * 1000)
         client.receive(DEADLINE)
         wait_until(lambda: server.clients()[0].messages == 1000)
-        look = Look(monitor.status(), before)
+        look = Sample(monitor.status(), before)
         seconds = look.status.now - before.now
         assert look.published[0] == pytest.approx(1000 / seconds)
         assert look.rates(look.status.clients[0])[0] == pytest.approx(1000 / seconds)

@@ -18,7 +18,7 @@ from support.base import DEADLINE, IS_ROOT, NOBODY, preamble, wait_until
 
 from jumiks import Client, ConnectionLost, Monitor, Server, ServerClosed, Timeout
 from jumiks._wire import rights
-from jumiks.cli.status import Look, report
+from jumiks.cli.status import Sample, report
 
 SERVER = """
 import sys
@@ -65,7 +65,7 @@ def elsewhere(
 def first_line(address: str | os.PathLike[str]) -> str:
     with Monitor(address) as monitor:
         status = monitor.status()
-    return report(Look(status, status))[0]
+    return report(Sample(status, status))[0]
 
 
 @needs_pid_namespace
@@ -83,11 +83,11 @@ def test_the_status_of_a_container_shows_the_process_as_it_is_seen_from_here(pat
 def test_a_server_outside_of_the_namespace_has_neither_number_nor_name(path: Path) -> None:
     script = """
 import sys
-from jumiks.cli.status import Look, report
+from jumiks.cli.status import Sample, report
 with jumiks.Monitor(sys.argv[1]) as monitor:
     status = monitor.status()
 print("ready", flush=True)
-print(status.pid, report(Look(status, status))[0], flush=True)
+print(status.pid, report(Sample(status, status))[0], flush=True)
 """
     with Server(path):
         with elsewhere((*PID_NAMESPACE, "--mount-proc"), script, path) as looker:

@@ -90,16 +90,18 @@ def test_the_nearer_of_two_limits_counts(
 
 def test_a_client_is_told_of_once_until_it_is_well_away_again() -> None:
     watch = LagWatch(0.8, 100, 1 << 30)
-    told = [bool(watch.look([replace(INFO, lag=lag)])) for lag in (79, 80, 99, 79, 41, 85, 40, 80)]
+    told = [
+        bool(watch.newly_near([replace(INFO, lag=lag)])) for lag in (79, 80, 99, 79, 41, 85, 40, 80)
+    ]
     assert told == [False, True, False, False, False, False, False, True]
 
 
 def test_a_key_that_is_gone_is_forgotten() -> None:
     watch = LagWatch(0.5, 10, 1 << 30)
     slow, other = replace(INFO, lag=9), replace(INFO, key=2, lag=9)
-    assert watch.look([slow]) == [slow]
-    assert watch.look([slow, other]) == [other]
-    assert watch.look([]) == []
+    assert watch.newly_near([slow]) == [slow]
+    assert watch.newly_near([slow, other]) == [other]
+    assert watch.newly_near([]) == []
     assert watch._told == set()
 
 

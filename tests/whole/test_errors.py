@@ -113,7 +113,7 @@ def test_address_in_use_names_the_owner_and_has_the_errno() -> None:
 
 
 def test_address_in_use_by_an_unknown_owner_says_so() -> None:
-    assert "by a process that cannot be told" in str(AddressInUse("@ticks"))
+    assert "by a process that cannot be seen from here" in str(AddressInUse("@ticks"))
 
 
 def test_message_too_large_names_size_limit_and_setting() -> None:

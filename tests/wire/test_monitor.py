@@ -38,7 +38,7 @@ from jumiks import (
 from jumiks._server.monitors import MOST
 from jumiks._wire.handshake import FIRST_ID, Capability, Status
 from jumiks._wire.status import parse_status
-from jumiks.cli.status import Look, report
+from jumiks.cli.status import Sample, report
 from jumiks.stats import share
 
 HEADER = struct.Struct("<HHI")
@@ -499,7 +499,7 @@ def test_each_name_that_is_not_there_is_taken_for_0(address: str) -> None:
         for step in outer:
             holder = holder[step]
         del holder[last]
-        lines = report(Look(parse_status(json.dumps(found)), told))
+        lines = report(Sample(parse_status(json.dumps(found)), told))
         assert len(lines) == (4 if last == "clients" and not outer else 7), last
     assert parse_status("{}") == ServerStatus(
         address="",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may connect: the rules that a peer's credentials are held against."""
+"""Rules that say which peers may connect, by their credentials."""
 
 import inspect
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger("jumiks")
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """In `allow`: whoever is in this group, by its effective group or a supplementary one.
+    """In `allow`: every user of this group, as its effective or a supplementary group.
 
     Args:
         group: a name or a number.
@@ -36,22 +36,22 @@ class Group:
 Allow: TypeAlias = (
     Literal["anyone"] | int | Group | Iterable[int | Group] | Callable[[Peer], bool] | None
 )
-"""What a user may say about who may connect.
+"""What the option `allow` takes: which peers may connect.
 
 None
-    the default. An abstract address takes the server's own user and root, as anybody may try to
-    connect to it; for a path, the file's permissions have decided already.
+    the default. At an abstract address, the server's own user and root may connect, as such an
+    address has no permissions. At a path, every peer that the file's permissions let through.
 "anyone"
-    everybody who gets as far as connecting.
+    every peer.
 a user id, a `Group`, or several of them
-    these users, the members of these groups, and nobody else, not even root.
+    these users and the members of these groups, and no other user, not even root.
 a function
-    gets the `Peer` and returns True or False. It is asked once a connection, before the peer is
-    told anything. It runs in the server's control thread, so it must not take long. One that
-    raises, or returns anything else, refuses.
+    It gets the `Peer` and returns True or False. It is called once per connection, in the server's
+    control thread, before anything is sent to the peer. So it must not take long. If it raises, or
+    returns anything else, the peer is refused.
 
-The overflow ids (65534) are no identity: every user that the server's user namespace does not map
-has them. Only `"anyone"`, a function, or a path's permissions let such a user in.
+The overflow ids (65534) identify no user: every user that the server's user namespace does not map
+has them. Such a user gets in only by `"anyone"`, by a function, or by the permissions of a path.
 """
 
 
@@ -80,7 +80,7 @@ def _user(uid: object, name: str) -> int:
 
 
 def check_allow(name: str, allow: object) -> Rule:
-    """Check a rule once, so that a wrong one is found when the server starts.
+    """Check a rule when the server starts, and return it in the form that `refusal` takes.
 
     Args:
         name: the argument's name, for messages.
@@ -146,7 +146,7 @@ _NOBODY: Final = (
 
 
 def _trusted() -> frozenset[int]:
-    # Who could stop the server anyway.
+    # Users that could stop the server anyway.
     return frozenset((0, os.geteuid())) - {OVERFLOW_UID}
 
 
@@ -175,7 +175,7 @@ def refusal(rule: Rule, peer: Peer, abstract: bool) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How many connections a user may have, whose number the kernel tells.
+    """How many connections a user may have. The user id comes from the kernel.
 
     Args:
         limit: connections of one user.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control plane: one quiet thread that lets clients in and tells what became of them.
+"""The control plane: one thread per server, which lets clients in and reports their ends.
 
-It sleeps in epoll until somebody connects, replies to the hello, or the core has an event. All
-connections shake hands at the same time, each with its deadline. Once a client is let in, its
-descriptor belongs to the core and this thread never sees its messages.
+It sleeps in epoll until a client connects or replies to the hello, or the core has an event. Once a
+client is let in, its descriptor belongs to the core, and this thread never sees its messages.
 """
 
 from __future__ import annotations
@@ -68,17 +67,17 @@ class Control:
     Args:
         handle: the core's server.
         listener: where clients come in.
-        hello: what to tell clients, but for the figures of the moment.
-        rule: who may connect.
+        hello: the first packet for clients, without the figures of the moment.
+        rule: which peers may connect.
         quota: how many connections one user may have.
         max_clients: how many clients may be connected, for messages.
-        handshake_timeout: seconds a client has for its reply.
+        handshake_timeout: seconds that a client has for its reply.
         on_connect: called with each client that was let in.
-        on_disconnect: called with each that is gone, and why (`ClientInfo.reason`).
-        monitor: who may look at the status.
-        about: what else the status tells.
-        on_lag_warning: called with each that comes near its limit.
-        lag_watch: which those are.
+        on_disconnect: called with each client that is gone, and the reason.
+        monitor: which peers may ask for the status.
+        about: further facts for the status.
+        on_lag_warning: called with each client that comes near its limit.
+        lag_watch: finds those clients.
     """
 
     def __init__(
@@ -116,10 +115,10 @@ class Control:
         self._event_fd = lib.jmk_server_event_fd(handle)
         self._closing = False
         self.peers: dict[int, Peer] = {}
-        """Who is behind each key the core knows; entries go with their CLOSED event."""
+        """The peer of each key that the core knows. An entry goes with its CLOSED event."""
         self.present: set[int] = set()
         """Keys of the clients that were let in and are not gone, guarded by `changed`."""
-        # Greenlets look at it again and again; who waits for it is a thread.
+        # Only threads wait for it; greenlets poll instead.
         self.changed = threading.Condition(original("_thread", "RLock")())
         self.endings = dict.fromkeys(EndReason, 0)
         """How many clients are gone, by reason; written by the thread alone."""
@@ -142,7 +141,8 @@ class Control:
                 descriptor=self._wake.fileno(),
             )
             self.pages = Pages(self._epoll)
-            self._unclaimed = [True]  # popped by who tears down: the thread, or who cannot start it
+            # Popped by what tears down: the thread, or `start` if it fails.
+            self._unclaimed = [True]
             self.thread = new_thread(self._run, f"jumiks {listener.address}")
         except BaseException:
             self._wake.close()
@@ -178,7 +178,7 @@ class Control:
         return threading.get_native_id() == self.thread.native_id
 
     def close(self) -> None:
-        """Let nobody in any more; the thread ends when the core has said all its goodbyes."""
+        """Let no client in any more; the thread ends once the core has sent all goodbyes."""
         self._closing = True
         with self.changed:  # once it is closed the number may be another's
             if not self._wake.closed:
@@ -219,7 +219,7 @@ class Control:
         with self.changed:
             self._wake.close()
             self.changed.notify_all()
-        del self._handle  # a closed server gives its log back, even if somebody still refers to it
+        del self._handle  # frees the log of a closed server, even while its object is referred to
 
     def __del__(self) -> None:
         if hasattr(self, "_wake"):
@@ -274,7 +274,7 @@ class Control:
             infos = client_infos(self._handle, self.peers)
         except JumiksError:
             return  # it is closing
-        for info in self._lag_watch.look(infos):
+        for info in self._lag_watch.newly_near(infos):
             self._call(on_lag_warning, info)
 
     # ---- coming in ----
@@ -380,7 +380,7 @@ class Control:
         self._newcomers.let_go(newcomer)
         lib.jmk_server_release(self._handle, key)
         if not welcomed:
-            return  # nobody is told that it came, nor that it is gone
+            return  # neither its coming nor its end is reported
         # It may be gone by now; the event that says so follows.
         with self.changed:
             self.present.add(key)
@@ -433,7 +433,7 @@ class Control:
         level = logging.WARNING if info.reason is EndReason.LAGGED else logging.INFO
         self._journal.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)
         if info.key not in self.present:
-            return  # nobody was told that it came
+            return  # its coming was not reported
         self.endings[info.reason] += 1
         with self.changed:
             self.present.remove(info.key)

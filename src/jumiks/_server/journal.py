@@ -11,7 +11,7 @@ from typing import Final
 __all__: list[str] = []
 
 LOG_BURST: Final = 20
-"""Lines of one kind that are logged within `LOG_WINDOW`; of more, only the number is."""
+"""Lines of one kind that are logged within `LOG_WINDOW`; further ones are only counted."""
 
 LOG_WINDOW: Final = 10.0
 """Seconds."""
@@ -21,7 +21,7 @@ class Journal:
     """A log that a storm of peers cannot flood.
 
     Args:
-        log: where lines go.
+        log: gets the lines.
         now: the clock, s.
     """
 
@@ -40,16 +40,16 @@ class Journal:
 
     @property
     def deadline(self) -> float | None:
-        """When `expire` has something to say, on the clock."""
+        """When `expire` has something to log, on the clock."""
         begins = [begin for begin, count in self._windows.values() if count > LOG_BURST]
         return min(begins) + LOG_WINDOW if begins else None
 
     def expire(self) -> None:
-        """Say how many lines were left out, of the kinds whose window is over."""
+        """Log how many lines were left out, for the kinds whose window is over."""
         self._sum_up(LOG_WINDOW)
 
     def close(self) -> None:
-        """Say it of all kinds."""
+        """Log that for all kinds."""
         self._sum_up(0.0)
 
     def _sum_up(self, least: float) -> None:

@@ -12,10 +12,10 @@ __all__: list[str] = []
 
 
 LAG_WARNING: Final = 0.5
-"""The part of its limit by default at which a client is worth a warning."""
+"""The default of `lag_warning`: the part of its limit at which a client is warned of."""
 
 LOOK_EVERY: Final = 0.25
-"""Seconds between two looks at all clients' lag."""
+"""Seconds between two checks of all clients' lag."""
 
 
 def check_lag_warning(name: str, part: object) -> float:
@@ -33,10 +33,10 @@ def check_lag_warning(name: str, part: object) -> float:
 
 
 class LagWatch:
-    """Who has come near its limit: each is told of once, until it is well away from it again.
+    """Finds clients that have come near their limit, each once until it is well away again.
 
     Args:
-        part: of the limit, at which it is told of; at half of that it is well away.
+        part: the part of the limit at which a client is near; at half of that it is well away.
         max_lag: messages; 0 is no limit.
         log_size: bytes.
     """
@@ -47,8 +47,8 @@ class LagWatch:
         self._log_size = log_size
         self._told: set[int] = set()
 
-    def look(self, infos: Iterable[ClientInfo]) -> list[ClientInfo]:
-        """Look at all clients; returns those to warn of."""
+    def newly_near(self, infos: Iterable[ClientInfo]) -> list[ClientInfo]:
+        """Return those among all clients that have come near their limit."""
         shares = {info.key: (share(info, self._max_lag, self._log_size), info) for info in infos}
         self._told = {key for key in self._told & shares.keys() if shares[key][0] > self._part / 2}
         found = [

@@ -25,7 +25,7 @@ from .access import Rule
 __all__: list[str] = []
 
 MOST: Final = 8
-"""Monitors at a time."""
+"""How many monitors may be connected at the same time."""
 
 LEAST_PAUSE: Final = 0.02
 """Seconds between two answers at least."""
@@ -43,7 +43,7 @@ def check_monitor(name: str, rule: object) -> MonitorRule:
 
 
 class _Monitor:
-    """One monitor: it asks, or waits for its answer, or takes that."""
+    """One monitor: it has not asked, waits for its answer, or is being sent that."""
 
     def __init__(self, sock: socket.socket, peer: Peer, max_packet: int, *, guarded: bool) -> None:
         self.sock = sock
@@ -59,18 +59,18 @@ class Monitors:
     """All monitors of one server.
 
     Args:
-        rule: who may be one.
+        rule: which peers may be monitors.
         epoll: where their descriptors are registered.
-        look: gives the status as JSON, in parts.
+        status: gives the status as JSON, in parts.
     """
 
     def __init__(
-        self, rule: MonitorRule, epoll: select.epoll, look: Callable[[], Iterable[str]]
+        self, rule: MonitorRule, epoll: select.epoll, status: Callable[[], Iterable[str]]
     ) -> None:
         self._rule = rule
         self._quota = access.Quota.share(MOST)
         self._epoll = epoll
-        self._look = look
+        self._status = status
         self._monitors: dict[int, _Monitor] = {}
         self._due = 0.0
 
@@ -81,15 +81,15 @@ class Monitors:
         return len(self._monitors)
 
     def verdict(self, peer: Peer) -> str | None:
-        """Why the rule does not let this peer look; None if it does. It asks a function."""
+        """Say why the rule does not let this peer in; None if it does. A function is called."""
         if self._rule is False:
-            return "it lets nobody look at its status"
-        # As strict by default as for an abstract address: others' pids are nobody's business.
+            return "it lets no user look at its status (monitor=False)"
+        # By default as strict as for an abstract address, as the status shows other users' pids.
         reason = access.refusal(self._rule, peer, abstract=True)
         return reason and reason.replace("connect", "look at its status", 1)
 
     def crowd(self, peer: Peer) -> str | None:
-        """Why there is no place for this peer now; None if there is."""
+        """Say why there is no place for this peer now; None if there is."""
         if len(self._monitors) >= MOST:
             return f"it has {MOST} monitors already"
         held = sum(monitor.peer.uid == peer.uid for monitor in self._monitors.values())
@@ -122,7 +122,7 @@ class Monitors:
         return self._due if any(self._waiting()) else None
 
     def expire(self, now: float) -> None:
-        """Answer who has waited for long enough, one at a time."""
+        """Answer the monitor that has waited longest, if an answer is due."""
         monitor = next(self._waiting(), None)
         if monitor is not None and now >= self._due:
             self._answer(monitor)
@@ -153,7 +153,7 @@ class Monitors:
             self._drop(monitor)
             return
         monitor.kind, _, monitor.asked = HEADER.unpack_from(packet)
-        # Behind all who have asked before, or who asks without end would always come first.
+        # Behind all that have asked before, or one that asks without end would always be first.
         descriptor = monitor.sock.fileno()
         self._monitors[descriptor] = self._monitors.pop(descriptor)
         self._epoll.modify(monitor.sock.fileno(), 0)
@@ -164,11 +164,11 @@ class Monitors:
         assert number is not None
         monitor.asked = None
         if monitor.kind == STATUS:
-            body = "".join(self._look()).encode()
+            body = "".join(self._status()).encode()
             monitor.packets.extend(answers(number, body, monitor.max_packet))
         else:
             monitor.packets.append(HEADER.pack(monitor.kind, UNKNOWN, number))
-        with suppress(OSError):  # epoll tells of it as well
+        with suppress(OSError):  # epoll reports it as well
             self._send(monitor)
         now = time.monotonic()
         self._due = now + max(LEAST_PAUSE, _SHARE * (now - begin))

@@ -103,12 +103,12 @@ class Newcomers:
     """All connections of one server that shake hands.
 
     Args:
-        listener: where they come in.
+        listener: accepts them.
         epoll: where their descriptors are registered, and the listener's.
         journal: logs what becomes of them.
         monitors: takes over those that ask for the status.
-        hello_for: prepares a new socket, and gives what to tell its client first.
-        rule: who may connect.
+        hello_for: prepares a new socket, and gives the hello for it.
+        rule: which peers may connect.
         timeout: seconds that each has for its reply.
         let_in: called with each whose reply is good: lets it go, or refuses it.
         descriptor: what the spare descriptors are copies of.
@@ -238,7 +238,7 @@ class Newcomers:
                 rights.hang_up(sock, guarded)
 
     def _accept_in_spare(self) -> socket.socket | None:
-        # One at a time: the others wait in the backlog until it is refused, or let in after all.
+        # One at a time: the others wait in the backlog until this one is refused or let in.
         if not self._spare.take():
             return None
         self._spare.give(1)
@@ -266,7 +266,7 @@ class Newcomers:
     def _greet(self, sock: socket.socket, *, guarded: bool) -> Newcomer:
         sock.setblocking(False)
         peer = Peer.of(sock)
-        # Ask before anything is told.
+        # The rule is asked before anything is sent.
         reason = refusal(self._rule, peer, self._listener.address.abstract)
         no_look = None if reason is None else self._monitors.verdict(peer)
         hello = self._hello_for(sock)
@@ -286,8 +286,8 @@ class Newcomers:
         return newcomer
 
     def _dispensable(self, newcomers: Iterable[int] = ()) -> Newcomer:
-        # The oldest connection of the user that has most, newcomers counted, so that a user who
-        # floods pushes nobody out but itself.
+        # The oldest connection of the user that has most of them, newcomers counted. So a user that
+        # floods the server pushes out its own connections alone.
         counts = self._by_user + Counter(newcomers)
         crowd = max(counts, key=lambda uid: counts[uid])
         return next(each for each in self._newcomers.values() if each.peer.uid == crowd)
@@ -408,7 +408,7 @@ def no_descriptors() -> str:
 
 
 def take_one(counts: Counter[int], uid: int) -> None:
-    """Count one less of a user's."""
+    """Count down by one; a user with none left has no entry."""
     if counts[uid] > 1:
         counts[uid] -= 1
     else:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many cursor pages a user holds, those that its clients kept when they left included.
+"""How many cursor pages each user holds, including those that clients kept when they left.
 
-A page stays on the account of the server, which made it, until nobody has it open or mapped. The
-server cannot take it back: punching a hole (fallocate(2)) takes the inode's lock, and a peer can
-hold that for as long as it likes, by a write from memory that does not come. So pages are counted.
-inotify(7) tells that a page is gone: its file has no name, so it is deleted with its last
-descriptor and map.
+The memory of a page counts as the server's, which made it, until no process has it open or mapped.
+The server cannot take it back: punching a hole (fallocate(2)) takes the inode's lock, and a peer
+can hold that lock as long as it likes, by a write from memory that does not arrive. So pages are
+counted. inotify(7) reports when a page is gone: its file has no name, so it is deleted with its
+last descriptor and mapping.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Pages:
     """The pages of one server that are watched, by their users.
 
     Args:
-        epoll: where the descriptor is registered that tells of pages that are gone.
+        epoll: where the inotify descriptor is registered.
     """
 
     def __init__(self, epoll: select.epoll) -> None:
@@ -51,13 +51,13 @@ class Pages:
         return self._held.total()
 
     def held(self, uid: int) -> int:
-        """How many pages a user holds."""
+        """Return how many pages a user holds."""
         return self._held[uid]
 
     def add(self, uid: int, page_fd: int) -> None:
         """Count a page that a user is about to get.
 
-        Where the system does not let us watch it, it counts until the server ends.
+        If the system does not let us watch it, it counts until the server ends.
         """
         self._held[uid] += 1
         if self._watch_fd < 0:
@@ -79,7 +79,7 @@ class Pages:
             self._watch_fd = descriptor
 
     def read(self) -> None:
-        """Take off the account what is gone."""
+        """Count no longer what is gone."""
         with suppress(BlockingIOError):
             told = original("os", "read")(self._watch_fd, _READ)
             for watch, mask, _, _ in _EVENT.iter_unpack(told):  # none has a name behind it
@@ -89,7 +89,7 @@ class Pages:
                         del self._held[uid]
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._watch_fd >= 0:
             os.close(self._watch_fd)
             self._watch_fd = -1

@@ -51,7 +51,7 @@ def connecting(
         to wait before going on.
 
     Raises:
-        ConnectionRefusedError: nobody listens there.
+        ConnectionRefusedError: no server listens there.
         FileNotFoundError: there is no such path.
         Timeout: the server's backlog stayed full.
         OSError: the system refuses, for the reason given; EPROTOTYPE if a socket of another type
@@ -116,7 +116,7 @@ def _why_refused(where: Address) -> str:
         mode = os.stat(where.text).st_mode
         if not stat.S_ISSOCK(mode):
             return f"this is {kind_of_file(mode)}, no socket: check the path"
-    return "nobody listens on this socket file: its server is gone, so start it again"
+    return "no server listens on this socket file: its server is gone, so start it again"
 
 
 def kind_of_file(mode: int) -> str:

@@ -50,7 +50,7 @@ START_OLDEST = 1
 """Start with the oldest message that the server keeps."""
 
 UNTOLD_PACKET = 262144
-"""The largest packet taken from a server whose hello does not tell its own, bytes."""
+"""The largest packet taken from a server whose hello does not name one, bytes."""
 
 _START_RULE = (
     f"it must be {START_NOW} (now), {START_OLDEST} (the oldest kept), or a packet id, which is "
@@ -70,7 +70,7 @@ class Capability(enum.IntFlag):
     """What a connection can do beyond plain 1.0; unknown bits are never granted."""
 
     FRAMES = 1
-    """Many messages a packet, and messages larger than a packet."""
+    """Many messages per packet, and messages larger than a packet."""
     LOG = 2
     """The server's log itself is shared; only together with FRAMES."""
     MONITOR = 4
@@ -119,10 +119,10 @@ class _Layout:
     """
 
     def __init__(self, kind: type[Any], before: str = "", behind: str = "") -> None:
-        told = {each.name: each.metadata["code"] for each in fields(kind) if each.metadata}
-        self.names = tuple(told)
-        self._values = attrgetter(*told)
-        codes = before + "".join(told.values())
+        coded = {each.name: each.metadata["code"] for each in fields(kind) if each.metadata}
+        self.names = tuple(coded)
+        self._values = attrgetter(*coded)
+        codes = before + "".join(coded.values())
         self._whole = struct.Struct(f"<{codes}{behind}")
         self._ends = (0, *accumulate(struct.calcsize("<" + code) for code in codes))
 
@@ -349,7 +349,7 @@ class ServerHandshake:
     """The server's side of one handshake.
 
     Args:
-        hello: what to tell the client; `hello.capabilities` is what may be granted.
+        hello: the packet to send first; `hello.capabilities` is what may be granted.
 
     Each method raises `IllegalEvent`, and changes nothing, where its state does not allow it.
     """
@@ -397,7 +397,7 @@ class ServerHandshake:
         return Status.ACCEPTED
 
     def accept(self, first_id: int, first_offset: int | None = None, left_out: int = 0) -> bytes:
-        """Return the welcome; empty for a classic client, which is told nothing.
+        """Return the welcome; empty for a classic client, which gets none.
 
         It may be called again where that welcome could not be sent.
 
@@ -439,7 +439,7 @@ class ClientHandshake:
         capabilities: what the client wants.
         start: `START_NOW`, `START_OLDEST`, or the packet id to resume at.
         max_packet: the largest packet it takes, bytes; 0 is no wish.
-        start_for: chooses the start for the server that says this hello, in the place of `start`.
+        start_for: chooses the start by the server's hello, instead of `start`.
 
     Raises:
         ValueError: no server could understand that start or that size.
@@ -554,7 +554,7 @@ class ClientHandshake:
         if welcome.left_out > max(0, welcome.first_id - FIRST_ID):
             raise ProtocolError(
                 f"the server broke the handshake: it leaves {welcome.left_out} messages out before "
-                f"{welcome.first_id}, where there cannot be so many"
+                f"{welcome.first_id}, which are more than there can be"
             )
         if granted & ~self.wishes:
             raise ProtocolError("the server broke the handshake: it grants what was not asked for")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listening: how a server's socket gets to its address, and who is there already (unix(7)).
+"""Listening: how a server's socket gets to its address, and what may be there already (unix(7)).
 
 A path needs care, as a socket file outlives the process that made it. These rules keep every start
 and stop apart from every other:
@@ -7,18 +7,18 @@ and stop apart from every other:
 * Servers start on one path one at a time: each holds a lock file beside the path, from before it
   binds until it listens, and removes that file again. The file rather than its directory is locked,
   as other programs lock directories for reasons of their own (tmpfiles.d(5)). It is locked by
-  flock(2), and everybody may open it, so one that a killed process left behind stops nobody. One
+  flock(2), and every user may open it, so one that a killed process left behind is in no way. One
   that may not be opened, and that is older than any start takes, is removed; where that is not
   allowed either (a sticky directory), each user has a lock of its own. There a start of one user
   could not replace the socket file of another anyway.
-* A socket file that refuses connections has no listener. Under the lock it is nobody who is about
-  to listen either, so it is stale, and is replaced. All else that stands there is left alone.
-* Between bind and listen nobody can connect, so group and permissions are set there. The
+* A socket file that refuses connections has no listener. Under the lock no server is about to
+  listen there either, so the file is stale, and is replaced. Anything else is left alone.
+* Between bind and listen no client can connect, so group and permissions are set there. The
   descriptor's own mode is set before bind, which makes the file with that mode less the umask: at
   no time is it wider than what was asked for.
 * A stop removes the file first and then closes the socket, and removes it only if it still is the
-  very file (device and inode) that the start made. So a file that refuses connections is one that
-  nobody will remove but the next start.
+  very file (device and inode) that the start made. So only the next start removes a file that
+  refuses connections.
 * A forked child closes its copies of the sockets that listen at once: a copy would hold an abstract
   name for as long as the child lives. A child that was forked behind Python's back cannot. So a
   stop also shuts the socket down, which refuses connections from then on. It leaves a ready-made
@@ -54,7 +54,7 @@ BACKLOG: Final = (1 << 31) - 1
 """As many as the system allows: the kernel takes net.core.somaxconn instead of a larger number."""
 
 LOCK_PATIENCE: Final = 5.0
-"""Seconds to wait for others who start a server on the same path; each takes well under one."""
+"""Seconds to wait for other servers that start on the same path; each takes well under one."""
 
 _LONGEST_START: Final = 2.0
 """Seconds after which a lock file that cannot be opened counts as left behind."""
@@ -131,7 +131,7 @@ class Listener:
                 rights.close(self.sock, guarded=True)
             return
         with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)  # nobody gets in any more
+            self.sock.shutdown(socket.SHUT_RDWR)  # no client gets in any more
             while self._guarded:
                 rights.hang_up(accept(self.sock), guarded=True)
 
@@ -188,13 +188,13 @@ def listen(
     Args:
         address: what `parse_address` takes. A ready-made socket belongs to the listener from now
             on.
-        mode: permissions of the path, such as 0o660; who may write may connect. None leaves it to
-            the umask, or is 0o660 if there is a group.
+        mode: permissions of the path, such as 0o660; users that may write may connect. None leaves
+            it to the umask, or is 0o660 if there is a group.
         group: name or id of the group that gets the path. None leaves it to the system.
         backlog: connections that may wait to be accepted (listen(2)), if the system allows it.
 
     Raises:
-        AddressInUse: somebody serves there.
+        AddressInUse: another process serves there.
         FileExistsError: something that is no socket stands there.
         PermissionError, FileNotFoundError, OSError: the system refuses, for the reason given.
         TypeError, ValueError: a wrong argument.
@@ -279,7 +279,7 @@ def _start_lock(where: Address) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is locked, nobody else can count on this file: see the check in _try_lock.
+        # While it is locked, no other start relies on this file: see the check in _try_lock.
         with suppress(OSError):
             os.unlink(path)
         os.close(descriptor)
@@ -396,12 +396,12 @@ def _remove_stale(where: Address) -> None:
     try:
         os.unlink(where.text)
     except FileNotFoundError:
-        # Its server was just stopping, and nobody but us can have made a new one since.
+        # Its server was just stopping, and only this start can have made a new one since.
         return
     except OSError as error:
         raise OSError(
             error.errno,
-            f"a socket file nobody listens on cannot be replaced ({error.strerror}): "
+            f"a socket file that no server listens on cannot be replaced ({error.strerror}): "
             f"have its owner, user {found.st_uid}, remove it",
             where.text,
         ) from error
@@ -427,10 +427,10 @@ _UNKNOWN: Final = Peer(0, NO_ID, NO_ID)
 
 
 def _owner(where: Address) -> Peer | None:
-    """Find out who listens at an address, by a connection that is closed at once.
+    """Find out which process listens at an address, by a connection that is closed at once.
 
     Returns:
-        None if nobody does; `_UNKNOWN` if somebody does and the kernel does not tell who.
+        None if none does; `_UNKNOWN` if one does and the kernel does not say which.
 
     Raises:
         PermissionError: this user may not even ask.

@@ -4,7 +4,7 @@
 To close one may take as long as its sender likes, and the kernel closes what comes with a packet
 in the thread that reads or drops it. Linux 6.16 can refuse descriptors at the sender. A socket for
 which it did not do so from the beginning is *guarded*: each packet is looked at before it is read,
-one with descriptors stays unread, and the socket is closed by a thread that nobody waits for.
+one with descriptors stays unread, and the socket is closed by a thread that no other waits for.
 """
 
 import errno
@@ -28,7 +28,7 @@ _OTHERS: Final = (socket.SO_PASSCRED, socket.SO_PASSSEC, SO_PASSPIDFD)
 
 
 def refuse(sock: socket.socket) -> bool:
-    """Have the kernel refuse descriptors at whoever sends them to this socket from now on.
+    """Have the kernel refuse descriptors that are sent to this socket from now on.
 
     A listening socket hands this on to the connections that are made from now on.
 
@@ -45,7 +45,7 @@ def refuse(sock: socket.socket) -> bool:
 def may_come(sock: socket.socket) -> bool:
     """Whether descriptors may come to this socket, or may have come: if they never were refused.
 
-    Where they may, no other control messages come from now on, so that these can be told.
+    If they may, all other control messages are turned off, so that descriptors are recognized.
     """
     try:
         if not sock.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS):
@@ -69,7 +69,7 @@ def come_next(sock: socket.socket) -> bool:
 
 
 def close(sock: socket.socket, guarded: bool) -> None:
-    """Close our copy of a socket, and leave its connection to those who have another."""
+    """Close our copy of a socket; its connection goes on if another process has a copy."""
     if guarded:
         lib.jmk_dispose(sock.detach())
     else:
@@ -98,7 +98,7 @@ def closing() -> bool:
 
 
 def crowded() -> bool:
-    """Whether so many closes are under way that no new connection should be made."""
+    """Whether too many closes are under way to make a new connection."""
     return lib.jmk_dispose_pending() >= lib.JMK_MOST_DISPOSED
 
 

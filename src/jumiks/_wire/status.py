@@ -18,7 +18,7 @@ from ..stats import ClientInfo, ServerStats
 __all__ = ["ServerStatus"]
 
 _SPARSE: Final = 16
-"""Of so many bytes one opens a list or an object at most: those take long to make, and memory."""
+"""At most one byte in this many may open a list or an object, which take time and memory."""
 
 _MOST_NUMBER: Final = (1 << 64) - 1
 
@@ -29,12 +29,12 @@ UNKNOWN: Final = 2
 
 
 def request(number: int) -> bytes:
-    """A request for the status."""
+    """Return the packet that asks for the status."""
     return HEADER.pack(STATUS, 0, number)
 
 
 def answers(number: int, body: bytes, size: int) -> Iterator[bytes]:
-    """The packets of an answer, each of at most `size` bytes."""
+    """Yield the packets of an answer, each of at most `size` bytes."""
     step = size - HEADER.size
     for begin in range(0, len(body), step):
         flags = MORE if begin + step < len(body) else 0
@@ -51,7 +51,7 @@ PLAIN: Final = tuple(
 def as_json(
     about: Mapping[str, object], stats: ServerStats, clients: Sequence[ClientInfo], monitors: int
 ) -> Iterator[str]:
-    """A status as JSON, in parts, so that no step takes long."""
+    """Yield a status as JSON, in parts, so that no step takes long."""
     figures = {each.name: getattr(stats, each.name) for each in fields(ServerStats)}
     head = {**about, "now": time.monotonic(), "monitors": monitors, "stats": figures}
     yield json.dumps(head)[:-1] + ', "clients": ['
@@ -66,7 +66,7 @@ def as_json(
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """What a server told of itself; its figures and its clients' are taken one after the other.
+    """A server's status. Its own figures and its clients' are taken one after the other.
 
     Args:
         address: its address, as its user wrote it.
@@ -79,7 +79,7 @@ class ServerStatus:
         monitors: monitors connected now, this one included.
         stats: its figures.
         clients: its clients, each with its figures.
-        raw: the JSON as it came, which a later version may say more in.
+        raw: the JSON as it came; a later version of the server may say more in it.
     """
 
     address: str

@@ -2,9 +2,9 @@
 """The `jumiks` command.
 
 Exit status: 0 all was done, or the stream ended in good order; 1 something failed; 2 wrong usage;
-3 nobody serves there, somebody does already, or the server refused; 4 the connection ended before
-its time; 5 the command of --exec failed; 129 the terminal is gone; 130 Ctrl-C; 141 nobody reads the
-output any more.
+3 no server is there, another one is there already, or the server refused; 4 the connection ended
+early; 5 the command of --exec failed; 129 the terminal is gone; 130 Ctrl-C; 141 no process reads
+the output any more.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
     python -m jumiks.cli.bench ADDRESS COUNT
 
-is a client of the first: it prints "connected", takes so many messages, and prints its figures as
+is a client of the first: it prints "connected", receives COUNT messages, and prints its figures as
 JSON.
 """
 
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure_server(address: str, seconds: float) -> None:
-    """Count what comes."""
+    """Count what a server sends."""
     with Client(address) as client:
         begin = time.monotonic()
         end, messages, size = begin + seconds, 0, 0
@@ -68,7 +68,7 @@ def measure_self(seconds: float) -> None:
         ("64 B, in batches, 4 clients", lambda share: throughput(64, 4, True, share)),
         ("64 B, one by one, 1 client", lambda share: throughput(64, 1, False, share)),
         ("64 KiB, in batches, 1 client", lambda share: throughput(65536, 1, True, share)),
-        (f"64 B, {LATENCY_RATE} a second, latency", latency),
+        (f"64 B, {LATENCY_RATE} per second, latency", latency),
     ]
     for name, work in works:
         print(f"{name:32}", end="", flush=True)
@@ -138,7 +138,7 @@ def latency(seconds: float) -> str:
 
 
 def client_end(address: str, total: int) -> None:
-    """Take messages to the end, or so many with their latency; prints figures."""
+    """Receive all messages, or `total` with their latency, and print figures."""
     with Client(address) as client:
         print("connected", flush=True)
         if total:

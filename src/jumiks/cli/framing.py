@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages in a stream of bytes, many at a time: lines, or with a NUL behind or a length before."""
+"""Messages in a stream of bytes: lines, or with a NUL behind each or a length before each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LENGTH: Final = "length"
 """The framing with a u32, little-endian, before each message."""
 
 CHUNK: Final = 1 << 18
-"""Bytes to read at a time: large enough to be cheap, small enough to be in the cache yet."""
+"""Bytes to read at a time: large enough to be cheap, small enough to stay in the cache."""
 
 _PREFIX: Final = struct.Struct("<I")
 

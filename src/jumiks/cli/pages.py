@@ -16,7 +16,7 @@ EXIT_STATUS: Final = (
     ("0", "All was done, or the stream ended in good order."),
     ("1", "Something failed; the standard error says what."),
     ("2", "Wrong usage."),
-    ("3", "Nobody serves at the address, somebody does already, or the server refused."),
+    ("3", "No server is at the address, another one is there already, or the server refused."),
     ("4", "The connection ended before its time: this client lagged, or the server is gone."),
     ("5", "The command of --exec failed; its message is not acked."),
     ("129", "The terminal is gone (SIGHUP)."),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command understands; --help, the manual page and completion are made of it."""
+"""The command line; --help, the manual page and completion are made from it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _start(text: str) -> str | int:
 
 
 class Keep(NamedTuple):
-    """How much history to keep, in one of two units; 0 is not told."""
+    """How much history to keep, in one of two units; 0 if that one is not given."""
 
     messages: int = 0
     bytes: int = 0
@@ -170,14 +170,14 @@ def _framing(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const=b"\0",
         default=b"\n",
-        help="a NUL ends each message, instead of a newline",
+        help="end each message with a NUL instead of a newline",
     )
     group.add_argument(
         "--length-prefixed",
         dest="framing",
         action="store_const",
         const=LENGTH,
-        help="four bytes before each message tell its length (little-endian), and nothing ends it",
+        help="each message has its length before it, in four bytes (little-endian)",
     )
 
 
@@ -217,7 +217,7 @@ def _serve(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=10.0,
         metavar="SECONDS",
-        help="time that clients have at the end to take what was published (default: 10)",
+        help="how long clients have at the end to receive what was published (default: 10)",
     )
 
 
@@ -230,53 +230,59 @@ def _listen(parser: argparse.ArgumentParser) -> None:
         type=_start,
         default="now",
         metavar="oldest|now|ID",
-        help="where to start: with all that is kept, with what comes (the default), or at an id",
+        help="where to start: at the oldest message that is kept, at the next one (the default), "
+        "or at an id",
     )
-    parser.add_argument("--count", type=_count, metavar="N", help="end after so many messages")
+    parser.add_argument("--count", type=_count, metavar="N", help="end after N messages")
     parser.add_argument(
         "--wait",
         type=_seconds,
         default=0.0,
         metavar="SECONDS",
-        help="give the server so much time to come up, if it is not there",
+        help="how long to wait for a server that is not there yet (default: 0)",
     )
     parser.add_argument(
         "--reconnect",
         action="store_true",
-        help="come back when the server has gone and is there again, instead of ending with it",
+        help="connect again when the server has gone, instead of ending with it",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help='a JSON object a line: "id", "length", and "payload", or "base64" if it is no UTF-8',
+        help='one JSON object per line: "id", "length", and "payload", or "base64" if that is '
+        "no UTF-8",
     )
     parser.add_argument(
         "--exec",
         dest="command",
         metavar="CMD",
-        help="run a shell command per message: the message is its input, and the id is in "
-        "$JUMIKS_ID; the message is acked if it exits 0, and jumiks ends if it does not",
+        help="run CMD in a shell per message: message on the standard input, id in $JUMIKS_ID; "
+        "acked when it exits 0, otherwise jumiks ends",
     )
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
     _address(parser)
-    parser.add_argument("--json", action="store_true", help="all of it, as the server gives it")
+    parser.add_argument("--json", action="store_true", help="print all of the status as JSON")
     parser.add_argument(
         "--interval",
         type=_positive,
         default=0.5,
         metavar="SECONDS",
-        help="time over which rates are taken (default: 0.5)",
+        help="seconds between the two measurements of rates (default: 0.5)",
     )
 
 
 def _top(parser: argparse.ArgumentParser) -> None:
     _address(parser)
     parser.add_argument(
-        "--interval", type=_positive, default=1.0, metavar="SECONDS", help="default: 1"
+        "--interval",
+        type=_positive,
+        default=1.0,
+        metavar="SECONDS",
+        help="seconds between two updates (default: 1)",
     )
-    parser.add_argument("--count", type=_count, metavar="N", help="end after so many looks")
+    parser.add_argument("--count", type=_count, metavar="N", help="end after N updates")
 
 
 def _bench(parser: argparse.ArgumentParser) -> None:
@@ -285,13 +291,17 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         "address",
         nargs="?",
         metavar="ADDRESS",
-        help="count what comes from this server, for the given time",
+        help="count the messages of this server, for the given time",
     )
     which.add_argument(
         "--self", action="store_true", help="measure this machine, with a server of its own"
     )
     parser.add_argument(
-        "--seconds", type=_positive, default=50.0, metavar="SECONDS", help="in all (default: 50)"
+        "--seconds",
+        type=_positive,
+        default=50.0,
+        metavar="SECONDS",
+        help="how long to measure, in all (default: 50)",
     )
 
 
@@ -311,13 +321,13 @@ class Command(NamedTuple):
 COMMANDS: Final = {
     "serve": Command(
         "publish the standard input",
-        "Publish the standard input, a message a line, to all who listen at an address.",
+        "Publish the standard input, one message per line, to all clients of an address.",
         _serve,
         "serve",
     ),
     "listen": Command(
-        "write what comes to the standard output",
-        "Write the messages of a server to the standard output, a message a line. A message is "
+        "write a server's messages to the standard output",
+        "Write the messages of a server to the standard output, one message per line. A message is "
         "acked once it is written.",
         _listen,
         "listen",
@@ -330,15 +340,15 @@ COMMANDS: Final = {
         "status",
     ),
     "top": Command(
-        "the same, live",
-        "Show the same, live, with a bar per client: its lag as a share of its limit. Needs rich: "
+        "show the status live",
+        "Show the status live, with a bar per client: its lag as a share of its limit. Needs rich: "
         "pip install rich.",
         _top,
         "top",
     ),
     "bench": Command(
-        "a quick measurement",
-        "Measure quickly: what this machine can do, or what comes from a server.",
+        "measure this machine or a server",
+        "Measure quickly how fast this machine is, or how much a server sends.",
         _bench,
         "bench",
     ),

@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     """Publish standard input to its end."""
     descriptor = standard_input()
     server: Server | None = None
-    # A signal that raises while the server is made would leave it to nobody.
+    # A signal's exception while the server is made would leave a server that is never closed.
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     )

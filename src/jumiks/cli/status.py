@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jumiks status`: one look at a running server."""
+"""`jumiks status`: the status of a running server."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LEFT: Final = {"COMMAND", "USER", "DELIVERY"}
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one look, as a table or as JSON."""
+    """Print the status once, as a table or as JSON."""
     with Monitor(options.address) as monitor:
         status = monitor.status()
         if options.json:
             print(as_ascii(status.raw))
             return 0
         time.sleep(options.interval)
-        for line in report(Look(monitor.status(), status)):
+        for line in report(Sample(monitor.status(), status)):
             print(line)
     return 0
 
@@ -51,8 +51,8 @@ def as_ascii(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """A status, and the one before it, for rates."""
+class Sample:
+    """A status and an earlier one, for rates."""
 
     status: ServerStatus
     before: ServerStatus
@@ -126,10 +126,10 @@ def _several(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def server_lines(look: Look) -> list[str]:
+def server_lines(sample: Sample) -> list[str]:
     """The server and its log."""
-    status, stats = look.status, look.status.stats
-    messages, size = look.published
+    status, stats = sample.status, sample.status.stats
+    messages, size = sample.published
     count = stats.next_id - stats.oldest_id
     who = f"{program(status)}, up {age(status.now - status.started)}"
     crowd = f"{_several(stats.clients, 'client')}, {_several(status.monitors, 'monitor')}"
@@ -145,9 +145,9 @@ def server_lines(look: Look) -> list[str]:
     ]
 
 
-def cells(look: Look, info: ClientInfo) -> tuple[str, ...]:
+def cells(sample: Sample, info: ClientInfo) -> tuple[str, ...]:
     """A client's line of the table."""
-    messages, size = look.rates(info)
+    messages, size = sample.rates(info)
     return (
         str(info.pid),
         info.command or "-",
@@ -158,7 +158,7 @@ def cells(look: Look, info: ClientInfo) -> tuple[str, ...]:
         str(info.acked_id or "-"),
         short(messages),
         short(size),
-        age(look.status.now - info.since),
+        age(sample.status.now - info.since),
     )
 
 
@@ -174,10 +174,10 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def report(look: Look) -> list[str]:
+def report(sample: Sample) -> list[str]:
     """All of it as lines."""
-    clients = sorted(look.status.clients, key=lambda info: info.lag, reverse=True)
-    lines = server_lines(look)
+    clients = sorted(sample.status.clients, key=lambda info: info.lag, reverse=True)
+    lines = server_lines(sample)
     if clients:
-        lines += ["", *table([HEAD, *(cells(look, info) for info in clients)])]
+        lines += ["", *table([HEAD, *(cells(sample, info) for info in clients)])]
     return lines

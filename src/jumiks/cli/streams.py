@@ -96,6 +96,6 @@ def _check(stream: TextIO | None, words: str) -> None:
 
 
 def say(words: str) -> None:
-    """Print a line on the standard error, if somebody takes it."""
+    """Print a line on the standard error, if that works."""
     with suppress(OSError):
         print(f"jumiks: {words}", file=sys.stderr)

@@ -13,7 +13,7 @@ from jumiks.errors import JumiksError
 from jumiks.monitor import Monitor
 from jumiks.stats import share
 
-from .status import HEAD, LEFT, Look, cells, server_lines
+from .status import HEAD, LEFT, Sample, cells, server_lines
 
 try:
     from rich.console import Console, Group
@@ -30,7 +30,7 @@ _BAR: Final = 20
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show look after look, until Ctrl-C or enough of them."""
+    """Show the status again and again, until Ctrl-C or `--count`."""
     left = sys.maxsize if options.count is None else options.count
     console = Console()
     with Monitor(options.address) as monitor:
@@ -39,22 +39,22 @@ def run(options: argparse.Namespace) -> int:
             while left:
                 time.sleep(options.interval)
                 status = monitor.status()
-                live.update(picture(Look(status, before)), refresh=True)
+                live.update(picture(Sample(status, before)), refresh=True)
                 before = status
                 left -= 1
     return 0
 
 
-def picture(look: Look) -> Group:
-    """What is on the screen."""
+def picture(sample: Sample) -> Group:
+    """Return what the screen shows."""
     table = Table(box=None, pad_edge=False)
     for name in HEAD:
         table.add_column(name, justify="left" if name in LEFT else "right")
     table.add_column("LIMIT")
-    status = look.status
+    status = sample.status
     shares = [(share(info, status.max_lag, status.stats.log_size), info) for info in status.clients]
     for part, info in sorted(shares, key=itemgetter(0), reverse=True):
         style = "red" if part > 0.8 else "yellow" if part > 0.5 else "green"
         bar = ProgressBar(1.0, min(part, 1.0), _BAR, complete_style=style, finished_style=style)
-        table.add_row(*map(Text, cells(look, info)), bar)
-    return Group(*map(Text, server_lines(look)), Text(""), table)
+        table.add_row(*map(Text, cells(sample, info)), bar)
+    return Group(*map(Text, server_lines(sample)), Text(""), table)
