@@ -49,6 +49,7 @@ enum jmk_wire {
     JMK_FRAME_HEADER = 16,    /* u32 size, u16 kind, u16 flags, u64 id */
     JMK_FRAGMENT_HEADER = 24, /* a frame header, u32 total, u32 offset */
     JMK_CLASSIC_HEADER = 8,   /* u64 id */
+    JMK_LEAST_PACKET = 512,   /* a framed peer takes packets of this size, or larger */
     JMK_ACK_SIZE = 8,         /* u64 id */
     JMK_ANSWER_SIZE = 16,     /* u64 id, u64 zero: to SKIP */
     JMK_BYE_SIZE = 64,        /* payload of a BYE frame */

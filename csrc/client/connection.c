@@ -54,13 +54,10 @@ void jmk_connection_lose_rest(struct jmk_client *client, uint64_t last) {
 }
 
 void jmk_connection_end_or_break(struct jmk_client *client) {
-    struct pollfd poll_fd = {.fd = client->fd, .events = POLLRDHUP};
-
-    /* Nothing but the end is asked for; where poll fails, that is what to believe. */
-    if (poll(&poll_fd, 1, 0) == 0)
-        jmk_connection_break(client, JMK_FAULT_EMPTY_PACKET, 0, 0);
-    else
+    if (jmk_stream_ended(client->fd))
         client->state = JMK_LOST;
+    else
+        jmk_connection_break(client, JMK_FAULT_EMPTY_PACKET, 0, 0);
 }
 
 void jmk_connection_shut_down(int fd) {

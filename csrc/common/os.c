@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
@@ -132,6 +133,13 @@ int jmk_memfd(const char *name, uint64_t size) {
     if (fallocate(fd, 0, 0, (off_t)size) < 0)
         return -errno;
     return jmk_take_fd(&fd);
+}
+
+bool jmk_stream_ended(int fd) {
+    struct pollfd poll_fd = {.fd = fd, .events = POLLRDHUP};
+
+    /* poll is asked for the end alone. Where it fails, the end is the likelier of the two. */
+    return poll(&poll_fd, 1, 0) != 0;
 }
 
 void jmk_close_fd(int *fd) {

@@ -100,6 +100,9 @@ __attribute__((always_inline)) static inline int jmk_recvmmsg(int fd, struct mms
     return (int)received;
 }
 
+/* A read of a socket gave 0. True: its stream has ended. False: it was an empty packet. */
+bool jmk_stream_ended(int fd);
+
 /* Cleanup for a local descriptor; -1 is none. */
 void jmk_close_fd(int *fd);
 

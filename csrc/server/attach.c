@@ -18,7 +18,6 @@
 #include "server/send.h"
 
 #define MAX_PACKET 131072u /* a single frame up to this goes whole */
-#define LEAST_PACKET 512u  /* what a peer must be able to take */
 
 int jmk_socket_prepare(const jmk_server *server, int fd, uint32_t *max_packet) {
     int wanted = (int)server->config.send_buffer, real = 0;
@@ -33,7 +32,7 @@ int jmk_socket_prepare(const jmk_server *server, int fd, uint32_t *max_packet) {
         limit = (uint32_t)real / 3;
     if (*max_packet && *max_packet < limit)
         limit = *max_packet;
-    *max_packet = limit < LEAST_PACKET ? LEAST_PACKET : limit;
+    *max_packet = limit < JMK_LEAST_PACKET ? JMK_LEAST_PACKET : limit;
     return 0;
 }
 
@@ -211,12 +210,10 @@ static void send_packets(struct jmk_server *server, struct jmk_session *session)
 
 int jmk_server_send_packets(jmk_server *server, uint64_t key) {
     struct jmk_session *session;
-    int error = jmk_server_usable(server);
+    int error = jmk_server_lock_session(server, key, &session);
 
     if (error)
         return error;
-    jmk_server_lock(server);
-    session = jmk_server_find(server, key);
     if (session && session->state == JMK_HELD && session->mode == JMK_SHARED)
         send_packets(server, session);
     else
@@ -227,12 +224,10 @@ int jmk_server_send_packets(jmk_server *server, uint64_t key) {
 
 int jmk_server_release(jmk_server *server, uint64_t key) {
     struct jmk_session *session;
-    int error = jmk_server_usable(server);
+    int error = jmk_server_lock_session(server, key, &session);
 
     if (error)
         return error;
-    jmk_server_lock(server);
-    session = jmk_server_find(server, key);
     if (session && session->state == JMK_HELD) {
         session->state = JMK_LIVE;
         jmk_pump_send(server);
@@ -251,12 +246,10 @@ int jmk_server_release(jmk_server *server, uint64_t key) {
 
 int jmk_server_disconnect(jmk_server *server, uint64_t key, uint32_t reason) {
     struct jmk_session *session;
-    int error = jmk_server_usable(server);
+    int error = jmk_server_lock_session(server, key, &session);
 
     if (error)
         return error;
-    jmk_server_lock(server);
-    session = jmk_server_find(server, key);
     if (session && session->state < JMK_PARTING) {
         jmk_ends_end(server, session, (enum jmk_reason)reason, 0);
         jmk_admit_update(server);

@@ -200,12 +200,10 @@ int jmk_server_accounts(jmk_server *server, struct jmk_account *out, size_t capa
 
 int jmk_server_account(jmk_server *server, uint64_t key, struct jmk_account *out) {
     struct jmk_session *session;
-    int error = jmk_server_usable(server);
+    int error = jmk_server_lock_session(server, key, &session);
 
     if (error)
         return error;
-    jmk_server_lock(server);
-    session = jmk_server_find(server, key);
     if (session && session->account.reason == JMK_R_NONE)
         jmk_ends_account(server, session);
     if (session)

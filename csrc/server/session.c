@@ -16,7 +16,6 @@
 
 #include <errno.h>
 #include <linux/sockios.h>
-#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
@@ -28,14 +27,6 @@
 #define ACKS 64 /* acks a recvmmsg takes where no descriptors can come */
 #define FLOOD_TIME (JMK_SECOND / 100)
 #define FLOOD_ACKS 64 /* idle acks in FLOOD_TIME that nobody minds */
-
-/* recv gave 0: the end of the stream, or an empty packet, which no peer may send. */
-static int end_or_empty(int fd) {
-    struct pollfd poll_fd = {.fd = fd, .events = POLLRDHUP};
-
-    /* Nothing but the end is asked for; where poll fails, that is what to believe. */
-    return poll(&poll_fd, 1, 0) == 0 ? JMK_E_PROTOCOL : JMK_E_END;
-}
 
 void jmk_session_ack(struct jmk_session *session, uint64_t id, bool *moved) {
     if (id <= session->acked_id)
@@ -52,7 +43,7 @@ static int handle_packet(struct jmk_session *session, const struct jmk_log *log,
     int result;
 
     if (packet->msg_len == 0)
-        return end_or_empty(session->fd);
+        return jmk_stream_ended(session->fd) ? JMK_E_END : JMK_E_PROTOCOL;
     if (packet->msg_hdr.msg_flags & MSG_TRUNC)
         return JMK_E_PROTOCOL;
     result = session->delivery->handle_packet(session, log, data, packet->msg_len, &news);

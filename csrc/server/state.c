@@ -78,6 +78,16 @@ struct jmk_session *jmk_server_find(const struct jmk_server *server, uint64_t ke
     return server->slots[slot];
 }
 
+int jmk_server_lock_session(struct jmk_server *server, uint64_t key, struct jmk_session **session) {
+    int error = jmk_server_usable(server);
+
+    if (error)
+        return error;
+    jmk_server_lock(server);
+    *session = jmk_server_find(server, key);
+    return 0;
+}
+
 void jmk_server_forget(struct jmk_server *server, struct jmk_session *session) {
     server->slots[(uint32_t)session->key] = NULL;
     free(session);

@@ -123,6 +123,11 @@ void jmk_server_unlock(struct jmk_server *server);
 /* Was something published that not all live sessions were offered? */
 bool jmk_server_behind(const struct jmk_server *server);
 
+/*
+ * Take it, and find the session of a key, which is NULL if there is none. JMK_E_FORKED: it was not taken.
+ */
+int jmk_server_lock_session(struct jmk_server *server, uint64_t key, struct jmk_session **session);
+
 /* The rest under pump_lock. */
 
 /* The session of a key, or NULL. */

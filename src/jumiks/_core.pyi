@@ -179,6 +179,7 @@ class _Lib:
     JMK_E_LAST: int
     JMK_FIRST_ID: int
     JMK_FRAME_HEADER: int
+    JMK_LEAST_PACKET: int
     JMK_ANSWER_SIZE: int
     JMK_KIND_RING: int
     JMK_DISCONNECT: int

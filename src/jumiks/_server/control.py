@@ -48,8 +48,6 @@ _LONGEST_SLEEP: Final = 3600.0  # epoll cannot wait for any number of seconds
 _NO_THREAD: Final = "can't start new thread"
 """What Python says when the system refuses a thread (EAGAIN), in 3.11 to 3.14."""
 
-_LEAST_PACKET: Final = 512
-
 _NO_LOG: Final = "%s gets packets, as it cannot be given the log: %s"
 
 _STATUS_OF: Final = {
@@ -318,8 +316,8 @@ class Control:
     def _attach(self, newcomer: Newcomer) -> None:
         wish = newcomer.handshake.peer
         assert wish is not None
-        if wish.max_packet and wish.max_packet < _LEAST_PACKET:
-            text = f"its largest packet, {wish.max_packet} bytes, is below {_LEAST_PACKET}"
+        if wish.max_packet and wish.max_packet < lib.JMK_LEAST_PACKET:
+            text = f"its largest packet, {wish.max_packet} bytes, is below {lib.JMK_LEAST_PACKET}"
             self._newcomers.refuse(newcomer, Status.MALFORMED, text)
             return
         granted = newcomer.handshake.granted
