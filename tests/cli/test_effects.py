@@ -27,7 +27,7 @@ from jumiks._wire.status import ServerStatus, parse_status
 from jumiks.cli import main
 from jumiks.cli.pages import commands
 from jumiks.cli.parser import make_parser
-from jumiks.cli.status import HEAD, Look, report
+from jumiks.cli.status import HEAD, Sample, report
 
 
 class Scene(NamedTuple):
@@ -368,7 +368,7 @@ ROWS = [
 
 
 def test_status_shows_each_figure_in_its_place_and_the_slowest_first() -> None:
-    address, log, rate, policy, nothing, *table = report(Look(NOW, BEFORE))
+    address, log, rate, policy, nothing, *table = report(Sample(NOW, BEFORE))
     assert address == "@a  a process that cannot be seen from here, up 1m40s, 3 clients, 2 monitors"
     assert log == (
         "log     400 messages, 100100 to 100499; 5000B of 65.5kB used, 4000B not acked by all"
@@ -388,11 +388,11 @@ def test_top_shows_the_same_and_who_is_nearest_to_a_limit_first() -> None:
     def shown(**more: Any) -> list[str]:
         console = Console(width=200, file=StringIO(), **more)
         with console.capture() as capture:
-            console.print(picture(Look(NOW, BEFORE)))
+            console.print(picture(Sample(NOW, BEFORE)))
         return capture.get().splitlines()
 
     *head, titles, first, second, third = shown()
-    assert head[:4] == report(Look(NOW, BEFORE))[:4]
+    assert head[:4] == report(Sample(NOW, BEFORE))[:4]
     assert titles.split() == [*HEAD, "LIMIT"]
     # The last of them by messages is the first by bytes of the log.
     rows = [ROWS[2], *ROWS[:2]]
