@@ -58,7 +58,7 @@ static int grow(struct jmk_server *server) {
 }
 
 /* A free slot; the lists have room for as many sessions as there are slots. */
-static int take_slot(struct jmk_server *server, uint32_t *slot) {
+static int find_slot(struct jmk_server *server, uint32_t *slot) {
     for (*slot = 0; *slot < server->slot_count; ++*slot) {
         if (!server->slots[*slot])
             return 0;
@@ -67,8 +67,8 @@ static int take_slot(struct jmk_server *server, uint32_t *slot) {
 }
 
 /*
- * The oldest frame for a client that asks for it: all that is promised, and of what is there beyond
- * that no more than leaves it room before the publisher needs what it reads first.
+ * Where a client begins that asks for the oldest frame. It gets all history that is promised, and half of
+ * what is not: the other half is its head start before a publisher needs the space of its first frame.
  */
 static struct jmk_mark start_of_history(const struct jmk_server *server, struct jmk_mark oldest) {
     uint64_t most = (server->log.size + server->config.keep_bytes) / 2;
@@ -95,9 +95,9 @@ static int find_start(const struct jmk_server *server, uint64_t start, struct jm
     return 0;
 }
 
-/* *left_out is how many of the messages kept it does not get, though it asked for the oldest. */
-static int enter(struct jmk_server *server, struct jmk_session *session, uint64_t start,
-                 uint32_t *left_out) {
+/* *left_out is the number of messages in the log before its start, if it asked for the oldest. */
+static int place_session(struct jmk_server *server, struct jmk_session *session, uint64_t start,
+                         uint32_t *left_out) {
     struct jmk_mark place;
     int error;
 
@@ -111,7 +111,7 @@ static int enter(struct jmk_server *server, struct jmk_session *session, uint64_
     return error;
 }
 
-/* All that hold a descriptor, and what the kernel keeps for it. */
+/* All sessions that hold a descriptor, and memory of the kernel with it. */
 static uint32_t places_taken(const struct jmk_server *server) {
     return server->live_count + server->ending_count + server->unread_count;
 }
@@ -126,14 +126,14 @@ static int attach(struct jmk_server *server, struct jmk_session *session, uint64
         return JMK_E_CLOSED;
     if (places_taken(server) >= server->config.max_clients)
         return JMK_E_NO_SLOT;
-    error = take_slot(server, &slot);
+    error = find_slot(server, &slot);
     if (error)
         return error;
     session->key = (uint64_t)++server->attached << 32 | slot;
     event.data.u64 = session->key;
     if (epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, session->fd, &event) < 0)
         return -errno;
-    error = enter(server, session, start, left_out);
+    error = place_session(server, session, start, left_out);
     if (error) {
         epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, session->fd, NULL);
         return error;
@@ -196,7 +196,7 @@ int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_pa
     return 0;
 }
 
-/* An ack that came already is one of a message that it did not get. */
+/* An ack that has come already is of a message that was not sent. */
 static void send_packets(struct jmk_server *server, struct jmk_session *session) {
     if (session->acked_id != session->first_id - 1) {
         jmk_ends_end(server, session, JMK_R_PROTOCOL, 0);

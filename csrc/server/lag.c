@@ -294,7 +294,7 @@ static bool others_turn(jmk_server *server) {
 
 /* Ask the pacing client for the ack that lets the publisher go on. True if there is news already. */
 static bool ask_pace(struct jmk_server *server, const struct verdict *verdict) {
-    return verdict->pace && jmk_pump_want(server, verdict->pace, verdict->wanted);
+    return verdict->pace && jmk_pump_request_ack(server, verdict->pace, verdict->wanted);
 }
 
 /* Make rounds until they change nothing. Under pump_lock. */
@@ -429,7 +429,7 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
         do {
             jmk_pump_round(server);
             session = slowest(server, id);
-        } while (session && jmk_pump_want(server, session, id) && ++polls < MOST_POLLS);
+        } while (session && jmk_pump_request_ack(server, session, id) && ++polls < MOST_POLLS);
         if (session) {
             jmk_ends_account(server, session);
             *holder = session->account;

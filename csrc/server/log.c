@@ -1,25 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The log: a ring of frames, each written once
+ * The log: a ring buffer of frames, each written once
  *
- * One memfd: a header page (page.h), then the ring, which is mapped twice back to back (map.c). An
- * offset is the number of bytes ever written before it; it only grows, and its low bits are the place
- * in the ring.
- * tail <= floor <= head <= tail + size, where the floor is the lowest offset somebody may still read,
- * kept by the caller: the log gives up nothing behind it.
+ * One memfd holds a header page (page.h) and then the ring buffer, which is mapped twice back to back
+ * (map.c). An offset is the number of bytes ever written before it. It only grows, and its low bits are
+ * the place in the ring buffer.
+ * tail <= floor <= head <= tail + size, where the floor is the lowest offset that a client may still
+ * read. The caller keeps the floor, and the log gives up no frame behind it.
  *
  * Writers exclude each other by the caller's lock, and publish what they wrote as often as they
- * like. Readers take no lock: a frame's bytes, then its mark, then the end (offset and id, one pair
- * under a version that is odd while it changes) are stored in this order; who took the end may read
- * all that lies before it, and each mark before it. Publishing, and taking the end, are sequentially
- * consistent: see state.h for the code that needs it. Readers in other processes (receive_shared.c) may also
- * be behind the floor, where frames are given up under their eyes: tail is stored before the first
- * byte is overwritten, so whoever copied a frame, and then finds tail at or before it, has it whole.
+ * like. Readers take no lock. A frame's bytes, then its mark, then the end (offset and id, one pair
+ * under a version that is odd while it changes) are stored in this order. So a reader that has loaded
+ * the end may read all frames and all marks before it. Publishing, and loading the end, are sequentially
+ * consistent: see state.h for the code that needs it. Readers in other processes (receive_shared.c) may
+ * also be before the floor, where frames are overwritten while they read. tail is stored before the
+ * first byte is overwritten, so a reader that copies a frame, and then finds tail at or before that
+ * frame, has all of it.
  *
- * Marks are a sparse index id -> offset, one about each JMK_LOG_STRIDE bytes. They serve the search
- * for an id, and they cut the stream into packets once for all clients. There are at most two a
- * stride in the log, and room for twice as many: a reader that starts at or behind the floor can
- * meet a mark that was given up meanwhile, never one that was written over.
+ * Marks are a sparse index id -> offset, one per JMK_LOG_STRIDE bytes or so. They serve the search
+ * for an id, and they cut the stream into packets once for all clients. There are at most two per
+ * stride in the log, and room for twice as many. So a reader that starts at or behind the floor can
+ * meet a mark that was given up meanwhile, but never one that was overwritten.
  *
  * Pages are allocated when the log is made: no store into it can end in SIGBUS later.
  */
@@ -154,7 +155,7 @@ void *jmk_log_open(struct jmk_log *log, uint32_t size, uint64_t floor) {
 
 /* ---- memory that is lent ---- */
 
-/* The ring is sealed by now, so that no new map can be written to; but a copy of ours can. */
+/* The log is sealed by now, so a new map of it could not be written to; but a copy of ours can. */
 static int make_lent(struct jmk_log *log) {
     uint64_t size = log->size;
     uint8_t *area = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -201,7 +202,7 @@ int jmk_log_take_back(struct jmk_log *log, void *where, size_t size, void **area
     return 0;
 }
 
-static void mark(struct jmk_log *log, struct jmk_mark place, uint64_t length) {
+static void append_mark(struct jmk_log *log, struct jmk_mark place, uint64_t length) {
     uint64_t number = relaxed(&log->mark_head);
 
     if (place.offset + length - jmk_log_mark_at(log, number - 1).offset <= JMK_LOG_STRIDE ||
@@ -222,7 +223,7 @@ uint64_t jmk_log_seal(struct jmk_log *log, uint32_t size) {
     jmk_frame_encode(at, &header);
     if (size % 8)
         memset(at + JMK_FRAME_HEADER + size, 0, length - JMK_FRAME_HEADER - size);
-    mark(log, place, length);
+    append_mark(log, place, length);
     log->write = (struct jmk_mark){place.id + 1, place.offset + length};
     JMK_POINT(JMK_AT_SEALED);
     return place.id;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The log: a ring of frames, each written once. */
+/* The log: a ring buffer of frames, each written once. */
 #ifndef JMK_LOG_H
 #define JMK_LOG_H
 
@@ -24,7 +24,7 @@ struct jmk_log {
     uint8_t *lent;             /* the same once more, for what users write in place; or NULL */
     uint64_t size;
     int fd;                /* -1: there is no memfd here */
-    bool shareable;        /* nobody but us can write, shrink or grow what fd stands for */
+    bool shareable;        /* no other process can write, shrink or grow what fd stands for */
     struct jmk_mark write; /* the writers' own: where the next frame goes */
     struct jmk_mark *marks; /* a ring of its own */
     uint64_t mark_mask;

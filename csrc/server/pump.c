@@ -136,7 +136,7 @@ static bool poll_acks(struct jmk_server *server) {
 }
 
 /* To be followed by jmk_pump_send: sessions that can be sent to again are not noted elsewhere. */
-static void handle(struct jmk_server *server, const struct epoll_event *events, int count) {
+static void handle_events(struct jmk_server *server, const struct epoll_event *events, int count) {
     for (int i = 0; i < count; i++) {
         /* No session has the wake_fd's key: only the thread may drain that, or it would sleep on. */
         struct jmk_session *session = jmk_server_find(server, events[i].data.u64);
@@ -146,8 +146,8 @@ static void handle(struct jmk_server *server, const struct epoll_event *events, 
 }
 
 /*
- * While acks are ignored. A client that still owes many then is slow, and may go on acking when nobody
- * publishes: the thread has to read that.
+ * While acks are ignored. A client that still owes many after that is slow, and may go on acking when no
+ * message is published any more: the thread has to read those acks.
  */
 static void read_many_acks(struct jmk_server *server) {
     for (uint32_t i = server->live_count; i-- > 0;) {
@@ -178,13 +178,13 @@ void jmk_pump_round(struct jmk_server *server) {
 
     jmk_acks_watch(server);
     count = epoll_wait(server->epoll_fd, events, EVENTS, 0);
-    handle(server, events, count);
+    handle_events(server, events, count);
     poll_acks(server);
     jmk_pump_send(server);
     jmk_admit_update(server);
 }
 
-bool jmk_pump_want(struct jmk_server *server, struct jmk_session *session, uint64_t id) {
+bool jmk_pump_request_ack(struct jmk_server *server, struct jmk_session *session, uint64_t id) {
     if (!session->page || atomic_load(&session->page->wanted) == id)
         return false;
     atomic_store(&session->page->wanted, id);
@@ -266,7 +266,7 @@ void jmk_pump_run(struct jmk_server *server) {
 
         jmk_server_lock(server);
         drain_wake(server, events, count);
-        handle(server, events, count);
+        handle_events(server, events, count);
         poll_acks(server);
         jmk_pump_send(server);
         jmk_admit_update(server);

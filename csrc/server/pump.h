@@ -23,6 +23,6 @@ bool jmk_pump_send(struct jmk_server *server);
  * Ask a session, if its client reads the log, to send a packet with its ack of id or above. True if any
  * ack was found after that: then look again before waiting.
  */
-bool jmk_pump_want(struct jmk_server *server, struct jmk_session *session, uint64_t id);
+bool jmk_pump_request_ack(struct jmk_server *server, struct jmk_session *session, uint64_t id);
 
 #endif

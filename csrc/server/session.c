@@ -26,7 +26,7 @@
 #define MOST_QUEUED 1024 /* twice what the kernel's default lets an unread socket hold */
 #define ACKS 64 /* acks a recvmmsg takes where no descriptors can come */
 #define FLOOD_TIME (JMK_SECOND / 100)
-#define FLOOD_ACKS 64 /* idle acks in FLOOD_TIME that nobody minds */
+#define FLOOD_ACKS 64 /* idle acks in FLOOD_TIME that are read */
 
 void jmk_session_ack(struct jmk_session *session, uint64_t id, bool *moved) {
     if (id <= session->acked_id)
@@ -155,7 +155,7 @@ uint64_t jmk_session_unread(const struct jmk_session *session) {
     int unread = 0;
 
     ioctl(session->fd, SIOCOUTQ, &unread);
-    /* While the kernel tells of the last packet's end it keeps 1: no packet is as small as that. */
+    /* As the kernel reports that the last packet was read it still counts 1, and no packet is that small. */
     return unread > 1 ? (uint64_t)unread : 0;
 }
 
@@ -176,7 +176,7 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
 }
 
 uint64_t jmk_session_last_received(const struct jmk_session *session, enum jmk_reason reason) {
-    /* One that reads the log and is cut may find the rest of it gone: only its acks are sure. */
+    /* A shared client that is cut may find the rest of the log overwritten: only its acks are sure. */
     if (session->mode == JMK_SHARED && reason != JMK_R_LEFT && reason != JMK_R_CLOSING)
         return session->acked_id;
     return session->sent_id;

@@ -76,32 +76,33 @@ struct jmk_session {
     struct jmk_cursor_page *page; /* shared: the client's page */
     uint64_t page_acked;          /* the ack seen there last */
     uint64_t woken;               /* the number of the sleep that it was last woken from */
-    bool answer_due; /* it was told to skip and has not answered yet how far it has come */
-    bool blocked;   /* its socket refused a packet; nothing is tried until it says it can */
-    bool replaying; /* it began in the past, and reads history still */
-    bool more;      /* stopped by the bound on work, not by the socket */
-    bool muted;     /* it sends too many idle acks: what it sends waits in its socket */
-    uint32_t idle_acks; /* packets that told nothing new, since the clock was looked at */
+    bool answer_due; /* it was told to skip, and has not answered yet */
+    bool
+        blocked; /* its socket refused a packet; no send until epoll or an ack says that there is room */
+    bool replaying; /* it began in the past, and still reads history */
+    bool more; /* stopped by the bound on work, not by the socket */
+    bool muted; /* it sent too many idle acks: what it sends stays in its socket for now */
+    uint32_t idle_acks; /* packets that told nothing new, since the clock was read last */
     uint32_t watched; /* what epoll was asked for */
     uint32_t max_packet;
-    uint32_t fragment;     /* bytes of the message at offset that were sent */
+    uint32_t fragment; /* bytes of the message at offset that were sent */
     uint64_t key;
-    uint64_t offset;       /* sent cursor: the frame to send next ... */
-    uint64_t sent_id;      /* ... and the last message wholly sent */
-    uint64_t mark;         /* number of the first log mark behind offset */
-    uint64_t acked_id;     /* acked cursor */
-    uint64_t first_id;     /* where it started, or went on after a gap */
-    uint64_t shown_from;   /* what was published from this id on it had to keep up with */
-    uint64_t gap_first;    /* what was skipped last */
+    uint64_t offset; /* sent cursor: the frame to send next ... */
+    uint64_t sent_id; /* ... and the last message wholly sent */
+    uint64_t mark; /* number of the first log mark behind offset */
+    uint64_t acked_id; /* acked cursor */
+    uint64_t first_id; /* where it started, or went on after a gap */
+    uint64_t shown_from; /* the first message that was published while it was there */
+    uint64_t gap_first; /* what was skipped last */
     uint64_t gap_last;
-    uint64_t backlog;       /* what it had behind it at its start, until it is within max_lag */
-    uint64_t due_id;        /* found at its limit, it has to ack this; 0 = it has no term */
-    int64_t due_since;      /* when it was found there ... */
+    uint64_t backlog; /* what it had behind it at its start, until it is within max_lag */
+    uint64_t due_id; /* found at its limit, it has to ack this; 0 = it has no term */
+    int64_t due_since; /* when it was found there ... */
     enum jmk_limit due_limit; /* ... and at which limit */
-    int64_t quiet_until;    /* it may send only so many idle acks more until then */
-    int64_t deadline;       /* JMK_PARTING, JMK_ENDING: when to give up on it */
-    uint32_t index;         /* its place in the server's list of live, ending or unread ones */
-    uint32_t events;        /* bits 1 << jmk_event_kind: waiting to be collected */
+    int64_t quiet_until; /* until then it may send only FLOOD_ACKS more idle acks */
+    int64_t deadline; /* JMK_PARTING, JMK_ENDING: when to give up on it */
+    uint32_t index; /* its place in the server's list of live, ending or unread ones */
+    uint32_t events; /* bits 1 << jmk_event_kind: waiting to be collected */
     struct jmk_session *next_event;
     struct jmk_account account; /* counters; completed when asked for, fixed when it goes */
 };
@@ -116,13 +117,14 @@ static inline uint64_t jmk_session_lag(const struct jmk_session *session, uint64
 }
 
 /*
- * Read what the client sent. 0: there is no more for now. JMK_E_END: it closed its end;
- * JMK_E_PROTOCOL: an ack that cannot be, or descriptors with it; or -errno. *moved is set if the acked cursor did.
- * If it sends too many packets that do not move it, reading stops early, and it is muted.
+ * Read what the client sent. 0: there is no more for now. JMK_E_END: it closed its end.
+ * JMK_E_PROTOCOL: it acked what it was not sent, or sent descriptors. Else -errno. *moved is set if the
+ * acked cursor moved. A session that sends too many packets that do not move it is muted, and what else
+ * it sent stays unread.
  */
 int jmk_session_read(struct jmk_session *session, const struct jmk_log *log, bool *moved);
 
-/* Take an ack that is no more than it was sent; *moved is set if it is news. */
+/* Take an ack of no more than was sent; *moved is set if it moves the acked cursor. */
 void jmk_session_ack(struct jmk_session *session, uint64_t id, bool *moved);
 
 /* Make room in a full socket for a packet that has to get through. */
@@ -145,8 +147,8 @@ uint64_t jmk_session_last_received(const struct jmk_session *session, enum jmk_r
 uint64_t jmk_session_unread(const struct jmk_session *session);
 
 /*
- * Of one that is shut: whether descriptors are unread in its socket; all before them is dropped. The
- * peer's own socket may be one, which then stays open, with nobody to read it, as long as this is.
+ * Are descriptors unread in the socket of a session that is shut? Packets before them are dropped. A
+ * descriptor there may be the peer's own socket, which then stays open, unread, as long as ours does.
  */
 bool jmk_session_holds_descriptors(struct jmk_session *session);
 

@@ -45,8 +45,8 @@ struct jmk_server {
     int wake_fd;
     int event_fd;
     pthread_t thread;
-    bool running; /* the thread was started, and its memory is its own to give back */
-    atomic_int left; /* 1 once the owner or the thread is through with all this; the other frees */
+    bool running; /* the thread was started, so it or the owner frees, whichever comes second */
+    atomic_int left; /* 1 once the owner or the thread needs this no more; the other frees it */
 
     pthread_mutex_t log_lock;
     struct jmk_log log;
@@ -72,9 +72,9 @@ struct jmk_server {
     struct jmk_mark floor; /* the oldest of them */
     struct jmk_mark kept; /* the oldest that must stay: the floor, or history before it */
     bool stale; /* the admission must be computed anew */
-    bool acks_ignored; /* acks do not wake the thread: see pump.c */
+    bool acks_ignored; /* acks do not wake the thread: see acks.c */
     uint32_t inline_streak; /* inline rounds since the last full one */
-    int64_t unmute_at; /* when the first of those that are muted is heard again; 0: there is none */
+    int64_t unmute_at; /* when the first muted session is to be read again; 0: none is muted */
     bool saying_goodbye;
     bool outrun; /* the admission is closed until some client is at most half way: see lag.c */
     int64_t outrun_since; /* from when on that has been so */

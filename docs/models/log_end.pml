@@ -6,8 +6,8 @@
  * The frame of message n is the value n in FRAME, its mark the value n in MARK.
  *
  * The steps, and what they stand for:
- *   A log.c mark `log->marks[number & log->mark_mask] = place`
- *   B log.c mark `atomic_store_explicit(&log->mark_head, number + 1, memory_order_release)`
+ *   A log.c append_mark `log->marks[number & log->mark_mask] = place`
+ *   B log.c append_mark `atomic_store_explicit(&log->mark_head, number + 1, memory_order_release)`
  *   C log.c jmk_log_publish `atomic_store_explicit(&log->page->version, version + 1, memory_order_relaxed)`
  *   D log.c jmk_log_publish `atomic_store_explicit(&log->page->next_id, log->write.id, memory_order_release)`
  *   E log.c jmk_log_publish `atomic_store_explicit(&log->page->head, log->write.offset, memory_order_release)`
