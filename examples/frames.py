@@ -16,7 +16,7 @@ FRAMES = 50
 
 def view() -> None:
     seen = brightest = 0
-    with jumiks.Client(ADDRESS, arena_size=8 << 20) as client:
+    with jumiks.Client(ADDRESS) as client:
         try:
             while True:
                 for frame in client.receive_many().views():

@@ -8,6 +8,7 @@ exactly what they missed.
 import logging as _logging
 from importlib.metadata import version as _version
 
+from ._client.link import Delivery
 from ._client.reconnect import Backoff
 from ._gap import Gap, GapReason
 from ._peer import Peer
@@ -16,7 +17,7 @@ from ._server.lag import OnLag
 from ._wire.status import ServerStatus
 from .aio import AsyncClient, AsyncServer
 from .batch import Batch
-from .client import Client, Delivery
+from .client import Client
 from .errors import (
     AckError,
     AddressInUse,

@@ -3,9 +3,9 @@
 """Every option: its name, type, default, check, documentation and help on the command line, once.
 
 An option is a field of a dataclass here. Making one checks all values, and leaves in each field
-what its check returned. `Server` and `AsyncServer` repeat names, types and defaults in their
-signatures, for users and their editors; tests/core/test_options.py compares these copies. The text
-of their docstrings comes from here, and so do the defaults, checks and help of `jumiks serve`.
+what its check returned. Servers and clients repeat names, types and defaults in their signatures,
+for users and their editors; tests/core/test_options.py compares these copies. The text of their
+docstrings comes from here, and so do the defaults, checks and help of `jumiks serve`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
+from ._client.link import Delivery, Linker, check_delivery
+from ._client.reconnect import Backoff
+from ._client.stream import AckingAhead, OnGap, Stream
 from ._native import check_callback, nanoseconds
 from ._peer import group_id
 from ._server import access, lag
 from ._server.lag_watch import LAG_WARNING, check_lag_warning
 from ._server.monitors import check_monitor
+from ._wire.handshake import FIRST_ID, START_NOW, START_OLDEST
 from ._wire.listener import check_mode
 
 if TYPE_CHECKING:
+    import os
+
     from .stats import ClientInfo, EndReason
 
 __all__: list[str] = []
@@ -38,6 +44,9 @@ MAX_CLIENTS: Final = 1024
 
 HANDSHAKE_TIMEOUT: Final = 5.0
 """Seconds by default for a client's reply; any local process needs well under one."""
+
+CONNECT_TIMEOUT: Final = 5.0
+"""Seconds by default to connect and shake hands; a live server needs well under one."""
 
 MOST_MESSAGE: Final = (1 << 32) - 65
 """Bytes that a frame's size field can hold, less what goes around them."""
@@ -108,6 +117,50 @@ def _patience(name: str, value: object) -> object:
 
 def _group(name: str, value: object) -> object:
     return None if value is None else group_id(value, name)
+
+
+_START_NAMES: Final = {"now": START_NOW, "oldest": START_OLDEST}
+
+
+def _start(name: str, value: object) -> object:
+    if isinstance(value, str) and value in _START_NAMES:
+        return _START_NAMES[value]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}={value!r}: it must be 'now', 'oldest' or a packet id")
+    if not FIRST_ID <= value < 1 << 64:
+        raise ValueError(
+            f"{name}={value}: it must be a packet id from {FIRST_ID} to {(1 << 64) - 1}; 'oldest' "
+            "starts with the oldest message that is kept"
+        )
+    return value
+
+
+def _time(name: str, value: object) -> object:
+    nanoseconds(value, name)
+    return value
+
+
+def _spin(name: str, value: object) -> object:
+    nanoseconds(value, name, none=False)
+    return value
+
+
+def _on_gap(name: str, value: object) -> object:
+    if value not in ("raise", "yield", None) and not callable(value):
+        raise TypeError(f"{name} is 'raise', 'yield', a function or None, not {value!r}")
+    return value
+
+
+def _ack(name: str, value: object) -> object:
+    if value not in ("after", "before"):
+        raise ValueError(f"{name}={value!r}: it must be 'after' or 'before'")
+    return value
+
+
+def _reconnect(name: str, value: object) -> object:
+    if not isinstance(value, bool | Backoff):
+        raise TypeError(f"{name} is True, False or a Backoff, not {value!r}")
+    return Backoff() if value is True else value
 
 
 # ---- tables
@@ -327,6 +380,84 @@ class ServerOptions(Options):
     def monitor_rule(self) -> access.Rule | Literal[False]:
         """Who may ask for the status."""
         return cast("access.Rule | Literal[False]", self.monitor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsyncClientOptions(Options):
+    """The options of a client in an event loop, which all clients have."""
+
+    start: Literal["now", "oldest"] | int = option(
+        "now",
+        _start,
+        '`"now"`, `"oldest"` for all that the server still keeps, or the packet id to go on at. If '
+        "that message is gone, from the oldest that is kept, and a gap says so. A server with "
+        "`keep` may begin later than at its oldest, so that this client has time to read it: a "
+        "gap says that too.",
+    )
+    timeout: float | None = option(
+        CONNECT_TIMEOUT, _time, "seconds to connect and shake hands; None is no limit."
+    )
+    delivery: Delivery = option(
+        "shared",
+        check_delivery,
+        "the best way of getting messages to ask for; `client.delivery` tells what it became. "
+        '`"shared"` reads the server\'s log itself, where the server shares it. `"framed"` gets '
+        'packets with many messages each, `"classic"` one message per packet, as plain 1.0 does.',
+    )
+    on_gap: OnGap = option(
+        None,
+        _on_gap,
+        "what happens at a `Gap`, in its place in the stream: messages that the server skipped for "
+        "this client (its policy says so), no longer had, or took with it. A function is called "
+        'with it; `"raise"` raises `MessagesLost`; `"yield"` has it received like a message; by '
+        "default `missed` alone counts it.",
+    )
+    ack: Literal["after", "before"] = option(
+        "after",
+        _ack,
+        'when a message counts as handled. `"after"`: when you ask for the next one; after a crash '
+        'you can get it again, at `resume_at`. `"before"`: when it is handed out; you never get it '
+        "twice, and a crash loses it.",
+    )
+    reconnect: bool | Backoff = option(
+        False,
+        _reconnect,
+        "whether to come back to the address when the server has closed, died or was started "
+        "again, and when; True is `Backoff()`. The stream goes on behind the last message handed "
+        "out, if the server is the same and has it still; otherwise with the oldest that the new "
+        "one has, behind a gap.",
+    )
+
+    def stream(
+        self, where: str | os.PathLike[str], *, spin: float = 0.0, ack_patience: int = 0
+    ) -> Stream[Any]:
+        """Return a client's stream, which is not connected yet.
+
+        Args:
+            where: the server's address.
+            spin: seconds to look for a message before sleeping.
+            ack_patience: nanoseconds that an ack may wait for room in the socket.
+        """
+        kind = AckingAhead if self.ack == "before" else Stream
+        return kind(
+            Linker(where, self.delivery, self.timeout, spin),
+            start=cast(int, self.start),
+            on_gap=self.on_gap,
+            backoff=self.reconnect or None,  # type: ignore[arg-type]
+            ack_patience=ack_patience,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientOptions(AsyncClientOptions):
+    """The options of a client."""
+
+    spin: float = option(
+        0.0,
+        _spin,
+        "seconds to look for a message before sleeping, where the log is shared: a lower latency, "
+        "for a core's time.",
+    )
 
 
 # ---- what is made of a table

@@ -10,10 +10,10 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from math import inf
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from ._client.connecting import Connecting, Received, in_thread
+from ._closing import Closing
 from ._green import let_others_run
 from ._wire import rights
 from ._wire.address import parse_address
@@ -48,7 +48,7 @@ def _wait_until(deadline: float | None, sock: socket.socket) -> None:
     sock.settimeout(min(left, threading.TIMEOUT_MAX))
 
 
-class Monitor(Connecting):
+class Monitor(Closing, Connecting):
     """Ask a running server how it is; it receives no messages, and slows nobody down.
 
     Args:
@@ -139,14 +139,3 @@ class Monitor(Connecting):
             rights.hang_up(sock, self._guarded)
         else:
             sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -14,9 +14,9 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from math import inf
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeAlias, TypeVar
 
+from ._closing import Closing
 from ._green import Pauses, cooperates, new_thread
 from ._native import (
     Gathered,
@@ -155,7 +155,7 @@ def _offered(handle: Handle, options: ServerOptions) -> Capability:
 
 
 @documented(ServerOptions)
-class Server:
+class Server(Closing):
     """Publish messages to any number of clients on this machine.
 
     Args:
@@ -279,7 +279,7 @@ class Server:
     # ---- publishing ----
 
     def _limit(self, timeout: float | None) -> int:
-        # In the control thread nothing waits; see `_Wait`.
+        # In the control thread nothing waits; see `Wait`.
         limit = nanoseconds(timeout)
         return 0 if self._control.is_current() else limit
 
@@ -317,7 +317,7 @@ class Server:
 
     def _publish_slowly(self, code: int, data: Buffer, timeout: float | None) -> int:
         size = memoryview(data).nbytes
-        wait = _Wait(self, timeout)
+        wait = Wait(self, timeout)
         while code < FIRST_ID:
             wait.for_room(code, size)
             code = self._append(data)
@@ -370,7 +370,7 @@ class Server:
         self, code: int, timeout: float | None, account: bytes, published: int = 0, of: int = 0
     ) -> NoReturn:
         holder = ffi.from_buffer("struct jmk_account *", account)
-        _Wait(self, timeout, over=True, of=of).again(code, "publish", holder, published)
+        Wait(self, timeout, over=True, of=of).again(code, "publish", holder, published)
         raise AssertionError(code)
 
     def reserve(self, size: int, timeout: float | None = None) -> Reservation:
@@ -410,7 +410,7 @@ class Server:
 
         publisher = self._turns()
         if cooperates() and limit and size <= self.max_message:
-            _Wait(self, timeout).for_room(lib.JMK_E_FULL, size)
+            Wait(self, timeout).for_room(lib.JMK_E_FULL, size)
         return publisher.reserve(min(size, _LONGEST), limit, fail)
 
     def drain(self, timeout: float | None = None) -> None:
@@ -423,7 +423,7 @@ class Server:
             Timeout: `holder` is the client that was furthest behind.
             Closed: the server is closed, perhaps while this waited.
         """
-        handle, wait = self._open(), _Wait(self, timeout)
+        handle, wait = self._open(), Wait(self, timeout)
         last, holder = self.stats().next_id - 1, ffi.new("struct jmk_account *")
         while code := lib.jmk_server_wait_acked(handle, last, wait.limit(), holder):
             wait.again(code, "drain", holder)
@@ -589,21 +589,15 @@ class Server:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Server stays in its process: give others its address")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None and self._pid == os.getpid():
             self._warn_unclosed()
             self._close(0, collected=True)
+
+
+def is_open(server: Server) -> bool:
+    """Whether a server is open, and this process made it."""
+    return server._handle is not None and server._pid == os.getpid()
 
 
 def gather_messages(messages: Iterable[Buffer]) -> Gathered:
@@ -624,7 +618,7 @@ def _holder_words(info: ClientInfo) -> str:
     return f"{process}, which is {info.lag} message{'s' * (info.lag != 1)} behind"
 
 
-class _Wait:
+class Wait:
     """A publisher's wait. Signals and other publishers can split it into several calls into C."""
 
     def __init__(
@@ -638,7 +632,7 @@ class _Wait:
         self._in_control = server._control.is_current()
         limit = 0 if self._in_control else nanoseconds(timeout)
         self._deadline = None if limit < 0 else time.monotonic_ns() + limit
-        self._holder = ffi.new("struct jmk_account *")
+        self.holder = ffi.new("struct jmk_account *")
         self._pauses = Pauses() if cooperates() and not over else None
 
     def left(self) -> int:
@@ -651,15 +645,52 @@ class _Wait:
         """Nanoseconds that the core may wait: none where greenlets do."""
         return self.left() if self._pauses is None else 0
 
-    def for_room(self, code: int, size: int, published: int = 0) -> None:
-        """Wait until an append that gave `code` is worth another try, or raise why it is not."""
+    def check_full(self, code: int, size: int) -> None:
+        """Raise why an append of `size` bytes gave `code`, unless there was just no room for it."""
         if code == lib.JMK_E_TOO_LARGE:
             raise MessageTooLarge(size, self._server.max_message)
         if code not in (lib.JMK_E_FULL, lib.JMK_E_TURN):
             check(code, "server")
+
+    def for_room(self, code: int, size: int, published: int = 0) -> None:
+        """Wait until an append that gave `code` is worth another try, or raise why it is not."""
+        self.check_full(code, size)
+        room = self.room(size)
+        while code := room(self.limit()):
+            self.again(code, "publish", self.holder, published)
+
+    def room(self, size: int) -> Callable[[int], int]:
+        """Return what waits for room for as many nanoseconds as it is given, from any thread."""
         handle = self._server._open()
-        while code := lib.jmk_server_wait_room(handle, size, self.limit(), self._holder):
-            self.again(code, "publish", self._holder, published)
+        return lambda limit: lib.jmk_server_wait_room(handle, size, limit, self.holder)
+
+    def acked(self, last: int) -> Callable[[int], int]:
+        """Return what waits until all clients have acked a message, likewise."""
+        handle = self._server._open()
+        return lambda limit: lib.jmk_server_wait_acked(handle, last, limit, self.holder)
+
+    # What an event loop asks for, which does the waiting itself.
+
+    def check_open(self) -> None:
+        """Raise Closed or Forked unless the server is open."""
+        self._server._open()
+
+    def append(self, data: Buffer) -> int:
+        """Publish a message if that needs no wait: its id, or a code of the core."""
+        return self._server._append(data)
+
+    def append_many(self, found: Gathered, done: int) -> tuple[int, int, int]:
+        """Publish those behind the first `done`, likewise: a code, how many now, the first id."""
+        code, done, first, _ = self._server._turns().append_many(found, done, 0)
+        return code, done, first
+
+    def next_size(self, code: int, found: Gathered, done: int) -> int:
+        """The size of the message that had no room; raise if `code` says something else."""
+        if code == lib.JMK_E_TOO_LARGE:
+            raise self._server._too_large(found)
+        if code != lib.JMK_E_TIMEOUT:
+            check(code, "server")
+        return int(ffi.cast("struct jmk_slice *", found.address)[done].size)
 
     def again(self, code: int, what: str, holder: Account, published: int = 0) -> None:
         """Return if a wait that gave `code` should go on, which is so after a signal."""

@@ -14,10 +14,10 @@ import anyio
 import pytest
 from anyio import to_thread
 from support.aio import Run, until
-from support.api import SMALL_LOG, Task, run_script, sockaddr, stranger
+from support.api import SMALL_LOG, Task, arenas_of, run_script, sockaddr, stranger
 from support.base import ASYNCIO, BEST, DEADLINE, wait_until
 
-import jumiks.aio
+import jumiks._aio.client
 from jumiks import (
     AsyncClient,
     AsyncServer,
@@ -131,7 +131,7 @@ def test_ways_of_receiving_may_be_mixed(run: Run, address: str, delivery: Delive
 def test_what_is_there_is_returned_without_a_trip_through_the_loop(
     run: Run, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jumiks.aio, "TURN_TIME", 1e9)
+    monkeypatch.setattr(jumiks._aio.client, "TURN_TIME", 1e9)
 
     async def main() -> None:
         with Server(address) as server:
@@ -171,12 +171,14 @@ def test_a_busy_feed_leaves_the_loop_its_turns(
 ) -> None:
     bounds = {"TURN_TIME": 1e9, "TURN_MESSAGES": 1 << 60, bound: 0}
     for name, value in bounds.items():
-        monkeypatch.setattr(jumiks.aio, name, value)
+        monkeypatch.setattr(jumiks._aio.client, name, value)
 
     async def main() -> None:
         with Server(address) as server:
             # Batches of a single message, so that each is one look at the bounds.
-            async with AsyncClient(address, arena_size=4096) as client, ticking() as ticker:
+            with arenas_of(4096):
+                client = await AsyncClient(address)
+            async with client, ticking() as ticker:
                 server.publish(b"first")
                 await client.receive()
                 server.publish_many([bytes(300_000)] * 20)

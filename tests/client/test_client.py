@@ -22,6 +22,7 @@ from support import reference
 from support.api import (
     SMALL_LOG,
     Task,
+    arenas_of,
     handler,
     interrupted_in,
     often,
@@ -680,7 +681,7 @@ def pattern(size: int) -> bytes:
 def test_messages_of_all_sizes_arrive_in_whichever_packets(address: str, arena_size: int) -> None:
     messages = [message for size in SIZES for message in (pattern(size), b"small")]
     with Server(address, on_lag="block") as server:
-        with Client(address, arena_size=arena_size) as client:
+        with arenas_of(arena_size), Client(address) as client:
             task = Task(lambda: server.publish_many(messages, DEADLINE))
             for number, message in enumerate(messages):
                 # No == in the assertion: a difference of megabytes takes long to show.

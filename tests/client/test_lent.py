@@ -92,7 +92,7 @@ def test_who_receives_waits_until_close_has_copied_the_last_batch(
     with Server(address) as server, Client(address, delivery="framed") as client:
         server.publish_many([b"A" * 500] * 10)
         batch = client.receive_many(DEADLINE)
-        settling = Task(client._settle_batch)  # as `close` does
+        settling = Task(client._stream.prepare)  # as `close` does
         assert inside.wait(DEADLINE)
         server.publish_many([b"B" * 500] * 10)
         receiving = Task(lambda: client.receive_many(DEADLINE))

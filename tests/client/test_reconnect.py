@@ -446,8 +446,8 @@ def test_a_way_back_leaves_no_descriptor_for_the_collector(address: str) -> None
     try:
         with client:
             wait_until(lambda: failed_to_return(client))
-            assert client._return is not None
-            way = weakref.ref(client._return)
+            assert client._stream.way is not None
+            way = weakref.ref(client._stream.way)
             with Server(address) as server:
                 server.publish(b"back")
                 assert client.receive(DEADLINE) == b"back"
@@ -459,7 +459,7 @@ def test_a_way_back_leaves_no_descriptor_for_the_collector(address: str) -> None
 def failed_to_return(client: Client[bytes]) -> bool:
     with pytest.raises(Timeout):
         client.receive(0)
-    return client._return is not None and client._return.failure is not None
+    return client._stream.way is not None and client._stream.way.failure is not None
 
 
 def test_after_a_while_it_gives_up_with_the_ending_and_its_last_failure(address: str) -> None:
@@ -581,7 +581,7 @@ def test_ctrl_c_while_it_waits_leaves_it_on_its_way(address: str) -> None:
 
 def test_a_wait_that_is_over_has_nothing_left(address: str) -> None:
     with Server(address), Client(address) as client:
-        way = Return(client, ServerClosed("it closed"), Effort(Backoff()))
+        way = Return(client._stream, ServerClosed("it closed"), Effort(Backoff()))
         assert way.due() == (-1, 0.0)  # trio refuses to wait for less
 
 
@@ -999,10 +999,10 @@ def test_ctrl_c_in_the_ack_before_a_message_leaves_that_to_the_next_receive(
         got = [client.receive(DEADLINE)] if at == "from within a batch" else []
         with monkeypatch.context() as patch:
 
-            def press(_handled: int) -> None:
+            def press() -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr(client, "_ack", press)
+            patch.setattr(client._stream, "open", press)
             for _ in range(2):
                 with pytest.raises(KeyboardInterrupt):
                     getattr(client, way)(DEADLINE)
@@ -1167,8 +1167,8 @@ def test_closing_wakes_a_task_that_waits_for_the_server_to_come_back(
 
             async with anyio.create_task_group() as group:
                 group.start_soon(receive)
-                way = client._client
-                await until(lambda: way._return and way._return.due()[1] > 1)
+                stream = client._stream
+                await until(lambda: stream.way and stream.way.due()[1] > 1)
                 await client.close()
             assert time.monotonic() - began < 60
 

@@ -10,8 +10,16 @@ from typing import Any
 
 import pytest
 
-from jumiks import AsyncServer, Server
-from jumiks._options import About, ServerOptions, about, documented
+from jumiks import AsyncClient, AsyncServer, Client, Server
+from jumiks._options import (
+    About,
+    AsyncClientOptions,
+    ClientOptions,
+    Options,
+    ServerOptions,
+    about,
+    documented,
+)
 from jumiks.cli.parser import make_parser
 
 pytestmark = pytest.mark.no_core
@@ -34,36 +42,48 @@ def flag_of(name: str) -> str:
     return RENAMED.get(name, f"--{name.replace('_', '-')}")
 
 
-@pytest.mark.parametrize("kind", [Server, AsyncServer])
-def test_the_signature_is_the_table(kind: type) -> None:
+TABLES: list[tuple[type, type[Options]]] = [
+    (Server, ServerOptions),
+    (AsyncServer, ServerOptions),
+    (Client, ClientOptions),
+    (AsyncClient, AsyncClientOptions),
+]
+tables = pytest.mark.parametrize(("kind", "table"), TABLES)
+
+
+@tables
+def test_the_signature_is_the_table(kind: type, table: type[Options]) -> None:
     where, *found = inspect.signature(kind).parameters.values()
     assert where.name == "where"
     assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in found)
     assert [(each.name, each.annotation, each.default) for each in found] == [
-        (each.name, each.type, each.default) for each in OPTIONS
+        (each.name, each.type, each.default) for each in fields(table)
     ]
 
 
-@pytest.mark.parametrize("kind", [Server, AsyncServer])
-def test_help_has_the_documentation_of_the_table(kind: type) -> None:
+@tables
+def test_help_has_the_documentation_of_the_table(kind: type, table: type[Options]) -> None:
     shown = " ".join(pydoc.plain(pydoc.render_doc(kind)).replace(" |  ", " ").split())
     at = 0
-    for each in OPTIONS:
+    for each in fields(table):
         words = " ".join(f"{each.name}: {about(each).doc}".split())
         assert words.endswith(".")
         assert at <= shown.index(words), each.name
         at = shown.index(words)
 
 
-def test_the_documentation_is_indented_as_the_rest_of_a_docstring() -> None:
-    doc = inspect.getdoc(Server) or ""
-    arguments = doc.partition("Args:\n")[2].partition("\nRaises:")[0]
+@tables
+def test_the_documentation_is_indented_as_the_rest_of_a_docstring(
+    kind: type, table: type[Options]
+) -> None:
+    doc = inspect.getdoc(kind) or ""
+    arguments = doc.partition("Args:\n")[2].partition("\n\n")[0]
     names = [
         line.partition(":")[0].strip()
         for line in arguments.splitlines()
         if line.startswith("    ") and not line.startswith("     ")
     ]
-    assert names == ["where", *(each.name for each in OPTIONS)]
+    assert names == ["where", *(each.name for each in fields(table))]
     assert max(map(len, arguments.splitlines())) <= 96
 
 
@@ -120,19 +140,37 @@ RIGHT = (
 """How an error may begin to say what would be right."""
 
 
+WRONG_OF_CLIENTS: dict[str, tuple[object, ...]] = {
+    "start": ("new", None, True, 100000.0, 0, 99999, 1 << 64),
+    "timeout": (-1, "soon", True, float("nan")),
+    "delivery": ("fast", None, True, []),
+    "on_gap": ("function", 1, True),
+    "ack": ("never", None, 1, []),
+    "reconnect": (None, 1, "yes"),
+    "spin": (-1, None, "long", True, float("nan")),
+}
+
+
 def test_there_is_a_wrong_value_for_each_option() -> None:
     assert set(WRONG) == {each.name for each in OPTIONS}
+    assert set(WRONG_OF_CLIENTS) == {each.name for each in fields(ClientOptions)}
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong"), [(name, wrong) for name, values in WRONG.items() for wrong in values]
+    ("table", "name", "wrong"),
+    [
+        (table, name, wrong)
+        for table, names in ((ServerOptions, WRONG), (ClientOptions, WRONG_OF_CLIENTS))
+        for name, values in names.items()
+        for wrong in values
+    ],
 )
 def test_an_error_names_the_option_the_value_and_what_would_be_right(
-    name: str, wrong: object
+    table: type[Options], name: str, wrong: object
 ) -> None:
     given: dict[str, Any] = {name: wrong}
     with pytest.raises((TypeError, ValueError)) as caught:
-        ServerOptions(**given)
+        table(**given)
     text = str(caught.value)
     assert text.startswith(name)
     assert wrong == [] or repr(wrong).strip("[]") in text

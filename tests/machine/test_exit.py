@@ -90,7 +90,7 @@ def hold(one, two, held, never):
         held.set()
         never.wait()
 """, names)
-locks = server._control.changed, client._lock
+locks = server._control.changed, client._stream.lock
 threading.Thread(target=names["hold"], args=(*locks, held, never), daemon=True).start()
 del locks
 held.wait()

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import reference
+from support.api import arenas_of
 from support.base import DEADLINE, GUARDED, REFUSES, SHARE_LOG, descriptors, wait_until
 from support.reference import (
     BYE,
@@ -850,11 +851,11 @@ def test_classic_packets_too_short_for_an_id_are_a_fault(address: str) -> None:
 
 def test_a_classic_packet_larger_than_the_arena_is_a_fault(address: str) -> None:
     packets = [reference.encode_classic(Message(7, bytes(size))) for size in (4088, 4089)]
-    with lied_to(address, packets[:1], framed=False, arena_size=4096) as client:
+    with arenas_of(4096), lied_to(address, packets[:1], framed=False) as client:
         found, error = received(client)
     assert (len(found), type(error)) == (1, ConnectionLost)
     packets[1] = reference.encode_classic(Message(8, bytes(4089)))
-    with lied_to(address + "b", packets, framed=False, arena_size=4096) as client:
+    with arenas_of(4096), lied_to(address + "b", packets, framed=False) as client:
         found, error = received(client)
     assert len(found) == 1
     assert isinstance(error, ProtocolError)
@@ -1024,7 +1025,7 @@ def test_a_server_that_claims_absurd_packet_sizes_crashes_nobody(address: str, f
     ]
     with listening(address) as listener, one_connection(listener, saying(packets, hello)):
         try:
-            with Client(address, arena_size=65536) as client:
+            with arenas_of(65536), Client(address) as client:
                 _, error = received(client)
         except ProtocolError:
             return

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support import reference
+from support.api import arenas_of
 from support.base import DEADLINE, SHARE_LOG, wait_until
 from support.reference import Message
 from support.shared import hand_made_client
@@ -842,7 +843,7 @@ def test_our_client_takes_a_message_that_was_given_up_for_a_gap(address: str) ->
     gaps: list[Gap] = []
     options: dict[str, Any] = {"max_lag": 1, "on_lag": "skip", "patience": 0}
     with serving(address, log_size=1 << 20, **options) as (server, _):
-        with Client(address, arena_size=4096, delivery="framed", on_gap=gaps.append) as client:
+        with arenas_of(4096), Client(address, delivery="framed", on_gap=gaps.append) as client:
             server.wait_for_clients(1, DEADLINE)
             server.publish(bytes(250_000))
             wait_until(lambda: server.clients()[0].packets > 10)

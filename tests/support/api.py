@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Generic, TypeVar
 
 from jumiks import Client, ConnectionEnded
+from jumiks._client import link
 from support.base import DEADLINE, preamble, wait_until
 
 SMALL_LOG = 1 << 16
@@ -103,6 +104,17 @@ def signal_main_thread(number: int = signal.SIGINT) -> None:
 def interrupted_in(name: str) -> AbstractContextManager[None]:
     """Press Ctrl-C once this thread, the main one, sleeps within a function of this name."""
     return once_it_sleeps_in(name, signal_main_thread)
+
+
+@contextmanager
+def arenas_of(size: int) -> Iterator[None]:
+    """Have the clients that are made meanwhile receive into arenas of this size, bytes."""
+    before = link.ARENA_SIZE
+    link.ARENA_SIZE = size  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        link.ARENA_SIZE = before  # type: ignore[misc]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import peers
 import pytest
 from peers import Peer, classic_client, classic_server
+from support.api import arenas_of
 from support.base import BEST, DEADLINE, wait_until
 from support.wire import FIRST_ID, Witness
 
@@ -306,7 +307,7 @@ def test_our_client_that_stops_is_cut_by_a_plain_server_and_reads_what_was_sent(
 
 def test_a_message_larger_than_the_arena_is_named(address: str) -> None:
     with classic_server(address, "--count", 1, "--size", 10_000) as server:
-        with Client(address, arena_size=4096) as client:
+        with arenas_of(4096), Client(address) as client:
             with pytest.raises(jumiks.ProtocolError, match="are agreed at most"):
                 client.receive(DEADLINE)
             client.close()

@@ -71,7 +71,7 @@ class Ledger:
 
     @property
     def over(self) -> bool:
-        return self.client._handle is None
+        return self.client._stream.handle is None
 
     def moved(self, generation: int | None) -> None:
         """It was at another server: that one's last message must be accounted for by now."""
@@ -189,7 +189,6 @@ class Model(RuleBasedStateMachine):
             start=start,
             on_gap="yield",
             reconnect=Backoff(first=0.001, most=0.01),
-            arena_size=1 << 20,
             delivery=delivery,
         )
         assert client.server_id == self.server.server_id

@@ -8,20 +8,17 @@ import os
 import random
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate, repeat
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from .._green import is_readable
 from .._native import nanoseconds, new_eventfd
 from .._wire.handshake import Status
 from ..errors import Closed, ConnectionEnded, ProtocolError, Refused, Timeout
 from .connecting import Wait, wait_for
-
-if TYPE_CHECKING:
-    from .._gap import Gap
-    from ..client import Client
 
 __all__ = ["Backoff"]
 
@@ -199,18 +196,43 @@ class Effort:
         return last_id != last_before or lasted >= max(self._backoff.most, _LASTED)
 
 
+class Comer(Protocol):
+    """What comes back: what the way back needs of a client."""
+
+    way: Return | None
+    """The way that it is on."""
+    out: int
+    """The last message that was handed out."""
+
+    @property
+    def handle(self) -> object | None:
+        """None once it is closed."""
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Over all of this."""
+
+    @property
+    def address(self) -> str:
+        """The server's."""
+
+    def entering(self, ending: ConnectionEnded) -> Generator[Wait, None, None]:
+        """Connect, after an ending."""
+
+    def drop(self) -> None:
+        """Let go of a connection that was made while the client was closed."""
+
+
 class Return:
     """The way back to a server, from its ending on, whoever waits.
 
     Args:
-        client: who wants to.
+        client: what comes back.
         ending: how its last connection ended.
         effort: when to try.
     """
 
-    def __init__(
-        self, client: Client[bytes] | Client[bytes | Gap], ending: ConnectionEnded, effort: Effort
-    ) -> None:
+    def __init__(self, client: Comer, ending: ConnectionEnded, effort: Effort) -> None:
         self._client = client
         self._ending = ending
         self._effort = effort
@@ -225,7 +247,7 @@ class Return:
 
     def _tries(self) -> Generator[Wait, None, None]:
         effort, client = self._effort, self._client
-        effort.resume(client._out)
+        effort.resume(client.out)
         self._to_log.append(effort.report.ended(self._ending))
         for wait in effort.waits:
             left = effort.left()
@@ -234,8 +256,8 @@ class Return:
                 raise self._ending from self.failure
             yield -1, max(0.0, min(wait, left))
             try:
-                yield from client._enter(self._ending)
-                effort.entered(client._out)
+                yield from client.entering(self._ending)
+                effort.entered(client.out)
                 self._to_log.append(effort.report.succeeded())
                 return
             except Exception as error:
@@ -260,16 +282,16 @@ class Return:
         # Not under the client's lock: what a handler does is not known.
         while self._to_log:
             if words := self._to_log.pop(0):
-                log.info("%s: %s", self._client._address, words)
+                log.info("%s: %s", self._client.address, words)
 
     def _step(self) -> bool:
         client = self._client
         descriptor, left = self.due()
-        with client._lock:
-            if client._handle is None:
-                client._return = None
+        with client.lock:
+            if client.handle is None:
+                client.way = None
                 raise Closed("this client is closed")
-            if client._return is not self:
+            if client.way is not self:
                 return True  # another thread was here
             if left > 0 and (descriptor < 0 or not is_readable(descriptor)):
                 return False
@@ -278,11 +300,11 @@ class Return:
                 self._wait = next(self._steps)
             except StopIteration:
                 self._stop_if_closed()
-                client._return = None
+                client.way = None
                 self._finish()
                 return True
             except BaseException:
-                client._return = None
+                client.way = None
                 self._finish()
                 raise
             finally:
@@ -294,9 +316,9 @@ class Return:
     def _stop_if_closed(self) -> None:
         # By a signal's handler, in the middle of a step, which may have connected since.
         client = self._client
-        if client._return is self:
+        if client.way is self:
             return
-        client._handle = client._receiver = None
+        client.drop()
         self._finish()
         raise Closed("this client is closed")
 
@@ -309,7 +331,7 @@ class Return:
 
     def out_of_time(self) -> Timeout:
         """What a receive raises that has run out of time on the way."""
-        error = Timeout(f"no message in time: {self._client._address!r} is gone, and not yet back")
+        error = Timeout(f"no message in time: {self._client.address!r} is gone, and not yet back")
         error.__cause__ = self.failure or self._ending
         return error
 

@@ -36,9 +36,9 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from .._closing import Closing
 from .._green import accept, is_readable, real_socket
 from .._peer import NO_ID, Peer, group_id
 from ..errors import AddressInUse
@@ -73,7 +73,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class Listener:
+class Listener(Closing):
     """A listening, non-blocking, close-on-exec socket, and the file it has to remove.
 
     Args:
@@ -134,17 +134,6 @@ class Listener:
             self.sock.shutdown(socket.SHUT_RDWR)  # no client gets in any more
             while self._guarded:
                 rights.hang_up(accept(self.sock), guarded=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _remove(path: str, device: int, inode: int) -> None:

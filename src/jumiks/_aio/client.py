@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The receiving side in an event loop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import AsyncGenerator, Callable
+from math import inf
+from typing import Final, Generic, Literal, TypeVar, Unpack, overload
+
+from .._client.link import Delivery
+from .._client.reconnect import Backoff, Return
+from .._client.stream import NOTHING_YET, Item, OnGap, Stream
+from .._gap import Gap
+from .._loops import Loop
+from .._native import lib, nanoseconds
+from .._options import CONNECT_TIMEOUT, AsyncClientOptions, documented, given
+from ..batch import Batch
+from ..client import Keywords
+from ..errors import Busy, Closed, ServerClosed, Timeout
+from .twin import Twin
+
+__all__: list[str] = []
+
+TURN_TIME: Final = 0.005
+"""Seconds that a client hands out messages that are there before the event loop has a turn."""
+
+TURN_MESSAGES: Final = 1 << 16
+"""Messages after which it has one in any case."""
+
+LOOK_EVERY: Final = 1.0
+"""Seconds between looks whether the server's process is there still."""
+
+_ACK_TRIES: Final = 100
+_ACK_PAUSE: Final = 0.01
+
+_T = TypeVar("_T")
+
+
+@documented(AsyncClientOptions)
+class AsyncClient(Twin[Stream[Item]], Generic[Item]):
+    """Receive every message of a server, in order: `Client` for an event loop.
+
+    ::
+
+        async with AsyncClient("@ticks") as client:
+            async for message in client:
+                ...
+
+    Args:
+        where: the server's address: `"@name"` or a path.
+        {options}
+
+    Nothing happens before it is awaited or entered; that raises what making a `Client` does. It has
+    no `spin`, which would hold up the event loop.
+
+    A cancelled `receive` loses nothing: the next one returns what it would have. One task receives
+    at a time.
+    """
+
+    @overload
+    def __init__(
+        self: AsyncClient[bytes],
+        where: str | os.PathLike[str],
+        *,
+        on_gap: Callable[[Gap], object] | Literal["raise"] | None = None,
+        **options: Unpack[Keywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: AsyncClient[bytes | Gap],
+        where: str | os.PathLike[str],
+        *,
+        on_gap: Literal["yield"],
+        **options: Unpack[Keywords],
+    ) -> None: ...
+    def __init__(
+        self,
+        where: str | os.PathLike[str],
+        *,
+        start: Literal["now", "oldest"] | int = "now",
+        timeout: float | None = CONNECT_TIMEOUT,
+        delivery: Delivery = "shared",
+        on_gap: OnGap = None,
+        ack: Literal["after", "before"] = "after",
+        reconnect: bool | Backoff = False,
+    ) -> None:
+        options = AsyncClientOptions(**given(AsyncClientOptions, locals()))
+        super().__init__()
+        self._stream: Stream[Item] = options.stream(where)
+        self._receiving = False
+        self._turn_ends = 0.0
+        self._turn_first = 0  # the last message before this turn, once there was one
+
+    async def _begin(self, loop: Loop) -> Stream[Item]:
+        steps = self._stream.entering()
+        try:
+            for descriptor, seconds in steps:
+                if descriptor < 0:
+                    await loop.pause(seconds)
+                else:
+                    await _until_readable(loop, descriptor, seconds)
+        finally:
+            steps.close()
+        self._stream.tell_at_start()
+        return self._stream
+
+    # ---- receiving ----
+
+    async def receive(self, timeout: float | None = None) -> Item:
+        """Receive one message, waiting for it if need be; see `Client.receive`."""
+        stream = self._stream
+        if timeout is not None:
+            nanoseconds(timeout)
+        if stream.out >= stream.taken[1]:
+            gap = await self._wait_for(stream.take, timeout)
+            if gap is not None:
+                return stream.hand_out_gap(gap)
+        elif self._receiving or time.monotonic() >= self._turn_ends:
+            await self._come(timeout, inf)
+        if stream.handle is None:
+            raise Closed("this client is closed")
+        out = stream.out + 1
+        first, _, _, messages, _ = stream.taken
+        message = messages[out - first]
+        stream.out = out
+        return message
+
+    @overload
+    async def receive_many(self: AsyncClient[bytes], timeout: float | None = None) -> Batch: ...
+    @overload
+    async def receive_many(
+        self: AsyncClient[bytes | Gap], timeout: float | None = None
+    ) -> Batch | Gap: ...
+    async def receive_many(self, timeout: float | None = None) -> Batch | Gap:
+        """Receive what is there, at least one message; see `Client.receive_many`."""
+        found: Batch | Gap = await self._wait_for(self._stream.batch, timeout)
+        return self._stream.hand_out(found)
+
+    async def __aiter__(self) -> AsyncGenerator[Item, None]:
+        """Receive message after message, until the server closes in good order, or this client.
+
+        A message is acked once the loop comes back for the next; the one at a `break` is not. With
+        trio, which wants it so, leave it early only within `contextlib.aclosing(aiter(client))`.
+        """
+        # The loop stands in client.py as well: a generator within another costs each message a
+        # tenth. Here a turn's end is the time for an ack.
+        stream, monotonic = self._open(), time.monotonic
+        pause = self._the_loop().pause
+        try:
+            while stream.receiver is not None:
+                taken = stream.taken
+                if stream.out >= taken[1]:
+                    gap = await self._wait_for(stream.take, None)
+                    if gap is not None:
+                        item = stream.hand_out_gap(gap)
+                        yield item
+                        continue
+                    taken = stream.taken
+                out, last = stream.out, taken[1]
+                if last - out == 1:
+                    message = taken[3][last - taken[0]]
+                    stream.out = last
+                    yield message
+                    continue
+                _, ack_at = stream.next_ack(out)
+                for message in stream.rest():
+                    out += 1
+                    stream.out = out
+                    yield message
+                    if stream.handle is None:
+                        return
+                    if stream.out is not out or stream.taken is not taken:
+                        break  # it received otherwise as well; a forked child has none of these
+                    if out >= ack_at or monotonic() >= self._turn_ends:
+                        stream.ack(out)
+                        _, ack_at = stream.next_ack(out)
+                        if monotonic() >= self._turn_ends:
+                            await pause(0)
+                            self._new_turn()
+        except (ServerClosed, Closed):
+            return
+
+    async def run(self, handler: Callable[[Item], object]) -> None:
+        """Call `handler` with message after message, until the server closes in good order.
+
+        A message is acked after `handler` returned, and after what it returned was awaited, if that
+        can be, or before, as `ack` says; one for which it raised is not, or is, and the exception
+        comes out of here.
+
+        Raises:
+            Lagged, Disconnected, ConnectionLost, ProtocolError, Busy: as `receive` does.
+        """
+        async for message in self:
+            result = handler(message)
+            if hasattr(result, "__await__"):
+                await result
+
+    # ---- waiting ----
+
+    def _turn_is_over(self) -> bool:
+        last = self._stream.out
+        if not self._turn_first:
+            self._turn_first = last
+        return time.monotonic() >= self._turn_ends or last - self._turn_first >= TURN_MESSAGES
+
+    def _new_turn(self) -> None:
+        self._turn_ends = time.monotonic() + TURN_TIME
+        self._turn_first = self._stream.out
+
+    async def _wait_for(self, take: Callable[[int], _T | int], timeout: float | None) -> _T:
+        # Until there is something to take.
+        if timeout is not None:
+            nanoseconds(timeout)
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        while True:
+            await self._come(timeout, deadline)
+            found = take(0)
+            if not isinstance(found, int):
+                return found
+            # A signal came, the lag policy gave up what was there, or the server is gone: look for
+            # what follows it.
+            if found not in NOTHING_YET:
+                way = self._stream.way_back(self._stream.ending(found))
+                if time.monotonic() >= deadline and not way.step():
+                    raise way.out_of_time()
+            elif time.monotonic() >= deadline:
+                raise Timeout(f"no message within {timeout:g} s")
+
+    async def _come(self, timeout: float | None, deadline: float) -> None:
+        # Return once the stream has something to take without waiting.
+        stream = self._open()
+        if self._receiving:
+            raise Busy(
+                "another task is receiving on this client: one client is for one consumer, "
+                "so give each task a client of its own"
+            )
+        self._receiving = True
+        try:
+            if stream.way is not None:
+                await self._come_back(stream.way, deadline)
+            code = stream.peek()
+            if code not in NOTHING_YET:
+                if self._turn_is_over():
+                    await self._the_loop().pause(0)
+                    self._new_turn()
+                return
+            await self._wait(code, timeout, deadline)
+            self._new_turn()
+        finally:
+            self._receiving = False
+
+    async def _come_back(self, way: Return, deadline: float) -> None:
+        loop = self._the_loop()
+        loop.close(self._stream.descriptor)  # before another connection gets that number
+        while not way.step():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise way.out_of_time()
+            descriptor, seconds = way.due()
+            wait = descriptor if descriptor >= 0 else way.fileno()
+            await _until_readable(loop, wait, min(seconds, left))
+
+    def _look(self) -> bool:
+        return self._stream.peek() != lib.JMK_E_TIMEOUT
+
+    async def _wait(self, code: int, timeout: float | None, deadline: float) -> None:
+        loop, stream = self._the_loop(), self._stream
+        while code in NOTHING_YET:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Timeout(f"no message within {timeout:g} s")
+            if code == -errno.EINTR:
+                await loop.pause(0)  # packets without a message keep coming: others have a turn
+            else:
+                # The socket may have been full of acks: then this one is sent again soon.
+                late = not stream.is_acked(stream.out)
+                wait = min(left, _ACK_PAUSE if late else LOOK_EVERY if stream.watched else inf)
+                await loop.readable(self.fileno(), self._look, wait)
+            code = stream.peek()
+
+    # ---- acks ----
+
+    async def ack(self, packet_id: int | None = None) -> None:
+        """Ack a message now, and all before it; see `Client.ack`."""
+        stream = self._open()
+        handled = stream.ack_target(packet_id)
+        for _ in range(_ACK_TRIES):
+            stream.ack(handled)
+            if stream.is_acked(handled):
+                return
+            await self._the_loop().pause(_ACK_PAUSE)
+
+    # ---- asking ----
+
+    @property
+    def server_id(self) -> int:
+        """The server's random number; see `Client.server_id`."""
+        return self._open().server_id
+
+    @property
+    def delivery(self) -> Delivery:
+        """How it gets messages; see `Client.delivery`."""
+        return self._open().delivery
+
+    @property
+    def last_id(self) -> int:
+        """The packet id of the last message that was handed out; 0 if there was none."""
+        return self._stream.last_id
+
+    @property
+    def resume_at(self) -> int:
+        """Where to go on in another process, as `start`; see `Client.resume_at`."""
+        return self._stream.resume_at
+
+    @property
+    def lag(self) -> int:
+        """Messages received by this end and not acked."""
+        return self._open().lag
+
+    @property
+    def missed(self) -> int:
+        """Messages lost in gaps, all together; `on_gap` tells which."""
+        return self._stream.missed
+
+    def fileno(self) -> int:
+        """The connection's descriptor."""
+        stream = self._open()
+        stream.open()
+        return stream.descriptor
+
+    def __repr__(self) -> str:
+        state = "not there yet" if self._inside is None else str(self._stream)
+        return f"<jumiks.AsyncClient: {state}>"
+
+    # ---- closing ----
+
+    async def close(self) -> None:
+        """Close the connection; a task that waits in `receive` gets `Closed`. May be repeated."""
+        stream = self._inside
+        if stream is None or stream.handle is None:
+            return
+        if stream.is_ours():
+            self._the_loop().close(stream.descriptor)
+            if stream.way is not None and stream.way.due()[0] >= 0:
+                self._the_loop().close(stream.way.due()[0])
+        stream.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_stream"):
+            self._stream.close_forgotten(self)
+
+
+def _yes() -> bool:
+    return True
+
+
+async def _until_readable(loop: Loop, descriptor: int, timeout: float) -> None:
+    # For a descriptor that is somebody else's soon.
+    try:
+        await loop.readable(descriptor, _yes, timeout)
+    finally:
+        loop.close(descriptor)

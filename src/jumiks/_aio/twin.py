@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both asynchronous classes have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Generic, Self, TypeVar
+
+from .._closing import AsyncClosing
+from .._loops import Loop, current
+from ..errors import Closed
+
+__all__: list[str] = []
+
+_T = TypeVar("_T")
+
+
+class Twin(AsyncClosing, Generic[_T]):
+    """Something that is there once it is awaited, or entered by `async with`."""
+
+    def __init__(self) -> None:
+        self._inside: _T | None = None
+        self._began = False
+        self._loop: Loop | None = None
+
+    async def _begin(self, loop: Loop) -> _T:
+        raise NotImplementedError
+
+    async def _opened(self) -> Self:
+        if self._inside is None:
+            if self._began:
+                raise Closed("this one's start is under way, or has failed: make a new one")
+            self._began = True
+            self._loop = current()
+            self._inside = await self._begin(self._loop)
+        return self
+
+    def __await__(self) -> Generator[object, None, Self]:
+        return self._opened().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._opened()
+
+    def _open(self) -> _T:
+        if self._inside is None:
+            name = type(self).__name__
+            raise Closed(f"this {name} is not there yet: await it, or enter it by 'async with'")
+        return self._inside
+
+    def _the_loop(self) -> Loop:
+        assert self._loop is not None
+        return self._loop

@@ -1,0 +1,604 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client's stream of messages: everything about receiving that never waits.
+
+`Client` and `AsyncClient` are two faces over it, which differ in how they wait: within the core,
+and in an event loop. A face takes with `take` or `batch`. Either returns the core's code where
+there is nothing yet; then the face waits and takes again. `ending` says what other codes stand for.
+
+What counts as handed out is one number, `out`. A signal's exception may come at any bytecode. Until
+`out` has moved, the same messages are received again. It moves last, and in one store, and Python
+handles no signal between that and the `return` or `yield` behind it: neither is a call, nor a jump
+back. So a face ends with `return stream.hand_out(...)`, or stores `out` itself, right before it
+returns or yields the message.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
+
+from .._gap import Gap, GapReason
+from .._native import Receiver, check, lib
+from .._wire.handshake import FIRST_ID, START_NOW, START_OLDEST, ServerHello
+from ..batch import Batch
+from ..errors import (
+    AckError,
+    Closed,
+    ConnectionEnded,
+    ConnectionLost,
+    MessagesLost,
+    ServerClosed,
+)
+from .connecting import Wait
+from .endings import ending_of
+from .labels import Labels
+from .link import Delivery, Link, Linker
+from .reconnect import Backoff, Effort, Return
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as _TypeVar
+
+    from .._core import Client as Handle
+
+    Item = _TypeVar("Item", bytes, bytes | Gap, default=bytes)
+    """What a client's stream has: messages, or gaps too."""
+else:
+    Item = TypeVar("Item")
+
+__all__: list[str] = []
+
+OnGap: TypeAlias = Callable[[Gap], object] | Literal["raise", "yield"] | None
+"""What happens at a gap in the stream."""
+
+ACK_TIME: Final = 0.01
+"""Seconds after which a loop that is slow acks what it has handled."""
+
+NOTHING_YET: Final = (lib.JMK_E_TIMEOUT, -errno.EINTR)
+"""Codes of the core after which a wait goes on: there was nothing, or a signal came (EINTR)."""
+
+Taken: TypeAlias = "tuple[int, int, int, list[bytes], int]"
+"""Messages made into bytes objects, not all of them handed out: first id, last id to hand out, how
+many are missing before the first, themselves, and what a plain server's ids are more than ours."""
+
+_NOTHING: Final[Taken] = (0, 0, 0, [], 0)
+
+
+class _Gaps(NamedTuple):
+    """What is known of gaps; replaced as a whole, so that none is counted or told in part."""
+
+    missed: int = 0
+    counted: int = 0
+    """The last message of the last gap, or before the first of this connection: none up to it is
+    due any more."""
+    untold: tuple[Gap, ...] = ()
+
+
+_streams: weakref.WeakSet[Stream[bytes] | Stream[bytes | Gap]] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # What the parent had received and not handed out is the parent's.
+    for stream in _streams:
+        stream.forget_taken()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Stream(Generic[Item]):
+    """The stream of a client that acks once the user comes back for more: `ack="after"`.
+
+    Args:
+        linker: makes its connections.
+        start: the packet id to begin at, or what stands for the newest or the oldest.
+        on_gap: what happens at a gap.
+        backoff: when to come back to a server that is gone; None never does.
+        ack_patience: nanoseconds that an ack may wait for room in the socket.
+    """
+
+    def __init__(
+        self,
+        linker: Linker,
+        *,
+        start: int,
+        on_gap: OnGap,
+        backoff: Backoff | None,
+        ack_patience: int,
+    ) -> None:
+        self.handle: Handle | None = None
+        """None before it is connected, and once it is closed."""
+        self._closing: Handle | None = None
+        self.receiver: Receiver | None = None
+        self._pid = os.getpid()
+        _streams.add(self)
+        self._linker = linker
+        self._wanted = start
+        self._on_gap = on_gap
+        self._effort = Effort(backoff) if backoff is not None else None
+        self._ack_patience = ack_patience
+        self.descriptor = -1
+        self.delivery: Delivery = "classic"
+        self.watched = False
+        """Whether the server's death is noticed even if the connection stays open."""
+        self._quarter = 1
+        self.server_id = 0
+        self._first = 0  # the first message of this connection; 0 if the server did not say
+        self._gaps: _Gaps = _Gaps()
+        self.taken: Taken = _NOTHING
+        self.out = 0
+        """The id of the last message handed out, whose moving is what hands out."""
+        self._together = (0, 0)  # first and last of the batch handed out last
+        self._batch_due = (0, 0)  # of the one that is about to be
+        self._acked = 0  # what was acked by hand
+        self._labels: Labels | None = None  # of a plain 1.0 server: all ids inside are our own
+        self._last_batch: weakref.ref[Batch] | None = None
+        self._loans: list[Batch] = []  # those whose views are of the log itself
+        self._settling = threading.RLock()  # over the last batch's memory, and what is lent
+        # Over who has the handle, and the way back. A signal's handler may close the client in the
+        # middle of what this thread does under it.
+        self.lock = threading.RLock()
+        self.way: Return | None = None
+        """The way back to a server that is gone, while it is under way."""
+
+    # ---- connecting ----
+
+    @property
+    def address(self) -> str:
+        """The server's address, as a user writes it."""
+        return self._linker.address
+
+    def entering(self, ending: ConnectionEnded | None = None) -> Generator[Wait, None, None]:
+        """Connect: for the first time, or after an ending."""
+        start_for = self._start_again if ending else None
+        link = yield from self._linker.connect(self._wanted, start_for)
+        self._join(link, ending)
+
+    def tell_at_start(self) -> None:
+        """Tell a function of a gap at the start, while the client is made."""
+        if not callable(self._on_gap):
+            return
+        try:
+            self._tell()
+        except BaseException:
+            self.close()
+            raise
+
+    def _next(self) -> int:
+        # The next message due, neither handed out nor in a gap; 0 if that is unknown.
+        last = max(self.out, self._gaps.counted)
+        return last + 1 if last else 0
+
+    def _start_again(self, hello: ServerHello) -> int:
+        if not hello.extended:
+            return START_NOW
+        return (self._next() if hello.server_id == self.server_id else 0) or START_OLDEST
+
+    def _join(self, link: Link, ending: ConnectionEnded | None) -> None:
+        hello, first = link.hello, link.first_id
+        found = (
+            self._gaps_at_start(first, link.left_out)
+            if ending is None
+            else self._gaps_on_return(hello.server_id, first, ending)
+        )
+        gaps: list[Gap] = list(found)
+        self.handle, self.receiver = link.handle, link.receiver
+        self.descriptor = link.descriptor
+        self.delivery = link.delivery
+        self.watched = link.watched
+        self._quarter = max(1, hello.max_lag // 4) if hello.max_lag else 1 << 63
+        known: _Gaps = self._gaps
+        same = hello.server_id == self.server_id != 0
+        if ending is not None and not same:
+            self.forget_taken()
+            self.out = self._acked = 0  # its ids begin anew
+        self.server_id, self._first = hello.server_id, first
+        missed = known.missed + sum(gap.count or 0 for gap in gaps)
+        counted = max(known.counted if same else 0, first - 1)
+        self._gaps = _Gaps(missed, counted, (*known.untold, *gaps))
+        self._labels = None if hello.extended else Labels()
+
+    def _gaps_at_start(self, first: int, left_out: int) -> Iterator[Gap]:
+        if FIRST_ID <= self._wanted < first:
+            yield Gap(self._wanted, first - 1, GapReason.EVICTED)
+        elif self._wanted == START_OLDEST and left_out:
+            yield Gap(first - left_out, first - 1, GapReason.EVICTED)
+
+    def _gaps_on_return(self, server_id: int, first: int, ending: ConnectionEnded) -> Iterator[Gap]:
+        due = self._next()
+        if server_id == self.server_id != 0:
+            if first > due:
+                yield Gap(due, first - 1, GapReason.EVICTED)
+            return
+        # What it published to its end stands in its log, if we have that, also what came after we
+        # had lost the connection.
+        handle = self.handle
+        last = lib.jmk_client_published_id(handle) if handle is not None else 0
+        if isinstance(ending, ConnectionLost):
+            last = max(last, ending.last_lost)
+        if last >= due > 0:
+            yield Gap(due, last, GapReason.ENDED)
+        elif isinstance(ending, ConnectionLost) and self.delivery != "shared":
+            yield Gap(self.shown(due), None, GapReason.RESTARTED)
+        if first > FIRST_ID:
+            yield Gap(FIRST_ID, first - 1, GapReason.EVICTED)
+
+    def open(self) -> Handle:
+        """Return the connection's handle.
+
+        Raises:
+            Closed, Forked: it is closed, or another process's.
+        """
+        handle = self.handle
+        if handle is None:
+            raise Closed("this client is closed")
+        if self._pid != os.getpid():
+            check(lib.JMK_E_FORKED, "client")
+        return handle
+
+    # ---- taking ----
+
+    def has_taken(self) -> bool:
+        """Whether there are messages that the core is not needed for."""
+        return self.out < self.taken[1]
+
+    def rest(self) -> list[bytes]:
+        """Return the messages of `taken` that are not handed out yet."""
+        first, last, _, messages, _ = self.taken
+        return messages[self.out + 1 - first : last + 1 - first] if self.out >= first else messages
+
+    def forget_taken(self) -> None:
+        """Drop messages that will not be handed out."""
+        self.taken = _NOTHING
+
+    def advance(self) -> bool:
+        """Have the next message in `taken` if the core is not needed for that; else False.
+
+        It is asked once all of `taken` is handed out.
+        """
+        return False
+
+    def take(self, limit: int) -> Gap | int | None:
+        """Take what is there into `taken`, in one call; or return a gap that comes first.
+
+        Args:
+            limit: nanoseconds to wait in the core; 0 never waits, -1 is no limit.
+
+        Returns:
+            None once there are messages, or a code of the core if there are none.
+        """
+        if self._gaps.untold and (gap := self._tell()) is not None:
+            return gap
+        self.taken = _NOTHING  # while it waits it keeps none of the old ones in memory
+        found: Taken | int = self.prepare().take(self.out, limit)
+        if isinstance(found, int):
+            return found
+        first_id, _, lost, _, shift = found
+        if self._labels is not None:
+            self._labels.note(first_id, shift)
+        if lost and (gap := self._skipped(first_id - lost, first_id - 1)) is not None:
+            return gap
+        # In this order: none of the old ones are left, whatever comes between.
+        self.out = first_id - 1
+        self._keep(found)
+        return None
+
+    def _keep(self, found: Taken) -> None:
+        self.taken = found
+
+    def batch(self, limit: int) -> Batch | Gap | int:
+        """Return all that is there, which `hand_out` hands out; or a gap that comes first.
+
+        Args, returns: as for `take`.
+        """
+        if self.has_taken() and self.handle is not None:
+            return self._batch_of(self.rest())
+        if self._gaps.untold and (gap := self._tell()) is not None:
+            return gap
+        found: tuple[int, int, int, int, int] | int = self.prepare().look(self.out, limit)
+        if isinstance(found, int):
+            return found
+        first_id, lost, shift, count, items = found
+        if self._labels is not None:
+            self._labels.note(first_id, shift)
+        if lost and (gap := self._skipped(first_id - lost, first_id - 1)) is not None:
+            return gap
+        # It stays in the arena, or in the log.
+        loans = self._loans if self.delivery == "shared" else None
+        batch = Batch(self.shown(first_id), count, client=self.open(), items=items, loans=loans)
+        self._last_batch = weakref.ref(batch)
+        self._batch_due = first_id, first_id + count - 1
+        return batch
+
+    def _batch_of(self, messages: list[bytes]) -> Batch:
+        first_id, count = self.out + 1, len(messages)
+        self._batch_due = first_id, first_id + count - 1
+        return Batch(self.shown(first_id), count, messages=messages)
+
+    def peek(self) -> int:
+        """Return `JMK_E_TIMEOUT` or another code if the core has nothing, else 0.
+
+        What it finds stays in the core until it is taken; an end or an error as well.
+        """
+        if self.has_taken() or self.receiver is None or self._gaps.untold:
+            return 0
+        found = self.prepare().look(self.out, 0)
+        return found if isinstance(found, int) else 0
+
+    def prepare(self) -> Receiver:
+        """Return what takes from the core, whose next call uses the last batch's memory again."""
+        receiver = self.receiver
+        if receiver is None:
+            raise Closed("this client is closed")
+        if self._last_batch is not None or self._loans:
+            self._settle_batch()
+        return receiver
+
+    def _settle_batch(self) -> None:
+        # The last batch's memory is about to be used again, or given back. Whoever comes while
+        # another thread does this waits for its end, as that reads the memory.
+        with self._settling:
+            last = self._last_batch
+            batch = last() if last is not None else None
+            if batch is not None:
+                batch._settle()
+            self._last_batch = None
+            while self._loans:
+                batch = self._loans[0]
+                batch._take_back()
+                with suppress(ValueError):  # a signal's handler closed this client meanwhile
+                    self._loans.remove(batch)
+
+    # ---- gaps, and handing out ----
+
+    def _skipped(self, first: int, last: int) -> Gap | None:
+        known: _Gaps = self._gaps
+        first = max(first, known.counted + 1)
+        if first <= last:  # else these messages are received again, and that was told
+            gap = Gap(first, last)
+            self._gaps = _Gaps(known.missed + last - first + 1, last, (*known.untold, gap))
+        return self._tell()
+
+    def _tell(self) -> Gap | None:
+        # What is due is told; what is to be handed out is returned, and `hand_out` follows.
+        while self._gaps.untold:
+            gap = self._gaps.untold[0]
+            if self._on_gap == "yield":
+                return gap
+            if self._on_gap == "raise":
+                error = MessagesLost(gap)
+                self.hand_out_gap(gap)
+                raise error
+            if callable(self._on_gap):
+                self._on_gap(gap)  # if it raises, it is told again
+            self.hand_out_gap(gap)
+        return None
+
+    def hand_out_gap(self, gap: Gap) -> Item:
+        """Return a gap that `take` returned, which counts as handed out now."""
+        # As for a message, what follows the store is no place for a signal.
+        known: _Gaps = self._gaps
+        item = cast(Item, gap)
+        rest = _Gaps(known.missed, known.counted, known.untold[1:])
+        self._gaps = rest
+        return item
+
+    def hand_out(self, found: Batch | Gap) -> Batch | Gap:
+        """Return what `batch` returned, which counts as handed out now."""
+        if isinstance(found, Gap):
+            self.hand_out_gap(found)
+            return found
+        self._together = self._batch_due
+        self.out = self._batch_due[1]
+        return found
+
+    # ---- the end, and coming back ----
+
+    def ending(self, code: int) -> Exception:
+        """Return what a code of the core stands for, beyond those of `NOTHING_YET`."""
+        handle = self.handle
+        if handle is None:
+            return Closed("this client is closed")
+        return ending_of(
+            code, handle, address=self.address, delivery=self.delivery, due=self._next()
+        )
+
+    def way_back(self, ending: Exception) -> Return:
+        """Return the way back to the server; raise the ending if there is none."""
+        if self._effort is None or not isinstance(ending, ServerClosed | ConnectionLost):
+            try:
+                raise ending
+            finally:
+                del ending  # it has this frame, and would keep the connection for the collector
+        with self.lock:
+            way = self.way
+            if way is None:
+                way = self.way = Return(self, ending, self._effort)
+        return way
+
+    def drop(self) -> None:
+        """Let go of a connection that was made while the client was closed."""
+        self.handle = self.receiver = None
+
+    # ---- acks ----
+
+    def ack_target(self, packet_id: int | None) -> int:
+        """Return the message that an ack by hand names; views that it covers are released.
+
+        Args:
+            packet_id: as the user sees it; None is the last one handed out.
+        """
+        handled = self.out if packet_id is None else packet_id
+        if isinstance(handled, bool) or not isinstance(handled, int):
+            raise TypeError(f"packet_id is a number, not {packet_id!r}")
+        if packet_id is not None and self._labels is not None:
+            handled = self._labels.find(packet_id, self.out)
+        if handled > self.out or handled < 0:
+            last = self.last_id if self.out else "none"
+            raise AckError(f"packet id {packet_id} was not handed out; the last one was {last}")
+        for batch in tuple(self._loans):
+            if batch.last_id <= handled:
+                batch._take_back()  # else its views would hold the ack back
+        self._acked = max(self._acked, handled)
+        return handled
+
+    def ack(self, handled: int) -> None:
+        """Ack a message, and all before it; 0 is none."""
+        handle = self.open()
+        if handled:
+            check(lib.jmk_client_ack(handle, handled, self._ack_patience), "client")
+
+    def is_acked(self, handled: int) -> bool:
+        """Whether an ack has left; in a shared log it always has, but for what views hold back."""
+        handle = self.handle
+        return (
+            handle is None
+            or self.delivery == "shared"
+            or lib.jmk_client_acked_id(handle) >= handled
+        )
+
+    def next_ack(self, out: int) -> tuple[float, int]:
+        """Return when a loop that has handed out `out` acks next: at a time, or at a message.
+
+        A slow loop acks by time, and within a long batch often enough for `max_lag`.
+        """
+        return time.monotonic() + ACK_TIME, out + self._quarter
+
+    # ---- asking ----
+
+    @property
+    def last_id(self) -> int:
+        """The packet id, as the user sees it, of the last message handed out; 0 if none was."""
+        return self.shown(self.out)
+
+    def shown(self, number: int) -> int:
+        """Return the id that the user sees of a message, or of the one to come."""
+        return number if self._labels is None else self._labels.of(number)
+
+    @property
+    def resume_at(self) -> int:
+        """Where another client would go on."""
+        handled = max(self.handled(), self._acked)
+        return self.shown(handled + 1) if self.out else self._first
+
+    def handled(self) -> int:
+        """Return the last message that counts as handled, for all we know."""
+        first, last = self._together
+        return (first if self.out == last else self.out) - 1
+
+    @property
+    def lag(self) -> int:
+        """Messages received by this end and not acked."""
+        handle = self.open()
+        return lib.jmk_client_last_id(handle) - lib.jmk_client_acked_id(handle)
+
+    @property
+    def missed(self) -> int:
+        """Messages lost in gaps, all together."""
+        return self._gaps.missed
+
+    def is_ours(self) -> bool:
+        """Whether this process made it, and no fork."""
+        return self._pid == os.getpid()
+
+    def __str__(self) -> str:
+        state = "closed" if self.handle is None else f"last {self.last_id}"
+        return f"{self.address} ({state})"
+
+    # ---- closing ----
+
+    def close(self) -> None:
+        """Close the connection, and ack what was handled, if no other thread is receiving."""
+        if not self.is_ours():
+            self.handle = self.receiver = None
+            return
+        if sys.is_finalizing():
+            # A thread that stands still for ever may hold the lock, or be on the way back.
+            handle, self.handle, self.receiver = self.handle, None, None
+        else:
+            with self.lock:
+                if self.handle is not None:
+                    self._closing = self.handle
+                self.handle = self.receiver = None
+                way, self.way = self.way, None
+                if way is not None:
+                    way.end()
+            handle = self._closing
+        if handle is None:
+            return
+        try:
+            self._settle_batch()
+            lib.jmk_client_ack(handle, max(0, self.handled()), 0)
+        finally:
+            lib.jmk_client_close(handle)
+        self._closing = None  # until then the next call does what a signal kept this one from
+
+    def close_forgotten(self, face: object) -> None:
+        """Close it for a face that nobody has closed, with a warning."""
+        if self.handle is not None and self.is_ours():
+            warnings.warn(f"{face!r} was not closed", ResourceWarning, source=face, stacklevel=3)
+            self.close()
+
+
+class AckingAhead(Stream[Item]):
+    """The stream of a client that acks a message when it is handed out: `ack="before"`.
+
+    `taken` goes no further than the one message that is acked already.
+    """
+
+    _ahead: Taken = _NOTHING
+    """Messages of which some are not acked yet."""
+
+    def has_taken(self) -> bool:
+        """Whether there are messages that the core is not needed for."""
+        return self.out < self._ahead[1]
+
+    def forget_taken(self) -> None:
+        """Drop messages that will not be handed out."""
+        self.taken = self._ahead = _NOTHING
+
+    def advance(self) -> bool:
+        """Ack the next message, and put it into `taken`, if the core is not needed for it."""
+        first, last, lost, messages, shift = self._ahead
+        due = self.out + 1
+        if due > last:
+            return False
+        # As `ack` does, without one more call per message.
+        check(lib.jmk_client_ack(self.open(), due, self._ack_patience), "client")
+        self.taken = first, due, lost, messages, shift
+        return True
+
+    def take(self, limit: int) -> Gap | int | None:
+        """Ack the next message, and put it into `taken`; see `Stream.take`."""
+        found = self._take_ahead(limit)
+        if found is None:
+            self.advance()
+        return found
+
+    def _take_ahead(self, limit: int) -> Gap | int | None:
+        if self.has_taken():
+            return None
+        self._ahead = _NOTHING
+        return super().take(limit)
+
+    def _keep(self, found: Taken) -> None:
+        self._ahead = found
+
+    def batch(self, limit: int) -> Batch | Gap | int:
+        """Return all that is there and ack it; see `Stream.batch`."""
+        if (found := self._take_ahead(limit)) is not None:
+            return found
+        first, last, _, messages, _ = self._ahead
+        self.ack(last)
+        return self._batch_of(messages[self.out + 1 - first :])
+
+    def handled(self) -> int:
+        """Return the last message that counts as handled."""
+        return self.out
