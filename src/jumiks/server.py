@@ -337,7 +337,11 @@ class Server(Closing):
             Busy, Closed: as for `publish`; the first ones may have been published.
         """
         limit = self._limit(timeout)
-        found = gather_messages(messages)
+        try:
+            found = gather(messages)
+        except TypeError:
+            require_iterable(messages)
+            raise
         publisher = self._turns()
         if not found.count:
             next_id = self.stats().next_id
@@ -600,16 +604,11 @@ def is_open(server: Server) -> bool:
     return server._handle is not None and server._pid == os.getpid()
 
 
-def gather_messages(messages: Iterable[Buffer]) -> Gathered:
-    """Return the messages as C reads them; each of them is checked."""
-    try:
-        return gather(messages)
-    except TypeError:
-        if isinstance(messages, Iterable):
-            raise
-        raise TypeError(
-            f"publish_many takes a sequence of messages, not {messages!r:.100}"
-        ) from None
+def require_iterable(messages: object) -> None:
+    """Raise TypeError if these are no messages one after the other."""
+    if not isinstance(messages, Iterable):
+        text = f"publish_many takes a sequence of messages, not {messages!r:.100}"
+        raise TypeError(text) from None
 
 
 def _holder_words(info: ClientInfo) -> str:

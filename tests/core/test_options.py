@@ -242,7 +242,8 @@ def test_the_command_line_has_the_help_of_the_table(each: Field[Any]) -> None:
         ("--group nosuch", "--group: 'nosuch': there is no group named 'nosuch'"),
         ("--keep 5X", ("--keep: '5X': it must be a number of messages, or a number of bytes with a "
          "unit: K, M or G")),
-        ("--linger=-1", "--linger: '-1': it must be a number of seconds, 0 or more"),
+        ("--linger -1", "--linger: '-1': it must be a number of seconds, 0 or more"),
+        ("-0 --wait -1", "--wait: '-1': it must be a whole number, 1 or more"),
         ("--wait 0", "--wait: '0': it must be a whole number, 1 or more"),
         ("--max 5", "unrecognized arguments: --max 5"),
     ],

@@ -12,7 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final, Literal
 
 from .._loops import Loop
-from .._native import Reservation, check_callback, lib, nanoseconds
+from .._native import Reservation, check_callback, gather, lib, nanoseconds
 from .._options import (
     HANDSHAKE_TIMEOUT,
     LOG_SIZE,
@@ -25,7 +25,7 @@ from .._server import access, lag
 from .._server.lag_watch import LAG_WARNING
 from .._wire.handshake import FIRST_ID
 from ..errors import Timeout
-from ..server import LINGER, Server, Wait, gather_messages, is_open
+from ..server import LINGER, Server, Wait, is_open, require_iterable
 from ..stats import ClientInfo, EndReason, ServerStats
 from .twin import Twin
 
@@ -191,7 +191,11 @@ class AsyncServer(Twin[Server]):
             Those of `Server.publish_many`. If this is cancelled, the first ones were published.
         """
         server = self._open()
-        found = gather_messages(messages)
+        try:
+            found = gather(messages)
+        except TypeError:
+            require_iterable(messages)
+            raise
         wait = Wait(server, timeout, of=found.count)
         wait.check_open()
         while self._in_batch:

@@ -340,7 +340,7 @@ _ALLOWED: Mapping[str, frozenset[State]] = {
 """What an end may do in which states."""
 
 
-def _check(event: str, state: State) -> None:
+def _require_allowed(event: str, state: State) -> None:
     if state not in _ALLOWED[event]:
         raise IllegalEvent(f"to {event} is not allowed in state {state.name}")
 
@@ -372,7 +372,7 @@ class ServerHandshake:
 
     def hello(self) -> bytes:
         """Return the packet to send first."""
-        _check("hello", self.state)
+        _require_allowed("hello", self.state)
         self.state = State.REPLY
         return self._hello.encode()
 
@@ -381,7 +381,7 @@ class ServerHandshake:
 
         The core alone knows whether it can begin at the start that is asked for.
         """
-        _check("receive the reply", self.state)
+        _require_allowed("receive the reply", self.state)
         self.state = State.REFUSAL
         try:
             self.peer = ClientHello.decode(packet)
@@ -406,7 +406,7 @@ class ServerHandshake:
             first_offset: where that stands in the log; None takes LOG back from what is granted.
             left_out: how many older messages, which it asked for, it will not get.
         """
-        _check("accept", self.state)
+        _require_allowed("accept", self.state)
         self.state = State.DONE
         if not self.extended:
             return b""
@@ -424,7 +424,7 @@ class ServerHandshake:
         """
         if status is Status.ACCEPTED:
             raise ValueError("a refusal needs a status other than ACCEPTED")
-        _check("refuse", self.state)
+        _require_allowed("refuse", self.state)
         self.state = State.FAILED
         if not self.extended:
             return b""
@@ -501,7 +501,7 @@ class ClientHandshake:
             ProtocolError: that is no hello, or no welcome.
             IllegalEvent: the handshake is over.
         """
-        _check("receive from the server", self.state)
+        _require_allowed("receive from the server", self.state)
         read = self._read_hello if self.state is State.HELLO else self._read_welcome
         self.state = State.FAILED
         self.state, answer = read(packet)

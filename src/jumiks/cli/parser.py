@@ -180,6 +180,9 @@ def _framing(parser: argparse.ArgumentParser) -> None:
         help="each message has its length before it, in four bytes (little-endian)",
     )
 
+    # Else "--wait -1" would have no value, as -1 looks like an option such as -0.
+    parser._has_negative_number_optionals.clear()
+
 
 def _address(parser: argparse.ArgumentParser, **more: str) -> None:
     parser.add_argument("address", metavar="ADDRESS", help="@name, or a path", **more)  # type: ignore[arg-type]
