@@ -55,7 +55,7 @@ enum jmk_wire {
     JMK_BYE_SIZE = 64,        /* payload of a BYE frame */
     JMK_KIND_DATA = 1,
     JMK_KIND_BYE = 2,
-    JMK_KIND_RING = 3,   /* shared only: something was published */
+    JMK_KIND_WAKE = 3,   /* shared only: something was published */
     JMK_KIND_SKIP = 4,   /* shared only: read no further; say how far you are */
     JMK_KIND_RESUME = 5, /* shared only: go on at this id, u64 offset */
     JMK_KIND_CRITICAL = 0x8000, /* an unknown kind with this bit ends the connection */

@@ -108,7 +108,7 @@ static int force_control(const struct jmk_session *session, enum jmk_wire kind, 
 }
 
 static int wake(struct jmk_session *session, uint64_t sleep, uint64_t next_id) {
-    int error = send_control(session, JMK_KIND_RING, next_id, 0, 0);
+    int error = send_control(session, JMK_KIND_WAKE, next_id, 0, 0);
 
     JMK_POINT(JMK_AT_WOKEN);
     session->woken = sleep;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sleeping: a client that sleeps is rung for what is published
+ * Sleeping: a client that sleeps is woken for what is published
  *
- * A publisher publishes; the pump offers what it finds at the log's end and rings a client that
+ * A publisher publishes; the pump offers what it finds at the log's end and wakes a client that
  * sleeps; the client reads, and sleeps when it has read all there is. That the pump looks at the end
  * after each publish is another matter: handover.pml.
  *
@@ -13,7 +13,7 @@
  *   D log.c jmk_log_end `atomic_load_explicit(&log->page->version, memory_order_seq_cst)`
  *   E log.c jmk_log_end `end.offset = atomic_load_explicit(&log->page->head, memory_order_acquire)`
  *   F send_shared.c offer `sleep = atomic_load(&session->page->sleeping)`
- *   G send_shared.c wake `send_control(session, JMK_KIND_RING, next_id, 0, 0)`
+ *   G send_shared.c wake `send_control(session, JMK_KIND_WAKE, next_id, 0, 0)`
  *   H receive_shared.c read_frames `atomic_load_explicit(&reader->page->head, memory_order_acquire)`
  *   I receive_shared.c reader_more `atomic_store(&reader->cursor->sleeping, ++reader->sleep)`
  *   J receive_shared.c news `atomic_load(&reader->page->version)`
@@ -23,8 +23,8 @@
  * J may find an odd number, of a publish that is under way: then K may not see the publish before,
  * but the end of the one under way comes after I, so whoever offers that sees the sleep.
  *
- * It is good if the client comes to its end: a ring that is lost leaves it asleep, an invalid end
- * state. The socket is full with two packets, and then readable, which is all that a ring is for.
+ * It is good if the client comes to its end: a wake-up that is lost leaves it asleep, an invalid end
+ * state. The socket is full with two packets, and then readable, which is all that a wake-up is for.
  */
 #define VERSION_RELEASE 1       /* flaw: C is not in one order with I */
 #define SLEEPING_RELEASE 2      /* flaw: J may come before I */
@@ -61,7 +61,7 @@ active proctype publisher() {
 }
 
 active proctype pump() {
-    byte version, again, head, offered, sleep, rung;
+    byte version, again, head, offered, sleep, woken;
 
     do
     :: offered == MESSAGES -> break
@@ -74,8 +74,8 @@ active proctype pump() {
             offered = head;
             load(1, SLEEPING, sleep, UNLESS(SLEEPING_LOAD_ACQUIRE, SEQ_CST, ACQUIRE)); /* F */
             if
-            :: sleep % 2 == 1 && sleep != rung ->
-                rung = sleep;
+            :: sleep % 2 == 1 && sleep != woken ->
+                woken = sleep;
                 if
                 :: socket!1 /* G */
                 :: full(socket)

@@ -181,7 +181,7 @@ class _Lib:
     JMK_FRAME_HEADER: int
     JMK_LEAST_PACKET: int
     JMK_ANSWER_SIZE: int
-    JMK_KIND_RING: int
+    JMK_KIND_WAKE: int
     JMK_DISCONNECT: int
     JMK_BLOCK: int
     JMK_SKIP: int

@@ -341,15 +341,15 @@ static int broken(int fd, int error) {
     return -1;
 }
 
-/* A socket takes no ring only if it is full, and then its reader has something to read. */
-static int is_ring(const void *data, size_t size) {
-    return size == JMK_FRAME_HEADER && jmk_frame_decode(data).kind == JMK_KIND_RING;
+/* A socket takes no wake-up only if it is full, and then its reader has something to read. */
+static int is_wake_up(const void *data, size_t size) {
+    return size == JMK_FRAME_HEADER && jmk_frame_decode(data).kind == JMK_KIND_WAKE;
 }
 
 ssize_t __real_send(int fd, const void *data, size_t size, int flags);
 ssize_t __wrap_send(int fd, const void *data, size_t size, int flags);
 ssize_t __wrap_send(int fd, const void *data, size_t size, int flags) {
-    int possible = !(fault.error == EAGAIN || condition.error == EAGAIN) || !is_ring(data, size);
+    int possible = !(fault.error == EAGAIN || condition.error == EAGAIN) || !is_wake_up(data, size);
     int error = failure(send_, HERE, possible);
 
     return error ? broken(fd, error) : __real_send(fd, data, size, flags);

@@ -38,11 +38,11 @@ def fragments_without_end() -> Iterator[bytes]:
             yield reference.encode_fragment(Fragment(packet_id, 65536, offset, b"x", more=True))
 
 
-def rings() -> Iterator[bytes]:
+def wake_ups() -> Iterator[bytes]:
     return itertools.repeat(reference.encode_frame(Frame(1, b"", 3)))
 
 
-FLOODS = [unknown_frames, fragments_without_end, rings]
+FLOODS = [unknown_frames, fragments_without_end, wake_ups]
 
 
 def pour(
@@ -60,7 +60,7 @@ def pour(
 def flooded(address: str, flood: Callable[[], Iterator[bytes]], pause: float = 0) -> Iterator[None]:
     """A server by hand that sends packets without end, and no message in them."""
     over = threading.Event()
-    shared = flood is rings
+    shared = flood is wake_ups
 
     def script(connection: socket.socket) -> None:
         if shared:

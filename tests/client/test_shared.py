@@ -30,13 +30,13 @@ from support.shared import (
     PAGE,
     RESUME,
     RING,
-    RING_KIND,
-    RING_PACKET,
     SEAL_FUTURE_WRITE,
     SEAL_GROW,
     SEAL_SEAL,
     SEAL_SHRINK,
     SKIP,
+    WAKE_KIND,
+    WAKE_PACKET,
     HandMadeClient,
     HandMadeLog,
     hand_made_client,
@@ -351,7 +351,7 @@ def test_a_log_that_lies_is_a_protocol_error(
 ) -> None:
     def script(connection: socket.socket, log: HandMadeLog) -> None:
         lie(log)
-        connection.send(RING_PACKET)
+        connection.send(WAKE_PACKET)
 
     with HandMadeLog() as log, served_by(address, script, log) as client:
         for _ in range(2):
@@ -369,7 +369,7 @@ def test_numbers_that_are_about_to_wrap_are_a_protocol_error(
     def script(connection: socket.socket, log: HandMadeLog) -> None:
         log.words[128] = first_offset
         log.head = log.write(frame_of(packet_id=first_id), first_offset)
-        connection.send(RING_PACKET)
+        connection.send(WAKE_PACKET)
 
     welcome = {"first_id": first_id, "first_offset": first_offset}
     with HandMadeLog() as log, served_by(address, script, log, **welcome) as client:
@@ -388,7 +388,7 @@ def after_three(
 
     def script(connection: socket.socket, log: HandMadeLog) -> None:
         log.publish(*GOOD)
-        connection.send(RING_PACKET)
+        connection.send(WAKE_PACKET)
         assert connection.recv(LARGE) == reference.encode_ack(FIRST_ID + 2)
         action(connection)
 
@@ -399,7 +399,7 @@ def after_three(
 def test_a_log_whose_end_goes_back_is_a_protocol_error(address: str, head: int) -> None:
     def lie(connection: socket.socket) -> None:
         log.head = head
-        connection.send(RING_PACKET)
+        connection.send(WAKE_PACKET)
 
     with HandMadeLog() as log, served_by(address, after_three(log, lie), log) as client:
         assert [client.receive(DEADLINE) for _ in GOOD] == GOOD
@@ -418,9 +418,9 @@ PACKET_LIES = {
     "a message": (frame_of(packet_id=END + 1), "in a packet, though it shares its log"),
     "a short BYE": (reference.encode_frame(Frame(END, bytes(63), BYE)), "sent a BYE of"),
     "an empty BYE": (reference.encode_frame(Frame(END, b"", BYE)), "sent a BYE of"),
-    "a large packet": (frame_of(RING_KIND, payload=bytes(300)), "are agreed at most"),
-    "a huge packet": (frame_of(RING_KIND, payload=bytes(60000)), "are agreed at most"),
-    "half a header": (RING_PACKET[:8], "a frame that does not fit"),
+    "a large packet": (frame_of(WAKE_KIND, payload=bytes(300)), "are agreed at most"),
+    "a huge packet": (frame_of(WAKE_KIND, payload=bytes(60000)), "are agreed at most"),
+    "half a header": (WAKE_PACKET[:8], "a frame that does not fit"),
     "a frame cut off": (frame_of(BYE, payload=bytes(64))[:32], "a frame that does not fit"),
     "an empty packet": (b"", "an empty packet"),
     "a critical kind": (frame_of(CRITICAL | 7), "critical frame of the unknown kind"),
@@ -447,7 +447,7 @@ def test_a_packet_of_an_unknown_kind_is_skipped(address: str, kind: int) -> None
     def say(connection: socket.socket) -> None:
         connection.send(frame_of(kind))
         log.publish(b"four")
-        connection.send(RING_PACKET)
+        connection.send(WAKE_PACKET)
 
     with HandMadeLog() as log, served_by(address, after_three(log, say), log) as client:
         assert [client.receive(DEADLINE) for _ in range(4)] == [*GOOD, b"four"]
@@ -550,7 +550,7 @@ def test_a_tail_that_lies_hands_out_nothing(address: str) -> None:
     def script(connection: socket.socket, log: HandMadeLog) -> None:
         log.words[128] = 8
         log.publish(*GOOD)
-        connection.send(RING_PACKET)
+        connection.send(WAKE_PACKET)
 
     with HandMadeLog() as log, served_by(address, script, log) as client:
         with pytest.raises(Timeout):
@@ -642,7 +642,7 @@ def test_a_cursor_page_full_of_noise_harms_nobody_else(address: str) -> None:
         assert [reason for _, reason in harassed.ends] == [EndReason.PROTOCOL]
 
 
-def test_a_client_that_never_stops_falling_asleep_is_rung_once_a_message_at_most(
+def test_a_client_that_never_stops_falling_asleep_is_woken_once_per_message_at_most(
     address: str,
 ) -> None:
     with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
@@ -679,7 +679,7 @@ def test_a_socket_full_of_rings_has_room_for_the_word_to_skip(address: str) -> N
             assert client.control().kind == RESUME
 
 
-def test_a_client_that_is_awake_is_not_rung(address: str) -> None:
+def test_a_client_that_is_awake_is_not_woken(address: str) -> None:
     with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
         for number in (0, 2, 1 << 63):
             client.sleep(number)
@@ -689,14 +689,14 @@ def test_a_client_that_is_awake_is_not_rung(address: str) -> None:
         assert not client.has_input()
 
 
-def test_a_sleep_is_rung_once(address: str) -> None:
+def test_a_sleep_is_ended_once(address: str) -> None:
     with Harassed(address) as harassed, hand_made_client(harassed.server, address) as client:
         client.sleep(7)
         for _ in range(10):
             harassed.publish()
         harassed.server.stats()
         assert info_of(harassed.server).packets == 1
-        assert next(client.packets()).kind == RING_KIND
+        assert next(client.packets()).kind == WAKE_KIND
         assert not client.has_input()
 
 
@@ -1272,7 +1272,7 @@ def test_who_polls_the_descriptor_misses_nothing(address: str, batch: int) -> No
         task.result()
 
 
-def test_a_client_that_spins_gets_all_and_needs_no_ring(address: str) -> None:
+def test_a_client_that_spins_gets_all_and_needs_no_wake_up(address: str) -> None:
     with Server(address) as server, Client(address, spin=DEADLINE) as client:
         for number in range(200):
             task = Task(lambda: client.receive(DEADLINE))

@@ -154,7 +154,7 @@ static void send_packet(const void *packet, size_t size) {
 }
 
 static void send_control(void) {
-    static const uint16_t kinds[] = {JMK_KIND_RING, JMK_KIND_SKIP, JMK_KIND_RESUME,
+    static const uint16_t kinds[] = {JMK_KIND_WAKE, JMK_KIND_SKIP, JMK_KIND_RESUME,
                                      JMK_KIND_DATA, JMK_KIND_BYE,  0x8005};
     uint64_t what = take(&run.input, 1), words[2];
     struct jmk_header header = {what & 8 ? 8 : 0, kinds[(what >> 4) % 6], 0,

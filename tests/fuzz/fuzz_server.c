@@ -176,7 +176,7 @@ static void check_frames(struct client *client, const uint8_t *at, size_t left) 
         if (kind == JMK_KIND_BYE)
             client->over = true;
         else if (client->mode == JMK_SHARED)
-            CHECK(kind >= JMK_KIND_RING && kind <= JMK_KIND_RESUME);
+            CHECK(kind >= JMK_KIND_WAKE && kind <= JMK_KIND_RESUME);
         else if (flags & JMK_FLAG_FRAGMENT)
             check_fragment(client, number_at(at + 8, 8), at + 16, size);
         else

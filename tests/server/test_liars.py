@@ -16,7 +16,7 @@ import pytest
 from support import reference
 from support.base import DEADLINE, REFUSES, SHARE_LOG, descriptors, wait_until
 from support.reference import BYE, FRAMES, Bye, Fragment, Frame, Message, Welcome
-from support.shared import RING, RING_PACKET, HandMadeLog, served_by, shake_hands
+from support.shared import RING, WAKE_PACKET, HandMadeLog, served_by, shake_hands
 from support.wire import (
     FIRST_ID,
     HELLO,
@@ -401,7 +401,7 @@ def test_ids_in_a_log_that_begin_anew_are_a_protocol_error(address: str, first: 
         for number in range(first, first + 4):
             end = log.write(reference.encode_frame(Frame(number % (1 << 64), b"x")), end)
         log.head = end
-        connection.send(RING_PACKET)
+        connection.send(WAKE_PACKET)
 
     with HandMadeLog(words={72: first, 136: first}) as log:
         with served_by(address, script, log, first_id=first) as client:
@@ -418,7 +418,7 @@ def test_a_log_whose_offsets_would_overflow_is_a_protocol_error(address: str, ba
     def script(connection: socket.socket, log: HandMadeLog) -> None:
         end = log.write(reference.encode_frame(Frame(FIRST_ID, b"x")), start)
         log.head = end % (1 << 64)
-        connection.send(RING_PACKET)
+        connection.send(WAKE_PACKET)
 
     with HandMadeLog(words={64: start, 128: start}) as log:
         with served_by(address, script, log, first_offset=start) as client:

@@ -25,13 +25,13 @@ CURSOR = 192
 """Bytes of a cursor page, at least."""
 
 MAGIC = 0x0A676F6C736D756A
-RING_KIND, SKIP, RESUME = 3, 4, 5
+WAKE_KIND, SKIP, RESUME = 3, 4, 5
 
 SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE, SEAL_FUTURE_WRITE = 1, 2, 4, 8, 16
 SEALS = SEAL_SHRINK | SEAL_GROW | SEAL_FUTURE_WRITE
 
 BOTH = reference.FRAMES | reference.LOG
-RING_PACKET = reference.encode_frame(Frame(FIRST_ID, b"", RING_KIND))
+WAKE_PACKET = reference.encode_frame(Frame(FIRST_ID, b"", WAKE_KIND))
 
 
 class Words:
@@ -255,8 +255,8 @@ class HandMadeClient:
             yield Control(frame.kind, frame.id, frame.payload)
 
     def control(self) -> Control:
-        """The next packet that is no ring."""
-        return next(each for each in self.packets() if each.kind != RING_KIND)
+        """The next packet that is no wake-up."""
+        return next(each for each in self.packets() if each.kind != WAKE_KIND)
 
     def has_input(self) -> bool:
         return bool(select.select([self.sock], [], [], 0)[0])

@@ -148,7 +148,7 @@ def test_every_kind_of_packet_has_an_example() -> None:
         "classic-message",
         "framed-packet",
         "ack",
-        "ring",
+        "wake",
         "answer",
     }
 
@@ -301,10 +301,10 @@ def test_framed_packets_are_as_the_page_shows_them() -> None:
 
 
 def test_what_else_a_shared_connection_carries_is_as_the_page_shows_it() -> None:
-    for example in of_kind("ring"):
+    for example in of_kind("wake"):
         (frame,) = reference.decode_frames(example.packet)
         assert frame_fields(frame) == example.fields
-        assert frame.kind == lib.JMK_KIND_RING
+        assert frame.kind == lib.JMK_KIND_WAKE
     for example in of_kind("answer"):
         assert len(example.packet) == lib.JMK_ANSWER_SIZE == layout("id zero")[-1].at
         assert [("id", int.from_bytes(example.packet[:8], "little"))] == example.fields

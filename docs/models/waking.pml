@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sleeping, ringing and acks of a client that reads the log itself (csrc/server/send_shared.c, csrc/client/receive_shared.c)
+ * Sleeping, waking and acks of a client that reads the log itself (csrc/server/send_shared.c, csrc/client/receive_shared.c)
  *
- * A publisher stores the log's end and waits for room; the pump rings who sleeps, and parks; a client
+ * A publisher stores the log's end and waits for room; the pump wakes a client that sleeps, and parks; a client
  * reads, acks, and sleeps: all of it together, each load and store a step, in any order of the three.
  * That the loads and stores that matter have such an order, on any machine, is what the other models
  * show, each for a part: sleep.pml, acks.pml, handover.pml. Sockets hold little, and what they cannot
@@ -11,7 +11,7 @@
  * Not here: that a waiter also looks again after a moment by itself, which covers acks below what it
  * asked for. This one always asks for the next.
  *
- * A run is good if everything was read at its end: a ring or an ack that is lost leaves somebody
+ * A run is good if everything was read at its end: a wake-up or an ack that is lost leaves somebody
  * asleep, which spin calls an invalid end state.
  */
 #define NONE 0
@@ -25,7 +25,7 @@
 byte head, acked, sleeping, wanted;
 bool parked;
 
-chan socket = [2] of { byte };  /* to the client: rings */
+chan socket = [2] of { byte };  /* to the client: wake-ups */
 chan answers = [1] of { byte }; /* from it: acks that were asked for */
 chan wakes = [1] of { bit };    /* to the pump */
 
@@ -67,7 +67,7 @@ active proctype publisher() {
 }
 
 active proctype pump() {
-    byte offered, rung, sleep, end;
+    byte offered, woken, sleep, end;
 
     do
     :: end = head;
@@ -76,11 +76,11 @@ active proctype pump() {
             offered = end;
             sleep = sleeping;
             if
-            :: sleep % 2 == 1 && sleep != rung ->
-                rung = sleep;
+            :: sleep % 2 == 1 && sleep != woken ->
+                woken = sleep;
                 if
                 :: socket!end
-                :: full(socket) /* it is readable, which is all that a ring is for */
+                :: full(socket) /* it is readable, which is all that a wake-up is for */
                 fi
             :: else
             fi
