@@ -223,7 +223,7 @@ static void read_core(const struct job *job, struct result *result, int fd) {
                 message = memcpy(copy, message, batch.items[i].size);
             take(job, result, message, batch.items[i].size);
         }
-        result->wrong += !jmk_client_whole(client);
+        result->wrong += !jmk_client_batch_is_intact(client);
         handled = batch.first_id + batch.count - 1;
     }
     result->end = now();

@@ -238,7 +238,7 @@ struct jmk_goodbye {
 
 typedef struct jmk_server jmk_server;
 typedef struct jmk_client jmk_client;
-typedef struct jmk_arena jmk_arena;
+typedef struct jmk_held jmk_held;
 
 /* ---- descriptors of peers ---- */
 
@@ -446,21 +446,21 @@ int jmk_client_ack(jmk_client *client, uint64_t handled, int64_t timeout);
  * Hold the memory of the last batch, so that it outlives the next receive. In a log that is shared
  * nothing from that batch on counts as handled meanwhile.
  */
-jmk_arena *jmk_client_hold(jmk_client *client);
-void jmk_arena_free(jmk_arena *arena);
+jmk_held *jmk_client_hold_batch(jmk_client *client);
+void jmk_held_free(jmk_held *arena);
 
 /* Does it still have what was received? No, if the lag policy cut or skipped this client since. */
-int jmk_arena_whole(const jmk_arena *arena);
+int jmk_held_is_intact(const jmk_held *arena);
 
 /*
  * Is the last batch still what was received? Ask after its messages were copied and before any of
  * them is acked: 0 means that the lag policy cut or skipped this client meanwhile, and that the
  * copies may be torn.
  */
-int jmk_client_whole(const jmk_client *client);
+int jmk_client_batch_is_intact(const jmk_client *client);
 
 /* Then: that batch counts as never received. The next receive says what became of it. */
-void jmk_client_unread(jmk_client *client);
+void jmk_client_drop_batch(jmk_client *client);
 
 /* What BYE said; all zero if none came. */
 void jmk_client_goodbye(const jmk_client *client, struct jmk_goodbye *out);

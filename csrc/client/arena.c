@@ -18,7 +18,7 @@ struct jmk_pool {
     bool closed;   /* the client is gone: keep no spares */
     unsigned refs; /* the client, and each arena that is not a spare */
     unsigned count;
-    struct jmk_packets *spare[SPARE_ARENAS];
+    struct jmk_arena *spare[SPARE_ARENAS];
 };
 
 struct jmk_pool *jmk_pool_new(void) {
@@ -31,31 +31,31 @@ struct jmk_pool *jmk_pool_new(void) {
     return pool;
 }
 
-static void unmap(struct jmk_packets *packets) {
-    munmap(packets->memory, packets->size + JMK_MAX_ITEMS * sizeof(struct jmk_slice));
-    free(packets);
+static void unmap(struct jmk_arena *arena) {
+    munmap(arena->memory, arena->size + JMK_MAX_ITEMS * sizeof(struct jmk_slice));
+    free(arena);
 }
 
-static struct jmk_packets *map(size_t size) {
-    struct jmk_packets *packets = calloc(1, sizeof *packets);
+static struct jmk_arena *map(size_t size) {
+    struct jmk_arena *arena = calloc(1, sizeof *arena);
 
-    if (!packets)
+    if (!arena)
         return NULL;
     size = (size + 63) & ~(size_t)63; /* the items stand behind, aligned */
-    packets->size = size;
-    packets->memory =
+    arena->size = size;
+    arena->memory =
         mmap(NULL, size + JMK_MAX_ITEMS * sizeof(struct jmk_slice), PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (packets->memory == MAP_FAILED) {
-        free(packets);
+    if (arena->memory == MAP_FAILED) {
+        free(arena);
         return NULL;
     }
-    packets->items = (struct jmk_slice *)(void *)(packets->memory + size);
-    return packets;
+    arena->items = (struct jmk_slice *)(void *)(arena->memory + size);
+    return arena;
 }
 
 /* Drop one reference to the pool, whose lock is held. */
-static void leave(struct jmk_pool *pool) {
+static void release_pool(struct jmk_pool *pool) {
     bool last = --pool->refs == 0;
 
     pthread_mutex_unlock(&pool->lock);
@@ -65,42 +65,42 @@ static void leave(struct jmk_pool *pool) {
     }
 }
 
-static void drop(struct jmk_arena *arena) {
-    struct jmk_packets *packets = (struct jmk_packets *)arena;
-    struct jmk_pool *pool = packets->pool;
+static void drop(struct jmk_held *held) {
+    struct jmk_arena *arena = (struct jmk_arena *)held;
+    struct jmk_pool *pool = arena->pool;
 
     pthread_mutex_lock(&pool->lock);
     if (!pool->closed && pool->count < SPARE_ARENAS) {
-        pool->spare[pool->count++] = packets;
-        packets = NULL;
+        pool->spare[pool->count++] = arena;
+        arena = NULL;
     }
-    leave(pool);
-    if (packets)
-        unmap(packets);
+    release_pool(pool);
+    if (arena)
+        unmap(arena);
 }
 
-static struct jmk_packets *take(struct jmk_pool *pool, size_t size) {
-    struct jmk_packets *packets = NULL;
+static struct jmk_arena *acquire(struct jmk_pool *pool, size_t size) {
+    struct jmk_arena *arena = NULL;
 
     pthread_mutex_lock(&pool->lock);
-    for (unsigned i = pool->count; i-- > 0 && !packets;) {
+    for (unsigned i = pool->count; i-- > 0 && !arena;) {
         if (pool->spare[i]->size >= size) {
-            packets = pool->spare[i];
+            arena = pool->spare[i];
             pool->spare[i] = pool->spare[--pool->count];
         }
     }
     pthread_mutex_unlock(&pool->lock);
-    if (!packets)
-        packets = map(size);
-    if (!packets)
+    if (!arena)
+        arena = map(size);
+    if (!arena)
         return NULL;
     pthread_mutex_lock(&pool->lock);
     pool->refs++;
     pthread_mutex_unlock(&pool->lock);
-    packets->pool = pool;
-    packets->arena.drop = drop;
-    atomic_store(&packets->arena.refs, 1);
-    return packets;
+    arena->pool = pool;
+    arena->held.drop = drop;
+    atomic_store(&arena->held.refs, 1);
+    return arena;
 }
 
 void jmk_pool_close(struct jmk_pool *pool) {
@@ -108,27 +108,27 @@ void jmk_pool_close(struct jmk_pool *pool) {
     pool->closed = true;
     while (pool->count)
         unmap(pool->spare[--pool->count]);
-    leave(pool);
+    release_pool(pool);
 }
 
-int jmk_packets_own(struct jmk_pool *pool, struct jmk_packets **packets, size_t size) {
-    if (*packets && atomic_load(&(*packets)->arena.refs) == 1 && (*packets)->size >= size)
+int jmk_arena_own(struct jmk_pool *pool, struct jmk_arena **arena, size_t size) {
+    if (*arena && atomic_load(&(*arena)->held.refs) == 1 && (*arena)->size >= size)
         return 0;
-    jmk_packets_free(*packets);
-    *packets = take(pool, size);
-    return *packets ? 0 : -ENOMEM;
+    jmk_arena_release(*arena);
+    *arena = acquire(pool, size);
+    return *arena ? 0 : -ENOMEM;
 }
 
-void jmk_packets_free(struct jmk_packets *packets) {
-    if (packets)
-        jmk_arena_free(&packets->arena);
+void jmk_arena_release(struct jmk_arena *arena) {
+    if (arena)
+        jmk_held_free(&arena->held);
 }
 
-void jmk_arena_free(jmk_arena *arena) {
-    if (arena && atomic_fetch_sub(&arena->refs, 1) == 1)
-        arena->drop(arena);
+void jmk_held_free(jmk_held *held) {
+    if (held && atomic_fetch_sub(&held->refs, 1) == 1)
+        held->drop(held);
 }
 
-int jmk_arena_whole(const jmk_arena *arena) {
-    return !arena->whole || arena->whole(arena);
+int jmk_held_is_intact(const jmk_held *held) {
+    return !held->is_intact || held->is_intact(held);
 }

@@ -39,8 +39,8 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
         atomic_init(&client->last_id, config->first_id - 1);
         atomic_init(&client->acked_id, config->first_id - 1);
     }
-    client->source = shared ? &jmk_reader : &jmk_inbox;
-    error = shared ? jmk_reader_init(client) : jmk_inbox_init(client);
+    client->delivery = shared ? &jmk_receive_shared : &jmk_receive_packets;
+    error = shared ? jmk_receive_shared_init(client) : jmk_receive_packets_init(client);
     if (!error)
         error = jmk_connection_limit_reads(fd);
     if (error) {
@@ -88,7 +88,7 @@ jmk_client *jmk_client_free(jmk_client *client) {
     jmk_client_close(client);
     jmk_guard_close(client->guard, &client->fd);
     jmk_close_fd(&client->server_fd);
-    client->source->free(client);
+    client->delivery->free(client);
     free(client);
     return NULL;
 }
@@ -97,7 +97,8 @@ jmk_client *jmk_client_free(jmk_client *client) {
 
 /* 0 if all up to handled is acked. */
 static int ack(struct jmk_client *client, uint64_t handled) {
-    return handled <= atomic_load(&client->acked_id) ? 0 : client->source->ack(client, handled);
+    return handled <= atomic_load(&client->acked_id) ? 0
+                                                     : client->delivery->send_ack(client, handled);
 }
 
 /* Until the socket takes all acks, or the deadline has passed. */
@@ -144,10 +145,10 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
     memset(batch, 0, sizeof *batch);
     if (handled > atomic_load(&client->last_id))
         return JMK_E_ACK;
-    if (handled > atomic_load(&client->acked_id) && client->source->ack_is_due(client, handled))
-        client->source->ack(client, handled);
+    if (handled > atomic_load(&client->acked_id) && client->delivery->ack_is_due(client, handled))
+        client->delivery->send_ack(client, handled);
     for (bool again = false; !error; again = true) {
-        client->source->take(client, batch);
+        client->delivery->index_batch(client, batch);
         if (batch->count)
             return 0;
         if (atomic_load(&client->closed))
@@ -156,7 +157,7 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
             return report_end(client, handled);
         if (again && jmk_connection_is_fruitless(&began, deadline))
             return -EINTR;
-        error = client->source->more(client, handled, deadline);
+        error = client->delivery->wait_for_more(client, handled, deadline);
     }
     return error;
 }
@@ -174,19 +175,19 @@ int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
     return error;
 }
 
-int jmk_client_whole(const jmk_client *client) {
-    return !client->source->whole || client->source->whole(client);
+int jmk_client_batch_is_intact(const jmk_client *client) {
+    return !client->delivery->batch_is_intact || client->delivery->batch_is_intact(client);
 }
 
-void jmk_client_unread(jmk_client *client) {
-    if (client->source->unread)
-        client->source->unread(client);
+void jmk_client_drop_batch(jmk_client *client) {
+    if (client->delivery->drop_batch)
+        client->delivery->drop_batch(client);
 }
 
 /* ---- asking ---- */
 
-jmk_arena *jmk_client_hold(jmk_client *client) {
-    return client->source->hold(client);
+jmk_held *jmk_client_hold_batch(jmk_client *client) {
+    return client->delivery->hold_batch(client);
 }
 
 void jmk_client_goodbye(const jmk_client *client, struct jmk_goodbye *out) {

@@ -23,42 +23,42 @@ enum jmk_client_state {
 };
 
 /* A delivery: packets over the socket (receive_packets.c), or the shared log (receive_shared.c). */
-struct jmk_source {
+struct jmk_delivery {
     /* Put what is there into an empty batch. */
-    void (*take)(struct jmk_client *client, struct jmk_batch *batch);
+    void (*index_batch)(struct jmk_client *client, struct jmk_batch *batch);
     /* Wait for more until the deadline. 0: look again; JMK_E_TIMEOUT, JMK_E_CLOSED, or -errno. */
-    int (*more)(struct jmk_client *client, uint64_t handled, int64_t deadline);
+    int (*wait_for_more)(struct jmk_client *client, uint64_t handled, int64_t deadline);
     /* Ack all up to handled, which is news: 0, or -EAGAIN if the socket takes no more now. */
-    int (*ack)(struct jmk_client *client, uint64_t handled);
+    int (*send_ack)(struct jmk_client *client, uint64_t handled);
     /* Whether that is due before what is there is taken. */
     bool (*ack_is_due)(const struct jmk_client *client, uint64_t handled);
     /* Hold the memory of the last batch. NULL: there was none. */
-    struct jmk_arena *(*hold)(struct jmk_client *client);
+    struct jmk_held *(*hold_batch)(struct jmk_client *client);
     /* Is the last batch still what was received? NULL: always. */
-    bool (*whole)(const struct jmk_client *client);
+    bool (*batch_is_intact)(const struct jmk_client *client);
     /* It is not: it counts as never received. */
-    void (*unread)(struct jmk_client *client);
+    void (*drop_batch)(struct jmk_client *client);
     void (*free)(struct jmk_client *client);
 };
 
-extern const struct jmk_source jmk_inbox;
-extern const struct jmk_source jmk_reader;
+extern const struct jmk_delivery jmk_receive_packets;
+extern const struct jmk_delivery jmk_receive_shared;
 
 /* Packets received, and how far they are used up. */
-struct jmk_inbox {
+struct jmk_packet_state {
     struct jmk_pool *pool;
     size_t slots;
     size_t stride;
-    struct jmk_packets *arena; /* where packets go */
-    struct jmk_packets *last;  /* the last batch's: arena or whole */
+    struct jmk_arena *arena; /* where packets go */
+    struct jmk_arena *last;  /* the last batch's: arena or message */
     unsigned filled, taken;    /* packets in the arena; those used up */
     size_t place;              /* bytes used up of the packet `taken` */
     bool stopped;              /* behind what was filled came an empty packet, or the end */
     bool slow;                 /* the last read had to wait: so will the next */
 
-    struct jmk_packets *whole; /* a message in fragments */
-    uint64_t whole_id;         /* 0: none is being put together */
-    uint32_t whole_total, whole_have;
+    struct jmk_arena *message; /* a message in fragments */
+    uint64_t message_id;         /* 0: none is being put together */
+    uint32_t message_size, message_have;
 
     struct jmk_labels *labels;      /* NULL: ids are ids */
     uint64_t hole_first, hole_last; /* ids skipped last: a classic client does not ack those */
@@ -75,7 +75,7 @@ struct jmk_client {
     int server_fd; /* its process; -1: not known, or seen dead */
     struct jmk_client_config config;
     enum jmk_guard guard;
-    const struct jmk_source *source;
+    const struct jmk_delivery *delivery;
     enum jmk_client_state state;
     atomic_bool busy;
     atomic_bool closed;
@@ -86,14 +86,14 @@ struct jmk_client {
     _Atomic uint64_t acked_id;
     uint64_t next_id; /* at the earliest; 0 = anything */
 
-    struct jmk_inbox inbox;
-    struct jmk_log_reader *reader;
+    struct jmk_packet_state packets;
+    struct jmk_reader *reader;
     const struct jmk_log_page *log_page; /* the header page of a shared log; else NULL */
 };
 
-int jmk_inbox_init(struct jmk_client *client);
+int jmk_receive_packets_init(struct jmk_client *client);
 
 /* Map the log and the cursor page, which the configuration names, and look at them. */
-int jmk_reader_init(struct jmk_client *client);
+int jmk_receive_shared_init(struct jmk_client *client);
 
 #endif

@@ -37,8 +37,8 @@ int jmk_connection_check(struct jmk_client *client, int flags) {
     return error;
 }
 
-bool jmk_connection_say_bye(struct jmk_client *client, const struct jmk_header *header,
-                            const uint8_t *payload) {
+bool jmk_connection_decode_bye(struct jmk_client *client, const struct jmk_header *header,
+                               const uint8_t *payload) {
     if (!jmk_bye_decode(payload, header->size, &client->goodbye)) {
         jmk_connection_break(client, JMK_FAULT_BYE, header->size, JMK_BYE_SIZE);
         return false;

@@ -18,8 +18,8 @@ void jmk_connection_break(struct jmk_client *client, enum jmk_fault_kind kind, u
 int jmk_connection_check(struct jmk_client *client, int flags);
 
 /* A BYE came. False: it is malformed, which breaks the connection. */
-bool jmk_connection_say_bye(struct jmk_client *client, const struct jmk_header *header,
-                            const uint8_t *payload);
+bool jmk_connection_decode_bye(struct jmk_client *client, const struct jmk_header *header,
+                               const uint8_t *payload);
 
 /* After a BYE: all messages from the next one to `last` are lost, and none comes to show it. */
 void jmk_connection_lose_rest(struct jmk_client *client, uint64_t last);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The reader: messages straight from the server's log
+ * Receiving from the shared log: messages straight from the server's memory
  *
  * The log is mapped for reading (map.c), and a batch is an index of frames where they lie. Nothing is copied here, and in a steady stream nothing is asked of the kernel: the
  * log's end is a word in its header page, and an ack is a word in our own page.
  *
  * Frames from our ack on stay until the lag policy cuts or skips this client. So whoever has copied
- * messages out looks at the log's tail afterwards, once a batch (jmk_client_whole): if it has passed
+ * messages out looks at the log's tail afterwards, once a batch (jmk_client_batch_is_intact): if it has passed
  * the batch's beginning, what was copied may be torn and is given up, and the server's word about it
  * waits in the socket, as it is sent before the first frame is given up.
  *
@@ -40,14 +40,14 @@
 #define SPINS 64 /* looks at the log's end for one at the clock */
 
 struct pin {
-    struct jmk_arena arena;
-    struct jmk_log_reader *reader;
+    struct jmk_held held;
+    struct jmk_reader *reader;
     uint64_t first_id;
     uint64_t offset;
     struct pin *next;
 };
 
-struct jmk_log_reader {
+struct jmk_reader {
     atomic_uint refs; /* the client, and each pin */
     unsigned process;
     const struct jmk_log_page *page;
@@ -89,7 +89,7 @@ static int check_page(const struct jmk_log_page *page, uint64_t size) {
     return page->size == size ? 0 : JMK_E_SHAPE;
 }
 
-static int map_log(struct jmk_log_reader *reader, int fd) {
+static int map_log(struct jmk_reader *reader, int fd) {
     uint64_t size = 0;
     uint8_t *area;
     int error = jmk_map_check_log(fd, &size);
@@ -105,7 +105,7 @@ static int map_log(struct jmk_log_reader *reader, int fd) {
     return check_page(reader->page, size);
 }
 
-static int map_cursor(struct jmk_log_reader *reader, int fd) {
+static int map_cursor(struct jmk_reader *reader, int fd) {
     int error = jmk_map_check_page(fd, sizeof *reader->cursor);
     void *at;
 
@@ -118,7 +118,7 @@ static int map_cursor(struct jmk_log_reader *reader, int fd) {
     return 0;
 }
 
-static void leave(struct jmk_log_reader *reader) {
+static void release_reader(struct jmk_reader *reader) {
     if (atomic_fetch_sub(&reader->refs, 1) != 1)
         return;
     jmk_unmap_log(reader->page, reader->size);
@@ -129,9 +129,9 @@ static void leave(struct jmk_log_reader *reader) {
     free(reader);
 }
 
-int jmk_reader_init(struct jmk_client *client) {
+int jmk_receive_shared_init(struct jmk_client *client) {
     const struct jmk_client_config *config = &client->config;
-    struct jmk_log_reader *reader = calloc(1, sizeof *reader);
+    struct jmk_reader *reader = calloc(1, sizeof *reader);
     int error;
 
     if (!reader)
@@ -161,19 +161,19 @@ int jmk_reader_init(struct jmk_client *client) {
     return 0;
 }
 
-static void reader_free(struct jmk_client *client) {
+static void free_reader(struct jmk_client *client) {
     if (client->reader)
-        leave(client->reader);
+        release_reader(client->reader);
 }
 
 /* ---- words from the server ---- */
 
-static void take_bye(struct jmk_client *client, const struct jmk_header *header,
-                     const uint8_t *payload) {
-    struct jmk_log_reader *reader = client->reader;
+static void handle_bye(struct jmk_client *client, const struct jmk_header *header,
+                       const uint8_t *payload) {
+    struct jmk_reader *reader = client->reader;
     struct jmk_goodbye *words = &client->goodbye;
 
-    if (!jmk_connection_say_bye(client, header, payload))
+    if (!jmk_connection_decode_bye(client, header, payload))
         return;
     reader->last = header->id;
     reader->skipping = false;
@@ -185,14 +185,14 @@ static void take_bye(struct jmk_client *client, const struct jmk_header *header,
         words->first_lost = words->last_lost = 0;
 }
 
-static void take_skip(struct jmk_client *client, const struct jmk_header *header) {
+static void handle_skip(struct jmk_client *client, const struct jmk_header *header) {
     client->reader->skipping = true;
     client->reader->last = header->id;
 }
 
-static void take_resume(struct jmk_client *client, const struct jmk_header *header,
-                        const uint8_t *payload) {
-    struct jmk_log_reader *reader = client->reader;
+static void handle_resume(struct jmk_client *client, const struct jmk_header *header,
+                          const uint8_t *payload) {
+    struct jmk_reader *reader = client->reader;
     uint64_t offset, head = atomic_load(&reader->page->head);
 
     memcpy(&offset, payload, sizeof offset);
@@ -208,17 +208,17 @@ static void take_resume(struct jmk_client *client, const struct jmk_header *head
     reader->offset = offset;
 }
 
-static void take_control(struct jmk_client *client, const uint8_t *packet, size_t length) {
+static void handle_control(struct jmk_client *client, const uint8_t *packet, size_t length) {
     struct jmk_header header;
 
     if (jmk_frame_check(packet, length, &header) != length)
         jmk_connection_break(client, JMK_FAULT_FRAME, length, 0);
     else if (header.kind == JMK_KIND_BYE)
-        take_bye(client, &header, packet + JMK_FRAME_HEADER);
+        handle_bye(client, &header, packet + JMK_FRAME_HEADER);
     else if (header.kind == JMK_KIND_SKIP)
-        take_skip(client, &header);
+        handle_skip(client, &header);
     else if (header.kind == JMK_KIND_RESUME)
-        take_resume(client, &header, packet + JMK_FRAME_HEADER);
+        handle_resume(client, &header, packet + JMK_FRAME_HEADER);
     else if (header.kind == JMK_KIND_DATA)
         jmk_connection_break(client, JMK_FAULT_DATA, header.id, 0);
     else if (header.kind & JMK_KIND_CRITICAL)
@@ -244,7 +244,7 @@ static int read_packet(struct jmk_client *client, int flags) {
     else if ((size_t)length > sizeof packet)
         jmk_connection_break(client, JMK_FAULT_PACKET_SIZE, (uint64_t)length, sizeof packet);
     else
-        take_control(client, packet, (size_t)length);
+        handle_control(client, packet, (size_t)length);
     return length == 0 || client->state != JMK_OPEN ? -EAGAIN : 0;
 }
 
@@ -268,7 +268,7 @@ static int read_socket(struct jmk_client *client) {
 /* ---- acks and pins ---- */
 
 /* Tell how far the user is, but for what is pinned. Under the lock. */
-static void store_ack(struct jmk_log_reader *reader) {
+static void store_ack(struct jmk_reader *reader) {
     uint64_t acked = reader->handled;
 
     for (const struct pin *pin = reader->pins; pin; pin = pin->next) {
@@ -288,7 +288,7 @@ static void store_ack(struct jmk_log_reader *reader) {
  * -EAGAIN if the socket takes no more now.
  */
 static int answer_if_due(struct jmk_client *client, uint64_t handled) {
-    struct jmk_log_reader *reader = client->reader;
+    struct jmk_reader *reader = client->reader;
     uint64_t words[2] = {htole64(handled), 0};
 
     if (!reader->skipping || reader->answered || handled != reader->id - 1 ||
@@ -302,8 +302,8 @@ static int answer_if_due(struct jmk_client *client, uint64_t handled) {
 }
 
 /* The server is waiting for an ack: tell it, if this one is what it waits for. */
-static void tell(struct jmk_client *client, uint64_t acked) {
-    struct jmk_log_reader *reader = client->reader;
+static void send_wanted_ack(struct jmk_client *client, uint64_t acked) {
+    struct jmk_reader *reader = client->reader;
     uint64_t wanted = atomic_load(&reader->cursor->wanted), word = htole64(acked);
 
     if (acked < wanted || wanted == reader->told)
@@ -314,8 +314,8 @@ static void tell(struct jmk_client *client, uint64_t acked) {
     JMK_POINT(JMK_AT_TOLD);
 }
 
-static int reader_ack(struct jmk_client *client, uint64_t handled) {
-    struct jmk_log_reader *reader = client->reader;
+static int send_ack(struct jmk_client *client, uint64_t handled) {
+    struct jmk_reader *reader = client->reader;
     uint64_t acked;
 
     pthread_mutex_lock(&reader->lock);
@@ -325,7 +325,7 @@ static int reader_ack(struct jmk_client *client, uint64_t handled) {
     acked = reader->acked;
     pthread_mutex_unlock(&reader->lock);
     atomic_store(&client->acked_id, acked);
-    tell(client, acked);
+    send_wanted_ack(client, acked);
     /* Who may be polling the socket must find the ring there: the next receive reads it. */
     if (!reader->polled && atomic_load(&reader->page->control) != reader->control)
         read_socket(client);
@@ -333,26 +333,26 @@ static int reader_ack(struct jmk_client *client, uint64_t handled) {
     return 0;
 }
 
-static bool reader_ack_is_due(const struct jmk_client *client, uint64_t handled) {
+static bool ack_is_due(const struct jmk_client *client, uint64_t handled) {
     (void)client;
     (void)handled;
     return true;
 }
 
-static bool still_there(const struct jmk_log_reader *reader, uint64_t offset) {
+static bool still_there(const struct jmk_reader *reader, uint64_t offset) {
     jmk_acquire_fence(); /* what was read before was read before the tail is */
     return atomic_load_explicit(&reader->page->tail, memory_order_acquire) <= offset;
 }
 
-static bool pin_whole(const struct jmk_arena *arena) {
+static bool pin_is_intact(const struct jmk_held *arena) {
     const struct pin *pin = (const struct pin *)arena;
 
     return still_there(pin->reader, pin->offset);
 }
 
-static void pin_drop(struct jmk_arena *arena) {
+static void pin_drop(struct jmk_held *arena) {
     struct pin *pin = (struct pin *)arena;
-    struct jmk_log_reader *reader = pin->reader;
+    struct jmk_reader *reader = pin->reader;
     struct pin **at = &reader->pins;
 
     if (reader->process != jmk_process())
@@ -363,19 +363,19 @@ static void pin_drop(struct jmk_arena *arena) {
     *at = pin->next;
     store_ack(reader);
     pthread_mutex_unlock(&reader->lock);
-    leave(reader);
+    release_reader(reader);
     free(pin);
 }
 
-static struct jmk_arena *reader_hold(struct jmk_client *client) {
-    struct jmk_log_reader *reader = client->reader;
+static struct jmk_held *hold_batch(struct jmk_client *client) {
+    struct jmk_reader *reader = client->reader;
     struct pin *pin = calloc(1, sizeof *pin);
 
     if (!pin)
         return NULL;
-    atomic_init(&pin->arena.refs, 1);
-    pin->arena.drop = pin_drop;
-    pin->arena.whole = pin_whole;
+    atomic_init(&pin->held.refs, 1);
+    pin->held.drop = pin_drop;
+    pin->held.is_intact = pin_is_intact;
     pin->reader = reader;
     pin->first_id = reader->batch.id;
     pin->offset = reader->batch.offset;
@@ -384,14 +384,14 @@ static struct jmk_arena *reader_hold(struct jmk_client *client) {
     pin->next = reader->pins;
     reader->pins = pin;
     pthread_mutex_unlock(&reader->lock);
-    return &pin->arena;
+    return &pin->held;
 }
 
 /* ---- reading ---- */
 
 /* Look at the frame at offset, of which `left` bytes are published. Its length, or 0: it is none. */
-static inline uint64_t look(const struct jmk_log_reader *reader, uint64_t offset, uint64_t left,
-                            uint64_t id, struct jmk_slice *out) {
+static inline uint64_t decode_frame(const struct jmk_reader *reader, uint64_t offset, uint64_t left,
+                                    uint64_t id, struct jmk_slice *out) {
     const uint8_t *at = reader->base + (offset & (reader->size - 1));
     const uint64_t *words = (const uint64_t *)(const void *)at;
     uint64_t first = le64toh(__atomic_load_n(&words[0], __ATOMIC_RELAXED));
@@ -405,13 +405,13 @@ static inline uint64_t look(const struct jmk_log_reader *reader, uint64_t offset
 }
 
 /* Index frames up to head. False: something there is no frame. */
-static bool index_frames(struct jmk_log_reader *reader, uint64_t head, struct jmk_batch *batch) {
+static bool index_frames(struct jmk_reader *reader, uint64_t head, struct jmk_batch *batch) {
     struct jmk_slice *item = reader->items, *end = item + JMK_MAX_ITEMS;
     uint64_t offset = reader->offset, stop = offset + reader->most, id = reader->id;
     uint64_t last = reader->last, bytes = 0;
 
     for (; offset < head && offset < stop && item < end && id <= last; id++) {
-        uint64_t length = look(reader, offset, head - offset, id, item);
+        uint64_t length = decode_frame(reader, offset, head - offset, id, item);
 
         if (!length)
             return false;
@@ -426,7 +426,7 @@ static bool index_frames(struct jmk_log_reader *reader, uint64_t head, struct jm
 }
 
 static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
-    struct jmk_log_reader *reader = client->reader;
+    struct jmk_reader *reader = client->reader;
     uint64_t head = atomic_load_explicit(&reader->page->head, memory_order_acquire);
     struct batch_start start = {reader->offset, reader->id, client->next_id,
                                 atomic_load(&client->last_id)};
@@ -462,7 +462,7 @@ static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
 
 /* An ended connection whose last messages are gone too. */
 static void give_up_rest(struct jmk_client *client) {
-    struct jmk_log_reader *reader = client->reader;
+    struct jmk_reader *reader = client->reader;
 
     jmk_connection_lose_rest(client, reader->last);
     reader->last = reader->id - 1;
@@ -473,7 +473,7 @@ static void give_up_rest(struct jmk_client *client) {
  * up any more: what is kept from the next message on can be read. The oldest frame says itself which
  * one it is, as the server may have died between the two stores that do.
  */
-static void find_way(struct jmk_log_reader *reader) {
+static void find_restart(struct jmk_reader *reader) {
     uint64_t tail = atomic_load(&reader->page->tail), head = atomic_load(&reader->page->head);
     uint64_t id = atomic_load(&reader->page->next_id);
 
@@ -494,7 +494,7 @@ static void find_way(struct jmk_log_reader *reader) {
 
 /* Sleep no more. Who polls the socket finds it quiet again, if the ring has come by now. */
 static void wake_up(struct jmk_client *client) {
-    struct jmk_log_reader *reader = client->reader;
+    struct jmk_reader *reader = client->reader;
 
     if (reader->sleep % 2) {
         /* Relaxed, as it may come late: that costs a ring that nobody needed. */
@@ -506,8 +506,8 @@ static void wake_up(struct jmk_client *client) {
     reader->polled = false;
 }
 
-static void reader_take(struct jmk_client *client, struct jmk_batch *batch) {
-    struct jmk_log_reader *reader = client->reader;
+static void index_batch(struct jmk_client *client, struct jmk_batch *batch) {
+    struct jmk_reader *reader = client->reader;
 
     wake_up(client);
     if (atomic_load_explicit(&reader->page->control, memory_order_acquire) != reader->control)
@@ -517,7 +517,7 @@ static void reader_take(struct jmk_client *client, struct jmk_batch *batch) {
     if (!reader->overtaken)
         read_frames(client, batch);
     if (!batch->count && client->state == JMK_LOST && reader->skipping) {
-        find_way(reader);
+        find_restart(reader);
         if (!reader->overtaken)
             read_frames(client, batch);
     }
@@ -527,8 +527,8 @@ static void reader_take(struct jmk_client *client, struct jmk_batch *batch) {
 
 /* ---- waiting ---- */
 
-static bool news(const struct jmk_client *client) {
-    const struct jmk_log_reader *reader = client->reader;
+static bool has_news(const struct jmk_client *client) {
+    const struct jmk_reader *reader = client->reader;
 
     if (atomic_load(&client->closed) || client->state != JMK_OPEN ||
         atomic_load(&reader->page->control) != reader->control)
@@ -547,7 +547,7 @@ static bool spin(const struct jmk_client *client, int64_t deadline) {
         until = deadline;
     do {
         for (int i = 0; i < SPINS; i++) {
-            if (news(client))
+            if (has_news(client))
                 return true;
 #if defined(__x86_64__) || defined(__i386__)
             __builtin_ia32_pause();
@@ -557,8 +557,8 @@ static bool spin(const struct jmk_client *client, int64_t deadline) {
     return false;
 }
 
-static int reader_more(struct jmk_client *client, uint64_t handled, int64_t deadline) {
-    struct jmk_log_reader *reader = client->reader;
+static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t deadline) {
+    struct jmk_reader *reader = client->reader;
     bool full = false, before;
     int error = 0, failed;
 
@@ -570,7 +570,7 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
         return 0;
     atomic_store(&reader->cursor->sleeping, ++reader->sleep);
     JMK_POINT(JMK_AT_SLEEP);
-    if (news(client))
+    if (has_news(client))
         return 0;
     if (jmk_connection_is_orphaned(client))
         jmk_connection_end_stream(client);
@@ -584,18 +584,18 @@ static int reader_more(struct jmk_client *client, uint64_t handled, int64_t dead
     /* It may have been the ring of this sleep, late and for what was read before: begin another. */
     if (error == JMK_E_TIMEOUT)
         atomic_store(&reader->cursor->sleeping, reader->sleep += 2);
-    if (error != JMK_E_TIMEOUT || news(client) || reader->skipping != before)
+    if (error != JMK_E_TIMEOUT || has_news(client) || reader->skipping != before)
         return error == JMK_E_TIMEOUT ? 0 : error;
     reader->polled = true;
     return JMK_E_TIMEOUT;
 }
 
-static bool reader_whole(const struct jmk_client *client) {
+static bool batch_is_intact(const struct jmk_client *client) {
     return still_there(client->reader, client->reader->batch.offset);
 }
 
-static void reader_unread(struct jmk_client *client) {
-    struct jmk_log_reader *reader = client->reader;
+static void drop_batch(struct jmk_client *client) {
+    struct jmk_reader *reader = client->reader;
 
     reader->overtaken = true;
     reader->offset = reader->batch.offset;
@@ -604,13 +604,13 @@ static void reader_unread(struct jmk_client *client) {
     atomic_store(&client->last_id, reader->batch.last_id);
 }
 
-const struct jmk_source jmk_reader = {
-    .take = reader_take,
-    .more = reader_more,
-    .ack = reader_ack,
-    .ack_is_due = reader_ack_is_due,
-    .hold = reader_hold,
-    .whole = reader_whole,
-    .unread = reader_unread,
-    .free = reader_free,
+const struct jmk_delivery jmk_receive_shared = {
+    .index_batch = index_batch,
+    .wait_for_more = wait_for_more,
+    .send_ack = send_ack,
+    .ack_is_due = ack_is_due,
+    .hold_batch = hold_batch,
+    .batch_is_intact = batch_is_intact,
+    .drop_batch = drop_batch,
+    .free = free_reader,
 };

@@ -38,7 +38,7 @@ static void receiver_dealloc(PyObject *object) {
  * Receive, unless the last batch lies behind handled: then a signal's exception kept its caller from
  * taking it, and it is still there. A return code, or -1 with a Python error in *failed.
  */
-static int receiver_fill(struct receiver *self, PyObject *args, int *failed) {
+static int receive_batch(struct receiver *self, PyObject *args, int *failed) {
     unsigned long long handled;
     long long timeout;
     int result;
@@ -58,27 +58,27 @@ static int receiver_fill(struct receiver *self, PyObject *args, int *failed) {
  * The batch as a list. NULL without a Python error: what was copied may be torn, so the batch was
  * given back.
  */
-static PyObject *receiver_list(struct receiver *self) {
+static PyObject *copy_batch(struct receiver *self) {
     PyObject *list = jmk_message_list(self->batch.items, (Py_ssize_t)self->batch.count);
 
-    if (!list || jmk_client_whole(self->client))
+    if (!list || jmk_client_batch_is_intact(self->client))
         return list;
     Py_DECREF(list);
-    jmk_client_unread(self->client);
+    jmk_client_drop_batch(self->client);
     self->batch.count = 0;
     return NULL;
 }
 
-static PyObject *receiver_take(PyObject *object, PyObject *args) {
+static PyObject *receive_list(PyObject *object, PyObject *args) {
     struct receiver *self = (struct receiver *)object;
-    int failed, result = receiver_fill(self, args, &failed);
+    int failed, result = receive_batch(self, args, &failed);
     PyObject *list;
 
     if (failed)
         return NULL;
     if (result != 0)
         return PyLong_FromLong(result);
-    list = receiver_list(self);
+    list = copy_batch(self);
     if (!list) /* torn: a server that goes on like that must not keep us from the clock */
         return PyErr_Occurred() ? NULL : PyLong_FromLong(-EINTR);
     return Py_BuildValue("KKKNK", (unsigned long long)self->batch.first_id,
@@ -87,9 +87,9 @@ static PyObject *receiver_take(PyObject *object, PyObject *args) {
                          (unsigned long long)self->batch.shift);
 }
 
-static PyObject *receiver_look(PyObject *object, PyObject *args) {
+static PyObject *receive_slices(PyObject *object, PyObject *args) {
     struct receiver *self = (struct receiver *)object;
-    int failed, result = receiver_fill(self, args, &failed);
+    int failed, result = receive_batch(self, args, &failed);
 
     if (failed)
         return NULL;
@@ -102,10 +102,12 @@ static PyObject *receiver_look(PyObject *object, PyObject *args) {
 }
 
 static PyMethodDef receiver_methods[] = {
-    {"take", receiver_take, METH_VARARGS,
-     "take(handled, timeout): (first id, last id, lost, list of bytes, shift), or a return code."},
-    {"look", receiver_look, METH_VARARGS,
-     "look(handled, timeout): (first id, lost, shift, count, address), or a return code."},
+    {"receive_list", receive_list, METH_VARARGS,
+     "receive_list(handled, timeout): (first id, last id, lost, list of bytes, shift), or a return "
+     "code."},
+    {"receive_slices", receive_slices, METH_VARARGS,
+     "receive_slices(handled, timeout): (first id, lost, shift, count, address), or a return "
+     "code."},
     {NULL, NULL, 0, NULL},
 };
 

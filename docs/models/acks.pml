@@ -8,8 +8,8 @@
  *
  * The steps, and what they stand for:
  *   A receive_shared.c store_ack `atomic_store(&reader->cursor->acked_id, acked)`
- *   B receive_shared.c tell `atomic_load(&reader->cursor->wanted)`
- *   C receive_shared.c tell `send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL)`
+ *   B receive_shared.c send_wanted_ack `atomic_load(&reader->cursor->wanted)`
+ *   C receive_shared.c send_wanted_ack `send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL)`
  *   D send_shared.c poll_acks `atomic_load(&session->page->acked_id)`
  *   E pump.c jmk_pump_request_ack `atomic_store(&session->page->wanted, id)`
  *   F pump.c jmk_pump_request_ack `poll_acks(server)`

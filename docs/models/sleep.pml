@@ -15,9 +15,9 @@
  *   F send_shared.c offer `sleep = atomic_load(&session->page->sleeping)`
  *   G send_shared.c wake `send_control(session, JMK_KIND_WAKE, next_id, 0, 0)`
  *   H receive_shared.c read_frames `atomic_load_explicit(&reader->page->head, memory_order_acquire)`
- *   I receive_shared.c reader_more `atomic_store(&reader->cursor->sleeping, ++reader->sleep)`
- *   J receive_shared.c news `atomic_load(&reader->page->version)`
- *   K receive_shared.c news `atomic_load(&reader->page->head) != reader->offset`
+ *   I receive_shared.c wait_for_more `atomic_store(&reader->cursor->sleeping, ++reader->sleep)`
+ *   J receive_shared.c has_news `atomic_load(&reader->page->version)`
+ *   K receive_shared.c has_news `atomic_load(&reader->page->head) != reader->offset`
  *   L receive_shared.c wake_up `atomic_store_explicit(&reader->cursor->sleeping, ++reader->sleep, memory_order_relaxed)`
  *
  * J may find an odd number, of a publish that is under way: then K may not see the publish before,

@@ -19,7 +19,7 @@
  *   G messages.c jmk_message_list `PyBytes_FromStringAndSize(items[i].data,`
  *   H receive_shared.c still_there `jmk_acquire_fence()`
  *   I receive_shared.c still_there `atomic_load_explicit(&reader->page->tail, memory_order_acquire) <= offset`
- *   J receive_shared.c reader_take `atomic_load_explicit(&reader->page->control, memory_order_acquire) != reader->control`
+ *   J receive_shared.c index_batch `atomic_load_explicit(&reader->page->control, memory_order_acquire) != reader->control`
  *   K receive_shared.c read_socket `atomic_load(&client->reader->page->control)`
  *   L receive_shared.c read_socket `error = read_packet(client, MSG_DONTWAIT)`
  *   M receive_shared.c read_socket `client->reader->control = control`
@@ -119,7 +119,7 @@ proctype publisher() {
     fi
 }
 
-/* receiver_take in receiver.c, and the looks at the socket of read_socket in receive_shared.c. */
+/* receive_list in receiver.c, and the looks at the socket of read_socket in receive_shared.c. */
 proctype copier() {
     byte left, right, tail, control, known, packets;
 

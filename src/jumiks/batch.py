@@ -30,18 +30,18 @@ class _Watch:
 
     def over(self, client: Handle) -> Arena:
         """The last batch's arena, let go of with its last view; what it was like then is kept."""
-        held = owned(map(lib.jmk_client_hold, (client,)), lib.jmk_arena_free)
+        held = owned(map(lib.jmk_client_hold_batch, (client,)), lib.jmk_held_free)
         arena = ffi.gc(held, self._look_once_more)
         self._arena = weakref.ref(arena)
         return arena
 
     def _look_once_more(self, held: Arena) -> None:
-        self._was_whole = bool(lib.jmk_arena_whole(held)) and self._was_whole
+        self._was_whole = bool(lib.jmk_held_is_intact(held)) and self._was_whole
 
     def is_whole(self) -> bool:
         arena = self._arena() if self._arena is not None else None
         if arena is not None and self._was_whole:
-            self._was_whole = bool(lib.jmk_arena_whole(arena))
+            self._was_whole = bool(lib.jmk_held_is_intact(arena))
         return self._was_whole
 
 
@@ -112,7 +112,7 @@ class Batch(Sequence[bytes]):
         if self._lost:
             return False
         client = self._client
-        return client is None or bool(lib.jmk_client_whole(client))
+        return client is None or bool(lib.jmk_client_batch_is_intact(client))
 
     def _messages(self) -> list[bytes]:
         if self._list is None:

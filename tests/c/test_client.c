@@ -175,7 +175,7 @@ static int drain(jmk_client *client, uint64_t *next, int intact) {
         }
         check_batch(&batch, next, intact);
         if (any_below(4) == 0)
-            jmk_arena_free(jmk_client_hold(client));
+            jmk_held_free(jmk_client_hold_batch(client));
     }
 }
 

@@ -249,10 +249,10 @@ static int read_all(jmk_client *client, int lazy, uint64_t *next) {
         if (code)
             return code;
         copy_out(&batch, copy);
-        if (jmk_client_whole(client))
+        if (jmk_client_batch_is_intact(client))
             check_batch(&batch, copy, next);
         else
-            jmk_client_unread(client);
+            jmk_client_drop_batch(client);
         if (lazy)
             poll(NULL, 0, 1);
     }

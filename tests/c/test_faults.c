@@ -225,8 +225,8 @@ static int take_batch(struct follower *follower, const struct jmk_batch *batch) 
 
     for (size_t i = 0; i < batch->count; i++)
         whole = whole && is_message(batch->first_id + i, &batch->items[i]);
-    if (!jmk_client_whole(follower->client)) {
-        jmk_client_unread(follower->client);
+    if (!jmk_client_batch_is_intact(follower->client)) {
+        jmk_client_drop_batch(follower->client);
         return 0;
     }
     WRONG_IF(!whole, "a message is not what was published");
@@ -257,14 +257,14 @@ static int64_t timeout_of(enum role role) {
 /* Receive until the end; an error of the system may pass, so it tries again. */
 static void receive_all(struct follower *follower) {
     int64_t timeout = timeout_of(follower->role);
-    jmk_arena *held = NULL;
+    jmk_held *held = NULL;
     struct jmk_batch batch;
     int failures = 0;
 
     while (failures < GIVE_UP) {
         int code = jmk_client_receive(follower->client, handled(follower), timeout, &batch);
 
-        jmk_arena_free(held);
+        jmk_held_free(held);
         held = NULL;
         follower->code = code;
         WRONG_IF(code == JMK_E_PROTOCOL, "it blames the server: fault %u",
@@ -278,7 +278,7 @@ static void receive_all(struct follower *follower) {
             note(code, "receive");
         if (code == 0 && take_batch(follower, &batch) && follower->role == PATIENT) {
             if (atomic_load(&holding))
-                held = jmk_client_hold(follower->client);
+                held = jmk_client_hold_batch(follower->client);
             note(jmk_client_ack(follower->client, handled(follower), 5 * SECOND), "ack");
         }
     }
@@ -843,7 +843,7 @@ static void a_goodbye_is_kept_until_there_is_memory(void) {
     uint8_t frame[JMK_FRAME_HEADER + JMK_BYE_SIZE];
     struct jmk_batch batch;
     jmk_client *client;
-    jmk_arena *held;
+    jmk_held *held;
     int ends[2];
 
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
@@ -851,7 +851,7 @@ static void a_goodbye_is_kept_until_there_is_memory(void) {
     send_one_and_a_half(ends[1]);
     CHECK_EQUAL(jmk_client_receive(client, 0, 0, &batch), 0);
     CHECK_EQUAL(batch.count, 1);
-    held = jmk_client_hold(client);
+    held = jmk_client_hold_batch(client);
     jmk_bye_encode(frame, JMK_FIRST_ID, &words);
     send_frame(ends[1], frame, sizeof frame);
     condition = (struct fault){mmap_, 0, ENOMEM, 2, 1}; /* the first is for the other message */
@@ -860,7 +860,7 @@ static void a_goodbye_is_kept_until_there_is_memory(void) {
     CHECK_EQUAL(jmk_client_receive(client, 0, 0, &batch), JMK_E_END);
     atomic_store(&faults_on, 0);
     atomic_store(&condition_hits, 0);
-    jmk_arena_free(held);
+    jmk_held_free(held);
     jmk_client_free(client);
     __real_close(ends[1]);
 }

@@ -165,7 +165,7 @@ static bool take_batch(jmk_client *client, const struct jmk_batch *batch) {
         pause_a_little();
         memcpy(copies[i] + LARGE / 2, (const uint8_t *)batch->items[i].data + LARGE / 2, LARGE / 2);
     }
-    if (!jmk_client_whole(client))
+    if (!jmk_client_batch_is_intact(client))
         return false;
     for (size_t i = 0; i < count; i++)
         CHECK(is_one(copies[i], LARGE));
@@ -187,7 +187,7 @@ static void *slow(void *argument) {
             last = batch.first_id + batch.count - 1;
         } else {
             atomic_fetch_add(&overtaken, 1);
-            jmk_client_unread(client);
+            jmk_client_drop_batch(client);
         }
     }
     jmk_client_free(client);

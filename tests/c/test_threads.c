@@ -126,9 +126,9 @@ static void follow(jmk_client *client, unsigned number, uint64_t next, unsigned 
     while (jmk_client_receive(client, last, 1000000000, &batch) == 0) {
         CHECK(batch.count > 0 && batch.first_id - batch.lost == next);
         if (rand_r(seed) % 10 == 0)
-            jmk_arena_free(jmk_client_hold(client));
-        if (!jmk_client_whole(client)) {
-            jmk_client_unread(client);
+            jmk_held_free(jmk_client_hold_batch(client));
+        if (!jmk_client_batch_is_intact(client)) {
+            jmk_client_drop_batch(client);
             continue;
         }
         last = batch.first_id + batch.count - 1;

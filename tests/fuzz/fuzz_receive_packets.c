@@ -28,7 +28,7 @@ struct note {
 };
 
 struct held {
-    jmk_arena *arena;
+    jmk_held *arena;
     struct jmk_slice items[NOTES];
     size_t count;
     uint64_t sum;
@@ -241,7 +241,7 @@ static uint64_t sum_of(const struct jmk_slice *items, size_t count) {
 }
 
 static void check_batch(const struct jmk_batch *batch) {
-    const struct jmk_packets *arena = run.client->inbox.last;
+    const struct jmk_arena *arena = run.client->packets.last;
     size_t bytes = 0;
 
     CHECK(batch->count > 0 && batch->count <= JMK_MAX_ITEMS);
@@ -303,8 +303,8 @@ static int receive(uint64_t handled, int64_t timeout) {
         check_end(code);
     else
         check_batch(&run.batch);
-    CHECK_EQUAL(jmk_client_whole(run.client), 1);
-    jmk_client_unread(run.client); /* of packets there is nothing to take back */
+    CHECK_EQUAL(jmk_client_batch_is_intact(run.client), 1);
+    jmk_client_drop_batch(run.client); /* of packets there is nothing to take back */
     return code;
 }
 
@@ -314,7 +314,7 @@ static void receive_to_the_end(void) {
 
     shutdown(run.server, SHUT_WR);
     do
-        run.client->inbox.slow = slow & 1; /* as if the last read had had to wait */
+        run.client->packets.slow = slow & 1; /* as if the last read had had to wait */
     while (receive(slow & 2 ? run.received : 0, -1) == 0);
 }
 
@@ -359,10 +359,10 @@ static void read_acks(void) {
 
 static void drop(struct held *held) {
     if (held->arena) {
-        CHECK_EQUAL(jmk_arena_whole(held->arena), 1);
+        CHECK_EQUAL(jmk_held_is_intact(held->arena), 1);
         CHECK_EQUAL(sum_of(held->items, held->count), held->sum);
     }
-    jmk_arena_free(held->arena);
+    jmk_held_free(held->arena);
     held->arena = NULL;
 }
 
@@ -372,7 +372,7 @@ static void hold(void) {
     drop(held);
     if (run.batch.count == 0)
         return;
-    held->arena = jmk_client_hold(run.client);
+    held->arena = jmk_client_hold_batch(run.client);
     CHECK(held->arena);
     CHECK(run.batch.count <= NOTES);
     held->count = run.batch.count;

@@ -46,7 +46,7 @@ static struct {
     struct jmk_batch batch;
     uint64_t before; /* the last id before that batch */
     bool kept;       /* it was whole when asked, or is looked at where it lies */
-    jmk_arena *held[HELD];
+    jmk_held *held[HELD];
 } run;
 
 /* ---- what is shared ---- */
@@ -279,10 +279,10 @@ static void check_ack(void) {
 static void ask(void) {
     if (run.batch.count == 0 || run.kept)
         return;
-    run.kept = jmk_client_whole(run.client);
+    run.kept = jmk_client_batch_is_intact(run.client);
     if (run.kept)
         return;
-    jmk_client_unread(run.client);
+    jmk_client_drop_batch(run.client);
     run.received = run.before;
     run.batch.count = 0;
     CHECK_EQUAL(jmk_client_last_id(run.client), run.received);
@@ -322,16 +322,16 @@ static void ack(void) {
 }
 
 static void hold(void) {
-    jmk_arena **held = &run.held[take(&run.input, 1) % HELD];
+    jmk_held **held = &run.held[take(&run.input, 1) % HELD];
 
-    jmk_arena_free(*held);
+    jmk_held_free(*held);
     *held = NULL;
     check_ack();
     if (run.batch.count)
-        *held = jmk_client_hold(run.client);
+        *held = jmk_client_hold_batch(run.client);
     run.kept |= *held != NULL;
     if (*held)
-        CHECK_EQUAL(jmk_arena_whole(*held), jmk_client_whole(run.client));
+        CHECK_EQUAL(jmk_held_is_intact(*held), jmk_client_batch_is_intact(run.client));
 }
 
 static void read_acks(void) {
@@ -448,7 +448,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             jmk_client_free(run.client);
             close(run.server);
         }
-        jmk_arena_free(run.held[i]); /* some before the client goes, some behind it */
+        jmk_held_free(run.held[i]); /* some before the client goes, some behind it */
         run.held[i] = NULL;
     }
     return 0;

@@ -277,7 +277,7 @@ class Stream(Generic[Item]):
         if self._gaps.untold and (gap := self._tell()) is not None:
             return gap
         self.taken = _NOTHING  # while it waits it keeps none of the old ones in memory
-        found: Taken | int = self.prepare().take(self.out, limit)
+        found: Taken | int = self.prepare().receive_list(self.out, limit)
         if isinstance(found, int):
             return found
         first_id, _, lost, _, shift = found
@@ -302,7 +302,7 @@ class Stream(Generic[Item]):
             return self._batch_of(self.rest())
         if self._gaps.untold and (gap := self._tell()) is not None:
             return gap
-        found: tuple[int, int, int, int, int] | int = self.prepare().look(self.out, limit)
+        found: tuple[int, int, int, int, int] | int = self.prepare().receive_slices(self.out, limit)
         if isinstance(found, int):
             return found
         first_id, lost, shift, count, items = found
@@ -329,7 +329,7 @@ class Stream(Generic[Item]):
         """
         if self.has_taken() or self.receiver is None or self._gaps.untold:
             return 0
-        found = self.prepare().look(self.out, 0)
+        found = self.prepare().receive_slices(self.out, 0)
         return found if isinstance(found, int) else 0
 
     def prepare(self) -> Receiver:
