@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Metric", "metrics"]
 
 MOST_CLIENTS: Final = 50
-"""Clients by default that have figures of their own: those with the largest lag."""
+"""How many clients, those with the largest lag, have figures of their own by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Metric:
     """Without the unit `_total` that a counter gets in Prometheus."""
     kind: Literal["counter", "gauge"]
     text: str
-    """What it is, in a line."""
+    """What it is, in one line."""
     labels: tuple[str, ...]
     """Names of its labels."""
     samples: tuple[tuple[tuple[str, ...], float], ...]
@@ -64,7 +64,7 @@ def _of_client(info: ClientInfo) -> tuple[float, ...]:
 
 
 def metrics(server: Server | AsyncServer, most_clients: int = MOST_CLIENTS) -> Iterator[Metric]:
-    """All figures of a server at one moment; each has the label `address`.
+    """Yield all figures of a server at one moment; each has the label `address`.
 
     Args:
         server: a `Server` or an `AsyncServer`; any thread may ask.

@@ -61,7 +61,7 @@ REFUSED_VERSION = 1
 
 
 def printable(text: str) -> str:
-    """A text of the other end's as it may be shown in terminals and logs, without control codes."""
+    """Return a text of the other end without control codes, fit for terminals and logs."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
@@ -99,8 +99,8 @@ class Timeout(JumiksError, TimeoutError):
 
     Args:
         text: what was waited for.
-        holder: the client that was in the way, if one was.
-        published: how many messages of a `publish_many` went in before.
+        holder: the client that was waited for, if it was one.
+        published: how many messages of a `publish_many` were published before.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class MessageTooLarge(JumiksError, ValueError):
     """The message is larger than the server allows; nothing of it was published.
 
     Args:
-        size: of the message, bytes.
+        size: the message's, bytes.
         limit: the server's `max_message`, bytes.
     """
 
@@ -144,7 +144,7 @@ def _messages(first: int, last: int) -> str:
 class Overwritten(JumiksError):
     """The server gave messages up, by its lag policy, while this client was still using them.
 
-    It concerns clients that read the server's log itself. The next receive tells of the gap, or
+    Only clients that read the server's log itself get it. The next receive reports the gap, or
     raises `Lagged`.
 
     Args:

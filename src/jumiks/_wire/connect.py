@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets of this package, and how a client's gets to a server's address (unix(7))."""
+"""Connecting a client to a server's address (unix(7))."""
 
 import errno
 import os

@@ -88,12 +88,12 @@ class Listener(Closing):
         self.sock = sock
         self.address = address
         self._made = made
-        # Connections that wait already may have come when descriptors were not refused yet.
+        # Connections in the backlog may have been made before descriptors were refused.
         self._guarded = rights.may_come(sock)
         self._refuses = rights.refuse(sock)
         if self._refuses and not is_readable(sock.fileno()):
             self._guarded = False
-        # A forked child that lets go of its copy must not take the file from its parent.
+        # A forked child that closes its copy must not remove its parent's file.
         self._pid = os.getpid()
 
     def fileno(self) -> int:
@@ -124,9 +124,9 @@ class Listener(Closing):
         self.sock.close()
 
     def _hang_up(self) -> None:
-        # What waits in the backlog may have sent descriptors, which our close would close as well.
+        # Connections in the backlog may have sent descriptors, which our close would close as well.
         if self.address.kind is Kind.SOCKET:
-            # Others may have it too, and go on to listen, so it must not be shut down.
+            # Another process may listen on it too, so it must not be shut down.
             if self._guarded:
                 rights.close(self.sock, guarded=True)
             return

@@ -21,9 +21,9 @@ SO_PASSRIGHTS: Final = 83
 """The socket module has no name for it (Linux 6.16)."""
 
 SO_PASSPIDFD: Final = 76
-"""Likewise (Linux 6.5)."""
+"""The socket module has no name for this either (Linux 6.5)."""
 
-# What has the kernel send other control messages along.
+# Options by which the kernel sends other control messages along.
 _OTHERS: Final = (socket.SO_PASSCRED, socket.SO_PASSSEC, SO_PASSPIDFD)
 
 
@@ -43,7 +43,7 @@ def refuse(sock: socket.socket) -> bool:
 
 
 def may_come(sock: socket.socket) -> bool:
-    """Whether descriptors may come to this socket, or may have come: if they never were refused.
+    """Whether descriptors may come to this socket, or may have come before they were refused.
 
     If they may, all other control messages are turned off, so that descriptors are recognized.
     """

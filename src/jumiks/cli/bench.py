@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jumiks bench`: a quick measurement of this machine, or of what comes from a server.
+"""`jumiks bench`: a quick measurement of this machine, or of what a server sends.
 
     python -m jumiks.cli.bench ADDRESS COUNT
 
@@ -34,7 +34,7 @@ _STAMP: Final = struct.Struct("<Q")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, and print what was found."""
+    """Measure, and print the figures."""
     if options.self:
         measure_self(options.seconds)
     else:
@@ -77,7 +77,7 @@ def measure_self(seconds: float) -> None:
 
 @contextmanager
 def clients(address: str, count: int, messages: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Client processes that are connected, and killed at the end if they still run."""
+    """Start client processes and yield them connected; kill those that still run at the end."""
     command = [sys.executable, "-m", "jumiks.cli.bench", address, str(messages)]
     with ExitStack() as stack:
         found = []
@@ -100,7 +100,7 @@ def _figures(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def throughput(size: int, count: int, batched: bool, seconds: float) -> str:
-    """Publish for a while; deliveries/s, all clients together."""
+    """Publish for a while; return deliveries/s of all clients together."""
     address = f"@jumiks-bench-{os.getpid()}"
     messages = [bytes(size)] * BATCH if size < 4096 else [bytes(size)] * 16
     with Server(address, on_lag="block") as server, clients(address, count, 0) as processes:
@@ -123,7 +123,7 @@ def throughput(size: int, count: int, batched: bool, seconds: float) -> str:
 
 
 def latency(seconds: float) -> str:
-    """Publish at an even pace; the time from `publish` to the user's loop."""
+    """Publish at an even pace; return the time from `publish` to the user's loop."""
     address = f"@jumiks-bench-{os.getpid()}"
     total = max(10, int(seconds * LATENCY_RATE))
     with Server(address, on_lag="block") as server, clients(address, 1, total) as (process,):

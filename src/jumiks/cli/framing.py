@@ -22,7 +22,7 @@ _PREFIX: Final = struct.Struct("<I")
 
 
 def read_messages(descriptor: int, framing: bytes | str, largest: int) -> Iterator[list[bytes]]:
-    """Read a stream to its end; yields what has come, many messages at a time.
+    """Read a stream to its end; yield its messages, many at a time.
 
     Args:
         descriptor: where to read.
@@ -65,7 +65,7 @@ def read_messages(descriptor: int, framing: bytes | str, largest: int) -> Iterat
 
 
 def _read(descriptor: int) -> bytes:
-    """Read what is there, waiting for it also where somebody made the descriptor non-blocking."""
+    """Read what is there, and wait for it even if another process made it non-blocking."""
     while True:
         try:
             return os.read(descriptor, CHUNK)
@@ -74,7 +74,7 @@ def _read(descriptor: int) -> bytes:
 
 
 def _begun(rest: bytes, framing: bytes | str) -> int:
-    """Return the size of the message whose end has not come, as far as it is known."""
+    """Return the size of the incomplete message, as far as it is known."""
     if not isinstance(framing, str):
         return len(rest)
     return int.from_bytes(rest[: _PREFIX.size], "little") if len(rest) >= _PREFIX.size else 0
@@ -132,7 +132,7 @@ def write_messages(descriptor: int, framing: bytes | str, messages: Sequence[byt
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write bytes, all of them, also where somebody made the descriptor non-blocking."""
+    """Write all bytes, even if another process made the descriptor non-blocking."""
     view = memoryview(data)
     while view:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jumiks listen`: write what comes to the standard output, or to a command."""
+"""`jumiks listen`: write messages to the standard output, or to a command."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _PAUSE: Final = 0.05
 
 
 def run(options: argparse.Namespace) -> int:
-    """Listen until the server closes, or there were enough messages."""
+    """Listen until the server closes, or `--count` messages have come."""
     if not options.command:
-        check_output()  # before a message is taken that has nowhere to go
+        check_output()  # before a message is received that cannot be written
     with _connect(options) as client:
         try:
             return _run_commands(client, options) if options.command else _write(client, options)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jumiks man` and `jumiks completion`: made of what the parser knows."""
+"""`jumiks man` and `jumiks completion`, made from the parser.
+
+argparse-manpage leaves out examples and exit statuses, and shtab the addresses that are served;
+both would be needed at run time.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,13 @@ EXIT_STATUS: Final = (
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one of them."""
+    """Print the manual page, or the script for a shell."""
     print(man_page() if options.command_name == "man" else SHELLS[options.shell](), end="")
     return 0
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each of the command's words."""
+    """Return the parser of each command."""
     (action,) = (
         each for each in make_parser()._actions if isinstance(each, argparse._SubParsersAction)
     )
@@ -74,7 +78,7 @@ def _command_lines(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def man_page() -> str:
-    """The manual page."""
+    """Return the manual page, in roff."""
     lines = [
         f'.TH JUMIKS 1 "" "jumiks {version("jumiks")}"',
         ".SH NAME",
@@ -108,7 +112,7 @@ def _values() -> Iterator[tuple[str, str, Sequence[str]]]:
 
 
 def _positional(parser: argparse.ArgumentParser) -> list[str]:
-    """The words that may stand for a command's argument, if they are known."""
+    """Return the words that can be a command's argument, if they are known."""
     return [
         str(word)
         for each in _arguments(parser)

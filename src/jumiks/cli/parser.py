@@ -313,7 +313,7 @@ def _completion(parser: argparse.ArgumentParser) -> None:
 
 
 class Command(NamedTuple):
-    """One of the command's words: what it is in short and in full, its arguments, its module."""
+    """A command: its description in short and in full, its arguments, its module."""
 
     short: str
     long: str
@@ -368,7 +368,7 @@ COMMANDS: Final = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command; what it parses has `run`, to be called with it."""
+    """Return the parser of the command line; what it returns has `run`, to be called with it."""
     parser = argparse.ArgumentParser(
         prog="jumiks",
         description="One-to-many messaging for processes on one Linux machine.",

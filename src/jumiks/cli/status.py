@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def as_ascii(text: str) -> str:
-    """A JSON text that says the same, and does nothing to a terminal.
+    """Return an equal JSON text that is safe to print on a terminal.
 
     What may come in it outside of its strings is ASCII, and of that nothing but white space needs
     to go.
@@ -59,7 +59,7 @@ class Sample:
 
     @property
     def seconds(self) -> float:
-        """Between the two."""
+        """The time between the two."""
         return max(self.status.now - self.before.now, 1e-9)
 
     def rates(self, info: ClientInfo) -> tuple[float, float]:
@@ -80,7 +80,7 @@ class Sample:
 
 
 def short(value: float) -> str:
-    """A number in four digits or so."""
+    """Return a number in about four digits."""
     for unit in ("", "k", "M", "G", "T"):
         if value < 9999.5 or unit == "T":
             return f"{value:.0f}{unit}" if value >= 100 or unit == "" else f"{value:.1f}{unit}"
@@ -89,7 +89,7 @@ def short(value: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """A time span in its two largest units."""
+    """Return a time span in its two largest units."""
     whole = int(seconds)
     for size, unit, part, small in (
         (86400, "d", 3600, "h"),
@@ -102,14 +102,14 @@ def age(seconds: float) -> str:
 
 
 def program(status: ServerStatus) -> str:
-    """The server's process and its name, as far as they can be seen from here."""
+    """Return the server's process and its name, as far as they can be seen from here."""
     if not status.pid:
         return "a process that cannot be seen from here"
     return f"process {status.pid} ({process_name(status.pid) or '-'})"
 
 
 def user_of(uid: int) -> str:
-    """A user's name, or the number if there is none."""
+    """Return a user's name, or the number if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -117,7 +117,7 @@ def user_of(uid: int) -> str:
 
 
 def limit(status: ServerStatus) -> str:
-    """The lag policy in words."""
+    """Return the lag policy in words."""
     least = f"{status.max_lag} messages" if status.max_lag else "the log's bytes"
     return f"{status.on_lag} at {least}"
 
@@ -127,7 +127,7 @@ def _several(count: int, what: str) -> str:
 
 
 def server_lines(sample: Sample) -> list[str]:
-    """The server and its log."""
+    """Return the lines on the server and its log."""
     status, stats = sample.status, sample.status.stats
     messages, size = sample.published
     count = stats.next_id - stats.oldest_id
@@ -146,7 +146,7 @@ def server_lines(sample: Sample) -> list[str]:
 
 
 def cells(sample: Sample, info: ClientInfo) -> tuple[str, ...]:
-    """A client's line of the table."""
+    """Return a client's row of the table."""
     messages, size = sample.rates(info)
     return (
         str(info.pid),
@@ -163,7 +163,7 @@ def cells(sample: Sample, info: ClientInfo) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text in columns; the first one is the head."""
+    """Return rows of text in columns; the first one is the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -175,7 +175,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def report(sample: Sample) -> list[str]:
-    """All of it as lines."""
+    """Return the whole status as lines."""
     clients = sorted(sample.status.clients, key=lambda info: info.lag, reverse=True)
     lines = server_lines(sample)
     if clients:

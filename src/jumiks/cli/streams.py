@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The standard streams of the command, any of which may be closed, full, or ASCII alone."""
+"""The command's standard streams. Each may be closed, full, or able to show ASCII alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prepare_streams() -> None:
 
 
 class _Patient(io.FileIO):
-    """A file that is written whole, also where somebody made its descriptor non-blocking."""
+    """A file that is written whole, even if another process made it non-blocking."""
 
     def write(self, data: Buffer, /) -> int:
         view = memoryview(data).cast("B")
@@ -72,7 +72,7 @@ def _encoded(character: str) -> bytes:
 
 
 def standard_input() -> int:
-    """Its descriptor.
+    """Return the descriptor of the standard input.
 
     Raises:
         OSError: it is closed.
@@ -82,7 +82,7 @@ def standard_input() -> int:
 
 
 def check_output() -> None:
-    """Look whether there is a standard output, before anything is done that needs it.
+    """Check that there is a standard output, before anything is done that needs it.
 
     Raises:
         OSError: it is closed.
