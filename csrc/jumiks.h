@@ -334,7 +334,7 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
 int jmk_server_reserve(jmk_server *server, size_t size, void **where);
 
 /*
- * Before one of these two: whoever still writes there shall not write into the log any more. The bytes
+ * Before one of these two, if somebody may still write there: it must not write into the log. The bytes
  * at where become memory of the caller's own, at the same address; *area and *length are to be
  * unmapped.
  */

@@ -24,19 +24,19 @@ enum jmk_client_state {
 
 /* A delivery: packets over the socket (receive_packets.c), or the shared log (receive_shared.c). */
 struct jmk_delivery {
-    /* Put what is there into an empty batch. */
+    /* Index what has come into an empty batch. */
     void (*index_batch)(struct jmk_client *client, struct jmk_batch *batch);
     /* Wait for more until the deadline. 0: look again; JMK_E_TIMEOUT, JMK_E_CLOSED, or -errno. */
     int (*wait_for_more)(struct jmk_client *client, uint64_t handled, int64_t deadline);
     /* Ack all up to handled, which is news: 0, or -EAGAIN if the socket takes no more now. */
     int (*send_ack)(struct jmk_client *client, uint64_t handled);
-    /* Whether that is due before what is there is taken. */
+    /* Is that due before what has come is indexed? */
     bool (*ack_is_due)(const struct jmk_client *client, uint64_t handled);
     /* Hold the memory of the last batch. NULL: there was none. */
     struct jmk_held *(*hold_batch)(struct jmk_client *client);
     /* Is the last batch still what was received? NULL: always. */
     bool (*batch_is_intact)(const struct jmk_client *client);
-    /* It is not: it counts as never received. */
+    /* It is not: count it as never received. NULL: nothing to do. */
     void (*drop_batch)(struct jmk_client *client);
     void (*free)(struct jmk_client *client);
 };

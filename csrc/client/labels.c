@@ -2,16 +2,16 @@
 /*
  * Labels: what a plain 1.0 server writes into its packets as their ids
  *
- * The ids of plain 1.0 need not rise: a server may take the next id in one thread and count in another, so
- * that they repeat, fall or jump, while each packet is a message. So the client numbers messages itself,
- * and the id of a packet is a label, which is good for two things: the user sees it, and the ack carries it.
+ * The ids of plain 1.0 need not rise: a server may take the next id in one thread and count in another,
+ * so they can repeat, fall or jump, while each packet is a message. So the client numbers messages
+ * itself. The id of a packet is a label. It has two uses: the user sees it, and the ack carries it.
  *
- * What is kept is the difference of label and number, a run for each time that it changes, from the last
- * message that was acked on. A run ends where a label is not one more than the one before. The table has a
- * bound; a server that fills it has to read acks before more of its messages are taken.
+ * The table keeps the difference of label and number, one run per change of it, from the last message
+ * that was acked on. A run ends where a label is not one more than the one before. The table has a
+ * bound: a server that fills it has to read acks before more of its messages are received.
  *
- * Numbers begin at the first label, so that they equal the labels of a server whose ids rise by one; but
- * not at 0, which means none, nor so high that they could run out.
+ * Numbers begin at the first label, so that they equal the labels of a server whose ids rise by one. But
+ * they do not begin at 0, which means none, nor so high that they could run out.
  */
 #include "client/labels.h"
 

@@ -2,23 +2,22 @@
 /*
  * Receiving packets: messages over the socket, classic or framed
  *
- * Packets come by recvmmsg into the slots of an arena, one packet a slot, and an index of the
- * messages in them is made there too; Python takes a batch of index entries at a time. Packets that
- * a batch did not use up (it ends at a gap in the ids, and when the index is full) stay in the arena
- * for the next.
+ * recvmmsg fills the slots of an arena, one packet per slot. An index of the messages in them is made
+ * in the same arena, and Python takes a batch of index entries at a time. A batch ends at a gap in the
+ * ids, and when the index is full. Packets that it did not use up stay in the arena for the next one.
  *
- * A message in fragments is put together in an arena of its own. It makes a batch of one.
+ * The fragments of a message are copied together into an arena of its own. It makes a batch of one.
  *
- * Acks. Classic: one for each packet, as 1.0 has it, sent many at a time. Framed: cumulative, sent
- * when a receive is about to wait, and when messages, bytes or time since the last one say so; a
- * quarter of max_lag is the most that is ever kept back. An ack that the socket refuses is not lost:
- * the cursor stays where it is, and the next one covers it.
+ * Classic acks: one per packet, as 1.0 has it, many per sendmmsg. Framed acks are cumulative. One is
+ * sent before a receive waits, and before that once ACK_BYTES, ACK_TIME or a quarter of max_lag have
+ * passed since the last one. An ack that the socket refuses is not lost: acked_id stays where it is,
+ * and the next ack covers it.
  *
- * Labels. The ids of a plain 1.0 server mean nothing (labels.c): its messages get ids of ours here, and acks
- * are sent with its own.
+ * The ids of a plain 1.0 server mean nothing (labels.c). Its messages get ids of ours here, and acks
+ * carry the server's own.
  *
  * Everything from the server is checked here: the length of each packet and frame, ids, fragments.
- * What is wrong ends the connection for good: state says so to every later receive.
+ * What is wrong ends the connection for good, and each later receive returns that code.
  */
 #include <errno.h>
 
@@ -27,8 +26,8 @@
 
 #define ACK_BYTES 65536           /* received and not acked */
 #define ACK_TIME (10 * 1000000LL) /* ns */
-#define SLOW 20000                /* ns of waiting that make a stream a slow one */
-#define ACKS 64                   /* classic acks a sendmmsg */
+#define SLOW 20000                /* ns: a read that waited this long is of a slow stream */
+#define ACKS 64                   /* classic acks per sendmmsg */
 
 int jmk_receive_packets_init(struct jmk_client *client) {
     struct jmk_packet_state *packets = &client->packets;

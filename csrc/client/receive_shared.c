@@ -2,20 +2,21 @@
 /*
  * Receiving from the shared log: messages straight from the server's memory
  *
- * The log is mapped for reading (map.c), and a batch is an index of frames where they lie. Nothing is copied here, and in a steady stream nothing is asked of the kernel: the
- * log's end is a word in its header page, and an ack is a word in our own page.
+ * The log is mapped for reading (map.c), and a batch is an index of frames where they lie. Nothing is
+ * copied here, and a steady stream makes no system call: the log's end is a word in its header page,
+ * and an ack is a word in the client's own page.
  *
- * Frames from our ack on stay until the lag policy cuts or skips this client. So whoever has copied
- * messages out looks at the log's tail afterwards, once a batch (jmk_client_batch_is_intact): if it has passed
- * the batch's beginning, what was copied may be torn and is given up, and the server's word about it
- * waits in the socket, as it is sent before the first frame is given up.
+ * Frames from the client's ack on stay until the lag policy cuts or skips the client. So after copying
+ * messages out, the caller loads the log's tail once per batch (jmk_client_batch_is_intact). If the
+ * tail has passed the beginning of the batch, the copies may be torn and are given up. The server has
+ * said so by then: it sends SKIP or BYE before it gives up the first frame.
  *
- * Sleeping: send_shared.c has the argument why no ring is lost. We store the sleep's number, an odd one,
- * look at the log's end once more, and wait on the socket. A receive that ran out of time leaves the
- * number there, so that the socket becomes readable for whoever polls it.
+ * Sleeping: send_shared.c shows why no wake-up is lost. The client stores the number of this sleep, an
+ * odd one, loads the log's end once more, and waits for the socket. A receive that ran out of time
+ * leaves the number there, so that the socket becomes readable for a user who polls it.
  *
- * A pin is a batch in use through views: acks stop in front of it until it is dropped, by whatever
- * thread. The reader lives as long as its client, or a pin.
+ * A pin is a batch in use through views. Acks stop in front of it until a thread, any thread, drops it.
+ * The reader lives as long as its client or a pin.
  *
  * Nothing from the server is believed. The maps cannot shrink, nor lack memory (map.c), so using them
  * cannot fault. Each word is loaded once, and checked against the end before it is used.
@@ -35,7 +36,7 @@
     262144u /* of the log in a batch at most, unless one frame alone is larger ... */
 #define BATCH_PART 8 /* ... nor more than this part of the log: acks come between batches */
 #define CONTROL_BYTES 256 /* more than any control packet */
-#define CONTROL_PACKETS 64 /* read at a time: who sends more must not keep us from the clock */
+#define CONTROL_PACKETS 64 /* per read: a server that sends more must not keep us from the clock */
 #define MOST (UINT64_MAX / 2) /* no offset or id gets there, and below it sums do not overflow */
 #define SPINS 64 /* looks at the log's end for one at the clock */
 
@@ -326,7 +327,7 @@ static int send_ack(struct jmk_client *client, uint64_t handled) {
     pthread_mutex_unlock(&reader->lock);
     atomic_store(&client->acked_id, acked);
     send_wanted_ack(client, acked);
-    /* Who may be polling the socket must find the ring there: the next receive reads it. */
+    /* If the user may be polling the socket, the wake-up must stay there: the next receive reads it. */
     if (!reader->polled && atomic_load(&reader->page->control) != reader->control)
         read_socket(client);
     answer_if_due(client, handled);
@@ -492,7 +493,7 @@ static void find_restart(struct jmk_reader *reader) {
     reader->offset = tail;
 }
 
-/* Sleep no more. Who polls the socket finds it quiet again, if the ring has come by now. */
+/* Sleep no more. If the wake-up has come, it is read, so that the socket is quiet again for a poll. */
 static void wake_up(struct jmk_client *client) {
     struct jmk_reader *reader = client->reader;
 

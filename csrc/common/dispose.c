@@ -2,7 +2,7 @@
 /*
  * Closing in threads that nobody waits for
  *
- * A close takes as long as whoever opened the file has arranged: a TCP socket may linger over unsent
+ * A close takes as long as the opener of the file has arranged: a TCP socket may linger over unsent
  * data for minutes, and a file system in user space may never answer. A peer passes such a file on by
  * SCM_RIGHTS, and the kernel closes it in the thread that drops the packet it came in. A socket that
  * may have such packets unread is therefore closed here.
@@ -10,7 +10,7 @@
  * A thread is started when there is more to close than idle threads, up to THREADS of them, and ends
  * once it has had nothing to do for IDLE. A thread that is stuck in a close holds no descriptor
  * number: the kernel frees that first. What no thread takes waits in a queue. The queue has no bound
- * of its own, as to close here, or to forget a descriptor, would be worse; whoever makes connections
+ * of its own, as to close here, or to forget a descriptor, would be worse. The code that makes connections
  * looks at jmk_dispose_pending and makes no more while it says JMK_MOST_DISPOSED or more.
  *
  * Only where there is no memory, or where not even a first thread can be started, jmk_dispose closes

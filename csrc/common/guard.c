@@ -13,7 +13,7 @@
  * either, which to receive them all would need: 253 a packet, and those that the table has no room for
  * would be closed by the reading thread after all.
  *
- * It takes for granted that no other control messages come: whoever makes the socket sees to it that
+ * It takes for granted that no other control messages come: the maker of the socket sees to it that
  * SO_PASSCRED and its like are off.
  *
  * Where the kernel was asked in the middle of a connection, what was sent before may be on its way.

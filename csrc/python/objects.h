@@ -48,7 +48,7 @@ PyObject *jmk_gather(PyObject *module, PyObject *sequence);
 
 /* ---- window.c ---- */
 
-/* C memory as a buffer that counts who looks through it. */
+/* C memory as a buffer that counts its exports. */
 struct jmk_window {
     PyObject_HEAD
     PyObject *owner;

@@ -171,7 +171,7 @@ static PyObject *publisher_reserve(PyObject *object, PyObject *args) {
     return (PyObject *)self;
 }
 
-/* Whoever still looks through the window keeps what stands there, and cannot reach the log any more. */
+/* A view that is still in use keeps the bytes that are there, and cannot reach the log any more. */
 static int take_back(struct reservation *self) {
     struct jmk_window *window = self->window;
     PyObject *done = PyObject_CallMethod(self->view, "release", NULL);

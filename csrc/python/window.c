@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Windows: C memory as a buffer that counts who looks through it. */
+/* Windows: C memory as a buffer that counts its exports. */
 #include "python/objects.h"
 
 #include <sys/mman.h>
