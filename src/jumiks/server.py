@@ -8,7 +8,6 @@ import errno
 import importlib
 import os
 import sys
-import threading
 import time
 import warnings
 import weakref
@@ -248,7 +247,7 @@ class Server(Closing):
             self._control.start()
         except BaseException:
             self._handle, self._append, self._publisher = None, _closed, None
-            self._control.close()
+            self._control.close(handle)
             _end_core(handle)
             if self._control.thread.is_alive():  # it had started when a signal's handler raised
                 self._control.thread.join()
@@ -453,18 +452,14 @@ class Server(Closing):
         def enough() -> bool:
             return self._handle is None or len(control.present) >= count
 
-        with control.changed:
-            if control.is_current() and not enough():
-                raise Timeout(
-                    f"{len(control.present)} of {count} clients are connected, and this is the "
-                    "server's control thread, which lets clients in and must not wait: call "
-                    "wait_for_clients from another thread"
-                )
-            limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
-            found = cooperates() or control.changed.wait_for(enough, limit)
-        if cooperates():
-            found = _other_greenlets_bring(enough, limit)
-        if not found:
+        if control.is_current() and not enough():
+            raise Timeout(
+                f"{len(control.present)} of {count} clients are connected, and this is the "
+                "server's control thread, which lets clients in and must not wait: call "
+                "wait_for_clients from another thread"
+            )
+        wait_for = _other_greenlets_bring if cooperates() else control.changes.wait_for
+        if not wait_for(enough, timeout):
             raise Timeout(
                 f"{len(control.present)} of {count} clients connected within {timeout:g} s"
             )
@@ -549,10 +544,9 @@ class Server(Closing):
             # Each of these may be done twice, and what says that they are done comes last: after an
             # exception in between, the next close does them again.
             lib.jmk_server_close(handle, wait)
-            self._control.close()
-            with self._control.changed:
-                self._append, self._publisher, self._handle = _closed, None, None
-                self._control.changed.notify_all()
+            self._control.close(handle)
+            self._append, self._publisher, self._handle = _closed, None, None
+            self._control.changes.tell()
         if self._control.is_current():
             return  # called by a callback: the thread ends when that returns
         thread = self._control.thread
@@ -562,12 +556,12 @@ class Server(Closing):
         try:
             if cooperates() and not collected:
                 _other_greenlets_bring(lambda: not thread.is_alive())
-            thread.join(_COLLECTOR_PATIENCE if collected else None)
+            self._control.join(_COLLECTOR_PATIENCE if collected else None)
         except BaseException:
             # Ctrl-C: no more patience, but the end stays orderly.
             if handle is not None:
                 lib.jmk_server_close(handle, 0)
-            thread.join()
+            self._control.join()
             raise
 
     def _close_at_exit(self) -> None:
@@ -584,8 +578,8 @@ class Server(Closing):
         if handle is not None and self._pid == os.getpid():
             self._warn_unclosed()
             lib.jmk_server_close(handle, 0)
-            self._control.close()
-            self._control.thread.join(patience)
+            self._control.close(handle)
+            self._control.join(patience)
 
     def _warn_unclosed(self) -> None:
         warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=3)

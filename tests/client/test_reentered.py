@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 from support.api import Task
 from support.base import DEADLINE, wait_until
-from support.opcodes import happens_at, needs_bytecodes, numbers
+from support.opcodes import PACKAGE, happens_at, needs_bytecodes, numbers
 
 from jumiks import Backoff, Client, Delivery, Server
 
@@ -26,9 +27,37 @@ CLIENT_CALLS: dict[str, Callable[[Client], object]] = {
 }
 
 
-def closed_at(number: int, call: Callable[[], object], close: Callable[[], object]) -> bool:
+def reserve(server: Server) -> None:
+    with server.reserve(7) as view:
+        view[:] = b"message"
+
+
+def disconnect_all(server: Server) -> None:
+    for client in server.clients():
+        server.disconnect(client)
+
+
+SERVER_CALLS: dict[str, Callable[[Server], object]] = {
+    "publish": lambda server: server.publish(b"message"),
+    "publish_many": lambda server: server.publish_many([b"message"]),
+    "reserve": reserve,
+    "drain": lambda server: server.drain(DEADLINE),
+    "wait_for_clients": lambda server: server.wait_for_clients(1, DEADLINE),
+    "clients": lambda server: server.clients(),
+    "stats": lambda server: server.stats(),
+    "disconnect": disconnect_all,
+    "close": lambda server: server.close(0),
+}
+
+
+def closed_at(
+    number: int,
+    call: Callable[[], object],
+    close: Callable[[], object],
+    within: tuple[str, ...] = (PACKAGE,),
+) -> bool:
     """`happens_at`, in a thread of its own, so that one that stands still for ever is found."""
-    return Task(lambda: happens_at(number, call, lambda _: close())).result()
+    return Task(lambda: happens_at(number, call, lambda _: close(), within=within)).result()
 
 
 @pytest.mark.parametrize("delivery", ["shared", "framed"])
@@ -59,4 +88,35 @@ def test_a_client_is_closed_at_any_bytecode_of_its_way_back(address: str) -> Non
             client.close()
             wait_until(lambda: not server.clients())
         if not was_closed:
+            break
+
+
+def server_is_closed_at(
+    number: int,
+    address: str,
+    call: Callable[[Server], object],
+    within: tuple[str, ...] = (PACKAGE,),
+) -> bool:
+    server = Server(address)
+    with Client(address):
+        server.wait_for_clients(1, DEADLINE)
+        was_closed = closed_at(number, partial(call, server), partial(server.close, 0), within)
+        assert not was_closed or repr(server).endswith("(closed)>")
+        server.close(0)
+    Server(address).close()  # so the address was given back
+    return was_closed
+
+
+@pytest.mark.parametrize("call", SERVER_CALLS.values(), ids=SERVER_CALLS)
+def test_a_server_is_closed_at_any_bytecode(address: str, call: Callable[[Server], object]) -> None:
+    for number in numbers(17):
+        if not server_is_closed_at(number, address, call):
+            break
+
+
+def test_a_server_is_closed_at_any_bytecode_of_a_join(address: str) -> None:
+    """Where the standard library holds a lock for an instant."""
+    for number in numbers(17):
+        within = PACKAGE, threading.__file__
+        if not server_is_closed_at(number, address, lambda server: server.close(0), within):
             break

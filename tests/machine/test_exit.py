@@ -61,7 +61,7 @@ LEFT_OPEN = {
     "threading.Thread(target=c.receive, daemon=True).start()",
     "a client on its way back": "s = jumiks.Server(a); c = jumiks.Client(a, reconnect=True)\n"
     "threading.Thread(target=c.receive, daemon=True).start(); s.close()\n"
-    "while c._return is None: pass",
+    "while c._stream.way is None: pass",
     "a callback that never returns": "came, never = threading.Event(), threading.Event()\n"
     "s = jumiks.Server(a, on_connect=lambda info: (came.set(), never.wait()))\n"
     "c = jumiks.Client(a); came.wait()",
@@ -85,14 +85,12 @@ client = jumiks.Client(sys.argv[1])
 held, never = threading.Event(), threading.Event()
 names = {}  # of its own: the thread's frame would keep the script's alive
 exec("""
-def hold(one, two, held, never):
-    with one, two:
+def hold(lock, held, never):
+    with lock:
         held.set()
         never.wait()
 """, names)
-locks = server._control.changed, client._stream.lock
-threading.Thread(target=names["hold"], args=(*locks, held, never), daemon=True).start()
-del locks
+threading.Thread(target=names["hold"], args=(client._stream.lock, held, never), daemon=True).start()
 held.wait()
 '''
     end_of(script, address)

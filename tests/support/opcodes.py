@@ -93,9 +93,16 @@ def raises_at(number: int, call: Callable[[], object], alarm: Alarm | None = Non
 
 
 def happens_at(
-    number: int, call: Callable[[], object], action: Callable[[FrameType], object]
+    number: int,
+    call: Callable[[], object],
+    action: Callable[[FrameType], object],
+    *,
+    within: tuple[str, ...] = (PACKAGE,),
 ) -> bool:
-    """Call it, and do something at the bytecode of this number; False if it has fewer."""
+    """Call it, and do something at the bytecode of this number; False if it has fewer.
+
+    `within` has the beginnings of the files' names whose bytecodes are counted.
+    """
     left = number
 
     def local(frame: FrameType, event: str, _: Any) -> Any:
@@ -108,7 +115,7 @@ def happens_at(
         return local
 
     def trace(frame: FrameType, _: str, __: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(within):
             return None
         frame.f_trace_opcodes = True
         return local

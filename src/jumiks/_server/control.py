@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from .._green import new_thread, original
-from .._native import check, ffi, lib, new_eventfd
+from .._native import check, ffi, lib
 from .._peer import Peer, peer_command
 from .._wire.handshake import Capability, ServerHello, Status
 from .._wire.listener import Listener
@@ -29,6 +29,7 @@ from .._wire.status import as_json
 from ..errors import JumiksError
 from ..stats import ClientInfo, EndReason, client_info, server_stats
 from .access import Quota, Rule
+from .changes import Changes
 from .journal import Journal
 from .lag_watch import LOOK_EVERY, LagWatch
 from .monitors import MonitorRule, Monitors
@@ -47,6 +48,9 @@ _LONGEST_SLEEP: Final = 3600.0  # epoll cannot wait for any number of seconds
 
 _NO_THREAD: Final = "can't start new thread"
 """What Python says when the system refuses a thread (EAGAIN), in 3.11 to 3.14."""
+
+_LAST_STEPS: Final = 1.0
+"""Seconds that a thread may need from its last line of ours to its end, and far more."""
 
 _NO_LOG: Final = "%s gets packets, as it cannot be given the log: %s"
 
@@ -115,36 +119,31 @@ class Control:
         self.peers: dict[int, Peer] = {}
         """The peer of each key that the core knows. An entry goes with its CLOSED event."""
         self.present: set[int] = set()
-        """Keys of the clients that were let in and are not gone, guarded by `changed`."""
-        # Only threads wait for it; greenlets poll instead.
-        self.changed = threading.Condition(original("_thread", "RLock")())
+        """Keys of the clients that were let in and are not gone; changed by the thread alone."""
+        self.changes = Changes()
+        """Tells of `present`, of the server's closing and of this thread's end."""
+        self._is_over = False
         self.endings = dict.fromkeys(EndReason, 0)
         """How many clients are gone, by reason; written by the thread alone."""
-        self._wake = new_eventfd()
-        try:
-            self._epoll = original("select", "epoll")()
-            for descriptor in (self._wake.fileno(), self._event_fd):
-                self._epoll.register(descriptor, select.EPOLLIN)
-            self._about = about
-            self._monitors = Monitors(monitor, self._epoll, self._status)
-            self._newcomers = Newcomers(
-                listener,
-                self._epoll,
-                self._journal,
-                self._monitors,
-                hello_for=self._hello_for,
-                rule=rule,
-                timeout=handshake_timeout,
-                let_in=self._let_in,
-                descriptor=self._wake.fileno(),
-            )
-            self.pages = Pages(self._epoll)
-            # Popped by what tears down: the thread, or `start` if it fails.
-            self._unclaimed = [True]
-            self.thread = new_thread(self._run, f"jumiks {listener.address}")
-        except BaseException:
-            self._wake.close()
-            raise
+        self._epoll = original("select", "epoll")()
+        self._epoll.register(self._event_fd, select.EPOLLIN)
+        self._about = about
+        self._monitors = Monitors(monitor, self._epoll, self._status)
+        self._newcomers = Newcomers(
+            listener,
+            self._epoll,
+            self._journal,
+            self._monitors,
+            hello_for=self._hello_for,
+            rule=rule,
+            timeout=handshake_timeout,
+            let_in=self._let_in,
+            descriptor=self._event_fd,
+        )
+        self.pages = Pages(self._epoll)
+        # Popped by what tears down: the thread, or `start` if it fails.
+        self._unclaimed = [True]
+        self.thread = new_thread(self._run, f"jumiks {listener.address}")
 
     def start(self) -> None:
         """Start the thread.
@@ -175,12 +174,26 @@ class Control:
         """Whether the caller runs in this thread: in a callback, or a logging handler."""
         return threading.get_native_id() == self.thread.native_id
 
-    def close(self) -> None:
-        """Let no client in any more; the thread ends once the core has sent all goodbyes."""
+    def close(self, handle: Handle) -> None:
+        """Let no client in any more; the thread ends once the core has sent all goodbyes.
+
+        Args:
+            handle: the core's server. While the caller has it, its descriptor for events is open,
+                though this thread may be over by now.
+        """
         self._closing = True
-        with self.changed:  # once it is closed the number may be another's
-            if not self._wake.closed:
-                os.eventfd_write(self._wake.fileno(), 1)
+        os.eventfd_write(lib.jmk_server_event_fd(handle), 1)
+        self.changes.tell()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the thread is over, as one that a signal's handler has interrupted may do too.
+
+        Args:
+            timeout: seconds; None is no limit.
+        """
+        if self.changes.wait_for(lambda: self._is_over, timeout):
+            # Bounded: Thread.join holds a lock for an instant, and may be what was interrupted.
+            self.thread.join(_LAST_STEPS)
 
     # What follows runs in the thread.
 
@@ -202,7 +215,11 @@ class Control:
                         self._newcomers.fail(descriptor)
                 self._expire()
         finally:
-            self._tear_down()
+            try:
+                self._tear_down()
+            finally:
+                self._is_over = True
+                self.changes.tell()
 
     def _finished(self) -> bool:
         return self._closing and lib.jmk_server_join(self._handle, 0) == 0
@@ -214,14 +231,7 @@ class Control:
         self.pages.close()
         self._epoll.close()
         self._journal.close()
-        with self.changed:
-            self._wake.close()
-            self.changed.notify_all()
         del self._handle  # frees the log of a closed server, even while its object is referred to
-
-    def __del__(self) -> None:
-        if hasattr(self, "_wake"):
-            self._wake.close()  # of one whose thread was never started
 
     def _until_next_deadline(self) -> float | None:
         all_deadlines = (each.deadline for each in (self._newcomers, self._monitors, self._journal))
@@ -234,11 +244,10 @@ class Control:
 
     def _dispatch(self, descriptor: int, events: int) -> None:
         if descriptor == self._event_fd:
+            if self._closing:
+                self._newcomers.refuse_all(Status.CLOSING)
+                self._newcomers.stop_listening()
             self._take_events()
-        elif descriptor == self._wake.fileno():
-            os.eventfd_read(descriptor)
-            self._newcomers.refuse_all(Status.CLOSING)
-            self._newcomers.stop_listening()
         elif descriptor == self.pages.fileno():
             self.pages.read()
         elif descriptor in self._newcomers:
@@ -380,9 +389,8 @@ class Control:
         if not welcomed:
             return  # neither its coming nor its end is reported
         # It may be gone by now; the event that says so follows.
-        with self.changed:
-            self.present.add(key)
-            self.changed.notify_all()
+        self.present.add(key)
+        self.changes.tell()
         self._journal.log(logging.INFO, "%s connected, client %d", peer, key)
         if self._on_connect is not None:
             check(lib.jmk_server_account(self._handle, key, self._account), "server")
@@ -433,9 +441,8 @@ class Control:
         if info.key not in self.present:
             return  # its coming was not reported
         self.endings[info.reason] += 1
-        with self.changed:
-            self.present.remove(info.key)
-            self.changed.notify_all()
+        self.present.remove(info.key)
+        self.changes.tell()
         if self._on_disconnect is not None:
             self._call(self._on_disconnect, info, info.reason)
 
