@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The asynchronous twins, on asyncio, uvloop and trio."""
 
+import gc
 import inspect
 import os
 import select
@@ -471,6 +472,17 @@ def test_what_the_server_gave_up_while_it_was_there_is_a_gap_and_no_timeout(
                 assert gaps[0].first == FIRST_ID
 
     run(main)
+
+
+def test_an_async_client_that_is_dropped_unclosed_warns_and_closes(run: Run, address: str) -> None:
+    async def drop() -> None:
+        await AsyncClient(address)
+        gc.collect()
+
+    with Server(address) as server:
+        with pytest.warns(ResourceWarning, match=f"AsyncClient: {address}.* was not closed"):
+            run(drop)
+        wait_until(lambda: not server.clients())
 
 
 # ---- connecting

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stream below both clients: what it takes, hands out and acks, without a wait."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import pytest
+from support.base import DEADLINE, DELIVERIES, wait_until
+
+from jumiks import Batch, ConnectionLost, Delivery, Server
+from jumiks._client.connecting import in_thread
+from jumiks._client.stream import NOTHING_YET, Stream
+from jumiks._options import AsyncClientOptions
+from jumiks._wire.handshake import FIRST_ID
+
+MESSAGES = [b"%d" % number for number in range(5)]
+LAST = FIRST_ID + len(MESSAGES) - 1
+
+all_ways = pytest.mark.parametrize("delivery", DELIVERIES)
+
+
+@contextmanager
+def stream_of(
+    address: str, delivery: Delivery, ack: Literal["after", "before"] = "after"
+) -> Iterator[Stream[Any]]:
+    stream = AsyncClientOptions(delivery=delivery, ack=ack).stream(address)
+    in_thread(stream.entering())
+    try:
+        yield stream
+    finally:
+        stream.close()
+
+
+def taken(stream: Stream[Any]) -> bytes:
+    """The next message, which is not handed out by this."""
+    wait_until(lambda: stream.has_taken() or stream.peek() not in NOTHING_YET)
+    if not stream.has_taken() or stream.out >= stream.taken[1]:
+        assert stream.take(0) is None
+    first, _, _, messages, _ = stream.taken
+    return messages[stream.out + 1 - first]
+
+
+@all_ways
+def test_a_take_of_nothing_returns_at_once(address: str, delivery: Delivery) -> None:
+    with Server(address), stream_of(address, delivery) as stream:
+        assert stream.take(0) in NOTHING_YET
+        assert stream.batch(0) in NOTHING_YET
+        assert stream.peek() in NOTHING_YET
+        assert (stream.out, stream.last_id, stream.lag) == (0, 0, 0)
+
+
+@all_ways
+@pytest.mark.parametrize("ack", ["after", "before"])
+def test_what_is_not_handed_out_is_taken_again(
+    address: str, delivery: Delivery, ack: Literal["after", "before"]
+) -> None:
+    with Server(address) as server, stream_of(address, delivery, ack) as stream:
+        server.publish_many(MESSAGES)
+        for number, message in enumerate(MESSAGES):
+            assert taken(stream) == message
+            assert taken(stream) == message
+            stream.out = FIRST_ID + number
+            assert stream.last_id == FIRST_ID + number
+
+
+@all_ways
+def test_a_batch_counts_once_it_is_handed_out(address: str, delivery: Delivery) -> None:
+    with Server(address) as server, stream_of(address, delivery) as stream:
+        server.publish_many(MESSAGES)
+        wait_until(lambda: stream.peek() not in NOTHING_YET)
+        found = stream.batch(0)
+        assert isinstance(found, Batch)
+        assert (found.first_id, stream.out) == (FIRST_ID, 0)
+        again = stream.batch(0)
+        assert isinstance(again, Batch)
+        assert again.first_id == FIRST_ID
+        assert stream.hand_out(again) is again
+        assert stream.out == again.last_id
+
+
+@all_ways
+def test_acking_ahead_acks_one_message_at_a_time(address: str, delivery: Delivery) -> None:
+    with Server(address) as server, stream_of(address, delivery, "before") as stream:
+        server.publish_many(MESSAGES)
+        for number, message in enumerate(MESSAGES):
+            assert stream.resume_at == FIRST_ID + number or not number
+            assert taken(stream) == message
+            acked = FIRST_ID + number
+            wait_until(lambda: server.clients()[0].acked_id >= acked)  # noqa: B023
+            assert server.clients()[0].acked_id == acked
+            stream.out = acked
+        server.drain(DEADLINE)
+        assert stream.resume_at == LAST + 1
+
+
+def test_without_a_way_back_the_ending_is_raised(address: str) -> None:
+    with Server(address), stream_of(address, "shared") as stream:
+        ending = ConnectionLost("it died")
+        with pytest.raises(ConnectionLost) as caught:
+            stream.way_back(ending)
+        assert caught.value is ending
+        assert stream.way is None
