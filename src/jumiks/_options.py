@@ -393,6 +393,8 @@ class AsyncClientOptions(Options):
         "that message is gone, from the oldest that is kept, and a gap says so. A server with "
         "`keep` may begin later than at its oldest, so that this client has time to read it: a "
         "gap says that too.",
+        help="where to start: at the oldest message that is kept, at the next one (the default), "
+        "or at an id",
     )
     timeout: float | None = option(
         CONNECT_TIMEOUT, _time, "seconds to connect and shake hands; None is no limit."
@@ -426,6 +428,7 @@ class AsyncClientOptions(Options):
         "again, and when; True is `Backoff()`. The stream goes on behind the last message handed "
         "out, if the server is the same and has it still; otherwise with the oldest that the new "
         "one has, behind a gap.",
+        help="connect again when the server has gone, instead of ending with it",
     )
 
     def stream(

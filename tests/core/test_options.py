@@ -25,8 +25,13 @@ from jumiks.cli.parser import make_parser
 pytestmark = pytest.mark.no_core
 
 OPTIONS: list[Field[Any]] = list(fields(ServerOptions))
-ON_COMMAND_LINE = [each for each in OPTIONS if about(each).help]
-RENAMED = {"allow": "--anyone"}  # of all rules it has one alone
+ON_COMMAND_LINE = [
+    (command, each)
+    for command, table in (("serve", ServerOptions), ("listen", ClientOptions))
+    for each in fields(table)
+    if about(each).help
+]
+RENAMED = {"allow": "--anyone", "start": "--from"}
 
 
 def command_line(name: str) -> dict[str, argparse.Action]:
@@ -224,9 +229,9 @@ def test_what_depends_on_other_options_is_worked_out() -> None:
     assert ServerOptions(group="root").group == 0
 
 
-@pytest.mark.parametrize("each", ON_COMMAND_LINE, ids=lambda each: each.name)
-def test_the_command_line_has_the_help_of_the_table(each: Field[Any]) -> None:
-    action = command_line("serve")[flag_of(each.name)]
+@pytest.mark.parametrize(("command", "each"), ON_COMMAND_LINE)
+def test_the_command_line_has_the_help_of_the_table(command: str, each: Field[Any]) -> None:
+    action = command_line(command)[flag_of(each.name)]
     assert action.help == about(each).help
     if each.name not in ("keep", "allow"):
         assert action.default == each.default
@@ -255,3 +260,25 @@ def test_the_command_line_says_what_would_be_right(
         make_parser().parse_args(["serve", "@x", *arguments.split()])
     assert caught.value.code == 2
     assert words in " ".join(textwrap.dedent(capsys.readouterr().err).split())
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        ("abc", "argument --from: 'abc': it must be 'now', 'oldest' or a packet id"),
+        ("5", "argument --from: 5: it must be a packet id from 100000 to 18446744073709551615"),
+        (str(1 << 64), f"argument --from: {1 << 64}: it must be a packet id from 100000 to"),
+    ],
+)
+def test_listen_says_what_a_start_is(
+    start: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        make_parser().parse_args(["listen", "@x", "--from", start])
+    assert caught.value.code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("start", ["now", "oldest", 100_000])
+def test_listen_leaves_a_start_as_it_is(start: str | int) -> None:
+    assert make_parser().parse_args(["listen", "@x", "--from", str(start)]).start == start

@@ -13,16 +13,13 @@ from importlib.metadata import version
 from math import inf
 from typing import Any, Final, NamedTuple, get_args
 
-from jumiks._options import Options, ServerOptions, about, help_of
+from jumiks._options import AsyncClientOptions, Options, ServerOptions, about, help_of
 from jumiks._server.lag import OnLag
-from jumiks._wire.handshake import FIRST_ID
 
 from .framing import LENGTH
 from .streams import check_output
 
 __all__ = ["make_parser"]
-
-_LAST_ID: Final = (1 << 64) - 1
 
 Runner = Callable[[argparse.Namespace], int]
 
@@ -90,13 +87,10 @@ def _mode(text: str) -> int:
 
 
 def _start(text: str) -> str | int:
-    if text in ("now", "oldest"):
+    try:
+        return int(text)
+    except ValueError:
         return text
-    with suppress(ValueError):
-        if FIRST_ID <= (value := int(text)) <= _LAST_ID:
-            return value
-    ids = f"from {FIRST_ID} to {_LAST_ID}"
-    raise _wrong(text, f"'oldest', 'now' or the id of a message, which is {ids}")
 
 
 class Keep(NamedTuple):
@@ -132,6 +126,8 @@ def _from_table(
     table: type[Options],
     name: str,
     parse: Callable[[str], object] | None = None,
+    *,
+    flag: str = "",
     **more: Any,
 ) -> None:
     """Add an option that has the default, the check and the help of a table.
@@ -141,6 +137,7 @@ def _from_table(
         table: where the option stands.
         name: its name there.
         parse: makes a value of the text; a value is then checked as the table says.
+        flag: its name on the command line; by default the same.
         more: what else `add_argument` takes.
     """
     (one,) = (each for each in fields(table) if each.name == name)
@@ -149,16 +146,17 @@ def _from_table(
         assert parse is not None
         value = parse(text)
         try:
-            return about(one).check(name, value)
+            about(one).check(name, value)
         except (TypeError, ValueError) as error:
             # argparse says which option; None cannot be given here.
             words = str(error).removeprefix(f"{name}=").partition("; None is")[0]
             raise argparse.ArgumentTypeError(words) from None
+        return value
 
     if parse is not None:
         more["type"] = checked
-    more.setdefault("default", one.default)
-    parser.add_argument(f"--{name.replace('_', '-')}", help=about(one).help, **more)
+    flag = flag or f"--{name.replace('_', '-')}"
+    parser.add_argument(flag, dest=name, default=one.default, help=about(one).help, **more)
 
 
 def _framing(parser: argparse.ArgumentParser) -> None:
@@ -227,15 +225,8 @@ def _serve(parser: argparse.ArgumentParser) -> None:
 def _listen(parser: argparse.ArgumentParser) -> None:
     _address(parser)
     _framing(parser)
-    parser.add_argument(
-        "--from",
-        dest="start",
-        type=_start,
-        default="now",
-        metavar="oldest|now|ID",
-        help="where to start: at the oldest message that is kept, at the next one (the default), "
-        "or at an id",
-    )
+    option = partial(_from_table, parser, AsyncClientOptions)
+    option("start", _start, flag="--from", metavar="oldest|now|ID")
     parser.add_argument("--count", type=_count, metavar="N", help="end after N messages")
     parser.add_argument(
         "--wait",
@@ -244,11 +235,7 @@ def _listen(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long to wait for a server that is not there yet (default: 0)",
     )
-    parser.add_argument(
-        "--reconnect",
-        action="store_true",
-        help="connect again when the server has gone, instead of ending with it",
-    )
+    option("reconnect", action="store_true")
     parser.add_argument(
         "--json",
         action="store_true",
