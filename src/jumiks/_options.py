@@ -5,7 +5,7 @@
 An option is a field of a dataclass here. Making one checks all values, and leaves in each field
 what its check returned. Servers and clients repeat names, types and defaults in their signatures,
 for users and their editors; tests/core/test_options.py compares these copies. The text of their
-docstrings comes from here, and so do the defaults, checks and help of `jumiks serve`.
+docstrings comes from here, and so do defaults, checks and help of `jumiks serve` and `listen`.
 """
 
 from __future__ import annotations
