@@ -150,6 +150,7 @@ void jmk_ends_end(struct jmk_server *server, struct jmk_session *session, enum j
     remove_from(server->live, &server->live_count, session);
     server->shared_count -= session->delivery->poll_acks != NULL;
     server->stale = true;
+    jmk_server_progress(server); /* the end of a session that skips changes no admission */
     jmk_ends_raise_event(server, session, JMK_EVENT_GONE);
     if (reason == JMK_R_LEFT || reason == JMK_R_ERROR)
         shut(server, session);
