@@ -227,8 +227,12 @@ def test_after_an_exception_at_any_bytecode_of_a_server_s_close_it_can_be_closed
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_an_exception_at_any_bytecode_of_a_server_s_making_leaves_nothing(address: str) -> None:
+@pytest.mark.parametrize("kind", ["address", "path"])
+def test_an_exception_at_any_bytecode_of_a_server_s_making_leaves_nothing(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     """At some of them, as there are thousands: `nothing_is_left_behind` looks."""
+    address = request.getfixturevalue(kind)
     made = False
 
     def make() -> None:

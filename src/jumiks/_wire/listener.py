@@ -36,10 +36,12 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from typing import Final
 
 from .._closing import Closing
 from .._green import accept, is_readable, real_socket
+from .._native import owned_descriptors
 from .._peer import NO_ID, Peer, group_id
 from ..errors import AddressInUse
 from . import rights
@@ -264,21 +266,21 @@ def _listen_path(where: Address, mode: int | None, gid: int | None, backlog: int
 def _start_lock(where: Address) -> Iterator[None]:
     """Hold the right to start a server on a path; see the top of this module."""
     folder, name = os.path.split(os.path.abspath(where.text))
-    descriptor, path = _take_lock(where, os.path.join(folder, f".{name}.jumiks-lock"))
+    file, path = _take_lock(where, os.path.join(folder, f".{name}.jumiks-lock"))
     try:
         yield
     finally:
         # While it is locked, no other start relies on this file: see the check in _try_lock.
         with suppress(OSError):
             os.unlink(path)
-        os.close(descriptor)
+        file.close()
 
 
-def _take_lock(where: Address, path: str) -> tuple[int, str]:
+def _take_lock(where: Address, path: str) -> tuple[FileIO, str]:
     own_path = f"{path}-{os.geteuid()}"
     for _ in waits(time.monotonic() + LOCK_PATIENCE):
         try:
-            descriptor = _try_lock(path)
+            file = _try_lock(path)
         except OSError as error:
             # Another user's lock file, in a directory that several share, is there for an instant.
             if error.errno == errno.EACCES and os.path.lexists(path):
@@ -289,8 +291,8 @@ def _take_lock(where: Address, path: str) -> tuple[int, str]:
             if owner is not None:
                 raise _in_use(where, owner) from None
             raise _explain_folder(error, where) from error
-        if descriptor is not None:
-            return descriptor, path
+        if file is not None:
+            return file, path
     raise AddressInUse(where.text, detail=f"{path!r} stayed locked for {LOCK_PATIENCE:g} s")
 
 
@@ -307,44 +309,48 @@ def _is_left_over(path: str) -> bool:
     return False
 
 
-def _open_lock(path: str) -> int | None:
+def _opened(path: str, flags: int, mode: int = 0o777) -> FileIO:
+    return next(owned_descriptors(map(os.open, (path,), (flags,), (mode,))))
+
+
+def _open_lock(path: str) -> FileIO | None:
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     # Not made by the same call: in a sticky directory that may fail for another user's file, though
     # it could be opened (fs.protected_regular).
     for access in (os.O_RDWR, os.O_RDONLY):
         try:
-            return os.open(path, flags | access)
+            return _opened(path, flags | access)
         except FileNotFoundError:
             break
         except PermissionError:
             if access == os.O_RDONLY:
                 raise
     try:
-        descriptor = os.open(path, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        file = _opened(path, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return None
     with suppress(OSError):
-        os.fchmod(descriptor, 0o644)  # whatever the umask is
-    return descriptor
+        os.fchmod(file.fileno(), 0o644)  # whatever the umask is
+    return file
 
 
-def _try_lock(path: str) -> int | None:
-    descriptor = _open_lock(path)
-    if descriptor is None:
+def _try_lock(path: str) -> FileIO | None:
+    file = _open_lock(path)
+    if file is None:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its last holder may have removed it since: then others lock a newer file of this name.
-        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+        if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
             with suppress(OSError):
-                os.utime(descriptor)  # held from now on: see _is_left_over
-            return descriptor
+                os.utime(file.fileno())  # held from now on: see _is_left_over
+            return file
     except (BlockingIOError, FileNotFoundError):
         pass
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
-    os.close(descriptor)
+    file.close()
     return None
 
 
