@@ -90,12 +90,20 @@ def nanoseconds(seconds: object, name: str = "timeout", *, none: bool = True) ->
 
     Raises:
         TypeError: it is no number.
-        ValueError: it is negative, or NaN.
+        ValueError: it is negative, NaN, or more than a float can hold.
     """
     if seconds is None and none:
         return -1
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name} is a number of seconds{' or None' * none}, not {seconds!r}")
+    try:
+        float(seconds)  # what a clock is added to
+    except OverflowError:
+        size = seconds.bit_length() if isinstance(seconds, int) else 0
+        raise ValueError(
+            f"{name} is a number of {size} bits: it must be one that a float can hold"
+            + "; None is no limit" * none
+        ) from None
     if not seconds >= 0:
         no_limit = "; None is no limit" * none
         raise ValueError(f"{name}={seconds}: it must be 0 seconds or more{no_limit}")

@@ -15,6 +15,7 @@ from typing import Final
 from ._client.connecting import Connecting, Received, in_thread
 from ._closing import Closing
 from ._green import let_others_run
+from ._native import nanoseconds
 from ._wire import rights
 from ._wire.address import parse_address
 from ._wire.handshake import Capability, ClientHandshake, Status
@@ -60,9 +61,11 @@ class Monitor(Closing, Connecting):
             monitors already.
         ConnectionRefusedError, FileNotFoundError, Timeout, VersionMismatch, ProtocolError: as for
             `Client`.
+        TypeError, ValueError: an argument is wrong; the text says what would be right.
     """
 
     def __init__(self, where: str | os.PathLike[str], *, timeout: float | None = 5.0) -> None:
+        nanoseconds(timeout)
         parsed = parse_address(where)
         self._address = str(parsed)
         self._pid = os.getpid()

@@ -886,6 +886,8 @@ def test_what_a_signal_s_handler_raises_does_not_end_the_waits(
         ({"first": 3}, ValueError, "most=2.0: it must be 3"),
         ({"factor": 0.5}, ValueError, "factor=0.5: it must be 1 or more"),
         ({"jitter": 1.5}, ValueError, "jitter=1.5: it must be from 0 to 1"),
+        ({"give_up": 10**400}, ValueError, "give_up is a number of 1329 bits"),
+        ({"most": 10**400}, ValueError, "most is a number of 1329 bits"),
         ({"give_up": -1}, ValueError, "give_up=-1: it must be 0 seconds or more; None is no"),
         ({"most": None}, TypeError, "most is a number"),
         ({"first": "1"}, TypeError, "number of seconds"),

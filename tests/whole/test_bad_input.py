@@ -23,6 +23,7 @@ from jumiks import (
     Client,
     ConnectionLost,
     MessageTooLarge,
+    Monitor,
     ProtocolError,
     Refused,
     Server,
@@ -175,6 +176,8 @@ WRONG_TIMES = [
     (-1, ValueError, "timeout=-1: it must be 0 seconds or more; None is no limit"),
     (-0.001, ValueError, "timeout=-0.001: it must be 0 seconds or more"),
     (float("nan"), ValueError, "timeout=nan: it must be 0 seconds or more"),
+    pytest.param(10**400, ValueError, "timeout is a number of 1329 bits: it must be", id="10**400"),
+    pytest.param(10**5000, ValueError, "timeout is a number of 16610 bits", id="more than str has"),
     ("1", TypeError, "timeout is a number of seconds or None, not '1'"),
     (True, TypeError, "timeout is a number of seconds or None, not True"),
 ]
@@ -212,6 +215,8 @@ def test_a_client_refuses_a_wrong_time_whether_it_has_to_wait_or_not(
 ) -> None:
     with pytest.raises(kind, match=words):
         Client(server.address, timeout=wrong)
+    with pytest.raises(kind, match=words):
+        Monitor(server.address, timeout=wrong)
     with Client(server.address) as client:
         server.publish_many([b"one", b"two"])
         wait_until(lambda: server.clients()[0].queued == 0)
@@ -262,6 +267,8 @@ HUGE = (1 << 63) - 1
         ("on_lag", "drop", ValueError, "on_lag='drop': .* 'disconnect', 'block' or 'skip'"),
         ("on_lag", None, ValueError, "on_lag=None: .* 'disconnect', 'block' or 'skip'"),
         ("on_lag", ["block"], ValueError, "on_lag=.*'disconnect', 'block' or 'skip'"),
+        ("patience", 10**400, ValueError, "patience is a number of 1329 bits"),
+        ("handshake_timeout", 10**400, ValueError, "handshake_timeout is a number of 1329 bits"),
         ("patience", -1, ValueError, "patience=-1: it must be 0 seconds or more; None is no limit"),
         ("patience", "1", TypeError, "a number of seconds or None, not '1'"),
         ("log_size", 4096, ValueError, "log_size=4096: it must be from 65536 to 17179869184 bytes"),
