@@ -552,7 +552,10 @@ def test_a_lock_on_the_directory_is_somebody_elses_affair(path: Path) -> None:
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        listen(path).close()
+        listener = listen(path)
+        assert path.is_socket()
+        listener.close()
+        assert not path.exists()
     finally:
         os.close(descriptor)
 
