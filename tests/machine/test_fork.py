@@ -193,3 +193,58 @@ client.close()
 print("calm")
 """
     assert run_script(LIVING_CHILD + script, address) == "calm\n"
+
+
+def test_a_child_has_no_maps_of_the_server_s_and_no_part_in_its_parents_acks(address: str) -> None:
+    script = """
+import gc
+
+def writable_maps():
+    with open("/proc/self/maps") as maps:
+        return sum("rw-s" in line and "/memfd:jumiks" in line for line in maps)
+
+server = jumiks.Server(sys.argv[1], share_log=True)
+client = jumiks.Client(sys.argv[1])
+server.wait_for_clients(1, 10)
+server.publish_many([b"one", b"two"])
+batch = client.receive_many(10)
+views = batch.views()
+assert writable_maps() > 1
+child = os.fork()
+if child == 0:
+    assert writable_maps() == 1  # the cursor page of the client
+    del views, batch
+    gc.collect()
+    client.close()
+    server.close()
+    os._exit(0)
+print(os.waitpid(child, 0)[1], server.clients()[0].acked_id)
+del views, batch
+client.ack()
+server.drain(10)
+print(server.clients()[0].acked_id)
+client.close()
+server.close()
+"""
+    assert run_script(LIVING_CHILD + script, address) == "0 0\n100001\n"
+
+
+@pytest.mark.parametrize("delivery", ["shared", "framed"])
+def test_who_is_cut_finds_the_end_though_a_child_has_its_connection(
+    address: str, delivery: str
+) -> None:
+    script = """
+server = jumiks.Server(sys.argv[1], share_log=True)
+client = jumiks.Client(sys.argv[1], delivery=sys.argv[2])
+server.wait_for_clients(1, 10)
+def cut():
+    server.disconnect(server.clients()[0])
+    try:
+        client.receive(10)
+    except jumiks.Disconnected:
+        print("cut")
+    client.close()
+    server.close()
+with_child(cut)
+"""
+    assert run_script(LIVING_CHILD + script, address, delivery) == "cut\n"
