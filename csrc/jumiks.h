@@ -374,7 +374,7 @@ int jmk_server_close(jmk_server *server, int64_t linger);
 /* Wait until a close is through. -EINTR after a signal. */
 int jmk_server_join(jmk_server *server, int64_t timeout);
 
-/* CLOCK_MONOTONIC at timeout from now; a negative timeout, or one too far to count, is INT64_MAX: never. */
+/* CLOCK_MONOTONIC after timeout. Negative, or too far to count: INT64_MAX, which is never. */
 int64_t jmk_deadline(int64_t timeout);
 
 /*

@@ -294,8 +294,8 @@ static enum outcome index_framed_packet(struct jmk_client *client, struct jmk_ba
 }
 
 /*
- * A message of a plain 1.0 server, whose ids are labels, gets an id of ours. False: it is for a later batch,
- * or has to wait until there is room for its label.
+ * A message of a plain 1.0 server, whose ids are labels, gets an id of ours. False: it is for a later
+ * batch, or has to wait until there is room for its label.
  */
 static bool number_message(struct jmk_client *client, struct jmk_batch *batch, uint64_t label,
                            uint64_t *id) {

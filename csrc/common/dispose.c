@@ -10,8 +10,8 @@
  * A thread is started when there is more to close than idle threads, up to THREADS of them, and ends
  * once it has had nothing to do for IDLE. A thread that is stuck in a close holds no descriptor
  * number: the kernel frees that first. What no thread takes waits in a queue. The queue has no bound
- * of its own, as to close here, or to forget a descriptor, would be worse. The code that makes connections
- * looks at jmk_dispose_pending and makes no more while it says JMK_MOST_DISPOSED or more.
+ * of its own, as to close here, or to forget a descriptor, would be worse. The code that makes
+ * connections asks jmk_dispose_pending, and makes none while that says JMK_MOST_DISPOSED or more.
  *
  * Only where there is no memory, or where not even a first thread can be started, jmk_dispose closes
  * in the caller's thread.

@@ -71,7 +71,7 @@ static PyObject *publisher_append(PyObject *object, PyObject *data) {
     return result == 0 ? PyLong_FromUnsignedLongLong(id) : PyLong_FromLong(result);
 }
 
-/* Should a wait that gave result go on? Signal handlers run here, and not where the turn could be lost. */
+/* Should a wait that gave result go on? Signal handlers run here, where the turn cannot be lost. */
 static bool goes_on(int result) {
     return result == -EINTR && PyErr_CheckSignals() == 0;
 }
