@@ -49,4 +49,5 @@ class Changes:
                 waiter.acquire(timeout=-1 if left == inf else min(left, threading.TIMEOUT_MAX))
             return True
         finally:
-            self._waiters.remove(waiter)
+            with suppress(ValueError):  # what a signal's handler raised may have come before it
+                self._waiters.remove(waiter)
