@@ -49,13 +49,14 @@ test: $(BUILT) ## Run the tests, with the log shared and with packets
 	JUMIKS_TEST_SHARE_LOG=0 $(PY) $(PYTEST) --not-again
 
 test-uvloop: $(BUILT) ## Run the tests that need an event loop with uvloop as asyncio's
-	JUMIKS_TEST_UVLOOP=1 $(PY) $(PYTEST) tests/client/test_aio.py tests/server/test_watch.py -k "not trio and not uvloop"
+	JUMIKS_TEST_UVLOOP=1 $(PY) $(PYTEST) $(patsubst %,tests/%.py,client/test_aio client/test_aio_server server/test_watch) \
+	    -k "not trio and not uvloop"
 
 # What a Python can change; PYTHON_TESTS=tests runs all. The rest is C, or a matter of bytes.
 PYTHONS ?= python3.11 python3.12 python3.13 python3.14
-PYTHON_TESTS ?= tests/cli tests/integrations $(patsubst %,tests/client/test_%.py,aio client deadlines ends labels \
-    lent reconnect) $(patsubst %,tests/machine/test_%.py,exit fork namespaces processes subinterpreters) \
-    $(patsubst %,tests/server/test_%.py,access callbacks keep server turn watch) tests/docs/test_docstrings.py \
+PYTHON_TESTS ?= tests/cli tests/integrations $(patsubst %,tests/client/test_%.py,aio aio_server client client_life \
+    deadlines ends labels lent reconnect) $(patsubst %,tests/machine/test_%.py,exit fork namespaces processes subinterpreters) \
+    $(patsubst %,tests/server/test_%.py,access callbacks keep publish server turn watch) tests/docs/test_docstrings.py \
     $(patsubst %,tests/wire/test_%.py,address monitor rights) $(patsubst %,tests/whole/test_%.py,bad_input errors)
 
 test-pythons: $(BUILT) ## Run the tests that Python matters to with each other Python that is here

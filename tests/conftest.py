@@ -32,6 +32,7 @@ from support.base import (
     servers,
 )
 
+from jumiks import Server
 from jumiks._wire import rights
 
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -141,6 +142,13 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 def address() -> str:
     """Return an abstract address that nobody has."""
     return f"@jumiks-test-{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
+
+
+@pytest.fixture
+def server(address: str) -> Iterator[Server]:
+    """Return a server with all defaults."""
+    with Server(address) as server:
+        yield server
 
 
 @pytest.fixture

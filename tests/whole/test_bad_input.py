@@ -37,12 +37,6 @@ GOOD_HELLO = reference.encode_server_hello(
 )
 
 
-@pytest.fixture
-def server(address: str) -> Iterator[Server]:
-    with Server(address) as server:
-        yield server
-
-
 @pytest.fixture(params=["abstract", "path"])
 def anywhere(request: pytest.FixtureRequest, address: str, path: Path) -> str:
     return address if request.param == "abstract" else str(path)
