@@ -219,8 +219,7 @@ struct jmk_batch {
     size_t bytes; /* payload */
     uint64_t first_id; /* ids in a batch have no holes */
     uint64_t lost; /* messages missing right before first_id (the server skipped them) */
-    uint64_t
-        shift; /* with labels: what each label is more than our id of it, modulo 2^64; else 0 */
+    uint64_t shift; /* with labels: label - id, modulo 2^64; else 0 */
 };
 
 /* The words of a BYE. */
@@ -334,9 +333,8 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
 int jmk_server_reserve(jmk_server *server, size_t size, void **where);
 
 /*
- * Before one of these two, if somebody may still write there: it must not write into the log. The bytes
- * at where become memory of the caller's own, at the same address; *area and *length are to be
- * unmapped.
+ * Call this before commit or discard if a view of the bytes lives on, as it must not reach the log. The
+ * bytes at where become private memory at the same address; unmap *area and *length once it is gone.
  */
 int jmk_server_take_back(jmk_server *server, void *where, size_t size, void **area, size_t *length);
 int jmk_server_commit(jmk_server *server, uint64_t *id);
@@ -358,9 +356,9 @@ int jmk_server_ids(const jmk_server *server, uint64_t *oldest_id, uint64_t *next
 int jmk_server_stats(jmk_server *server, struct jmk_stats *out);
 
 /*
- * A descriptor that tells when pages are gone: an inotify(7) queue, not blocking, the caller's. And: tell
- * there when nobody has the page behind page_fd any more, by IN_DELETE_SELF for the number that this
- * returns. Or -errno.
+ * jmk_page_watch_new returns an inotify(7) queue, which does not block and is the caller's.
+ * jmk_page_watch has it report, by IN_DELETE_SELF for the number returned, when the last reference to
+ * the page behind page_fd is gone. Both return -errno if they fail.
  */
 int jmk_page_watch_new(void);
 int jmk_page_watch(int watch_fd, int page_fd);

@@ -45,7 +45,7 @@ int jmk_connection_limit_reads(int fd);
  */
 int jmk_connection_wait(struct jmk_client *client, int64_t deadline, short events);
 
-/* Make a wait's result of a blocking read's: 0, or -errno; -EINTR for nothing in a second. */
+/* Turn the result of a blocking read into that of a wait: 0, or -errno; -EINTR for nothing in a second. */
 int jmk_connection_waited(struct jmk_client *client, int error);
 
 /* Packets came, but no message. True if that has gone on for too long; *began is 0 at first. */

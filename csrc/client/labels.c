@@ -19,7 +19,7 @@
 
 struct run {
     uint64_t first; /* number */
-    uint64_t shift; /* what a label is more than its number, modulo 2^64 */
+    uint64_t shift; /* label - number, modulo 2^64 */
 };
 
 struct jmk_labels {

@@ -160,7 +160,7 @@ static enum outcome add_message(struct jmk_client *client, struct jmk_batch *bat
         if (batch->count)
             return BEFORE;
         batch->lost = id - client->next_id;
-        /* One that no ack has passed yet grows: what never came is never acked. */
+        /* If no ack has passed the last gap yet, it grows: what never came is never acked. */
         if (atomic_load(&client->acked_id) >= client->packets.hole_last)
             client->packets.hole_first = client->next_id;
         client->packets.hole_last = id - 1;
@@ -453,14 +453,14 @@ static int wait_and_read(struct jmk_client *client, uint64_t handled, int64_t de
     return jmk_connection_waited(client, error);
 }
 
-/* What is there could not be taken, for want of memory, or of room for labels, which acks make. */
+/* Packets could not be indexed: there is no memory, or the labels are full, which acks mend. */
 static int wait_to_index(struct jmk_client *client, uint64_t handled, int64_t deadline) {
     if (!client->packets.labels || handled <= atomic_load(&client->acked_id))
         return -ENOMEM;
     return send_ack(client, handled) == 0 ? 0 : jmk_connection_wait(client, deadline, POLLOUT);
 }
 
-/* In a slow stream, where the last read had to wait, there is nothing now: it saves a call. */
+/* If the last read had to wait, there is probably nothing now: a look that never waits is left out. */
 static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t deadline) {
     int error = -EAGAIN;
 

@@ -498,7 +498,7 @@ static void wake_up(struct jmk_client *client) {
     struct jmk_reader *reader = client->reader;
 
     if (reader->sleep % 2) {
-        /* Relaxed, as it may come late: that costs a ring that nobody needed. */
+        /* Relaxed: the server may see it late. The cost is one needless wake-up. */
         atomic_store_explicit(&reader->cursor->sleeping, ++reader->sleep, memory_order_relaxed);
         JMK_POINT(JMK_AT_AWAKE);
     }
@@ -582,7 +582,7 @@ static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t de
     failed = read_socket(client);
     if (failed)
         return failed;
-    /* It may have been the ring of this sleep, late and for what was read before: begin another. */
+    /* This may be a late wake-up of this sleep, for messages already read. Begin a new sleep. */
     if (error == JMK_E_TIMEOUT)
         atomic_store(&reader->cursor->sleeping, reader->sleep += 2);
     if (error != JMK_E_TIMEOUT || has_news(client) || reader->skipping != before)

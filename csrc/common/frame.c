@@ -2,7 +2,7 @@
 /*
  * The wire layout of frames, fragments, BYE and acks
  *
- * The only place that knows byte positions. Everything on the wire is little-endian. Whatever
+ * The byte positions of what both ends decode. Everything on the wire is little-endian. Whatever
  * decodes here was sent by a peer, so nothing is believed: a length is compared before it is used,
  * and sums are made in 64 bits, where they cannot wrap.
  */

@@ -9,15 +9,15 @@
  * On any other socket the next packet is looked at (MSG_PEEK) before it is read. A look takes another
  * reference to each descriptor and drops that, so nothing is closed; with no room for descriptors the
  * kernel says MSG_CTRUNC if there were any. Such a packet is never read: it stays in its socket, and
- * the socket is closed by a thread that nobody waits for. So no peer puts descriptors into our table
- * either, which to receive them all would need: 253 a packet, and those that the table has no room for
- * would be closed by the reading thread after all.
+ * the socket is closed by a thread that nobody waits for. To receive them
+ * in order to close them elsewhere would not do: there are up to 253 per packet, and those that our
+ * table has no room for would be closed by the reading thread after all.
  *
  * It takes for granted that no other control messages come: the maker of the socket sees to it that
  * SO_PASSCRED and its like are off.
  *
- * Where the kernel was asked in the middle of a connection, what was sent before may be on its way.
- * A socket that was found empty since has none of it.
+ * If SO_PASSRIGHTS is cleared on an open connection, packets sent earlier may still carry descriptors,
+ * until the socket was once found empty.
  */
 #include "common/guard.h"
 

@@ -48,7 +48,7 @@ uintptr_t jmk_thread(void) {
     return (uintptr_t)&place;
 }
 
-/* The list's head: its first entry, how far behind an entry its word is, and none being added. */
+/* A robust_list_head: its first entry, futex_offset, and list_op_pending, which is none. */
 void jmk_testament_open(struct jmk_testament *testament, _Atomic uint32_t *word) {
     long id = syscall(SYS_gettid);
 

@@ -51,7 +51,7 @@ struct epoll_event;
 /* epoll_wait with a timeout in ns; in whole ms, rounded up, where the kernel has no finer one. */
 int jmk_epoll_wait(int epoll_fd, struct epoll_event *events, int most, int64_t timeout);
 
-/* Set once a sandbox has refused the call: whatever knows no such call forbids it for good. */
+/* Set once a sandbox has refused the call: it will refuse it always. */
 extern atomic_bool jmk_no_sendmmsg, jmk_no_recvmmsg;
 
 static inline bool jmk_refused(atomic_bool *refused) {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Publisher and Reservation: whatever takes the publisher's turn, and gives it back before it returns
+ * Publisher and Reservation: what takes the publisher's turn, and gives it back
  *
- * What waits lets other Python threads run, and handles signals where the turn cannot be lost.
+ * Waits release the GIL. Signals are handled only where an exception cannot leak the turn.
  */
 #include "python/objects.h"
 

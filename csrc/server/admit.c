@@ -17,8 +17,8 @@ struct needs {
 };
 
 /*
- * Where the history begins that stays before place, the oldest frame that a session has not acked.
- * Before kept there may be nothing any more, so what lies there counts by bytes alone. Under log_lock.
+ * The start of the history to keep in front of place, the oldest frame that a session has not acked.
+ * Frames before kept may be overwritten, so there only bytes count. Under log_lock.
  */
 static uint64_t history_from(const struct jmk_server *server, struct jmk_mark place) {
     uint64_t keep = server->config.keep, bytes = server->config.keep_bytes;
@@ -36,7 +36,7 @@ static uint64_t last_admitted(const struct jmk_server *server, const struct jmk_
     return limit == UINT64_MAX ? UINT64_MAX : session->acked_id + limit;
 }
 
-/* Does it need none of the frames that are history for a live session at the log's end, or have to go? */
+/* Is it past the promised history, so that it counts like any live session? */
 static bool leaves_history(const struct jmk_server *server, const struct jmk_session *session) {
     uint64_t room = server->log.size - server->config.keep_bytes, end = server->log.write.offset;
 
@@ -151,7 +151,7 @@ void jmk_admit_update(struct jmk_server *server) {
     id_before = atomic_exchange(&server->admit_id, needs.admit_id);
     offset_before = atomic_exchange(&server->admit_offset, admit_offset);
     pthread_mutex_unlock(&server->log_lock);
-    /* Only these waiters look at more than the slowest client: one that is outrun, one behind a skip. */
+    /* One that outruns all, or waits behind a skip, depends on more than the slowest client. */
     if (server->outrun || needs.skipping || floor_id(server) != floor ||
         id_before != needs.admit_id || offset_before != admit_offset)
         jmk_server_progress(server);

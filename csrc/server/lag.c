@@ -39,7 +39,8 @@
 
 #define FIRST_PAUSE (JMK_SECOND / 1000) /* before a waiter checks again by itself */
 #define LONGEST_PAUSE (JMK_SECOND / 30)
-#define MOST_POLLS 64 /* of a client that acks without end, before the clock is read */
+#define MOST_POLLS                                                                                 \
+    64 /* of a client that acks without end, in a row, before the deadline is checked */
 
 /* ---- the policy; under pump_lock ---- */
 
@@ -65,9 +66,8 @@ enum awaited {
 /* What the next message asks of every client, and what becomes of those that cannot do it. */
 struct demand {
     uint64_t id; /* it gets this one */
-    uint64_t must_id; /* no client may need a frame before this one ... */
-    uint64_t
-        goal_id; /* ... or, if it is replaying, before this one; the log must lose what is before it */
+    uint64_t goal_id; /* frames before this one will be overwritten */
+    uint64_t must_id; /* the same plus the promised history, for clients that do not replay */
     uint64_t half_id; /* a client that needs one before this is past half of the log now */
     const struct policy *policy;
     enum awaited awaited;
@@ -134,7 +134,7 @@ static int64_t patience_from(const struct jmk_server *server, int64_t start) {
     return patience < 0 || patience > INT64_MAX - start ? INT64_MAX : start + patience;
 }
 
-/* Is this client fast? If only time is missing to show it, *check_at is set to when it will have. */
+/* Is this client fast? If it is only too young, *check_at becomes the time from which it is. */
 static bool keeps_up(const struct jmk_server *server, const struct jmk_session *session,
                      const struct demand *demand, int64_t now, int64_t *check_at) {
     uint64_t half = half_way(server, session, demand), next = session->acked_id + 1;
@@ -152,7 +152,7 @@ static bool keeps_up(const struct jmk_server *server, const struct jmk_session *
     return counts_from <= now;
 }
 
-/* Does publish outrun all clients? Sees too whether all were offered all there is. */
+/* Does publish outrun all clients? Sets `again` if one at its limit was not offered everything. */
 static bool outruns_all(const struct jmk_server *server, const struct demand *demand, int64_t now,
                         struct verdict *verdict) {
     bool outrun = true;
@@ -193,7 +193,7 @@ static int64_t term_end(const struct jmk_server *server, const struct jmk_sessio
     return patience_from(server, since);
 }
 
-/* Cut or skip a client that did not meet its term, or may not have one. */
+/* Cut or skip a client whose term is over, or that gets none as another client is half way. */
 static void act_on(struct jmk_server *server, struct jmk_session *session,
                    const struct policy *policy) {
     if (policy->skips && session->state == JMK_LIVE) {

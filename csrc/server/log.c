@@ -116,8 +116,8 @@ static uint64_t length_at(const struct jmk_log *log, uint64_t offset) {
 }
 
 /*
- * Give up the oldest frames until tail reaches goal: from mark to mark, which may give up a little
- * more than asked, where the floor allows it and the log is large; else frame by frame.
+ * Give up the oldest frames until tail reaches goal. In a large log that is from mark to mark, which
+ * gives up a little more than asked, but nothing from the floor on; else it is frame by frame.
  */
 static void evict(struct jmk_log *log, uint64_t goal, uint64_t floor) {
     uint64_t tail = relaxed(&log->page->tail), id = relaxed(&log->page->oldest_id);
@@ -155,7 +155,7 @@ void *jmk_log_open(struct jmk_log *log, uint32_t size, uint64_t floor) {
 
 /* ---- memory that is lent ---- */
 
-/* The log is sealed by now, so a new map of it could not be written to; but a copy of ours can. */
+/* The memfd is sealed: a new map of it could not be written to. So our own map is duplicated. */
 static int make_lent(struct jmk_log *log) {
     uint64_t size = log->size;
     uint8_t *area = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -146,8 +146,8 @@ static void handle_events(struct jmk_server *server, const struct epoll_event *e
 }
 
 /*
- * While acks are ignored. A client that still owes many after that is slow, and may go on acking when no
- * message is published any more: the thread has to read those acks.
+ * Called while acks are ignored: read those of clients with many unacked messages. A client that is
+ * far behind even then is slow, and may ack after the last publish: the thread has to read those acks.
  */
 static void read_many_acks(struct jmk_server *server) {
     for (uint32_t i = server->live_count; i-- > 0;) {

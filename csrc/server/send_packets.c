@@ -75,7 +75,7 @@ static size_t fill_framed(const struct jmk_session *session, const struct jmk_su
         uint8_t *at = jmk_log_at(supply->log, step.offset);
         struct jmk_header header = jmk_frame_decode(at);
 
-        /* A mark may have come to stand at the cursor since it got there. */
+        /* Marks may have been added at the cursor's position since. */
         while (jmk_log_mark_at(supply->log, number).offset <= step.offset)
             number++;
         if (jmk_frame_length(header.size) > session->max_packet) {

@@ -11,8 +11,7 @@
  * stores the log's end, then loads that number. All four are sequentially consistent (the log's
  * end by its version, which is stored last and read first), so the server sees the sleep, or the
  * client the message, or both. The server wakes a client once per sleep: `woken` is the number of the
- * sleep that it ended last. If the socket is too full for a wake-up it is readable, and that is all that
- * a wake-up is for.
+ * sleep that it ended last. A socket that is too full for a wake-up is readable, so it needs none.
  *
  * No ack is lost either. A publisher that waits for acks stores the id that it wants from one client
  * (`wanted` in that client's page), then loads that client's ack. The client stores its ack, then loads

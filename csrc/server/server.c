@@ -2,8 +2,8 @@
 /*
  * The server: its making and its end, figures
  *
- * It is called from Python. It takes the pump lock for as long as a few assignments need, and leaves the
- * work to the pump.
+ * It is called from Python. It holds the pump lock for a few assignments and leaves the work to the
+ * pump, except for figures: they are preceded by a round of the pump, so that they are of now.
  */
 #include <errno.h>
 #include <signal.h>

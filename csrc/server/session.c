@@ -155,7 +155,7 @@ uint64_t jmk_session_unread(const struct jmk_session *session) {
     int unread = 0;
 
     ioctl(session->fd, SIOCOUTQ, &unread);
-    /* As the kernel reports that the last packet was read it still counts 1, and no packet is that small. */
+    /* After the last packet was read it may still be 1, and no packet is that small. */
     return unread > 1 ? (uint64_t)unread : 0;
 }
 

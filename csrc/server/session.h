@@ -140,7 +140,7 @@ void jmk_session_place(struct jmk_session *session, const struct jmk_log *log,
 /* Bring the account up to date. held is the offset of the oldest frame kept for it, if any is. */
 void jmk_session_account(struct jmk_session *session, const struct jmk_log *log, uint64_t held);
 
-/* The last message that it is sure to have got, or to get, if it ends for this reason. */
+/* The last message that the client surely receives if the session ends for this reason. */
 uint64_t jmk_session_last_received(const struct jmk_session *session, enum jmk_reason reason);
 
 /* What its socket holds: sent, and not yet read; bytes, with the kernel's overhead. */

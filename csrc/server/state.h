@@ -45,7 +45,7 @@ struct jmk_server {
     int wake_fd;
     int event_fd;
     pthread_t thread;
-    bool running; /* the thread was started, so it or the owner frees, whichever comes second */
+    bool running; /* the thread runs: the last of thread and owner frees the server */
     atomic_int left; /* 1 once the owner or the thread needs this no more; the other frees it */
 
     pthread_mutex_t log_lock;
@@ -68,7 +68,7 @@ struct jmk_server {
     uint32_t ending_count;
     struct jmk_session **unread;
     uint32_t unread_count;
-    bool holders; /* some session needs frames of the log; without, these mean nothing: */
+    bool holders; /* some session needs frames of the log; if not, these two mean nothing: */
     struct jmk_mark floor; /* the oldest of them */
     struct jmk_mark kept; /* the oldest that must stay: the floor, or history before it */
     bool stale; /* the admission must be computed anew */

@@ -173,7 +173,7 @@ class Client(Closing, Generic[Item]):
 
         A message is acked once the loop comes back for the next; the one at a `break` is not.
         """
-        # The loop stands in aio.py as well: a generator within another costs each message a tenth.
+        # The same loop is in _aio/client.py: a generator within another costs a tenth per message.
         stream, monotonic = self._stream, time.monotonic
         try:
             while stream.receiver is not None:
@@ -211,8 +211,8 @@ class Client(Closing, Generic[Item]):
     def run(self, handler: Callable[[Item], object]) -> None:
         """Call `handler` with message after message, until the server closes in good order.
 
-        A message is acked after `handler` returned (docs/protocol.md, "Acks"), or before, as `ack`
-        says; one for which it raised is not, or is, and the exception comes out of here.
+        With `ack="after"` a message is acked once `handler` has returned, and not if it raised.
+        With `"before"` it is acked first. Exceptions come out of here (docs/protocol.md, "Acks").
 
         Raises:
             Lagged, Disconnected, ConnectionLost, ProtocolError, Busy: as `receive` does.

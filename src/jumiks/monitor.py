@@ -29,15 +29,6 @@ _MOST_ANSWER: Final = 8 << 20
 """Bytes: more than ten thousand clients, which take about a second to read."""
 
 
-# ---- packets ----
-
-
-# ---- the server's end ----
-
-
-# ---- the other end ----
-
-
 def _wait_until(deadline: float | None, sock: socket.socket) -> None:
     # What is sent in small pieces, one now and then, has no more time than what comes at once.
     if deadline is None:

@@ -203,8 +203,9 @@ class ServerStats:
 
 def server_stats(stats: Stats, cursor_pages: int) -> ServerStats:
     """Make a value of the core's figures, and of one that it does not know."""
-    figures = {each.name: getattr(stats, each.name, cursor_pages) for each in fields(ServerStats)}
-    return ServerStats(**figures)
+    names = {each.name for each in fields(ServerStats)} - {"cursor_pages"}
+    figures = {name: getattr(stats, name) for name in names}
+    return ServerStats(cursor_pages=cursor_pages, **figures)
 
 
 def share(info: ClientInfo, max_lag: int, log_size: int) -> float:

@@ -92,6 +92,7 @@ def test_the_figures_of_a_server(address: str, delivery: Delivery) -> None:
         with Client(address, delivery=delivery) as gone:
             server.wait_for_clients(1, DEADLINE)
             server.publish_many([bytes(SIZE)] * 10)
+            wait_until(lambda: server.clients()[0].messages == 10)
             gone.receive(DEADLINE)
         wait_until(lambda: server.endings[EndReason.LEFT] == 1)
         with Client(address, delivery=delivery) as client:

@@ -186,9 +186,8 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
     async def run(self, handler: Callable[[Item], object]) -> None:
         """Call `handler` with message after message, until the server closes in good order.
 
-        A message is acked after `handler` returned, and after what it returned was awaited, if that
-        can be, or before, as `ack` says; one for which it raised is not, or is, and the exception
-        comes out of here.
+        What it returns is awaited, if that can be. With `ack="after"` a message is acked then, and
+        not if that raised. With `"before"` it is acked first. An exception comes out of here.
 
         Raises:
             Lagged, Disconnected, ConnectionLost, ProtocolError, Busy: as `receive` does.

@@ -188,9 +188,8 @@ class Connecting:
     def _receive_welcome(
         self, sock: socket.socket, handshake: ClientHandshake, received: Received
     ) -> bytes:
-        # Descriptors come with the welcome to who asked for them, and at no other time. There is
-        # room for two, and the packet stays there, so nothing is closed by this thread: neither
-        # what there is no room for, nor, once both turn out to be good, our second reference.
+        # Only a client that asked for the log gets descriptors, with the welcome. It is read with
+        # room for two, and stays in the socket, so this thread never closes the last reference.
         asked = Capability.LOG in handshake.wishes
         room = socket.CMSG_SPACE(_CREDENTIALS.size)
         if asked:

@@ -42,8 +42,9 @@ class Backoff:
     Args:
         first: seconds before the first try.
         most: seconds that a wait grows to.
-        factor: what each wait is longer than the one before; 1 or more.
-        jitter: the part of each wait, 0 to 1, of which chance takes some or all away.
+        factor: each wait is this many times the one before; 1 or more.
+        jitter: the fraction of each wait, 0 to 1, that is randomised: chance takes some or all of
+            it away.
         give_up: seconds without such a connection after which the ending is raised; None never
             does.
 
@@ -314,7 +315,7 @@ class Return:
         return False
 
     def _stop_if_closed(self) -> None:
-        # By a signal's handler, in the middle of a step, which may have connected since.
+        # A signal's handler may have closed the client during a step, and the step connected.
         client = self._client
         if client.way is self:
             return
@@ -348,7 +349,7 @@ class Return:
         os.eventfd_write(self._wake.fileno(), 1)
 
     def _finish(self) -> None:
-        # Whoever has got here was the one who waited. What was raised may keep us for long.
+        # Only the thread that waits gets here. What was raised may keep us for long.
         self._steps.close()
         self.failure = None
         self._wake.close()

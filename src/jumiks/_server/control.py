@@ -186,7 +186,7 @@ class Control:
         self.changes.tell()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the thread is over, as one that a signal's handler has interrupted may do too.
+        """Wait until the thread has ended; a signal's handler may call it too.
 
         Args:
             timeout: seconds; None is no limit.
