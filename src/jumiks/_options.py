@@ -471,6 +471,11 @@ def given(table: type[Options], arguments: Mapping[str, object]) -> dict[str, An
     return {each.name: arguments[each.name] for each in fields(table)}
 
 
+def callbacks(table: type[Options]) -> list[str]:
+    """Return the names of the options that are called back."""
+    return [each.name for each in fields(table) if about(each).check is _callback]
+
+
 def documented(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
     """Return a class decorator that puts the options into a docstring in place of `{options}`."""
     text = "\n".join(

@@ -18,6 +18,7 @@ from .._options import (
     LOG_SIZE,
     MAX_CLIENTS,
     ServerOptions,
+    callbacks,
     documented,
     given,
 )
@@ -90,7 +91,7 @@ class AsyncServer(Twin[Server]):
         options = given(ServerOptions, locals())
         super().__init__()
         self._in_batch = False
-        for name in ("on_connect", "on_disconnect", "on_lag_warning"):
+        for name in callbacks(ServerOptions):
             if options[name] is not None:
                 check_callback(options[name], name)
                 options[name] = self._in_loop(options[name])
