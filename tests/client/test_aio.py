@@ -10,8 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from support.aio import Run, until
-from support.aio_more import numbers, ticking
+from support.aio import Run, numbers, ticking, until
 from support.api import SMALL_LOG, Task, arenas_of, run_script, sockaddr, stranger
 from support.base import ASYNCIO, BEST, DEADLINE, wait_until
 

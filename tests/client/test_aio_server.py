@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import pytest
 from anyio import to_thread
-from support.aio import Run, until
-from support.aio_more import numbers, ticking
+from support.aio import Run, numbers, ticking, until
 from support.base import DEADLINE
 
 from jumiks import (

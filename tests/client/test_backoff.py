@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 from support.aio import Run
-from support.api import Task, once_it_sleeps_in, sockaddr
+from support.api import SOON, Task, once_it_sleeps_in, sockaddr
 from support.base import DEADLINE, descriptors, wait_until
-from support.reconnect import SOON
 from support.wire import HELLO, LARGE, dial, listening
 
 from jumiks import (

@@ -14,9 +14,10 @@ from support.api import (
     SMALL_LOG,
     Task,
     arenas_of,
+    receive,
 )
 from support.base import BEST, DEADLINE, wait_until
-from support.receiving import FIVE, all_arrived, both_ways, receive
+from support.receiving import FIVE, all_arrived, both_ways
 
 from jumiks import (
     AckError,

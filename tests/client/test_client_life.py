@@ -22,12 +22,13 @@ from support.api import (
     often,
     once_it_sleeps_in,
     read_to_end,
+    receive,
     run_script,
     script_process,
     signal_main_thread,
 )
 from support.base import BEST, DEADLINE, wait_until
-from support.receiving import FIVE, all_arrived, both_ways, receive
+from support.receiving import FIVE, all_arrived, both_ways
 
 from jumiks import (
     Busy,

@@ -14,9 +14,8 @@ import anyio
 import pytest
 from peers import classic_server
 from support.aio import Run, until
-from support.api import SMALL_LOG, script_process, sockaddr
+from support.api import SMALL_LOG, SOON, receive, script_process, sockaddr
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG, wait_until
-from support.reconnect import SOON, receive
 from support.reference import FRAMES, Frame, Welcome, decode_reply, encode_frame, encode_welcome
 from support.wire import LARGE, hello_of, listening, one_connection
 
@@ -511,7 +510,7 @@ def survived_by_a_child(address: str) -> Iterator[Callable[[], None]]:
     So the child has copies of all its sockets, also of those of clients that have come by then.
     """
     script = (
-        "import os, sys, time\n"
+        "import os, sys\n"
         "from jumiks import Server\n"
         "server = Server(sys.argv[1])\n"
         "server.publish_many([b'one', b'two'])\n"
@@ -521,7 +520,7 @@ def survived_by_a_child(address: str) -> Iterator[Callable[[], None]]:
         "    os.read(0, 1)\n"
         "    os._exit(0)\n"
         "print('forked', flush=True)\n"
-        "time.sleep(120)\n"
+        "os.read(0, 1)\n"
     )
     with script_process(script, address) as process:
         assert process.stdout is not None

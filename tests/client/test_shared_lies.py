@@ -35,7 +35,6 @@ from support.shared import (
     served_by,
     shake_hands,
 )
-from support.shared_log import written
 from support.wire import FIRST_ID, LARGE, Harassed, listening, one_connection
 
 from jumiks import (
@@ -47,6 +46,14 @@ from jumiks import (
 )
 
 pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
+
+
+def written(frame: bytes, head: int | None = None) -> Callable[[HandMadeLog], object]:
+    def lie(log: HandMadeLog) -> None:
+        end = log.write(frame)
+        log.head = end if head is None else head
+
+    return lie
 
 
 def lie_at_the_door(address: str, log: HandMadeLog, *welcome: object, **words: int) -> None:

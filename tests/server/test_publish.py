@@ -12,9 +12,9 @@ import pytest
 from support.api import (
     SMALL_LOG,
     Task,
+    receive,
 )
 from support.base import DEADLINE, log_mappings, wait_until
-from support.serving import receive
 
 from jumiks import (
     Busy,

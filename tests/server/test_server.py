@@ -19,12 +19,12 @@ from support.api import (
     often,
     once_it_sleeps_in,
     read_to_end,
+    receive,
     run_script,
     script_process,
     signal_main_thread,
 )
 from support.base import BEST, DEADLINE, SHARE_LOG, threads, wait_until
-from support.serving import receive
 
 from jumiks import (
     Client,

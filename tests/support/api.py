@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Generic, TypeVar
 
-from jumiks import Client, ConnectionEnded
+from jumiks import Backoff, Client, ConnectionEnded
 from jumiks._client import link
 from support.base import DEADLINE, preamble, wait_until
 
@@ -23,6 +23,9 @@ SMALL_LOG = 1 << 16
 
 FOREIGN_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 """For programs that are not Python: a sanitizer's runtime is no business of theirs."""
+
+SOON = Backoff(first=0.001, most=0.02)
+"""For a client that comes back as soon as it may."""
 
 T = TypeVar("T")
 
@@ -69,6 +72,10 @@ def sleeps_in(thread: threading.Thread, name: str) -> bool:
         return False
     stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
     return stat.rpartition(")")[2].split()[0] == "S"
+
+
+def receive(client: Client, count: int) -> list[bytes]:
+    return [client.receive(DEADLINE) for _ in range(count)]
 
 
 def read_to_end(client: Client) -> tuple[list[bytes], ConnectionEnded]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers of tests/wire/test_handshake.py and the files beside it."""
+"""What packets of the handshake are made of, for tests of their bytes and of their order."""
 
 import dataclasses
 from typing import Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers of tests/server/test_hostile.py and the files beside it."""
+"""What hostile peers send, and what becomes of them."""
 
 import socket
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers of tests/server/test_lag.py and the files beside it."""
+"""Servers with small limits, and ways to publish up to them."""
 
 import threading
 from collections.abc import Callable, Iterator
