@@ -11,7 +11,7 @@ void jmk_acks_watch(struct jmk_server *server);
 /* An inline round was made. After some in a row, have epoll look for no acks, if all sessions keep up. */
 void jmk_acks_ignore(struct jmk_server *server);
 
-/* Has it so many unacked messages that unread acks could fill its socket? */
+/* True if its acks, left unread, could fill its socket: it has many unacked messages. */
 bool jmk_acks_owes_many(const struct jmk_session *session);
 
 /* While acks are ignored: read its acks now, before they fill its socket or come to matter? */

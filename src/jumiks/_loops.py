@@ -45,7 +45,7 @@ class Loop(Protocol):
         """Call a function in the loop, from any thread; nothing happens if the loop is closed."""
 
     def close(self, descriptor: int) -> None:
-        """Wake who waits for a descriptor, which is about to be closed; -1 is none."""
+        """Wake the task that waits for a descriptor about to be closed; -1 is none."""
 
 
 def current() -> Loop:

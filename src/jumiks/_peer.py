@@ -62,8 +62,8 @@ class Peer:
             mapped in the server's user namespace.
         gid: its effective group id; likewise.
         groups: its supplementary groups; none are known if there are more than 256.
-        command: what its program was called when it was let in, by its own word and thus good for
-            being shown, not for rules; "" if that cannot be told for sure (before Linux 6.5).
+        command: its program's name when it was let in. The program chooses it, so show it, but base
+            no rule on it. It is "" where the kernel cannot vouch for it (before Linux 6.5).
     """
 
     pid: int

@@ -120,7 +120,7 @@ class Connecting:
 
     _address: str
     _server_pid: int = 0
-    """The server's process, by the kernel's word on who sent the welcome; 0 is unknown."""
+    """The process that sent the welcome, as the kernel says; 0 is unknown."""
     _guarded: bool = False
     """Whether descriptors may come to the socket: see `rights`."""
     _server_pidfd: int = -1

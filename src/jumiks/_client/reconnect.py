@@ -341,7 +341,7 @@ class Return:
         return -1 if self._wake.closed else self._wake.fileno()
 
     def end(self) -> None:
-        """Give up, and wake who waits; under the client's lock."""
+        """Give up, and wake the thread that waits; call it under the client's lock."""
         self.failure = None  # its traceback has us, and would keep us for the collector
         if self._in_step:
             return  # a signal's handler came in the middle of it, and it gives up by itself

@@ -142,8 +142,8 @@ class Stream(Generic[Item]):
         self._last_batch: weakref.ref[Batch] | None = None
         self._loans: list[Batch] = []  # those whose views are of the log itself
         self._settling = threading.RLock()  # over the last batch's memory, and what is lent
-        # Over who has the handle, and the way back. A signal's handler may close the client in the
-        # middle of what this thread does under it.
+        # It covers the handle and the way back. It may be taken twice: a signal's handler may close
+        # the client while this thread holds it.
         self.lock = threading.RLock()
         self.way: Return | None = None
         """The way back to a server that is gone, while it is under way."""
