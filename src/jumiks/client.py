@@ -323,7 +323,8 @@ class Client(Closing, Generic[Item]):
         """Where to go on in another process, as `start`; 0 if nothing was received.
 
         That is behind the last message that counts as handled, as `ack` says: "after" has the one
-        in work received again, "before" does not.
+        in work received again, "before" does not. It is an id of this server alone: another one,
+        with another `server_id`, begins its ids anew, so start there with "oldest".
         """
         return self._stream.resume_at
 

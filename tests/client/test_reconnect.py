@@ -14,12 +14,13 @@ import anyio
 import pytest
 from peers import classic_server
 from support.aio import Run, until
-from support.api import SMALL_LOG, SOON, receive, script_process, sockaddr
+from support.api import SMALL_LOG, SOON, Task, receive, script_process, sockaddr
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG, wait_until
 from support.reference import FRAMES, Frame, Welcome, decode_reply, encode_frame, encode_welcome
 from support.wire import LARGE, hello_of, listening, one_connection
 
 from jumiks import (
+    AckError,
     AsyncClient,
     Backoff,
     Client,
@@ -417,6 +418,44 @@ def test_a_message_counts_as_handled_before_or_after_it_is(
             server.publish(b"c")
             following = [b"b", b"c"][handed_out - FIRST_ID]
             assert again.receive(DEADLINE) == (following if ack == "before" else b"a")
+
+
+@all_ways
+@pytest.mark.parametrize("way", ["receive", "receive_many", "iterate"])
+def test_once_the_user_has_come_back_for_more_all_counts_as_handled(
+    address: str, delivery: Delivery, way: str
+) -> None:
+    with Server(address) as server, Client(address, delivery=delivery) as client:
+        server.publish_many([b"a", b"b"])
+        wait_until(lambda: server.clients()[0].sent_id == FIRST_ID + 1)
+        if way == "receive":
+            receive(client, 2)
+        elif way == "receive_many":
+            while client.last_id <= FIRST_ID:
+                client.receive_many(DEADLINE)
+        else:
+            closing = Task(server.close)
+            if delivery == "classic":
+                with pytest.raises(ConnectionLost):  # it is not told of a good end
+                    list(client)
+            else:
+                assert list(client) == [b"a", b"b"]
+            closing.result()
+            assert client.resume_at == client.last_id + 1
+            return
+        assert client.resume_at <= client.last_id
+        with pytest.raises(Timeout):
+            client.receive(0)
+        assert client.resume_at == client.last_id + 1
+
+
+@pytest.mark.parametrize("wrong", [1, FIRST_ID - 1])
+def test_an_id_below_all_that_there_are_was_not_handed_out(address: str, wrong: int) -> None:
+    with Server(address) as server, Client(address) as client:
+        server.publish(b"a")
+        receive(client, 1)
+        with pytest.raises(AckError, match=f"{wrong} was not handed out"):
+            client.ack(wrong)
 
 
 def test_what_was_acked_by_hand_counts_as_handled(address: str) -> None:

@@ -138,6 +138,7 @@ class Stream(Generic[Item]):
         self._together = (0, 0)  # first and last of the batch handed out last
         self._batch_due = (0, 0)  # of the one that is about to be
         self._acked = 0  # what was acked by hand
+        self._returned = 0  # the last message handed out before the user came back for more
         self._labels: Labels | None = None  # of a plain 1.0 server: all ids inside are our own
         self._last_batch: weakref.ref[Batch] | None = None
         self._loans: list[Batch] = []  # those whose views are of the log itself
@@ -198,7 +199,7 @@ class Stream(Generic[Item]):
         same = hello.server_id == self.server_id != 0
         if ending is not None and not same:
             self.forget_taken()
-            self.out = self._acked = 0  # its ids begin anew
+            self.out = self._acked = self._returned = 0  # its ids begin anew
         self.server_id, self._first = hello.server_id, first
         missed = known.missed + sum(gap.count or 0 for gap in gaps)
         counted = max(known.counted if same else 0, first - 1)
@@ -339,6 +340,7 @@ class Stream(Generic[Item]):
             raise Closed("this client is closed")
         if self._last_batch is not None or self._loans:
             self._settle_batch()
+        self._returned = self.out
         return receiver
 
     def _settle_batch(self) -> None:
@@ -440,7 +442,7 @@ class Stream(Generic[Item]):
             raise TypeError(f"packet_id is a number, not {packet_id!r}")
         if packet_id is not None and self._labels is not None:
             handled = self._labels.find(packet_id, self.out)
-        if handled > self.out or handled < 0:
+        if handled > self.out or handled < (FIRST_ID if self._labels is None and packet_id else 0):
             last = self.last_id if self.out else "none"
             raise AckError(f"packet id {packet_id} was not handed out; the last one was {last}")
         for batch in tuple(self._loans):
@@ -491,7 +493,7 @@ class Stream(Generic[Item]):
     def handled(self) -> int:
         """Return the last message that counts as handled, for all we know."""
         first, last = self._together
-        return (first if self.out == last else self.out) - 1
+        return max((first if self.out == last else self.out) - 1, self._returned)
 
     @property
     def lag(self) -> int:
