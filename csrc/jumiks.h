@@ -61,7 +61,7 @@ enum jmk_wire {
     JMK_KIND_CRITICAL = 0x8000, /* an unknown kind with this bit ends the connection */
     JMK_FLAG_FRAGMENT = 1,      /* the payload starts with u32 total, u32 offset */
     JMK_FLAG_MORE = 2,          /* more fragments of this message follow */
-    JMK_FIRST_ID = 100000
+    JMK_FIRST_ID = 100000       /* the least id of a message; below it a start is a code */
 };
 
 enum jmk_policy { JMK_DISCONNECT = 0, JMK_BLOCK = 1, JMK_SKIP = 2 };
@@ -167,6 +167,7 @@ struct jmk_event {
 };
 
 struct jmk_config {
+    uint64_t first_id;    /* of the first message; 0 = JMK_FIRST_ID, which is the least */
     uint64_t log_size;    /* bytes; a power of two, a multiple of the page size */
     uint64_t keep; /* messages of history that stay before what is unacked, as far as ... */
     uint64_t keep_bytes; /* ... they fit in this; at most half of the log; 0 = none */
@@ -193,7 +194,7 @@ struct jmk_stats {
     uint64_t log_size; /* bytes */
     uint64_t log_used; /* bytes kept */
     uint64_t log_held; /* bytes kept because somebody has not acked them */
-    uint64_t published; /* messages */
+    uint64_t published; /* messages, from first_id on */
     uint64_t published_bytes;
     uint64_t delivered; /* messages sent, all clients together, also those gone */
     uint64_t delivered_bytes;

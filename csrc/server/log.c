@@ -59,7 +59,7 @@ static int make_marks(struct jmk_log *log) {
     if (!log->marks)
         return -ENOMEM;
     log->mark_mask = marks - 1;
-    log->marks[0] = (struct jmk_mark){JMK_FIRST_ID, 0};
+    log->marks[0] = log->write;
     atomic_init(&log->mark_head, 1);
     return 0;
 }
@@ -70,16 +70,16 @@ static void fill_page(const struct jmk_log *log) {
     page->magic = JMK_PAGE_MAGIC;
     page->layout = JMK_PAGE_LAYOUT;
     page->size = log->size;
-    atomic_init(&page->next_id, JMK_FIRST_ID);
-    atomic_init(&page->oldest_id, JMK_FIRST_ID);
+    atomic_init(&page->next_id, log->write.id);
+    atomic_init(&page->oldest_id, log->write.id);
 }
 
-int jmk_log_init(struct jmk_log *log, uint64_t size) {
+int jmk_log_init(struct jmk_log *log, uint64_t size, uint64_t first_id) {
     int error;
 
     memset(log, 0, sizeof *log);
     log->size = size;
-    log->write.id = JMK_FIRST_ID;
+    log->write.id = first_id;
     log->fd = jmk_memfd("jumiks", jmk_map_header() + size);
     if (log->fd < 0 && log->fd != -ENOSYS && log->fd != -EPERM && log->fd != -EACCES)
         return log->fd;

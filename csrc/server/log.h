@@ -32,8 +32,11 @@ struct jmk_log {
     _Atomic uint64_t mark_tail; /* the last mark at or before tail */
 };
 
-/* Make a log of size bytes. Without memfd or its seals it works as well, and is not shareable. */
-int jmk_log_init(struct jmk_log *log, uint64_t size);
+/*
+ * Make a log of size bytes whose first frame is first_id. Without memfd or its seals it works as well,
+ * and is not shareable.
+ */
+int jmk_log_init(struct jmk_log *log, uint64_t size, uint64_t first_id);
 void jmk_log_deinit(struct jmk_log *log);
 
 static inline uint8_t *jmk_log_at(const struct jmk_log *log, uint64_t offset) {

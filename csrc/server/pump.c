@@ -256,7 +256,7 @@ static int64_t next_due(const struct jmk_server *server) {
 void jmk_pump_run(struct jmk_server *server) {
     bool finished = false, fast = false;
     struct jmk_testament testament;
-    uint64_t seen = JMK_FIRST_ID;
+    uint64_t seen = server->config.first_id;
     int timeout = -1;
 
     jmk_testament_open(&testament, &server->log.page->owner);

@@ -96,13 +96,15 @@ int jmk_server_new(jmk_server **out, const struct jmk_config *config) {
         return -ENOMEM;
     server->process = jmk_process();
     server->config = *config;
+    if (!config->first_id)
+        server->config.first_id = JMK_FIRST_ID;
     server->epoll_fd = server->wake_fd = server->event_fd = server->log.fd = -1;
     pthread_mutex_init(&server->log_lock, NULL);
     pthread_mutex_init(&server->pump_lock, NULL);
     atomic_init(&server->admit_id, UINT64_MAX);
     atomic_init(&server->admit_offset, UINT64_MAX);
     atomic_init(&server->close_at, INT64_MAX);
-    error = jmk_log_init(&server->log, config->log_size);
+    error = jmk_log_init(&server->log, config->log_size, server->config.first_id);
     if (!error)
         error = open_descriptors(server);
     if (!error)
@@ -252,7 +254,7 @@ int jmk_server_stats(jmk_server *server, struct jmk_stats *out) {
     out->log_size = server->log.size;
     out->log_used = server->log.write.offset - atomic_load(&server->log.page->tail);
     out->log_held = server->holders ? server->log.write.offset - server->floor.offset : 0;
-    out->published = server->log.write.id - JMK_FIRST_ID;
+    out->published = server->log.write.id - server->config.first_id;
     out->published_bytes = server->published_bytes;
     out->inline_rounds = atomic_load(&server->inline_rounds);
     out->rounds = atomic_load(&server->rounds) + out->inline_rounds;

@@ -44,6 +44,7 @@ class Event:
     account: Account
 
 class Config:
+    first_id: int
     log_size: int
     keep: int
     keep_bytes: int

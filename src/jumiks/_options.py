@@ -11,7 +11,7 @@ docstrings comes from here, and so do defaults, checks and help of `jumiks serve
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
@@ -28,6 +28,8 @@ from ._wire.listener import check_mode
 
 if TYPE_CHECKING:
     import os
+
+    from typing_extensions import Buffer
 
     from .stats import ClientInfo, EndReason
 
@@ -50,6 +52,9 @@ CONNECT_TIMEOUT: Final = 5.0
 
 MOST_MESSAGE: Final = (1 << 32) - 65
 """Bytes that a frame's size field can hold, less what goes around them."""
+
+MOST_FIRST_ID: Final = 1 << 62
+"""Beyond it ids could come to their end."""
 
 _MOST_CLIENTS: Final = 1 << 20
 _MOST_KEPT: Final = 1 << 62
@@ -112,6 +117,12 @@ def _reply_time(name: str, value: object) -> object:
 def _patience(name: str, value: object) -> object:
     if value != "default":
         nanoseconds(value, name)
+    return value
+
+
+def _history(name: str, value: object) -> object:
+    if isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} takes messages one after the other, not {value!r:.100}")
     return value
 
 
@@ -247,6 +258,27 @@ class ServerOptions(Options):
         "the same in bytes, headers included; at most half of `log_size`, and half of it by "
         "default where `keep` is given. Without either, history stays until its room is needed.",
     )
+    first_id: int = option(
+        FIRST_ID,
+        whole(FIRST_ID, MOST_FIRST_ID),
+        "the packet id of the first message, and of the first one of `history` if there are any. "
+        "A feed that continues another one begins where that one ended.",
+    )
+    server_id: int | None = option(
+        None,
+        whole(1, (1 << 64) - 1, none="a random number"),
+        "by which clients tell one feed from another; a random number by default. Give the number "
+        "of the feed that this one continues, and only then: a client that comes back to the same "
+        "number goes on behind its last message, and takes messages with the same ids for the "
+        "same ones.",
+    )
+    history: Iterable[Buffer] = option(
+        (),
+        _history,
+        "messages that are in the log before anybody can connect, as if they had been published: "
+        "an iterable of buffers, read one by one. What does not fit pushes out its oldest, and "
+        "`keep` holds for them as for others. If it raises, there is no server.",
+    )
     max_message: int | None = option(
         None,
         whole(1, MOST_MESSAGE, "bytes", none="a quarter of log_size"),
@@ -353,8 +385,8 @@ class ServerOptions(Options):
         return lag.Policy.of(self.on_lag, self.max_lag, self.patience)
 
     @property
-    def history(self) -> tuple[int, int]:
-        """How much history to keep, in messages and in bytes, both limits of it."""
+    def kept(self) -> tuple[int, int]:
+        """How many acked messages to keep, in messages and in bytes, both limits of it."""
         if self.keep:
             return self.keep, self.keep_bytes or self.log_size // 2
         return _MOST_KEPT if self.keep_bytes else 0, self.keep_bytes

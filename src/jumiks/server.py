@@ -114,7 +114,8 @@ def _make_core(options: ServerOptions) -> Handle:
     config = ffi.new("struct jmk_config *")
     config.log_size = options.log_size
     config.max_lag = options.max_lag or 0
-    config.keep, config.keep_bytes = options.history
+    config.first_id = options.first_id
+    config.keep, config.keep_bytes = options.kept
     config.patience = options.policy.patience_ns
     config.policy = options.policy.code
     config.max_message = options.largest
@@ -131,6 +132,20 @@ def _make_core(options: ServerOptions) -> Handle:
         )
         raise OSError(failure.errno, text) from failure
     return handle
+
+
+def _fill(publisher: Publisher, history: Iterable[Buffer], max_message: int) -> None:
+    # Nobody can connect yet, so no append has to wait.
+    for number, message in enumerate(history):
+        try:
+            code = publisher.append(message)
+            if code == lib.JMK_E_TOO_LARGE:
+                raise MessageTooLarge(memoryview(message).nbytes, max_message)
+        except (TypeError, BufferError, MessageTooLarge) as error:
+            error.add_note(f"It is message {number} of history, counted from 0.")
+            raise
+        if code < FIRST_ID:
+            check(code, "server")
 
 
 def _end_core(handle: Handle) -> None:
@@ -165,6 +180,7 @@ class Server(Closing):
     Raises:
         TypeError, ValueError: an argument is wrong; the text says what would be right.
         AddressInUse: another process serves that address.
+        MessageTooLarge, BufferError: there is such a message in `history`.
         OSError: the address cannot be had, or the system lacks what the log needs.
 
     Any thread may call any method. The rules are those of docs/protocol.md and docs/design.md.
@@ -180,6 +196,9 @@ class Server(Closing):
         log_size: int = LOG_SIZE,
         keep: int = 0,
         keep_bytes: int = 0,
+        first_id: int = FIRST_ID,
+        server_id: int | None = None,
+        history: Iterable[Buffer] = (),
         max_message: int | None = None,
         max_clients: int = MAX_CLIENTS,
         max_clients_per_user: int | None = None,
@@ -200,10 +219,12 @@ class Server(Closing):
         self._publisher: Publisher | None = None
         self._pid = os.getpid()
         self._max_message = options.largest
-        self._id = int.from_bytes(os.urandom(8), "little")
+        self._id = options.server_id or int.from_bytes(os.urandom(8), "little") or 1
         # The core first: what it lacks is an error before anybody can connect.
         handle = _make_core(options)
+        publisher = Publisher(handle, address_of(handle))
         try:
+            _fill(publisher, options.history, self._max_message)
             listener = listen(where, mode=options.mode, group=options.group)
         except BaseException:
             _end_core(handle)
@@ -233,7 +254,7 @@ class Server(Closing):
                 lag_watch=LagWatch(
                     options.lag_warning,
                     options.max_lag or 0,
-                    options.log_size - options.history[1],
+                    options.log_size - options.kept[1],
                 ),
             )
         except BaseException:
@@ -241,7 +262,6 @@ class Server(Closing):
             _end_core(handle)
             raise
         self._handle = handle
-        publisher = Publisher(handle, address_of(handle))
         self._publisher, self._append = publisher, publisher.append
         try:
             self._control.start()
@@ -259,8 +279,8 @@ class Server(Closing):
             VERSION,
             offered,
             server_id=self._id,
-            oldest_id=FIRST_ID,
-            next_id=FIRST_ID,
+            oldest_id=options.first_id,
+            next_id=options.first_id,
             max_lag=options.max_lag or 0,
             max_packet=0,
             max_message=self._max_message,
@@ -503,7 +523,7 @@ class Server(Closing):
 
     @property
     def server_id(self) -> int:
-        """A random number, new with each server, by which clients notice a restart."""
+        """The number by which clients tell a restart; random unless `server_id` gave another."""
         return self._id
 
     @property

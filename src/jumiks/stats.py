@@ -163,8 +163,8 @@ class ServerStats:
         log_size: bytes of the log.
         log_used: bytes of the log that keep messages.
         log_held: bytes of those that some client has not acked.
-        published: messages published so far.
-        published_bytes: bytes of payload published so far.
+        published: messages published so far; the server's `history` counts.
+        published_bytes: bytes of payload published so far, likewise.
         delivered: messages sent so far, to all clients together, also to those that are gone.
         delivered_bytes: bytes sent so far, headers included, likewise.
         packets: packets sent so far, likewise.

@@ -162,7 +162,7 @@ static uint32_t any_size(uint64_t most) {
 
 static void the_ring_does_what_the_model_does(struct model *model, uint64_t size) {
     memset(model, 0, sizeof *model);
-    CHECK_EQUAL(jmk_log_init(&model->log, size), 0);
+    CHECK_EQUAL(jmk_log_init(&model->log, size, JMK_FIRST_ID), 0);
     the_end_is_what_was_published(model);
     while (model->count < FRAMES) {
         uint64_t batch = 1 + any_below(any_below(10) ? 3 : 300);
@@ -195,7 +195,7 @@ static void eviction_stops_at_the_floor(uint64_t size) {
     struct jmk_log log;
     uint64_t floor = 0, frame = 64, frames = size / frame;
 
-    CHECK_EQUAL(jmk_log_init(&log, size), 0);
+    CHECK_EQUAL(jmk_log_init(&log, size, JMK_FIRST_ID), 0);
     for (uint64_t n = 0; n < 3 * frames; n++) {
         uint64_t end = (n + 1) * frame;
 
@@ -231,7 +231,7 @@ static void the_end_is_one_pair_whoever_writes_meanwhile(void) {
     pthread_t writer;
     int last;
 
-    CHECK_EQUAL(jmk_log_init(&log, 65536), 0);
+    CHECK_EQUAL(jmk_log_init(&log, 65536, JMK_FIRST_ID), 0);
     CHECK_EQUAL(pthread_create(&writer, NULL, write_frames, &log), 0);
     do {
         last = atomic_load(&written);

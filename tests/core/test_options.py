@@ -115,6 +115,9 @@ WRONG: dict[str, tuple[object, ...]] = {
     "log_size": (0, 65535, None, "64M", 1 << 40),
     "keep": (-1, None, 1.5),
     "keep_bytes": (-1, None, "64K", 16 << 20),
+    "first_id": (0, 1, 99999, (1 << 62) + 1, 1 << 64, None, "100000", 1e6, True),
+    "server_id": (0, -1, 1 << 64, "1", 1.5, True),
+    "history": (None, 5, "one", b"one", bytearray(b"one"), memoryview(b"one")),
     "max_message": (0, -1, "4M", 5 << 20, 1 << 40),
     "max_clients": (0, None, 1 << 21),
     "max_clients_per_user": (0, 1025, "half"),
@@ -219,9 +222,9 @@ def test_these_errors_say(options: dict[str, Any], words: str) -> None:
 
 def test_what_depends_on_other_options_is_worked_out() -> None:
     small = ServerOptions(log_size=65537, keep=10)
-    assert (small.log_size, small.largest, small.history) == (131072, 32768, (10, 65536))
-    assert ServerOptions(keep_bytes=100).history == (1 << 62, 100)
-    assert ServerOptions().history == (0, 0)
+    assert (small.log_size, small.largest, small.kept) == (131072, 32768, (10, 65536))
+    assert ServerOptions(keep_bytes=100).kept == (1 << 62, 100)
+    assert ServerOptions().kept == (0, 0)
     assert ServerOptions(max_clients=8).quota.limit == 4
     assert ServerOptions(max_clients=8, max_clients_per_user=3).quota.limit == 3
     assert ServerOptions(on_lag="block").policy.patience is None

@@ -57,7 +57,7 @@ class AsyncServer(Twin[Server]):
 
     Nothing happens before it is awaited or entered; that raises what making a `Server` does. The
     callbacks are called in the event loop, but for a function in `allow` or `monitor`, which the
-    control thread calls, as it waits for the answer.
+    control thread calls, as it waits for the answer. `history` is read in another thread.
 
     Args:
         where: `"@name"` for an abstract address, a path, or a socket that is bound already.
@@ -74,6 +74,9 @@ class AsyncServer(Twin[Server]):
         log_size: int = LOG_SIZE,
         keep: int = 0,
         keep_bytes: int = 0,
+        first_id: int = FIRST_ID,
+        server_id: int | None = None,
+        history: Iterable[Buffer] = (),
         max_message: int | None = None,
         max_clients: int = MAX_CLIENTS,
         max_clients_per_user: int | None = None,
@@ -305,7 +308,7 @@ class AsyncServer(Twin[Server]):
 
     @property
     def server_id(self) -> int:
-        """A random number, new with each server, by which clients can tell a restart."""
+        """The number by which clients tell a restart; see `Server.server_id`."""
         return self._open().server_id
 
     @property

@@ -41,7 +41,7 @@ VERSION: Version = (1, 0, 0)
 """Major, minor and patch of the protocol; patch is never compared."""
 
 FIRST_ID = 100_000
-"""The packet id of a server's first message."""
+"""The least packet id, and that of a server's first message unless it continues a feed."""
 
 START_NOW = 0
 """Start with the next message that is published."""
@@ -170,7 +170,7 @@ class ServerHello(_Hello):
     """The server's first packet (docs/protocol.md, "Hello")."""
 
     server_id: int = field(default=0, metadata=_U64)
-    """Random, new each time a server starts."""
+    """Random, new each time a server starts, unless it continues another one's feed."""
     oldest_id: int = field(default=0, metadata=_U64)
     """The oldest packet id that the server keeps."""
     next_id: int = field(default=0, metadata=_U64)
