@@ -26,13 +26,11 @@ from support.base import (
     REFUSES,
     SHARE_LOG,
     USE_UVLOOP,
-    meant,
     needs,
     possessions,
-    servers,
 )
+from support.servers import Server, default_taken, defaults
 
-from jumiks import Server
 from jumiks._wire import rights
 
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -123,10 +121,10 @@ def first_thread() -> None:
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a descriptor, thread, child process or mapping of a log behind."""
-    meant[0] = bool(servers)
+    default_taken[0] = bool(defaults)
     before = possessions()
     yield
-    if not meant[0]:
+    if not default_taken[0]:
         request.node.user_properties.append((NOT_SO, True))
     gc.collect()
     deadline = time.monotonic() + LEAK_DEADLINE

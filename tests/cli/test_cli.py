@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from support.api import FOREIGN_ENVIRONMENT, SMALL_LOG, Task
 from support.base import BEST, DEADLINE, needs, wait_until
 from support.command import JUMIKS, PIPE, command, finish, listens_at, run
+from support.servers import Server
 
-from jumiks import Client, Lagged, Monitor, Server, ServerClosed
+from jumiks import Client, Lagged, Monitor, ServerClosed
 from jumiks._peer import process_name
 from jumiks._wire.handshake import FIRST_ID
 from jumiks._wire.status import parse_status

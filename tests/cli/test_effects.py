@@ -19,8 +19,9 @@ import pytest
 from support.api import once_it_sleeps_in, signal_main_thread
 from support.base import DEADLINE, IS_ROOT, NOBODY, needs, wait_until
 from support.command import command, finish, listens_at, run
+from support.servers import Server
 
-from jumiks import Client, Refused, Server, ServerClosed
+from jumiks import Client, Refused, ServerClosed
 from jumiks._options import LOG_SIZE
 from jumiks._wire.handshake import FIRST_ID
 from jumiks._wire.status import ServerStatus, parse_status

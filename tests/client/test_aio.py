@@ -13,11 +13,11 @@ import pytest
 from support.aio import Run, numbers, ticking, until
 from support.api import SMALL_LOG, Task, arenas_of, run_script, sockaddr, stranger
 from support.base import ASYNCIO, BEST, DEADLINE, wait_until
+from support.servers import AsyncServer, Server
 
 import jumiks._aio.client
 from jumiks import (
     AsyncClient,
-    AsyncServer,
     Busy,
     ClientInfo,
     Closed,
@@ -25,7 +25,6 @@ from jumiks import (
     Gap,
     Lagged,
     ProtocolError,
-    Server,
     ServerClosed,
     Timeout,
 )

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publishing in an event loop."""
 
-import inspect
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -10,17 +9,16 @@ import pytest
 from anyio import to_thread
 from support.aio import Run, numbers, ticking, until
 from support.base import DEADLINE
+from support.servers import AsyncServer
 
 from jumiks import (
     AsyncClient,
-    AsyncServer,
     Client,
     ClientInfo,
     Closed,
     Disconnected,
     EndReason,
     MessageTooLarge,
-    Server,
     Timeout,
 )
 from jumiks._wire.handshake import FIRST_ID
@@ -254,24 +252,3 @@ def test_a_cancelled_start_leaves_nothing_behind(run: Run, address: str) -> None
         await until(lambda: not _served(address))
 
     run(main)
-
-
-@pytest.mark.parametrize(
-    ("sync", "twin", "more", "fewer"),
-    [
-        # To look for a message before sleeping would keep the event loop from all others.
-        (Client, AsyncClient, set(), {"spin"}),
-        (Server, AsyncServer, {"publish_wait", "publish_many_wait"}, set()),
-    ],
-)
-def test_the_twins_have_the_same_methods_and_arguments_in_the_same_order(
-    sync: type, twin: type, more: set[str], fewer: set[str]
-) -> None:
-    def public(kind: type) -> list[str]:
-        return [name for name in vars(kind) if not name.startswith("_")]
-
-    assert [name for name in public(twin) if name not in more] == public(sync)
-    arguments = list(inspect.signature(sync).parameters.items())
-    assert list(inspect.signature(twin).parameters.items()) == [
-        (name, argument) for name, argument in arguments if name not in fewer
-    ]

@@ -19,6 +19,7 @@ import pytest
 from support.aio import Run
 from support.api import SOON, Task, once_it_sleeps_in, sockaddr
 from support.base import DEADLINE, descriptors, wait_until
+from support.servers import Server
 from support.wire import HELLO, LARGE, dial, listening
 
 from jumiks import (
@@ -30,7 +31,6 @@ from jumiks import (
     Disconnected,
     Lagged,
     Refused,
-    Server,
     ServerClosed,
     Timeout,
 )

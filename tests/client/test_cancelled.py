@@ -13,17 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 from support.aio import until
 from support.base import DEADLINE
+from support.servers import AsyncServer, Server
 from support.wire import listening
 
-from jumiks import (
-    AsyncClient,
-    AsyncServer,
-    ConnectionLost,
-    Delivery,
-    Server,
-    ServerClosed,
-    Timeout,
-)
+from jumiks import AsyncClient, ConnectionLost, Delivery, ServerClosed, Timeout
 from jumiks._wire.handshake import FIRST_ID
 
 BUSY_FOR = 5.0

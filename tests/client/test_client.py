@@ -18,17 +18,9 @@ from support.api import (
 )
 from support.base import BEST, DEADLINE, wait_until
 from support.receiving import FIVE, all_arrived, both_ways
+from support.servers import Server
 
-from jumiks import (
-    AckError,
-    Client,
-    ClientInfo,
-    Delivery,
-    Gap,
-    Refused,
-    Server,
-    Timeout,
-)
+from jumiks import AckError, Client, ClientInfo, Delivery, Gap, Refused, Timeout
 from jumiks._native import address_of, ffi
 from jumiks._wire.handshake import FIRST_ID
 

@@ -29,6 +29,7 @@ from support.api import (
 )
 from support.base import BEST, DEADLINE, wait_until
 from support.receiving import FIVE, all_arrived, both_ways
+from support.servers import Server
 
 from jumiks import (
     Busy,
@@ -38,7 +39,6 @@ from jumiks import (
     Delivery,
     Disconnected,
     Gap,
-    Server,
     ServerClosed,
     Timeout,
 )
@@ -271,7 +271,7 @@ import sys, time
 import jumiks
 
 count, size = int(sys.argv[2]), int(sys.argv[3])
-server = jumiks.Server(sys.argv[1], log_size=1 << 26)
+server = Server(sys.argv[1], log_size=1 << 26)
 server.wait_for_clients(1, 10)
 server.publish_many([b"%08d" % number + bytes(size) for number in range(count)])
 deadline = time.monotonic() + 10
@@ -376,7 +376,7 @@ def test_a_forked_child_may_not_use_the_client_and_harms_nothing(path: Path) -> 
 import gc, os, sys
 import jumiks
 
-with jumiks.Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
+with Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
     server.publish(b"one")
     one = client.receive(10)
     child = os.fork()
@@ -419,7 +419,7 @@ def test_a_forked_child_does_not_get_the_rest_of_its_parents_batch(address: str)
 import os, sys
 import jumiks
 
-with jumiks.Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
+with Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
     server.publish_many([b"one", b"two", b"three"])
     client.receive(10)
     child = os.fork()
@@ -443,7 +443,7 @@ def test_a_server_sees_a_client_leave_though_a_forked_child_lives_on(address: st
 import os, sys
 import jumiks
 
-server = jumiks.Server(sys.argv[1], on_disconnect=lambda info, reason: print(reason.name))
+server = Server(sys.argv[1], on_disconnect=lambda info, reason: print(reason.name))
 client = jumiks.Client(sys.argv[1])
 server.wait_for_clients(1, 10)
 reading, writing = os.pipe()
@@ -470,7 +470,7 @@ def test_a_forked_child_can_make_a_client_of_its_own(address: str) -> None:
 import os, sys
 import jumiks
 
-with jumiks.Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
+with Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
     child = os.fork()
     if child == 0:
         with jumiks.Client(sys.argv[1]) as mine:

@@ -18,11 +18,12 @@ from support import reference
 from support.api import handler, script_process
 from support.base import DEADLINE
 from support.reference import Fragment, Frame
+from support.servers import Server
 from support.shared import HandMadeLog, shake_hands
 from support.wire import hello_of, listening, one_connection, saying
 
 import jumiks
-from jumiks import AsyncClient, Client, Server
+from jumiks import AsyncClient, Client
 from jumiks._wire.handshake import FIRST_ID
 
 FLOOD = 5.0  # seconds, if nobody ends it: less than a test's deadline, and much more than is due

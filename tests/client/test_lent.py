@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from support.api import Task, run_script
 from support.base import DEADLINE
+from support.servers import Server
 
 import jumiks
-from jumiks import AsyncClient, Batch, Client, Delivery, Server
+from jumiks import AsyncClient, Batch, Client, Delivery
 
 np: Any = None
 with suppress(ImportError):
@@ -106,7 +107,7 @@ def test_who_receives_waits_until_close_has_copied_the_last_batch(
 FORKS = """
 import os, sys
 address = sys.argv[1]
-with jumiks.Server(address) as server, jumiks.Client(address) as client:
+with Server(address) as server, jumiks.Client(address) as client:
     server.publish_many([b"message"] * 100)
     got, child, outcome = 0, None, "the end"
     try:

@@ -17,6 +17,7 @@ from support.aio import Run, until
 from support.api import SMALL_LOG, SOON, Task, receive, script_process, sockaddr
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG, wait_until
 from support.reference import FRAMES, Frame, Welcome, decode_reply, encode_frame, encode_welcome
+from support.servers import Server
 from support.wire import LARGE, hello_of, listening, one_connection
 
 from jumiks import (
@@ -31,7 +32,6 @@ from jumiks import (
     Gap,
     GapReason,
     MessagesLost,
-    Server,
     Timeout,
 )
 from jumiks._wire.handshake import FIRST_ID
@@ -142,7 +142,6 @@ def test_what_a_new_server_no_longer_has_is_told_by_its_ids(address: str) -> Non
 
 SERVING = """
 import sys, time
-from jumiks import Server
 server = Server(sys.argv[1], log_size=1 << 20)
 print("ready", flush=True)
 for line in sys.stdin:
@@ -550,7 +549,6 @@ def survived_by_a_child(address: str) -> Iterator[Callable[[], None]]:
     """
     script = (
         "import os, sys\n"
-        "from jumiks import Server\n"
         "server = Server(sys.argv[1])\n"
         "server.publish_many([b'one', b'two'])\n"
         "print('ready', flush=True)\n"

@@ -11,8 +11,9 @@ import pytest
 from support.api import Task
 from support.base import DEADLINE, wait_until
 from support.opcodes import PACKAGE, happens_at, needs_bytecodes, numbers
+from support.servers import Server
 
-from jumiks import Backoff, Client, Delivery, Server
+from jumiks import Backoff, Client, Delivery
 
 pytestmark = needs_bytecodes
 

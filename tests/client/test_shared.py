@@ -19,6 +19,7 @@ from support import reference
 from support.api import Task, read_to_end, run_script, script_process
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG, wait_until
 from support.reference import Frame, Message
+from support.servers import Server
 from support.shared import (
     PAGE,
     SEAL_SEAL,
@@ -37,7 +38,6 @@ from jumiks import (
     Gap,
     Lagged,
     Overwritten,
-    Server,
     Timeout,
 )
 from jumiks._server.lag import OnLag
@@ -488,7 +488,7 @@ PUBLISHES = """
 import sys
 import jumiks
 
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 print("ready", flush=True)
 server.wait_for_clients(3)
 for number in range(5000):
@@ -524,7 +524,7 @@ OUTRUNS = """
 import sys
 import jumiks
 
-server = jumiks.Server(sys.argv[1], log_size=1 << 16, on_lag="skip", patience=0)
+server = Server(sys.argv[1], log_size=1 << 16, on_lag="skip", patience=0)
 print("ready", flush=True)
 server.wait_for_clients(1)
 for number in range(5000):
@@ -668,7 +668,7 @@ said = []
 handler = logging.Handler()
 handler.emit = said.append
 logging.getLogger("jumiks").addHandler(handler)
-with jumiks.Server(address, log_size=1 << 16, on_lag="block") as server:
+with Server(address, log_size=1 << 16, on_lag="block") as server:
     with jumiks.Client(address) as client, jumiks.Client(address, delivery="classic") as classic:
         for number in range(3000):
             server.publish(b"%d" % number)

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import pytest
 from support.base import DEADLINE, DELIVERIES, wait_until
+from support.servers import Server
 
-from jumiks import Batch, ConnectionLost, Delivery, Server
+from jumiks import Batch, ConnectionLost, Delivery
 from jumiks._client.connecting import in_thread
 from jumiks._client.stream import NOTHING_YET, Stream
 from jumiks._options import AsyncClientOptions

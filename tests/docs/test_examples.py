@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 from support.base import DEADLINE, ROOT, wait_until
+from support.servers import Server
 from support.wire import listening
 
-from jumiks import Client, Server
+from jumiks import Client
 from jumiks.server import SEND_BUFFER
 
 EXAMPLES = ROOT / "examples"

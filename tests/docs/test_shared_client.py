@@ -11,9 +11,8 @@ import peers
 import pytest
 from support.api import Task, script_process
 from support.base import DEADLINE, ROOT, SHARE_LOG
+from support.servers import Server
 from support.wire import FIRST_ID
-
-from jumiks import Server
 
 pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
 
@@ -120,7 +119,7 @@ DIES = """
 import os, signal, sys
 import jumiks
 
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 print("ready", flush=True)
 server.wait_for_clients(1)
 server.publish_many([b"%d" % number for number in range(1000)])

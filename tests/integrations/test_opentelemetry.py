@@ -7,8 +7,9 @@ pytest.importorskip("opentelemetry.sdk.metrics", reason="opentelemetry-sdk is no
 
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
+from support.servers import Server
 
-from jumiks import Client, EndReason, Server
+from jumiks import Client, EndReason
 from jumiks._metrics import metrics
 from jumiks.opentelemetry import observe
 

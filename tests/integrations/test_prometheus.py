@@ -15,8 +15,9 @@ pytest.importorskip("prometheus_client", reason="prometheus-client is not instal
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from support.base import DEADLINE, wait_until
+from support.servers import Server
 
-from jumiks import Client, EndReason, Server
+from jumiks import Client, EndReason
 from jumiks.prometheus import Collector
 
 DASHBOARD = ROOT / "examples/grafana-dashboard.json"

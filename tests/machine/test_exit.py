@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.base import DEADLINE, preamble, wait_until
+from support.base import DEADLINE, wait_until
+from support.servers import preamble
 
 from jumiks import Client, ConnectionEnded
 
@@ -41,34 +42,34 @@ def end_of(script: str, *arguments: object, before: str = WATCHED) -> str:
 
 
 LEFT_OPEN = {
-    "a server": "s = jumiks.Server(a)",
-    "both ends": "s = jumiks.Server(a); c = jumiks.Client(a); s.publish(b'x'); c.receive()",
-    "a monitor": "s = jumiks.Server(a); m = jumiks.Monitor(a); m.status()",
-    "a reservation": "s = jumiks.Server(a); r = s.reserve(8); v = r.__enter__()",
-    "views": "s = jumiks.Server(a); c = jumiks.Client(a); s.publish(b'x')\n"
+    "a server": "s = Server(a)",
+    "both ends": "s = Server(a); c = jumiks.Client(a); s.publish(b'x'); c.receive()",
+    "a monitor": "s = Server(a); m = jumiks.Monitor(a); m.status()",
+    "a reservation": "s = Server(a); r = s.reserve(8); v = r.__enter__()",
+    "views": "s = Server(a); c = jumiks.Client(a); s.publish(b'x')\n"
     "b = c.receive_many(); v = b.views()",
-    "a server in a generator": "def g():\n    with jumiks.Server(a) as s:\n        yield s\n"
+    "a server in a generator": "def g():\n    with Server(a) as s:\n        yield s\n"
     "x = g(); next(x)",
     "a server that its owner closes at the very end": "class Owner:\n"
-    "    def __init__(self): self.server = jumiks.Server(a)\n"
+    "    def __init__(self): self.server = Server(a)\n"
     "    def __del__(self): self.server.close()\n"
     "o = Owner()",
-    "a publisher that waits": "s = jumiks.Server(a, max_lag=1, on_lag='block')\n"
+    "a publisher that waits": "s = Server(a, max_lag=1, on_lag='block')\n"
     "c = jumiks.Client(a); s.publish(b'x')\n"
     "threading.Thread(target=s.publish, args=(b'y',), daemon=True).start()\n"
     "while not s.stats().waits: pass",
-    "a client that receives": "s = jumiks.Server(a); c = jumiks.Client(a)\n"
+    "a client that receives": "s = Server(a); c = jumiks.Client(a)\n"
     "threading.Thread(target=c.receive, daemon=True).start()",
-    "a client on its way back": "s = jumiks.Server(a); c = jumiks.Client(a, reconnect=True)\n"
+    "a client on its way back": "s = Server(a); c = jumiks.Client(a, reconnect=True)\n"
     "threading.Thread(target=c.receive, daemon=True).start(); s.close()\n"
     "while c._stream.way is None: pass",
     "a callback that never returns": "came, never = threading.Event(), threading.Event()\n"
-    "s = jumiks.Server(a, on_connect=lambda info: (came.set(), never.wait()))\n"
+    "s = Server(a, on_connect=lambda info: (came.set(), never.wait()))\n"
     "c = jumiks.Client(a); came.wait()",
     "an event loop's": "import asyncio\n"
     "async def main():\n"
     "    global s, c\n"
-    "    s = await jumiks.AsyncServer(a); c = await jumiks.AsyncClient(a)\n"
+    "    s = await AsyncServer(a); c = await jumiks.AsyncClient(a)\n"
     "asyncio.run(main())",
 }
 
@@ -80,7 +81,7 @@ def test_exit_waits_for_no_thread_whatever_is_open(address: str, what: str) -> N
 
 def test_exit_takes_no_lock_that_a_thread_may_hold(address: str) -> None:
     script = '''
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 client = jumiks.Client(sys.argv[1])
 held, never = threading.Event(), threading.Event()
 names = {}  # of its own: the thread's frame would keep the script's alive
@@ -115,17 +116,17 @@ asyncio.run(main())
 
 
 def test_what_is_open_at_exit_is_warned_of(address: str) -> None:
-    said = end_of("server = jumiks.Server(sys.argv[1])\n", address)
+    said = end_of("server = Server(sys.argv[1])\n", address)
     assert f"ResourceWarning: <jumiks.Server {address} (0 clients)> was not closed" in said
 
 
 def test_a_server_that_is_open_at_exit_leaves_no_file(path: Path) -> None:
-    end_of("server = jumiks.Server(sys.argv[1])\n", path)
+    end_of("server = Server(sys.argv[1])\n", path)
     assert os.listdir(path.parent) == []
 
 
 def test_clients_of_a_server_that_is_open_at_exit_are_not_left_waiting(address: str) -> None:
-    script = "server = jumiks.Server(sys.argv[1]); server.wait_for_clients(1); server.publish(b'x')"
+    script = "server = Server(sys.argv[1]); server.wait_for_clients(1); server.publish(b'x')"
     command = [sys.executable, "-c", preamble() + f"import sys\n{script}\n", address]
     with subprocess.Popen(command) as process:
         found: list[Client] = []
@@ -151,7 +152,7 @@ def test_clients_of_a_server_that_is_open_at_exit_are_not_left_waiting(address: 
 def test_a_subinterpreter_may_end_with_a_server_open(address: str) -> None:
     script = f"""
 import jumiks
-server, client = jumiks.Server({address!r}), jumiks.Client({address!r})
+server, client = Server({address!r}), jumiks.Client({address!r})
 server.publish(b"x")
 assert client.receive() == b"x"
 """

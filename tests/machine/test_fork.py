@@ -45,11 +45,11 @@ def test_a_server_can_be_started_again_while_a_child_lives(
 ) -> None:
     script = """
 address = sys.argv[1]
-server = jumiks.Server(address)
+server = Server(address)
 def again():
     server.close()
     assert refused(address)
-    with jumiks.Server(address) as second, jumiks.Client(address) as client:
+    with Server(address) as second, jumiks.Client(address) as client:
         second.publish(b"again")
         print(client.receive(10))
 with_child(again)
@@ -60,12 +60,12 @@ with_child(again)
 
 def test_a_server_can_be_started_again_beside_a_pool_of_workers(address: str) -> None:
     script = """
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(abs, [-1, 2]) == [1, 2]
     server.close()
     assert refused(sys.argv[1])
-    jumiks.Server(sys.argv[1]).close()
+    Server(sys.argv[1]).close()
 print("again")
 """
     assert run_script(LIVING_CHILD + script, address) == "again\n"
@@ -74,7 +74,7 @@ print("again")
 def test_a_closed_server_refuses_at_once_though_a_child_holds_its_listener(address: str) -> None:
     script = """
 in_c()
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 def close():
     server.close()
     print(refused(sys.argv[1]))
@@ -88,7 +88,7 @@ def test_a_child_that_closes_its_copy_does_not_stop_its_parent_from_listening(
 ) -> None:
     script = """
 in_c()
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 child = os.fork()
 if child == 0:
     held = set(os.listdir("/proc/self/fd"))
@@ -114,7 +114,7 @@ def files():
             yield os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
             pass
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 child = os.fork()
 if child == 0:
     server.close()
@@ -133,8 +133,8 @@ listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 listener.bind(chr(0) + sys.argv[1][1:])
 listener.listen()
 managers = os.dup(listener.fileno())
-jumiks.Server(listener).close()
-with jumiks.Server(socket.socket(fileno=managers)) as server, jumiks.Client(sys.argv[1]) as client:
+Server(listener).close()
+with Server(socket.socket(fileno=managers)) as server, jumiks.Client(sys.argv[1]) as client:
     server.publish(b"activated again")
     print(client.receive(10))
 """
@@ -143,7 +143,7 @@ with jumiks.Server(socket.socket(fileno=managers)) as server, jumiks.Client(sys.
 
 def test_who_sends_no_reply_is_dropped_though_a_child_has_its_connection(address: str) -> None:
     script = """
-server = jumiks.Server(sys.argv[1], handshake_timeout=1)
+server = Server(sys.argv[1], handshake_timeout=1)
 silent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 silent.connect(chr(0) + sys.argv[1][1:])
 assert silent.recv(100)
@@ -162,7 +162,7 @@ def test_a_monitor_that_closes_leaves_its_place_though_a_child_has_its_connectio
 ) -> None:
     script = """
 import time
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 first = jumiks.Monitor(sys.argv[1])
 def close():
     first.close()
@@ -181,7 +181,7 @@ def test_a_server_that_lingers_beside_a_child_does_not_spin(address: str) -> Non
     script = """
 import time
 in_c()
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 client = jumiks.Client(sys.argv[1], delivery="framed")
 server.publish_many([bytes(1000)] * 1000)  # more than its socket takes
 def close():

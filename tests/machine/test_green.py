@@ -109,7 +109,7 @@ def test_a_publisher_waits_for_a_client_that_is_another_greenlet(address: str, w
         what,
         address,
         """
-with jumiks.Server(address, max_lag=4, on_lag="block") as server:
+with Server(address, max_lag=4, on_lag="block") as server:
     client = jumiks.Client(address)
 
     def fill():
@@ -191,7 +191,7 @@ def test_a_greenlet_that_is_stopped_while_it_waits_loses_nothing(address: str, w
         what,
         address,
         """
-with jumiks.Server(address, on_lag="block", max_lag=2) as server, jumiks.Client(address) as client:
+with Server(address, on_lag="block", max_lag=2) as server, jumiks.Client(address) as client:
     for number in range(20):
         receiver = spawn(client.receive)
         time.sleep(0.002)
@@ -226,7 +226,7 @@ def test_a_stream_that_never_ends_lets_other_greenlets_run(address: str, what: s
         what,
         address,
         """
-with jumiks.Server(address) as server, jumiks.Client(address) as client:
+with Server(address) as server, jumiks.Client(address) as client:
     before, end = ticks, time.monotonic() + 0.5
     while time.monotonic() < end:
         server.publish(b"x")
@@ -257,7 +257,7 @@ logger.setLevel(logging.INFO)
 def came(info):
     threads.add(get_native_id())
 
-with jumiks.Server(address, on_connect=came, allow=lambda peer: True) as server:
+with Server(address, on_connect=came, allow=lambda peer: True) as server:
     for number in range(20):
         with jumiks.Client(address, delivery=("shared", "framed")[number % 2]) as client:
             logger.info("from a greenlet")
@@ -276,13 +276,13 @@ def test_a_client_comes_back_while_other_greenlets_run(address: str, what: str) 
         address,
         """
 client_of = lambda: jumiks.Client(address, reconnect=jumiks.Backoff(first=0.05, most=0.1))
-server = jumiks.Server(address)
+server = Server(address)
 client = client_of()
 server.close()
 servers = []
 
 def again():
-    servers.append(jumiks.Server(address))
+    servers.append(Server(address))
     servers[0].publish(b"again")
 
 with Later(again):
@@ -304,7 +304,7 @@ import socket
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 sock.bind(chr(0) + address[1:])
 sock.listen()
-with jumiks.Server(sock) as server, jumiks.Client(address) as client:
+with Server(sock) as server, jumiks.Client(address) as client:
     assert raised(jumiks.AddressInUse, jumiks.Server, address)
     server.publish(b"one")
     assert client.receive(20) == b"one"
@@ -319,7 +319,7 @@ def test_the_patch_may_come_after_the_import(address: str, what: str) -> None:
     run_script(
         PATCHED
         + """
-server = jumiks.Server(address)
+server = Server(address)
 with Later(jumiks.Client, address) as later:
     others_run(server.wait_for_clients, 1, 20)
 client = join(later.green)
@@ -339,7 +339,7 @@ def test_neither_package_is_imported_by_ours(address: str) -> None:
     run_script(
         """
 import sys
-with jumiks.Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
+with Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
     server.publish(b"one")
     client.receive(20)
 assert not {"gevent", "eventlet", "greenlet"} & set(sys.modules)

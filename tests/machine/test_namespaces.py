@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 from support.api import FOREIGN_ENVIRONMENT
-from support.base import DEADLINE, IS_ROOT, NOBODY, preamble, wait_until
+from support.base import DEADLINE, IS_ROOT, NOBODY, wait_until
+from support.servers import Server, preamble
 
-from jumiks import Client, ConnectionLost, Monitor, Server, ServerClosed, Timeout
+from jumiks import Client, ConnectionLost, Monitor, ServerClosed, Timeout
 from jumiks._wire import rights
 from jumiks.cli.status import Sample, report
 
 SERVER = """
 import sys
-with jumiks.Server(sys.argv[1]):
+with Server(sys.argv[1]):
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -120,7 +121,7 @@ os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 print("ready", flush=True)
 assert not os.path.exists("/proc/" + sys.argv[2])
 try:
-    jumiks.Server(sys.argv[1])
+    Server(sys.argv[1])
 except jumiks.AddressInUse as error:
     print(error, flush=True)
 """
@@ -137,7 +138,7 @@ def test_an_owner_that_is_gone_is_said_to_be_gone(address: str) -> None:
     # Its child, forked behind Python's back, has the socket still.
     script = """
 import ctypes, os, sys
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 reading, writing = os.pipe()
 if ctypes.PyDLL(None).fork() == 0:
     print("ready", flush=True)

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.servers import Server
 
-from jumiks import Client, Server
+from jumiks import Client
 
 CHILDREN = """
 import multiprocessing, sys

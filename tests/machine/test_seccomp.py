@@ -61,7 +61,7 @@ async def one():
     async with jumiks.AsyncClient(address, start="oldest") as client:
         return await client.receive(10)
 
-with jumiks.Server(address, on_lag="block", max_lag=100) as server:
+with Server(address, on_lag="block", max_lag=100) as server:
     with (
         jumiks.Client(address) as shared,
         jumiks.Client(address, delivery="framed") as framed,
@@ -115,7 +115,7 @@ APART = """
 reading, writing = os.pipe()
 child = os.fork()
 if child == 0:
-    server = jumiks.Server(address)
+    server = Server(address)
     os.write(writing, b"1")
     server.wait_for_clients(1, 20)
     server.publish(b"from another process")
@@ -146,7 +146,7 @@ def test_without_a_pidfd_a_server_s_death_is_told_by_its_socket(address: str, er
 
 
 NO_NAME = """
-with jumiks.Server(address) as server:
+with Server(address) as server:
     refuse(int(sys.argv[3]), int(sys.argv[4]), 77)
     with jumiks.Client(address) as client:
         server.wait_for_clients(1, 10)

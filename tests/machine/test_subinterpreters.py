@@ -6,8 +6,9 @@ import threading
 
 import pytest
 from support.api import run_script
+from support.servers import Server
 
-from jumiks import Client, Server
+from jumiks import Client
 
 SCRIPT = """
 import os, sys

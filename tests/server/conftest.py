@@ -4,8 +4,9 @@
 from collections.abc import Iterator
 
 import pytest
+from support.servers import Server
 
-from jumiks import Client, Server
+from jumiks import Client
 
 
 @pytest.fixture

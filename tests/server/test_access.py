@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from support.base import IS_ROOT, descriptors, wait_until
+from support.servers import Server
 
-from jumiks import Client, ClientInfo, Server
+from jumiks import Client, ClientInfo
 from jumiks._peer import Peer, peer_command
 from jumiks._server import access
 from jumiks._server.access import Group

@@ -8,9 +8,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from support.base import DEADLINE, wait_until
+from support.servers import Server
 from support.wire import FIRST_ID, raw_client
 
-from jumiks import Client, ClientInfo, Closed, Monitor, Server, Timeout
+from jumiks import Client, ClientInfo, Closed, Monitor, Timeout
 
 ADVICE = "in the server's control thread, which lets clients in and must not wait: call it from"
 

@@ -13,9 +13,10 @@ from typing import Literal
 
 import pytest
 from support.base import DEADLINE, DELIVERIES, needs, wait_until
+from support.servers import Server
 from support.wire import raw_client
 
-from jumiks import Client, ClientInfo, Delivery, EndReason, Server, ServerStats, Timeout
+from jumiks import Client, ClientInfo, Delivery, EndReason, ServerStats, Timeout
 from jumiks._metrics import metrics
 from jumiks._wire.handshake import FIRST_ID
 

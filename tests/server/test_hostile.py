@@ -21,6 +21,7 @@ from support.reference import (
     Welcome,
 )
 from support.rights import is_held, pipe, send_descriptor
+from support.servers import Server
 from support.shared import HandMadeClient
 from support.wire import (
     FIRST_ID,
@@ -34,12 +35,7 @@ from support.wire import (
     send_all,
 )
 
-from jumiks import (
-    Client,
-    EndReason,
-    Refused,
-    Server,
-)
+from jumiks import Client, EndReason, Refused
 
 both_modes = pytest.mark.parametrize("framed", [True, False], ids=["framed", "classic"])
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from support.base import DEADLINE, wait_until
+from support.servers import Server
 from support.wire import FIRST_ID, Witness, raw_client
 
 import jumiks
-from jumiks import Client, Delivery, Gap, GapReason, Server, Timeout
+from jumiks import Client, Delivery, Gap, GapReason, Timeout
 
 LOG = 65536
 SLOT = b"x" * 48

@@ -27,11 +27,12 @@ from support.lag import (
     serving,
 )
 from support.reference import Message
+from support.servers import Server
 from support.shared import hand_made_client
 from support.wire import FIRST_ID, Witness, raw_client
 
 import jumiks
-from jumiks import Client, Delivery, EndReason, Gap, Lagged, Server, Timeout
+from jumiks import Client, Delivery, EndReason, Gap, Lagged, Timeout
 from jumiks._server.lag import Policy
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 from support.base import DEADLINE, SHARE_LOG
+from support.servers import Server
 from support.shared import HandMadeClient
 from support.wire import FIRST_ID, RawClient, Witness
 
 import jumiks
-from jumiks import Server, Timeout
+from jumiks import Timeout
 
 MAX_LAG = 50
 PATIENCE = 0.3

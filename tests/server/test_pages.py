@@ -13,10 +13,11 @@ import pytest
 from support import reference
 from support.base import DEADLINE, SHARE_LOG, wait_until
 from support.reference import Reply
+from support.servers import Server
 from support.shared import CURSOR
 from support.wire import LARGE, dial
 
-from jumiks import Client, Server
+from jumiks import Client
 from jumiks._native import lib
 from jumiks._server import pages
 

@@ -15,17 +15,9 @@ from support.api import (
     receive,
 )
 from support.base import DEADLINE, log_mappings, wait_until
+from support.servers import Server
 
-from jumiks import (
-    Busy,
-    Client,
-    ClientInfo,
-    Closed,
-    JumiksError,
-    Server,
-    ServerClosed,
-    Timeout,
-)
+from jumiks import Busy, Client, ClientInfo, Closed, JumiksError, ServerClosed, Timeout
 from jumiks._wire.handshake import FIRST_ID
 
 # ---- publish, publish_many ----

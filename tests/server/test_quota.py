@@ -9,9 +9,10 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 from support import reference
 from support.base import DEADLINE, IS_ROOT, wait_until
+from support.servers import Server
 from support.wire import REPLY, Harassed, dial, packets_of, raw_client
 
-from jumiks import Client, Monitor, Peer, Refused, Server
+from jumiks import Client, Monitor, Peer, Refused
 from jumiks._server.access import Quota
 from jumiks._server.monitors import MOST
 from jumiks._server.newcomers import MAX_JOINING

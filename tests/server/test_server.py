@@ -25,6 +25,7 @@ from support.api import (
     signal_main_thread,
 )
 from support.base import BEST, DEADLINE, SHARE_LOG, threads, wait_until
+from support.servers import Server
 
 from jumiks import (
     Client,
@@ -34,7 +35,6 @@ from jumiks import (
     Disconnected,
     EndReason,
     Peer,
-    Server,
     ServerClosed,
     Timeout,
 )
@@ -529,7 +529,7 @@ import gc, os, sys
 import jumiks
 
 path = sys.argv[1]
-server = jumiks.Server(path, on_lag="block", max_lag=5)
+server = Server(path, on_lag="block", max_lag=5)
 client = jumiks.Client(path)
 server.wait_for_clients(1, 10)
 server.publish(b"before")
@@ -585,7 +585,7 @@ def test_a_child_that_lives_on_keeps_no_client_from_seeing_the_end(path: Path) -
 import os, sys
 import jumiks
 
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 client = jumiks.Client(sys.argv[1])
 server.wait_for_clients(1, 10)
 reading, writing = os.pipe()
@@ -612,10 +612,10 @@ def test_a_forked_child_can_make_a_server_of_its_own(path: Path) -> None:
 import os, sys
 import jumiks
 
-with jumiks.Server(sys.argv[1]) as server:
+with Server(sys.argv[1]) as server:
     child = os.fork()
     if child == 0:
-        with jumiks.Server(sys.argv[1] + "2") as mine, jumiks.Client(sys.argv[1] + "2") as client:
+        with Server(sys.argv[1] + "2") as mine, jumiks.Client(sys.argv[1] + "2") as client:
             mine.publish(b"child's own")
             print(client.receive(10), flush=True)
         os._exit(0)
@@ -729,7 +729,7 @@ import sys
 import jumiks
 
 with (
-    jumiks.Server(sys.argv[1], max_lag=1, on_lag="block") as server,
+    Server(sys.argv[1], max_lag=1, on_lag="block") as server,
     jumiks.Client(sys.argv[1]) as client,
 ):
     server.publish(b"")

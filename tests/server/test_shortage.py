@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from support.api import Task
 from support.base import DEADLINE, IS_ROOT, wait_until
+from support.servers import Server
 from support.wire import REPLY, dial
 
-from jumiks import Client, Delivery, JumiksError, Monitor, Refused, Server, Timeout
+from jumiks import Client, Delivery, JumiksError, Monitor, Refused, Timeout
 from jumiks._wire.handshake import Status
 
 POOR = """

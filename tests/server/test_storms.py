@@ -20,9 +20,10 @@ import pytest
 from support import reference
 from support.api import Task, script_process
 from support.base import DEADLINE, DELIVERIES, GUARDED, REFUSES, SHARE_LOG, descriptors, wait_until
+from support.servers import Server
 from support.wire import HELLO, REPLY, Harassed, dial, has_spares, raw_client
 
-from jumiks import Client, ConnectionLost, Delivery, EndReason, Lagged, OnLag, Server, Timeout
+from jumiks import Client, ConnectionLost, Delivery, EndReason, Lagged, OnLag, Timeout
 from jumiks._server.newcomers import MAX_JOINING
 
 only_shared = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
@@ -385,7 +386,7 @@ def test_a_stopped_server_is_a_timeout_for_its_clients_and_goes_on_where_it_was(
 import sys
 import jumiks
 
-with jumiks.Server(sys.argv[1]) as server:
+with Server(sys.argv[1]) as server:
     print("ready", flush=True)
     for line in sys.stdin:
         server.publish(line.encode())
@@ -425,7 +426,7 @@ def until(frame, event, argument):
     return until
 
 if what == "server":
-    make = lambda: jumiks.Server(where)
+    make = lambda: Server(where)
 else:
     make = lambda: jumiks.Client(where, delivery=what)
 sys.settrace(until)

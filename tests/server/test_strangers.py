@@ -9,9 +9,10 @@ import pytest
 from support import reference
 from support.base import IS_ROOT, wait_until
 from support.reference import Reply
+from support.servers import Server
 from support.wire import FIRST_ID, HELLO, LARGE, REPLY, dial, packets_of
 
-from jumiks import Client, Group, Monitor, Peer, Refused, Server, _peer
+from jumiks import Client, Group, Monitor, Peer, Refused, _peer
 from jumiks._peer import OVERFLOW_GID, OVERFLOW_UID
 from jumiks._server import access
 from jumiks._server.access import Quota, Some

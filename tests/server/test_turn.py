@@ -10,9 +10,10 @@ import pytest
 from support.api import Task
 from support.base import DEADLINE, wait_until
 from support.opcodes import needs_bytecodes, raises_at
+from support.servers import Server
 
 import jumiks
-from jumiks import Client, Server
+from jumiks import Client
 
 pytestmark = needs_bytecodes
 

@@ -9,8 +9,9 @@ import anyio
 import pytest
 from support.api import SMALL_LOG
 from support.base import ASYNCIO, DEADLINE, wait_until
+from support.servers import AsyncServer, Server
 
-from jumiks import AsyncServer, Client, ClientInfo, Peer, Refused, Server
+from jumiks import Client, ClientInfo, Peer, Refused
 from jumiks._server.journal import LOG_BURST, LOG_WINDOW, Journal
 from jumiks._server.lag_watch import LagWatch
 from jumiks.stats import share

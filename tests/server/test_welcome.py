@@ -13,6 +13,7 @@ import pytest
 from support import reference
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG, descriptors, wait_until
 from support.reference import Bye, Reply
+from support.servers import Server
 from support.wire import (
     FIRST_ID,
     HELLO,
@@ -27,7 +28,7 @@ from support.wire import (
 )
 
 import jumiks
-from jumiks import Backoff, Client, Delivery, EndReason, Server, ServerClosed
+from jumiks import Backoff, Client, Delivery, EndReason, ServerClosed
 from jumiks._native import check, ffi, lib
 from jumiks._peer import peer_command
 from jumiks._server import control

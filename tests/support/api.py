@@ -16,7 +16,8 @@ from typing import Generic, TypeVar
 
 from jumiks import Backoff, Client, ConnectionEnded
 from jumiks._client import link
-from support.base import DEADLINE, preamble, wait_until
+from support.base import DEADLINE, wait_until
+from support.servers import preamble
 
 SMALL_LOG = 1 << 16
 """The smallest log."""

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share: how this run is set up, waiting, and what a process holds."""
 
-import functools
 import importlib.util
-import mmap
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jumiks import AsyncServer, Delivery, Server
+from jumiks import Delivery
 
 ROOT = Path(__file__).parent.parent.parent
 """The project's folder."""
@@ -53,39 +50,6 @@ LOOPS = (
     pytest.param({"backend": "trio"}, id="trio", marks=needs("trio")),
 )
 """Also for `anyio.run`: the event loops that are tried."""
-
-meant = mmap.mmap(-1, 1)
-"""Not zero once the default was taken, here or in a forked child: memory that they share."""
-
-servers: weakref.WeakSet[Server | AsyncServer] = weakref.WeakSet()
-"""All that took the default and are still there."""
-
-
-def _note(initialize: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(initialize)
-    def noted(self: Any, *args: Any, **options: Any) -> None:
-        if "share_log" not in options:
-            meant[0] = 1
-            servers.add(self)
-            options["share_log"] = SHARE_LOG
-        initialize(self, *args, **options)
-
-    return noted
-
-
-for kind in (Server, AsyncServer):
-    kind.__init__ = _note(kind.__init__)  # type: ignore[method-assign]
-
-
-def preamble() -> str:
-    """What a script begins with, so that its servers share their log as ours do."""
-    meant[0] = 1
-    return (
-        "import jumiks\n"
-        "for kind in jumiks.Server, jumiks.AsyncServer:\n"
-        f"    kind.__init__.__kwdefaults__['share_log'] = {SHARE_LOG}\n"
-    )
-
 
 REFUSES, GUARDED = "refuses descriptors", "does not"
 """Kernels that a test of descriptors is run on: see the fixture `kernel`."""

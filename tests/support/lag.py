@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from jumiks import ClientInfo, EndReason, Server, Timeout
+from jumiks import ClientInfo, EndReason, Timeout
 from support.base import DEADLINE, SHARE_LOG, wait_until
+from support.servers import Server
 from support.shared import hand_made_client
 from support.wire import raw_client
 

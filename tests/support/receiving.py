@@ -3,10 +3,8 @@
 
 import pytest
 
-from jumiks import (
-    Server,
-)
 from support.base import wait_until
+from support.servers import Server
 
 FIVE = [b"zero", b"one", b"two", b"three", b"four"]
 

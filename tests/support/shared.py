@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import jumiks
-from jumiks import Client, Server
+from jumiks import Client
 from support import reference
 from support.base import DEADLINE
 from support.reference import Frame, Reply, Welcome
+from support.servers import Server
 from support.wire import FIRST_ID, LARGE, dial, hello_of, listening, one_connection
 
 PAGE = mmap.PAGESIZE

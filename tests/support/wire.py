@@ -14,11 +14,11 @@ from typing import Any, Self
 import pytest
 
 import jumiks
-from jumiks import Server
 from jumiks._server.newcomers import SPARE
 from support import reference
 from support.base import DEADLINE, wait_until
 from support.reference import Bye, Message, Reply, Welcome
+from support.servers import Server
 
 FIRST_ID = 100000
 LARGE = 1 << 20

@@ -17,6 +17,7 @@ import pytest
 from support import reference
 from support.api import SMALL_LOG, sockaddr, stranger
 from support.base import DEADLINE, possessions, wait_until
+from support.servers import Server
 
 from jumiks import (
     AddressInUse,
@@ -26,7 +27,6 @@ from jumiks import (
     Monitor,
     ProtocolError,
     Refused,
-    Server,
     Timeout,
     VersionMismatch,
 )

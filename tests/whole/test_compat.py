@@ -12,10 +12,11 @@ import pytest
 from peers import Peer, classic_client, classic_server
 from support.api import arenas_of
 from support.base import BEST, DEADLINE, wait_until
+from support.servers import Server
 from support.wire import FIRST_ID, Witness
 
 import jumiks
-from jumiks import Client, ConnectionLost, Delivery, EndReason, Refused, Server, VersionMismatch
+from jumiks import Client, ConnectionLost, Delivery, EndReason, Refused, VersionMismatch
 
 both_peers = pytest.mark.parametrize("language", ["python", "c"])
 

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 )
 from support.api import SMALL_LOG
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG
+from support.servers import Server
 
 from jumiks import (
     Backoff,
@@ -37,7 +38,6 @@ from jumiks import (
     GapReason,
     Lagged,
     Overwritten,
-    Server,
     ServerClosed,
     Timeout,
 )

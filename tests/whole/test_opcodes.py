@@ -14,11 +14,11 @@ from typing import Literal
 import pytest
 from support.base import DEADLINE, DELIVERIES, wait_until
 from support.opcodes import Alarm, needs_bytecodes, numbers, raises_at
+from support.servers import AsyncServer, Server
 
 from jumiks import (
     AddressInUse,
     AsyncClient,
-    AsyncServer,
     Backoff,
     Batch,
     Client,
@@ -26,7 +26,6 @@ from jumiks import (
     Delivery,
     Disconnected,
     Monitor,
-    Server,
     ServerClosed,
 )
 

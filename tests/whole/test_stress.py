@@ -19,9 +19,9 @@ from typing import Any, Self
 
 import pytest
 from support.base import DEADLINE, wait_until
+from support.servers import Server
 from support.wire import FIRST_ID, RawClient
 
-import jumiks
 from jumiks import (
     Client,
     Closed,
@@ -32,7 +32,6 @@ from jumiks import (
     Lagged,
     OnLag,
     Overwritten,
-    Server,
     ServerClosed,
 )
 
@@ -377,7 +376,7 @@ def test_every_ledger_agrees_with_what_was_published(address: str, on_lag: OnLag
 
 def test_publishers_and_clients_that_only_hurry_agree_too(address: str) -> None:
     count = 100
-    with jumiks.Server(address, max_lag=64, on_lag="block", log_size=1 << 16) as server:
+    with Server(address, max_lag=64, on_lag="block", log_size=1 << 16) as server:
         readers = [
             Reader(server, address, take, delivery=delivery)
             for take in (take_batches, take_views, take_singly)

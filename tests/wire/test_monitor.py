@@ -18,6 +18,7 @@ import pytest
 from support import reference
 from support.api import SMALL_LOG, Task, sockaddr, stranger
 from support.base import BEST, DEADLINE, IS_ROOT, ROOT, wait_until
+from support.servers import Server
 from support.wire import listening, one_connection
 
 from jumiks import (
@@ -30,7 +31,6 @@ from jumiks import (
     Peer,
     ProtocolError,
     Refused,
-    Server,
     ServerStats,
     ServerStatus,
     Timeout,

@@ -19,6 +19,7 @@ import pytest
 from support import reference
 from support.base import DEADLINE, GUARDED, REFUSES, SHARE_LOG, threads, wait_until
 from support.reference import Frame
+from support.servers import Server
 from support.shared import HandMadeLog, hand_made_client, shake_hands
 from support.wire import (
     FIRST_ID,
@@ -36,16 +37,7 @@ from support.wire import (
     saying,
 )
 
-from jumiks import (
-    AsyncClient,
-    Client,
-    ConnectionLost,
-    Delivery,
-    EndReason,
-    Monitor,
-    ProtocolError,
-    Server,
-)
+from jumiks import AsyncClient, Client, ConnectionLost, Delivery, EndReason, Monitor, ProtocolError
 from jumiks._native import lib
 from jumiks._wire import rights
 from jumiks._wire.listener import listen

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every file of tests."""
+
+import re
+from pathlib import Path
+
+import pytest
+from support.base import ROOT
+
+pytestmark = pytest.mark.no_core
+
+TESTS = ROOT / "tests"
+FILES = sorted(
+    {*TESTS.rglob("test_*.py"), *TESTS.rglob("conftest.py"), *TESTS.glob("support/*.py")}
+)
+
+DIRECT = re.compile(
+    r"""^from \s jumiks[.\w]* \s import \s (?:\( [^)]* | [^(\n]*) \b(?:Async)?Server\b
+    | \bjumiks\.(?:Async)?Server\( (?! .* share_log)""",
+    re.MULTILINE | re.VERBOSE,
+)
+"""A server whose delivery is not the run's."""
+
+ALLOWED = {
+    # They look at the classes and make no server.
+    *("core/test_faces.py", "core/test_options.py"),
+    # Their scripts are about processes and limits, not deliveries.
+    *("machine/test_processes.py", "machine/test_subinterpreters.py", "server/test_hostile.py"),
+    *("server/test_shortage.py", "whole/test_bad_input.py"),
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_servers_have_the_delivery_of_the_run(path: Path) -> None:
+    found = DIRECT.findall(path.read_text("utf-8"))
+    if str(path.relative_to(TESTS)) in ALLOWED:
+        assert found, "it need not be in ALLOWED"
+    else:
+        assert not found, "import Server and AsyncServer from support.servers"
