@@ -14,6 +14,9 @@ FILES = sorted(
     {*TESTS.rglob("test_*.py"), *TESTS.rglob("conftest.py"), *TESTS.glob("support/*.py")}
 )
 
+MOST_LINES = 800
+"""Of a file; one that has more is about more than one subject."""
+
 DIRECT = re.compile(
     r"""^from \s jumiks[.\w]* \s import \s (?:\( [^)]* | [^(\n]*) \b(?:Async)?Server\b
     | \bjumiks\.(?:Async)?Server\( (?! .* share_log)""",
@@ -37,3 +40,9 @@ def test_servers_have_the_delivery_of_the_run(path: Path) -> None:
         assert found, "it need not be in ALLOWED"
     else:
         assert not found, "import Server and AsyncServer from support.servers"
+
+
+def test_no_file_is_about_too_much() -> None:
+    files = [path for path in TESTS.rglob("*.*") if path.suffix in (".c", ".h", ".py")]
+    lines = {path: path.read_bytes().count(b"\n") for path in files}
+    assert {path.name: count for path, count in lines.items() if count >= MOST_LINES} == {}

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command bench, and the pages: help, manual, completion."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from support.api import FOREIGN_ENVIRONMENT
+from support.base import DEADLINE
+from support.command import JUMIKS, PIPE, command, finish, run
+from support.servers import Server
+
+from jumiks.cli import main
+from jumiks.cli.pages import commands
+from jumiks.cli.parser import EXAMPLES
+
+PRELOADED = [f"{name}={os.environ[name]}" for name in ("LD_PRELOAD",) if name in os.environ]
+IN_SHELL = " ".join(["env", *PRELOADED, *JUMIKS])
+"""The command as a line of a shell into which no sanitizer may be loaded."""
+
+
+def test_bench_measures_this_machine_and_loses_nothing() -> None:
+    status, output, errors = run("bench", "--self", "--seconds", "1")
+    assert (status, errors) == (0, "")
+    lines = output.decode().splitlines()
+    assert len(lines) == 5
+    assert all("msg/s" in line and "LOST" not in line for line in lines[:4])
+    assert "p50" in lines[4]
+
+
+def test_bench_counts_what_comes_from_a_server(address: str) -> None:
+    with Server(address) as server, command("bench", address, "--seconds", "100") as bench:
+        server.wait_for_clients(1, DEADLINE)
+        server.publish_many([b"message"] * 100)
+        server.drain(DEADLINE)
+        server.close()
+        status, output, _ = finish(bench)
+    assert status == 0
+    assert output.startswith(b"100 messages in ")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"example:\n  {EXAMPLES[name]}" in capsys.readouterr().out
+
+
+def test_there_is_an_example_for_each_command() -> None:
+    assert set(EXAMPLES) == set(commands())
+
+
+def test_the_manual_page_has_all_commands_options_and_exit_statuses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["man"])
+    page = capsys.readouterr().out.replace("\\-", "-").replace("\\&", "")
+    for name, parser in commands().items():
+        assert f".SS jumiks {name}" in page
+        assert EXAMPLES[name].replace("\\", "\\e") in page
+        for action in parser._actions:
+            for option in action.option_strings:
+                assert option in page or action.dest == "help"
+    for status in (0, 1, 2, 3, 4, 5, 129, 130, 141):
+        assert f".B {status}\n" in page
+
+
+@pytest.mark.skipif(shutil.which("man") is None, reason="there is no man to format it")
+def test_the_manual_page_is_sound_roff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["man"])
+    file = tmp_path / "jumiks.1"
+    file.write_text(capsys.readouterr().out)
+    done = subprocess.run(
+        ["man", "--warnings", "-l", file],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=FOREIGN_ENVIRONMENT,
+    )
+    assert done.stderr == ""
+    assert "EXIT STATUS" in done.stdout
+
+
+completions = pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("jumiks", "sta"), {"status"}),
+        (("jumiks", "serve", "--max-l"), {"--max-lag"}),
+        (("jumiks", "serve", "@x", "--on-lag", ""), {"disconnect", "block", "skip"}),
+        (("jumiks", "completion", "z"), {"zsh"}),
+    ],
+)
+
+
+def has(shell: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(shell) is None, reason=f"there is no {shell} here")
+
+
+def shell_says(shell: str, script: str, folder: Path) -> set[str]:
+    """The words that a script prints, in an empty folder."""
+    done = subprocess.run(
+        [shell, "/dev/stdin"],
+        input=script,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env={**FOREIGN_ENVIRONMENT, "HOME": str(folder)},
+    )
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def ask_as_bash_does(words: Sequence[str]) -> str:
+    return f"""
+    COMP_WORDS=({" ".join(f"'{word}'" for word in words)}); COMP_CWORD={len(words) - 1}
+    _jumiks; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+
+
+@has("bash")
+@completions
+def test_bash_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
+    script = f'eval "$({IN_SHELL} completion bash)"'
+    assert shell_says("bash", script + ask_as_bash_does(words), tmp_path) == found
+
+
+@has("zsh")
+@completions
+def test_zsh_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
+    # zsh itself leaves out the words that do not begin as the last one does.
+    script = f"""
+    autoload -U compinit; compinit -D -u
+    eval "$({IN_SHELL} completion zsh)"
+    [[ $_comps[jumiks] == *_jumiks* ]] || exit 1
+    emulate sh
+    """
+    said = shell_says("zsh", script + ask_as_bash_does(words), tmp_path)
+    assert {word for word in said if word.startswith(words[-1])} == found
+
+
+@has("fish")
+@completions
+def test_fish_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
+    script = f"""
+    {IN_SHELL} completion fish | source
+    complete -C '{" ".join(words)}'
+    """
+    assert shell_says("fish", script, tmp_path) == found
+
+
+def test_bash_completes_the_addresses_that_are_served(address: str, tmp_path: Path) -> None:
+    script = f"""
+    eval "$({IN_SHELL} completion bash)"
+    COMP_WORDS=(jumiks listen '{address[:-2]}'); COMP_CWORD=2
+    _jumiks; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    with Server(address):
+        done = subprocess.run(
+            ["bash", "-c", script], stdout=PIPE, text=True, check=True, cwd=tmp_path
+        )
+    assert done.stdout.split() == [address]
+
+
+@pytest.mark.parametrize("shell", ["fish", "zsh"])
+def test_the_other_shells_have_all_words(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["completion", shell])
+    script = capsys.readouterr().out
+    for name in commands():
+        assert name in script
+    assert "on-lag" in script
