@@ -8,18 +8,10 @@ import anyio
 import pytest
 from support.api import SMALL_LOG, receive
 from support.base import ASYNCIO, DEADLINE, DELIVERIES
+from support.servers import AsyncServer, Server
 from support.wire import FIRST_ID, RawClient
 
-from jumiks import (
-    AsyncClient,
-    AsyncServer,
-    Client,
-    Delivery,
-    Gap,
-    MessageTooLarge,
-    Monitor,
-    Server,
-)
+from jumiks import AsyncClient, Client, Delivery, Gap, MessageTooLarge, Monitor
 from jumiks._options import MOST_FIRST_ID
 
 if TYPE_CHECKING:
