@@ -22,7 +22,7 @@ C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-uvloop test-pythons test-c fuzz model lint lint-c format sanitize coverage mutation dist bench \
+.PHONY: help venv demo test check test-slow test-uvloop test-pythons test-c fuzz model lint lint-c format sanitize coverage mutation dist bench \
     bench-quick bench-check bench-baseline endurance clean
 
 help: ## Show what there is
@@ -47,6 +47,13 @@ demo: $(BUILT) ## Publish a library's worth of lines to five very different clie
 test: $(BUILT) ## Run the tests, with the log shared and with packets
 	$(PY) $(PYTEST)
 	JUMIKS_TEST_SHARE_LOG=0 $(PY) $(PYTEST) --not-again
+
+test-slow: $(BUILT) ## Run the tests that `make test` leaves out because they take seconds each
+	$(PY) $(PYTEST) -m slow
+	JUMIKS_TEST_SHARE_LOG=0 $(PY) $(PYTEST) -m slow --not-again
+
+check: ## Run all that CI runs (.ci/run)
+	.ci/run
 
 test-uvloop: $(BUILT) ## Run the tests that need an event loop with uvloop as asyncio's
 	JUMIKS_TEST_UVLOOP=1 $(PY) $(PYTEST) $(patsubst %,tests/%.py,client/test_aio client/test_aio_server server/test_watch) \
@@ -158,8 +165,8 @@ coverage: ## Count which lines of C and Python the tests run
 	    $(CC) $(C_FLAGS) --coverage -fprofile-update=atomic -o build/coverage/c/$$name tests/c/$$name.c $(CORE); \
 	    build/coverage/c/$$name; \
 	done
-	$(COV)/bin/python -m coverage run $(PYTEST)
-	JUMIKS_TEST_SHARE_LOG=0 $(COV)/bin/python -m coverage run $(PYTEST) --not-again
+	$(COV)/bin/python -m coverage run $(PYTEST) -m ''
+	JUMIKS_TEST_SHARE_LOG=0 $(COV)/bin/python -m coverage run $(PYTEST) -m '' --not-again
 	$(COV)/bin/python -m coverage combine --quiet
 	$(COV)/bin/python -m coverage json --quiet -o build/coverage/python.json
 	$(COV)/bin/python -m gcovr --root . --filter csrc/ --json-summary build/coverage/c.json build/coverage

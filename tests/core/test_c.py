@@ -14,6 +14,8 @@ from support.c import COMPILE_DEADLINE, CORE, ENVIRONMENT, FLAGS, Build, links, 
 pytestmark = pytest.mark.no_core
 
 TESTS = sorted((ROOT / "tests" / "c").glob("test_*.c"))
+SLOW = {"test_faults"}
+"""It makes each call fail in each way, in a process of its own."""
 
 CANNOT_FAIL = {
     *("clock_gettime", "sched_yield", "strerror", "sysconf", "sigfillset", "pthread_sigmask"),
@@ -37,7 +39,13 @@ def test_there_are_tests() -> None:
     assert {path.stem for path in TESTS} >= {"test_frame", "test_log", "test_client"}
 
 
-@pytest.mark.parametrize("source", TESTS, ids=[path.stem for path in TESTS])
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        for path in TESTS
+    ],
+)
 def test_the_program_finds_nothing_wrong(source: Path, build: Build, tmp_path: Path) -> None:
     run(build.program(tmp_path / source.stem, source))
 
@@ -82,6 +90,7 @@ def calls_that_can_fail(program: Path) -> Iterator[int]:
         name = found[1] if found and found[1] not in ("free", "munmap") else ""
 
 
+@pytest.mark.slow
 def test_each_call_of_the_core_that_can_fail_is_made_to(faults: Path) -> None:
     hit = lines_of(faults, (int(line, 16) for line in said_by(faults, "-s")))
     calls = lines_of(faults, calls_that_can_fail(faults))
@@ -97,6 +106,7 @@ def test_whatever_the_core_calls_can_be_made_to_fail_or_cannot_fail(build: Build
     assert called - wrapped <= CANNOT_FAIL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["threads", "order"])
 def test_threads_do_not_race(name: str, tmp_path: Path) -> None:
     compiler = shutil.which("cc")

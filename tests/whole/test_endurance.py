@@ -45,6 +45,7 @@ def test_what_survives_kills_has_everything_and_nothing_is_left(tmp_path: Path) 
     assert found["messages"] > 0
 
 
+@pytest.mark.slow
 def test_the_others_receive_while_half_of_the_clients_are_stopped(tmp_path: Path) -> None:
     size = ("--clients", "8", "--rounds", "1", "--seconds", "0.3", "--log-size", str(16 << 20))
     for on_lag in ("disconnect", "skip"):
@@ -52,6 +53,7 @@ def test_the_others_receive_while_half_of_the_clients_are_stopped(tmp_path: Path
         assert found["stopped"] > 0
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("kind", ["classic", "framed", "shared"])
 def test_a_storm_of_connections_is_let_in_while_messages_go_on(tmp_path: Path, kind: str) -> None:
@@ -61,6 +63,7 @@ def test_a_storm_of_connections_is_let_in_while_messages_go_on(tmp_path: Path, k
     assert found["connections a second"]["median"] > 0
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_newcomers_get_in_beside_all_the_half_open_connections_there_can_be(tmp_path: Path) -> None:
     found = figures_of("halfopen", tmp_path, "--seconds", "0.3", "--goal", "0")
@@ -68,6 +71,7 @@ def test_newcomers_get_in_beside_all_the_half_open_connections_there_can_be(tmp_
     assert found["replaced a second"] > 0
 
 
+@pytest.mark.slow
 def test_nothing_grows_while_clients_come_and_go(tmp_path: Path) -> None:
     samples = tmp_path / "samples.csv"
     size = ("--seconds", "4", "--every", "0.25", "--longest", "1", "--clients", "3")

@@ -209,6 +209,7 @@ def test_after_an_exception_at_any_bytecode_of_a_question_the_server_goes_on(
     assert number > 3
 
 
+@pytest.mark.slow
 def test_after_an_exception_at_any_bytecode_of_a_server_s_close_it_can_be_closed(
     address: str,
 ) -> None:
@@ -225,6 +226,7 @@ def test_after_an_exception_at_any_bytecode_of_a_server_s_close_it_can_be_closed
     assert number > 10
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["address", "path"])
 def test_an_exception_at_any_bytecode_of_a_server_s_making_leaves_nothing(
@@ -261,6 +263,7 @@ MAKINGS: dict[str, Callable[[str], AbstractContextManager[object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("making", MAKINGS.values(), ids=MAKINGS)
 def test_an_exception_at_any_bytecode_of_a_client_s_making_leaves_nothing(
@@ -300,6 +303,7 @@ async def enter_client(address: str, delivery: Delivery) -> None:
         pass
 
 
+@pytest.mark.slow
 @not_awaited
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("delivery", DELIVERIES)
@@ -316,6 +320,7 @@ def test_an_exception_at_any_bytecode_of_an_async_client_s_life_leaves_nothing(
     assert number > 1000
 
 
+@pytest.mark.slow
 @not_awaited
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_an_exception_at_any_bytecode_of_an_async_server_s_life_leaves_nothing(
@@ -363,6 +368,7 @@ def test_an_exception_at_any_bytecode_of_a_reserve_leaves_no_half_of_a_message(
     assert number > 10
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_an_exception_at_any_bytecode_of_a_way_back_leaves_one_connection(
