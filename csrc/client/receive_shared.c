@@ -390,10 +390,9 @@ static struct jmk_held *hold_batch(struct jmk_client *client) {
 
 /* ---- reading ---- */
 
-/* Look at the frame at offset, of which `left` bytes are published. Its length, or 0: it is none. */
-static inline uint64_t decode_frame(const struct jmk_reader *reader, uint64_t offset, uint64_t left,
-                                    uint64_t id, struct jmk_slice *out) {
-    const uint8_t *at = reader->base + (offset & (reader->size - 1));
+/* Look at the frame at `at`, of which `left` bytes are published. Its length, or 0: it is none. */
+static inline uint64_t decode_frame(const uint8_t *at, uint64_t left, uint64_t id,
+                                    struct jmk_slice *out) {
     const uint64_t *words = (const uint64_t *)(const void *)at;
     uint64_t first = le64toh(__atomic_load_n(&words[0], __ATOMIC_RELAXED));
     uint64_t second = le64toh(__atomic_load_n(&words[1], __ATOMIC_RELAXED));
@@ -405,19 +404,24 @@ static inline uint64_t decode_frame(const struct jmk_reader *reader, uint64_t of
     return length;
 }
 
-/* Index frames up to head. False: something there is no frame. */
+/*
+ * Index frames up to head. False: something there is no frame. A batch is one stretch of memory: where
+ * it goes beyond the end of the ring buffer, it goes on in the second map.
+ */
 static bool index_frames(struct jmk_reader *reader, uint64_t head, struct jmk_batch *batch) {
     struct jmk_slice *item = reader->items, *end = item + JMK_MAX_ITEMS;
     uint64_t offset = reader->offset, stop = offset + reader->most, id = reader->id;
     uint64_t last = reader->last, bytes = 0;
+    const uint8_t *at = reader->base + (offset & (reader->size - 1));
 
     for (; offset < head && offset < stop && item < end && id <= last; id++) {
-        uint64_t length = decode_frame(reader, offset, head - offset, id, item);
+        uint64_t length = decode_frame(at, head - offset, id, item);
 
         if (!length)
             return false;
         bytes += item++->size;
         offset += length;
+        at += length;
     }
     batch->bytes = bytes;
     batch->count = (size_t)(item - reader->items);

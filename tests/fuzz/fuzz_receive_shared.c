@@ -235,6 +235,9 @@ static void check_items(const struct jmk_batch *batch) {
         length += jmk_frame_length(item->size);
         CHECK(length <= run.size);
         check_item(item, batch->first_id + i, place);
+        /* They are one stretch of memory, also where the ring ends. */
+        CHECK(!i || (const uint8_t *)item->data ==
+                        (const uint8_t *)item[-1].data + jmk_frame_length(item[-1].size));
         place = (place + jmk_frame_length(item->size)) % run.size;
         bytes += item->size;
     }
