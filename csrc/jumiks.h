@@ -254,6 +254,31 @@ void jmk_dispose(int fd);
 /* How many of those are not closed yet. */
 unsigned jmk_dispose_pending(void);
 
+/* ---- frames ---- */
+
+/* What is wrong with a frame that is to be published; `found` as said here. */
+enum jmk_frame_fault {
+    JMK_FRAME_SHORT = 1, /* too little left for a header: bytes left */
+    JMK_FRAME_KIND,      /* no DATA: the kind */
+    JMK_FRAME_FLAGS,     /* a fragment, or flags of later days: the flags */
+    JMK_FRAME_SIZE,      /* longer than the rest of the buffer: its payload, bytes */
+    JMK_FRAME_PADDING,   /* the padding is not zeros: its payload, bytes */
+    JMK_FRAME_LAST
+};
+
+/*
+ * Take the message of the frame at *offset of the length bytes at data, and move *offset behind it: 0, or
+ * enum jmk_frame_fault. The memory may change meanwhile: out->size is what was checked.
+ */
+int jmk_frame_take(const void *data, size_t length, size_t *offset, struct jmk_slice *out,
+                   uint64_t *found);
+
+/* How long messages are as frames, bytes. */
+uint64_t jmk_frames_length(const struct jmk_slice *items, size_t count);
+
+/* Write them there. The first one's id is first_id, and each later one's is one more. */
+void jmk_frames_encode(void *to, const struct jmk_slice *items, size_t count, uint64_t first_id);
+
 /* ---- server ---- */
 
 /* Make the log and start the data-plane thread. */

@@ -91,3 +91,59 @@ bool jmk_bye_decode(const void *payload, size_t size, struct jmk_goodbye *out) {
     };
     return true;
 }
+
+/* ---- frames of a user ---- */
+
+int jmk_frame_take(const void *data, size_t length, size_t *offset, struct jmk_slice *out,
+                   uint64_t *found) {
+    const uint8_t *at = (const uint8_t *)data + *offset;
+    size_t left = length - *offset, whole, message;
+    struct jmk_header header;
+    uint64_t padding = 0;
+
+    *found = left;
+    if (left < JMK_FRAME_HEADER)
+        return JMK_FRAME_SHORT;
+    header = jmk_frame_decode(at);
+    __asm__("" : "+m"(header)); /* a copy: the compiler must not load it from there again */
+    *found = header.kind;
+    if (header.kind != JMK_KIND_DATA)
+        return JMK_FRAME_KIND;
+    *found = header.flags;
+    if (header.flags)
+        return JMK_FRAME_FLAGS;
+    *found = header.size;
+    whole = (size_t)jmk_frame_length(header.size);
+    if (whole > left)
+        return JMK_FRAME_SIZE;
+    message = JMK_FRAME_HEADER + (size_t)header.size;
+    memcpy(&padding, at + message, whole - message);
+    if (padding)
+        return JMK_FRAME_PADDING;
+    *out = (struct jmk_slice){at + JMK_FRAME_HEADER, header.size};
+    *offset += whole;
+    return 0;
+}
+
+uint64_t jmk_frames_length(const struct jmk_slice *items, size_t count) {
+    uint64_t length = 0;
+
+    for (size_t i = 0; i < count; i++)
+        length += jmk_frame_length(items[i].size);
+    return length;
+}
+
+void jmk_frames_encode(void *to, const struct jmk_slice *items, size_t count, uint64_t first_id) {
+    uint8_t *at = to;
+
+    for (size_t i = 0; i < count; i++) {
+        size_t size = items[i].size, whole = (size_t)jmk_frame_length(size);
+        struct jmk_header header = {(uint32_t)size, JMK_KIND_DATA, 0, first_id + i};
+
+        jmk_frame_encode(at, &header);
+        if (size) /* memcpy takes no NULL */
+            memcpy(at + JMK_FRAME_HEADER, items[i].data, size);
+        memset(at + JMK_FRAME_HEADER + size, 0, whole - JMK_FRAME_HEADER - size);
+        at += whole;
+    }
+}

@@ -21,8 +21,7 @@ static bool is_strided(PyObject *object) {
     return strided;
 }
 
-/* Raise the exception that a function of errors.py makes: sentences are its business. */
-static void raise_made(const char *function, PyObject *args) {
+void jmk_raise_made(const char *function, PyObject *args) {
     PyObject *errors = args ? PyImport_ImportModule("jumiks.errors") : NULL;
     PyObject *make = errors ? PyObject_GetAttrString(errors, function) : NULL;
     PyObject *error = make ? PyObject_CallObject(make, args) : NULL;
@@ -43,8 +42,8 @@ int jmk_message_get(PyObject *object, Py_ssize_t position, Py_buffer *view) {
     scattered = PyErr_ExceptionMatches(PyExc_BufferError) || is_strided(object);
     if (scattered || PyErr_ExceptionMatches(PyExc_TypeError)) {
         PyErr_Clear();
-        raise_made("no_message",
-                   Py_BuildValue("OnO", object, position, scattered ? Py_True : Py_False));
+        jmk_raise_made("no_message",
+                       Py_BuildValue("OnO", object, position, scattered ? Py_True : Py_False));
     }
     return -1;
 }
@@ -65,7 +64,7 @@ PyObject *jmk_message_list(const struct jmk_slice *items, Py_ssize_t count) {
     return list;
 }
 
-/* ---- Gathered: where the bytes of a sequence's items are ---- */
+/* ---- Gathered: where the bytes of messages are ---- */
 
 static void gathered_dealloc(PyObject *object) {
     struct jmk_gathered *self = (struct jmk_gathered *)object;
@@ -101,7 +100,7 @@ static int gather_buffer(struct jmk_gathered *self, PyObject *item, Py_ssize_t a
 }
 
 static int gather_items(struct jmk_gathered *self) {
-    Py_ssize_t count = PyTuple_Size(self->items);
+    Py_ssize_t count = self->count;
 
     self->slices = PyMem_Malloc((size_t)(count ? count : 1) * sizeof *self->slices);
     if (!self->slices) {
@@ -125,13 +124,15 @@ PyObject *jmk_gather(PyObject *module, PyObject *sequence) {
     struct jmk_gathered *self;
 
     if (PyUnicode_Check(sequence) || PyObject_CheckBuffer(sequence)) {
-        raise_made("no_sequence", PyTuple_Pack(1, sequence));
+        jmk_raise_made("no_sequence", PyTuple_Pack(1, sequence));
         return NULL;
     }
     self = (struct jmk_gathered *)PyType_GenericAlloc(types->gathered, 0);
     if (!self)
         return NULL;
     self->items = PySequence_Tuple(sequence);
+    if (self->items)
+        self->count = PyTuple_Size(self->items);
     if (!self->items || gather_items(self) < 0) {
         Py_DECREF(self);
         return NULL;
@@ -139,26 +140,64 @@ PyObject *jmk_gather(PyObject *module, PyObject *sequence) {
     return (PyObject *)self;
 }
 
-static PyObject *gathered_address(PyObject *object, void *closure) {
+static PyObject *gathered_size_of(PyObject *object, PyObject *index) {
+    struct jmk_gathered *self = (struct jmk_gathered *)object;
+    Py_ssize_t at = PyLong_AsSsize_t(index);
+
+    if (at < 0 || at >= self->count) {
+        if (!PyErr_Occurred())
+            PyErr_SetNone(PyExc_IndexError);
+        return NULL;
+    }
+    return PyLong_FromSize_t(self->slices[at].size);
+}
+
+static PyObject *gathered_frames(PyObject *object, PyObject *first_id) {
+    struct jmk_gathered *self = (struct jmk_gathered *)object;
+    unsigned long long first = PyLong_AsUnsignedLongLong(first_id);
+
+    return PyErr_Occurred() ? NULL : jmk_frame_bytes(self->slices, self->count, first);
+}
+
+/* The largest message, and where its frame begins, if these are frames. */
+static PyObject *gathered_largest(PyObject *object, void *closure) {
+    struct jmk_gathered *self = (struct jmk_gathered *)object;
+    const struct jmk_slice *largest = self->slices;
+
     (void)closure;
-    return PyLong_FromVoidPtr(((struct jmk_gathered *)object)->slices);
+    for (Py_ssize_t i = 1; i < self->count; i++)
+        largest = self->slices[i].size > largest->size ? &self->slices[i] : largest;
+    if (self->items)
+        return Py_BuildValue("nO", (Py_ssize_t)largest->size, Py_None);
+    return Py_BuildValue(
+        "nn", (Py_ssize_t)largest->size,
+        (Py_ssize_t)((const char *)largest->data - (const char *)self->views->buf) -
+            JMK_FRAME_HEADER);
 }
 
 static PyObject *gathered_count(PyObject *object, void *closure) {
     (void)closure;
-    return PyLong_FromSsize_t(PyTuple_Size(((struct jmk_gathered *)object)->items));
+    return PyLong_FromSsize_t(((struct jmk_gathered *)object)->count);
 }
 
 static PyGetSetDef gathered_getset[] = {
-    {"address", gathered_address, NULL, "Address of the array of struct jmk_slice.", NULL},
-    {"count", gathered_count, NULL, "Its length.", NULL},
+    {"count", gathered_count, NULL, "How many messages.", NULL},
+    {"largest", gathered_largest, NULL,
+     "The size of the largest, if there are any, and where its frame begins, or None.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef gathered_methods[] = {
+    {"size_of", gathered_size_of, METH_O, "size_of(index): the bytes of one."},
+    {"frames", gathered_frames, METH_O, "frames(first_id): all of them as frames, copied."},
+    {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot gathered_slots[] = {
     {Py_tp_dealloc, gathered_dealloc},
     {Py_tp_getset, gathered_getset},
-    {Py_tp_doc, "A snapshot of a sequence of buffers."},
+    {Py_tp_methods, gathered_methods},
+    {Py_tp_doc, "Where the bytes of messages are: of a sequence of buffers, or of frames."},
     {0, NULL},
 };
 

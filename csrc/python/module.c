@@ -33,10 +33,47 @@ static PyObject *view_list(PyObject *module, PyObject *args) {
     return jmk_window_list(types->window, owner, PyLong_AsVoidPtr(address), count);
 }
 
+/* ---- frames ---- */
+
+static PyObject *frame_bytes(PyObject *module, PyObject *args) {
+    PyObject *address;
+    Py_ssize_t count;
+    unsigned long long first_id;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!nK", &PyLong_Type, &address, &count, &first_id))
+        return NULL;
+    return jmk_frame_bytes(PyLong_AsVoidPtr(address), count, first_id);
+}
+
+/* From the first frame's header to the end of the last one's padding. */
+static PyObject *frame_view(PyObject *module, PyObject *args) {
+    struct jmk_types *types = PyModule_GetState(module);
+    const struct jmk_slice *items, *last;
+    PyObject *owner, *address;
+    const uint8_t *start;
+    Py_ssize_t count;
+
+    if (!PyArg_ParseTuple(args, "OO!n", &owner, &PyLong_Type, &address, &count))
+        return NULL;
+    items = PyLong_AsVoidPtr(address);
+    last = &items[count - 1];
+    start = (const uint8_t *)items->data - JMK_FRAME_HEADER;
+    return jmk_window_view(types->window, owner, start,
+                           (size_t)((const uint8_t *)last->data - start) +
+                               (last->size + 7) / 8 * 8);
+}
+
 /* ---- the module ---- */
 
 static PyMethodDef functions[] = {
     {"gather", jmk_gather, METH_O, "gather(sequence): where the bytes of its items are."},
+    {"gather_frames", jmk_gather_frames, METH_O,
+     "gather_frames(buffer): where the messages in its frames are."},
+    {"frame_bytes", frame_bytes, METH_VARARGS,
+     "frame_bytes(address, count, first_id): frames of an array of struct jmk_slice, copied."},
+    {"frame_view", frame_view, METH_VARARGS,
+     "frame_view(owner, address, count): the frames that a batch of a shared log lies in."},
     {"message_list", message_list, METH_VARARGS,
      "message_list(address, count): bytes objects of an array of struct jmk_slice."},
     {"view_list", view_list, METH_VARARGS,

@@ -31,20 +31,32 @@ extern PyType_Spec jmk_receiver_type, jmk_publisher_type, jmk_reservation_type, 
  */
 int jmk_message_get(PyObject *object, Py_ssize_t position, Py_buffer *view);
 
+/* Raise the exception that a function of errors.py makes: sentences are its business. */
+void jmk_raise_made(const char *function, PyObject *args);
+
 /* A list of bytes objects, copied. */
 PyObject *jmk_message_list(const struct jmk_slice *items, Py_ssize_t count);
 
-/* A snapshot of a sequence of buffers. */
+/* Where the bytes of messages are, which it keeps there. */
 struct jmk_gathered {
     PyObject_HEAD
-    PyObject *items; /* a tuple: nobody else can change it meanwhile */
+    PyObject *items; /* a tuple: nobody else can change it meanwhile. NULL: frames */
     struct jmk_slice *slices;
-    Py_buffer *views; /* of the items that are not bytes */
+    Py_ssize_t count;
+    Py_buffer *views; /* of the items that are not bytes, or of the frames */
     Py_ssize_t view_count;
 };
 
 /* gather(sequence) of the module. */
 PyObject *jmk_gather(PyObject *module, PyObject *sequence);
+
+/* ---- frames.c ---- */
+
+/* gather_frames(buffer) of the module: the messages in a buffer of frames, all of which are checked. */
+PyObject *jmk_gather_frames(PyObject *module, PyObject *buffer);
+
+/* Messages as frames, copied; the first has the id first_id. */
+PyObject *jmk_frame_bytes(const struct jmk_slice *items, Py_ssize_t count, uint64_t first_id);
 
 /* ---- window.c ---- */
 
@@ -66,5 +78,8 @@ PyObject *jmk_window_make(PyTypeObject *type, PyObject *owner, const void *memor
 /* A list of read-only memoryviews, not copied; owner keeps the memory alive. */
 PyObject *jmk_window_list(PyTypeObject *type, PyObject *owner, const struct jmk_slice *items,
                           Py_ssize_t count);
+
+/* One read-only memoryview of C memory, likewise. */
+PyObject *jmk_window_view(PyTypeObject *type, PyObject *owner, const void *memory, size_t size);
 
 #endif

@@ -91,7 +91,7 @@ static PyObject *publisher_append_many(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "O!nL", types->gathered, &found, &done, &timeout))
         return NULL;
     deadline = jmk_deadline(timeout);
-    count = (size_t)PyTuple_Size(found->items);
+    count = (size_t)found->count;
     do {
         Py_BEGIN_ALLOW_THREADS
         result = jmk_server_publish_many(self->server, found->slices, count, (size_t *)&done,

@@ -80,10 +80,10 @@ PyType_Spec jmk_window_type = {
     .slots = window_slots,
 };
 
-/* ---- lists of views ---- */
+/* ---- views ---- */
 
-static PyObject *view_of(PyTypeObject *type, PyObject *owner, const struct jmk_slice *item) {
-    PyObject *window = jmk_window_make(type, owner, item->data, item->size, 1);
+PyObject *jmk_window_view(PyTypeObject *type, PyObject *owner, const void *memory, size_t size) {
+    PyObject *window = jmk_window_make(type, owner, memory, size, 1);
     PyObject *view;
 
     if (!window)
@@ -100,7 +100,7 @@ PyObject *jmk_window_list(PyTypeObject *type, PyObject *owner, const struct jmk_
     if (!list)
         return NULL;
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *view = view_of(type, owner, &items[i]);
+        PyObject *view = jmk_window_view(type, owner, items[i].data, items[i].size);
 
         if (!view || PyList_SetItem(list, i, view) < 0) {
             Py_DECREF(list);

@@ -12,7 +12,18 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ._core import ffi, lib
-from ._objects import Gathered, Publisher, Receiver, Reservation, gather, message_list, view_list
+from ._objects import (
+    Gathered,
+    Publisher,
+    Receiver,
+    Reservation,
+    frame_bytes,
+    frame_view,
+    gather,
+    gather_frames,
+    message_list,
+    view_list,
+)
 from .errors import CONDITIONS, FAULTS, ProtocolError, protocol_error
 
 if TYPE_CHECKING:
@@ -28,7 +39,10 @@ __all__ = [
     "check_callback",
     "fault_of",
     "ffi",
+    "frame_bytes",
+    "frame_view",
     "gather",
+    "gather_frames",
     "lib",
     "message_list",
     "nanoseconds",

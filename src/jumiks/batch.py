@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, overload
+from typing import TYPE_CHECKING, Self, TypeVar, overload
 
-from ._native import ffi, lib, message_list, owned, view_list
+from ._native import ffi, frame_bytes, frame_view, gather, lib, message_list, owned, view_list
 from .errors import Overwritten
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ._core import Client as Handle
 
 __all__ = ["Batch"]
+
+_T = TypeVar("_T")
 
 
 class _Watch:
@@ -66,6 +68,7 @@ class Batch(Sequence[bytes]):
         "_client",
         "_count",
         "_items",
+        "_lent",
         "_list",
         "_loans",
         "_lost",
@@ -88,6 +91,7 @@ class Batch(Sequence[bytes]):
         self._count = count
         self._list = messages
         self._views: list[memoryview] | None = None
+        self._lent: list[memoryview] = []  # what was lent beside them
         self._arena: Arena | None = None
         self._watch: _Watch | None = None
         self._client = client
@@ -116,21 +120,31 @@ class Batch(Sequence[bytes]):
 
     def _messages(self) -> list[bytes]:
         if self._list is None:
-            views, client, messages = self._views, self._client, list[bytes]()
-            if views is not None:
-                messages = [bytes(view) for view in views]
-            elif client is not None:
-                messages = message_list(self._items, self._count)
-            elif not self._is_settled():
-                raise self._error() if self._lost else ValueError("this batch was released")
+            messages = self._copied(lambda: message_list(self._items, self._count))
             if self._is_settled():
                 return self._messages()
-            if not self.valid:
-                self._lose()
-                raise self._error()
+            if messages is None:
+                raise self._error() if self._lost else ValueError("this batch was released")
             self._list = messages
             self._client = None
         return self._list
+
+    def _copied(self, copy: Callable[[], _T]) -> _T | None:
+        """What `copy` makes of the memory they were received in; None: they are there no more.
+
+        Raises:
+            Overwritten: they were given up while it copied, or before.
+        """
+        made = copy() if self._is_there() else None
+        if not self._is_there():  # a signal's handler may have closed the client since
+            return None
+        if not self.valid:
+            self._lose()
+            raise self._error()
+        return made
+
+    def _is_there(self) -> bool:
+        return self._client is not None or self._arena is not None
 
     def _is_settled(self) -> bool:
         # Looked at again, as a signal's handler may have closed the client since.
@@ -138,6 +152,7 @@ class Batch(Sequence[bytes]):
 
     def _lose(self) -> None:
         self._lost, self._views, self._arena, self._client = True, None, None, None
+        self._lent = []
 
     def _error(self) -> Overwritten:
         return Overwritten(self.first_id, self.last_id)
@@ -161,22 +176,50 @@ class Batch(Sequence[bytes]):
         """
         views = self._views
         if views is None:
-            client = self._client
-            if client is None:
+            arena = self._lend()
+            if arena is None:
                 self._views = views = [memoryview(message) for message in self._messages()]
             else:
-                watch = _Watch()
-                arena = watch.over(client)
                 views = view_list(arena, self._items, self._count)
-                if self._is_settled():
+                if self._arena is not arena:  # a signal's handler has closed the client since
                     return self.views()
-                # In this order: a signal that comes between leaves nothing that is not taken back.
-                if self._loans is not None:
-                    self._loans.append(self)
-                self._watch, self._arena = watch, arena
                 self._views = views
-                self._client = None
-        return views  # not looked up again, as a handler may have closed the client since
+        return views  # not looked up again, for the same reason
+
+    def frames(self) -> memoryview:
+        """All messages as frames, one behind the other, as a read-only memoryview of bytes.
+
+        That is what docs/protocol.md has in "Framed messages", without fragments: what
+        `Server.publish_frames` takes. With `delivery="shared"` it is the log itself, not copied if
+        asked for before the messages are looked at otherwise. It is lent as views of a shared log
+        are: see `views`. In all other cases it is one copy, made at this call.
+
+        Raises:
+            Overwritten: they are gone already.
+        """
+        arena = self._lend() if self._loans is not None else None
+        if arena is not None:
+            view = frame_view(arena, self._items, self._count)
+            if self._arena is not arena:
+                return self.frames()
+            self._lent.append(view)
+            return view
+        copy = self._copied(lambda: frame_bytes(self._items, self._count, self.first_id))
+        return memoryview(copy or gather(self._messages()).frames(self.first_id))
+
+    def _lend(self) -> Arena | None:
+        """What holds the memory that they were received in; None: they are not there any more."""
+        client = self._client
+        if client is not None:
+            watch = _Watch()
+            arena = watch.over(client)
+            # In this order: a signal that comes between leaves nothing that is not taken back.
+            if self._loans is not None:
+                self._loans.append(self)
+            if self._client is None:  # its handler has closed the client
+                return self._lend()
+            self._watch, self._arena, self._client = watch, arena, None
+        return self._arena
 
     def _take_back(self) -> None:
         # Views of the log, but for those that something else was made of.
@@ -184,10 +227,11 @@ class Batch(Sequence[bytes]):
             return
         self._lost = not self.valid
         if self._loans is not None:
-            for view in self._views or ():
+            for view in (*(self._views or ()), *self._lent):
                 with suppress(BufferError):
                     view.release()
         self._views = self._arena = None
+        self._lent = []
 
     def release(self) -> None:
         """Let go of the views; a `with` block does so at its end.

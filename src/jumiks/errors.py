@@ -117,15 +117,18 @@ class MessageTooLarge(JumiksError, ValueError):
     Args:
         size: the message's, bytes.
         limit: the server's `max_message`, bytes.
+        offset: where its frame begins in the buffer of a `publish_frames`, bytes; else None.
     """
 
-    def __init__(self, size: int, limit: int) -> None:
+    def __init__(self, size: int, limit: int, *, offset: int | None = None) -> None:
+        place = f", in the frame at offset {offset}," if offset is not None else ""
         super().__init__(
-            f"message of {size} bytes is larger than max_message, {limit} bytes: send it in parts, "
-            "or raise the server's max_message, which is at most a quarter of its log_size"
+            f"message of {size} bytes{place} is larger than max_message, {limit} bytes: send it in "
+            "parts, or raise the server's max_message, which is at most a quarter of its log_size"
         )
         self.size = size
         self.limit = limit
+        self.offset = offset
 
 
 class AckError(JumiksError, ValueError):
@@ -367,7 +370,7 @@ class ProtocolError(ConnectionEnded):
     """The other end broke the protocol, or is no jumiks at all (docs/protocol.md)."""
 
 
-# ---- arguments that C finds wrong; it calls these two ----
+# ---- arguments that C finds wrong; it calls these ----
 
 
 def no_message(found: object, position: int, scattered: bool) -> TypeError | BufferError:
@@ -389,6 +392,46 @@ def no_sequence(found: object) -> TypeError:
     """Make the error for what is no sequence of messages."""
     return TypeError(
         f"publish_many takes a sequence of messages, not {type(found)!r}: use publish for one"
+    )
+
+
+def no_frames(found: object, scattered: bool) -> TypeError | BufferError:
+    """Make the error for what is no buffer of frames; the arguments are those of `no_message`."""
+    if scattered:
+        return BufferError("the frames are not contiguous in memory: copy them with bytes()")
+    return TypeError(
+        f"publish_frames takes one buffer of frames, as Batch.frames() returns it, not "
+        f"{type(found)!r}: use publish_many for messages"
+    )
+
+
+FRAME_FAULTS: Final[dict[str, str]] = {
+    "short": "{found} bytes are left, and a frame begins with a header of 16 bytes",
+    "kind": "its kind is {found}, and only DATA, which is 1, can be published",
+    "flags": (
+        "its flags are {found}, and must be 0: a fragment (1) is part of a message, and only whole "
+        "messages can be published"
+    ),
+    "size": "its payload of {found} bytes, with the padding, goes beyond the end of the buffer",
+    "padding": (
+        "behind its payload of {found} bytes there must be zeros, up to a multiple of 8 bytes"
+    ),
+}
+"""What is wrong with a frame, for each code of `enum jmk_frame_fault` in csrc/jumiks.h."""
+
+
+def wrong_frame(fault: str, offset: int, found: int) -> ValueError:
+    """Make the error for a frame that cannot be published.
+
+    Args:
+        fault: a key of `FRAME_FAULTS`.
+        offset: where it begins in the buffer, bytes.
+        found: a figure, which the sentence names.
+    """
+    text = FRAME_FAULTS[fault].format(found=found)
+    return ValueError(
+        f'no frame at offset {offset} of the buffer: {text} (docs/protocol.md, "Framed messages"); '
+        "nothing was published"
     )
 
 

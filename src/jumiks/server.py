@@ -25,6 +25,7 @@ from ._native import (
     check,
     ffi,
     gather,
+    gather_frames,
     lib,
     nanoseconds,
     owned,
@@ -361,6 +362,31 @@ class Server(Closing):
         except TypeError:
             require_iterable(messages)
             raise
+        return self._publish_all(found, limit, timeout)
+
+    def publish_frames(self, frames: Buffer, timeout: float | None = None) -> range:
+        """Publish the messages of a buffer of frames, in one call into C; returns their packet ids.
+
+        The frames are as `Batch.frames` returns them and docs/protocol.md has them ("Framed
+        messages"): `DATA` frames with no flags, one behind the other, from the beginning to the end
+        of the buffer. Their ids do not matter: the messages get new ones, which have no holes. All
+        frames are checked before the first of them is published.
+
+        Args:
+            frames: a contiguous buffer; its messages are copied once, before this returns.
+            timeout: as for `publish`.
+
+        Raises:
+            ValueError: something in it is no such frame; the text has its offset. None was
+                published.
+            MessageTooLarge: one of the messages is; `offset` says where. None was published.
+            TypeError, BufferError: it is no contiguous buffer.
+            Timeout, Busy, Closed: as for `publish_many`.
+        """
+        limit = self._limit(timeout)
+        return self._publish_all(gather_frames(frames), limit, timeout)
+
+    def _publish_all(self, found: Gathered, limit: int, timeout: float | None) -> range:
         publisher = self._turns()
         if not found.count:
             next_id = self.stats().next_id
@@ -385,9 +411,8 @@ class Server(Closing):
         return outcome[0]
 
     def _too_large(self, found: Gathered) -> MessageTooLarge:
-        slices = ffi.cast("struct jmk_slice *", found.address)
-        size = max(slices[index].size for index in range(found.count))
-        return MessageTooLarge(size, self.max_message)
+        size, offset = found.largest
+        return MessageTooLarge(size, self.max_message, offset=offset)
 
     def _raise(
         self, code: int, timeout: float | None, account: bytes, published: int = 0, of: int = 0
@@ -703,7 +728,7 @@ class Wait:
             raise self._server._too_large(found)
         if code != lib.JMK_E_TIMEOUT:
             check(code, "server")
-        return int(ffi.cast("struct jmk_slice *", found.address)[done].size)
+        return found.size_of(done)
 
     def again(self, code: int, what: str, holder: Account, published: int = 0) -> None:
         """Return if a wait that gave `code` should go on, which is so after a signal."""

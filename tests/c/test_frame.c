@@ -181,6 +181,83 @@ static void goodbyes_go_both_ways(void) {
     CHECK(jmk_bye_decode(wanted + JMK_FRAME_HEADER, JMK_BYE_SIZE, &out));
 }
 
+/* ---- frames of a user ---- */
+
+static size_t put(uint8_t *at, const struct jmk_header *header) {
+    size_t whole = (size_t)jmk_frame_length(header->size);
+
+    jmk_frame_encode(at, header);
+    memset(at + JMK_FRAME_HEADER, 'x', header->size);
+    memset(at + JMK_FRAME_HEADER + header->size, 0, whole - JMK_FRAME_HEADER - header->size);
+    return whole;
+}
+
+static void frames_are_taken_one_after_the_other(void) {
+    uint8_t frames[256], again[256];
+    struct jmk_slice items[MOST];
+    size_t length = 0, offset = 0, count = 0;
+    uint64_t found;
+
+    for (uint32_t size = 0; size <= 8; size++)
+        length += put(frames + length, &(struct jmk_header){size, JMK_KIND_DATA, 0, 70 + size});
+    while (offset < length)
+        CHECK_EQUAL(jmk_frame_take(frames, length, &offset, &items[count++], &found), 0);
+    CHECK_EQUAL(count, 9);
+    for (uint32_t size = 0; size <= 8; size++)
+        CHECK_EQUAL(items[size].size, size);
+    CHECK_EQUAL(jmk_frames_length(items, count), length);
+    memset(again, 0xff, sizeof again);
+    jmk_frames_encode(again, items, count, 70);
+    CHECK(memcmp(again, frames, length) == 0);
+    CHECK_EQUAL(again[length], 0xff);
+}
+
+static void what_is_wrong_with_a_frame_is_said_and_nothing_of_it_taken(void) {
+    static const struct {
+        struct jmk_header header;
+        uint8_t last; /* of its bytes */
+        size_t cut;   /* of them, at the end */
+        uint64_t found;
+        int fault;
+    } wrongs[] = {
+        {{3, JMK_KIND_DATA, 0, 1}, 0, 0, 3, 0},
+        {{3, JMK_KIND_DATA, 0, 1}, 1, 0, 3, JMK_FRAME_PADDING},
+        {{3, JMK_KIND_DATA, 0, 1}, 0, 1, 3, JMK_FRAME_SIZE},
+        {{3, JMK_KIND_DATA, 0, 1}, 0, 9, 15, JMK_FRAME_SHORT},
+        {{3, JMK_KIND_BYE, 0, 1}, 0, 0, JMK_KIND_BYE, JMK_FRAME_KIND},
+        {{3, JMK_KIND_DATA | JMK_KIND_CRITICAL, 0, 1}, 0, 0, 0x8001, JMK_FRAME_KIND},
+        {{9, JMK_KIND_DATA, JMK_FLAG_FRAGMENT, 1}, 0, 0, 1, JMK_FRAME_FLAGS},
+        {{3, JMK_KIND_DATA, 0x8000, 1}, 0, 0, 0x8000, JMK_FRAME_FLAGS},
+        {{0, JMK_KIND_DATA, 0, 1}, 0, 16, 0, JMK_FRAME_SHORT},
+    };
+
+    for (size_t i = 0; i < sizeof wrongs / sizeof *wrongs; i++) {
+        uint8_t frame[64], *copy;
+        size_t length = put(frame, &wrongs[i].header) - wrongs[i].cut, offset = 0;
+        struct jmk_slice item;
+        uint64_t found;
+
+        if (length)
+            frame[length - 1] = wrongs[i].last;
+        copy = cut(frame, length);
+        CHECK_EQUAL(jmk_frame_take(copy, length, &offset, &item, &found), wrongs[i].fault);
+        CHECK_EQUAL(found, wrongs[i].found);
+        CHECK_EQUAL(offset, wrongs[i].fault ? 0 : length);
+        free(copy);
+    }
+}
+
+static void a_frame_longer_than_any_buffer_is_not_taken(void) {
+    uint8_t frame[32];
+    struct jmk_slice item;
+    size_t offset = 0;
+    uint64_t found;
+
+    jmk_frame_encode(frame, &(struct jmk_header){UINT32_MAX, JMK_KIND_DATA, 0, 1});
+    CHECK_EQUAL(jmk_frame_take(frame, sizeof frame, &offset, &item, &found), JMK_FRAME_SIZE);
+    CHECK_EQUAL(found, UINT32_MAX);
+}
+
 int main(void) {
     headers_go_both_ways();
     a_frame_that_is_cut_does_not_fit();
@@ -188,5 +265,8 @@ int main(void) {
     fragments_go_both_ways();
     fragments_whose_figures_contradict_each_other_are_seen();
     goodbyes_go_both_ways();
+    frames_are_taken_one_after_the_other();
+    what_is_wrong_with_a_frame_is_said_and_nothing_of_it_taken();
+    a_frame_longer_than_any_buffer_is_not_taken();
     return 0;
 }

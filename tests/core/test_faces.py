@@ -38,7 +38,12 @@ def test_a_face_uses_no_private_name_of_others(path: Path) -> None:
     [
         # To look for a message before sleeping would keep the event loop from all others.
         (Client, AsyncClient, set(), {"spin"}),
-        (Server, AsyncServer, {"publish_wait", "publish_many_wait"}, set()),
+        (
+            Server,
+            AsyncServer,
+            {"publish_wait", "publish_many_wait", "publish_frames_wait"},
+            set(),
+        ),
     ],
 )
 def test_the_twins_have_the_same_methods_and_arguments_in_the_same_order(

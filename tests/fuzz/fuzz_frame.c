@@ -2,7 +2,7 @@
 /*
  * Frames, fragments and BYE out of any bytes
  *
- * The input is one packet. Each figure that is decoded is held against one that is read here byte by
+ * The input is one packet, and a buffer of frames to publish. Each figure that is decoded is held against one that is read here byte by
  * byte, and what was decoded must encode to the bytes it came from.
  */
 #include "common/frame.h"
@@ -73,9 +73,50 @@ static uint64_t length_of(const uint8_t *data, size_t left) {
     return size + JMK_FRAME_HEADER <= left ? size + JMK_FRAME_HEADER : 0;
 }
 
+/* What is wrong with a frame that a user publishes, by the protocol's words; 0: nothing. */
+static int wrong_in(const uint8_t *data, size_t left) {
+    uint64_t whole = length_of(data, left), size;
+
+    if (left < JMK_FRAME_HEADER)
+        return JMK_FRAME_SHORT;
+    if (number_at(data + 4, 2) != JMK_KIND_DATA)
+        return JMK_FRAME_KIND;
+    if (number_at(data + 6, 2))
+        return JMK_FRAME_FLAGS;
+    if (!whole)
+        return JMK_FRAME_SIZE;
+    size = number_at(data, 4);
+    return number_at(data + JMK_FRAME_HEADER + size, whole - JMK_FRAME_HEADER - size)
+               ? JMK_FRAME_PADDING
+               : 0;
+}
+
+/* As a buffer of frames to publish: what is taken of it encodes to the same bytes. */
+static void check_taking(const uint8_t *data, size_t size) {
+    size_t offset = 0, before = 0;
+    struct jmk_slice message;
+    uint64_t found;
+    int fault = 0;
+
+    for (; offset < size && !fault; before = offset) {
+        uint8_t again[512 + JMK_FRAME_HEADER];
+
+        fault = jmk_frame_take(data, size, &offset, &message, &found);
+        CHECK_EQUAL(fault, wrong_in(data + before, size - before));
+        if (fault) {
+            CHECK_EQUAL(offset, before);
+        } else if (offset - before <= sizeof again) {
+            CHECK_EQUAL(jmk_frames_length(&message, 1), offset - before);
+            jmk_frames_encode(again, &message, 1, number_at(data + before + 8, 8));
+            CHECK(memcmp(again, data + before, offset - before) == 0);
+        }
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     size_t length;
 
+    check_taking(data, size);
     do {
         struct jmk_header header;
 

@@ -12,7 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final, Literal
 
 from .._loops import Loop
-from .._native import Reservation, check_callback, gather, lib, nanoseconds
+from .._native import Gathered, Reservation, check_callback, gather, gather_frames, lib, nanoseconds
 from .._options import (
     HANDSHAKE_TIMEOUT,
     LOG_SIZE,
@@ -161,6 +161,22 @@ class AsyncServer(Twin[Server]):
             raise Timeout("a publish_many_wait is under way: await this one instead")
         return server.publish_many(messages, 0)
 
+    def publish_frames(self, frames: Buffer) -> range:
+        """Publish the messages of a buffer of frames at once; see `Server.publish_frames`.
+
+        Args:
+            frames: a contiguous buffer; looked at once, before its first message is published.
+
+        Raises:
+            Timeout: as for `publish_many`.
+            ValueError, TypeError, BufferError, MessageTooLarge, Busy, Closed: as for
+                `Server.publish_frames`.
+        """
+        server = self._open()
+        if self._in_batch:
+            raise Timeout("a publish_many_wait is under way: await publish_frames_wait instead")
+        return server.publish_frames(frames, 0)
+
     async def publish_wait(self, data: Buffer, timeout: float | None = None) -> int:
         """Publish one message as soon as the lag policy lets it; returns its packet id.
 
@@ -200,6 +216,22 @@ class AsyncServer(Twin[Server]):
         except TypeError:
             require_iterable(messages)
             raise
+        return await self._publish_all(server, found, timeout)
+
+    async def publish_frames_wait(self, frames: Buffer, timeout: float | None = None) -> range:
+        """Publish the messages of a buffer of frames as the lag policy lets them.
+
+        Args:
+            frames: as for `Server.publish_frames`; it must not change before this is through.
+            timeout: seconds for all; None is no limit.
+
+        Raises:
+            Those of `Server.publish_frames`. If this is cancelled, the first ones were published.
+        """
+        server = self._open()
+        return await self._publish_all(server, gather_frames(frames), timeout)
+
+    async def _publish_all(self, server: Server, found: Gathered, timeout: float | None) -> range:
         wait = Wait(server, timeout, of=found.count)
         wait.check_open()
         while self._in_batch:

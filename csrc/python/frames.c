@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Messages as frames: taken from a user's buffer, and copied into bytes. */
+#include "python/objects.h"
+
+#define LEAST_ROOM 64
+
+static void raise_fault(int fault, size_t offset, uint64_t found) {
+    static const char *const names[JMK_FRAME_LAST] = {
+        [JMK_FRAME_SHORT] = "short", [JMK_FRAME_KIND] = "kind",       [JMK_FRAME_FLAGS] = "flags",
+        [JMK_FRAME_SIZE] = "size",   [JMK_FRAME_PADDING] = "padding",
+    };
+
+    jmk_raise_made("wrong_frame", Py_BuildValue("snK", names[fault], (Py_ssize_t)offset,
+                                                (unsigned long long)found));
+}
+
+static int grow(struct jmk_gathered *self, size_t *room) {
+    size_t wanted = *room ? 2 * *room : LEAST_ROOM;
+    void *slices = PyMem_Realloc(self->slices, wanted * sizeof *self->slices);
+
+    if (!slices) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    self->slices = slices;
+    *room = wanted;
+    return 0;
+}
+
+static int take_frames(struct jmk_gathered *self) {
+    const Py_buffer *view = self->views;
+    size_t offset = 0, room = 0;
+
+    while (offset < (size_t)view->len) {
+        uint64_t found;
+        int fault;
+
+        if ((size_t)self->count == room && grow(self, &room) < 0)
+            return -1;
+        fault = jmk_frame_take(view->buf, (size_t)view->len, &offset, &self->slices[self->count],
+                               &found);
+        if (fault) {
+            raise_fault(fault, offset, found);
+            return -1;
+        }
+        self->count++;
+    }
+    return 0;
+}
+
+PyObject *jmk_gather_frames(PyObject *module, PyObject *buffer) {
+    struct jmk_types *types = PyModule_GetState(module);
+    struct jmk_gathered *self = (struct jmk_gathered *)PyType_GenericAlloc(types->gathered, 0);
+
+    if (!self)
+        return NULL;
+    self->views = PyMem_Calloc(1, sizeof *self->views);
+    if (!self->views) {
+        PyErr_NoMemory();
+    } else if (PyObject_GetBuffer(buffer, self->views, PyBUF_SIMPLE) == 0) {
+        self->view_count = 1;
+        if (take_frames(self) == 0)
+            return (PyObject *)self;
+    } else if (PyErr_ExceptionMatches(PyExc_TypeError) ||
+               PyErr_ExceptionMatches(PyExc_BufferError)) {
+        bool scattered = PyErr_ExceptionMatches(PyExc_BufferError);
+
+        PyErr_Clear();
+        jmk_raise_made("no_frames", Py_BuildValue("OO", buffer, scattered ? Py_True : Py_False));
+    }
+    Py_DECREF(self);
+    return NULL;
+}
+
+PyObject *jmk_frame_bytes(const struct jmk_slice *items, Py_ssize_t count, uint64_t first_id) {
+    uint64_t length = jmk_frames_length(items, (size_t)count);
+    PyObject *bytes;
+
+    if (length > PY_SSIZE_T_MAX)
+        return PyErr_NoMemory();
+    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (bytes)
+        jmk_frames_encode(PyBytes_AsString(bytes), items, (size_t)count, first_id);
+    return bytes;
+}
