@@ -17,6 +17,7 @@
 #include <sys/time.h>
 
 #include "common/os.h"
+#include "common/point.h"
 
 #define LONGEST_WAIT 1 /* s; then we see whether the server lives, and the user handles signals */
 #define GRACE (JMK_SECOND / 200) /* for what is there already, behind the deadline */
@@ -72,7 +73,7 @@ void jmk_connection_end_stream(struct jmk_client *client) {
 /* ---- waiting ---- */
 
 int jmk_connection_limit_reads(int fd) {
-    struct timeval limit = {.tv_sec = LONGEST_WAIT};
+    struct timeval limit = {.tv_sec = JMK_POLLS ? LONGEST_WAIT : 0};
 
     return setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0 ? -errno : 0;
 }
@@ -110,7 +111,7 @@ int jmk_connection_wait(struct jmk_client *client, int64_t deadline, short event
     struct pollfd polled[2] = {{.fd = client->fd, .events = events},
                                {.fd = client->server_fd, .events = POLLIN}};
     int64_t left = deadline == INT64_MAX ? INT64_MAX : deadline - jmk_now();
-    bool long_wait = left > LONGEST_WAIT * JMK_SECOND;
+    bool long_wait = JMK_POLLS && left > LONGEST_WAIT * JMK_SECOND;
     struct timespec limit = {.tv_sec = LONGEST_WAIT};
     int count;
 

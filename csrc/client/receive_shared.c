@@ -573,6 +573,7 @@ static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t de
     full = answer_if_due(client, reader->id - 1) != 0;
     if (client->config.spin > 0 && spin(client, deadline))
         return 0;
+    JMK_POINT(JMK_AT_EMPTY);
     atomic_store(&reader->cursor->sleeping, ++reader->sleep);
     JMK_POINT(JMK_AT_SLEEP);
     if (has_news(client))

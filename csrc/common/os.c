@@ -22,6 +22,7 @@
 
 #ifdef JMK_POINTS
 void (*jmk_at_point)(enum jmk_point point);
+bool jmk_no_polls;
 #endif
 
 atomic_bool jmk_no_sendmmsg, jmk_no_recvmmsg;

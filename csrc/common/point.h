@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Points between two stores that another process may see; nothing unless built with JMK_POINTS. */
+/* Points between two steps that others may see; nothing unless built with JMK_POINTS. */
 #ifndef JMK_POINT_H
 #define JMK_POINT_H
+
+#include <stdbool.h>
 
 enum jmk_point {
     JMK_AT_OPEN,      /* a frame is to be written, nothing was given up yet */
@@ -21,11 +23,20 @@ enum jmk_point {
     JMK_AT_GONE,      /* it is */
     JMK_AT_PARKED,    /* the thread says that it parks, and has not looked since */
     JMK_AT_UNLOCKED,  /* pump_lock was given back, nobody has looked since */
+    JMK_AT_UNPARKED,  /* it says that it does not */
+    JMK_AT_PUMPED,    /* it is said how far all were offered the log */
+    JMK_AT_KICK,      /* a publisher found the thread parked, and has not taken the lock */
+    JMK_AT_WAITS,     /* a waiter noted the word progress, and has not looked since */
+    JMK_AT_CONTENDED, /* it missed the lock and said so, and has not tried again */
+    JMK_AT_PROGRESS,  /* the word progress was raised, nobody was woken */
+    JMK_AT_CLOSING,   /* the server closes, and nobody was told */
+    JMK_AT_ASKS,      /* a publisher is about to say what it waits for */
     JMK_AT_WANTED,    /* a publisher said what it waits for, and has not looked since */
     JMK_AT_ACK,       /* client: a message was handled, its ack is not stored */
     JMK_AT_ACKED,     /* client: it is */
     JMK_AT_TOLD,      /* client: an ack that was asked for was sent */
     JMK_AT_ANSWERED,  /* client: the answer to being told to skip was sent */
+    JMK_AT_EMPTY,     /* client: it found nothing to read, and is about to sleep */
     JMK_AT_SLEEP,     /* client: it says that it sleeps, and has not looked since */
     JMK_AT_AWAKE,     /* client: it says that it does not */
     JMK_POINT_COUNT
@@ -39,8 +50,13 @@ extern void (*jmk_at_point)(enum jmk_point point);
         if (jmk_at_point)                                                                          \
             jmk_at_point(point);                                                                   \
     } while (0)
+
+/* Set by a test: no wait looks again by itself after a moment, so it hangs if nobody wakes it. */
+extern bool jmk_no_polls;
+#define JMK_POLLS (!jmk_no_polls)
 #else
 #define JMK_POINT(point) ((void)0)
+#define JMK_POLLS true
 #endif
 
 #endif

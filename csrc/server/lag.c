@@ -32,6 +32,7 @@
 #include <errno.h>
 
 #include "common/os.h"
+#include "common/point.h"
 #include "server/admit.h"
 #include "server/ends.h"
 #include "server/pump.h"
@@ -325,6 +326,7 @@ static int try_room(struct jmk_server *server, size_t size, bool last, int64_t *
         return WAIT;
     if (!jmk_server_try_lock(server)) {
         atomic_store(&server->contended, 1);
+        JMK_POINT(JMK_AT_CONTENDED);
         if (last)
             jmk_server_lock(server);
         else if (!jmk_server_try_lock(server))
@@ -357,11 +359,13 @@ static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, 
 
     if (now >= deadline)
         return JMK_E_TIMEOUT;
-    if (*pause > LONGEST_PAUSE)
-        return -EINTR;
-    if (now + *pause < check_at)
-        check_at = now + *pause;
-    *pause *= 2;
+    if (JMK_POLLS) {
+        if (*pause > LONGEST_PAUSE)
+            return -EINTR;
+        if (now + *pause < check_at)
+            check_at = now + *pause;
+        *pause *= 2;
+    }
     return jmk_futex_wait(&server->progress, seen, check_at < deadline ? check_at : deadline);
 }
 
@@ -379,6 +383,7 @@ int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
         unsigned seen = atomic_load(&server->progress);
         int64_t check_at = INT64_MAX;
 
+        JMK_POINT(JMK_AT_WAITS);
         if (atomic_load(&server->closing))
             error = JMK_E_CLOSED;
         else if (try_room(server, size, jmk_now() >= deadline, &check_at, holder) == READY)
@@ -420,6 +425,7 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
         unsigned seen = atomic_load(&server->progress);
         struct jmk_session *session;
 
+        JMK_POINT(JMK_AT_WAITS);
         if (atomic_load(&server->closing)) {
             error = JMK_E_CLOSED;
             break;

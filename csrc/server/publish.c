@@ -6,6 +6,7 @@
  * lag.c.
  */
 #include "common/os.h"
+#include "common/point.h"
 #include "server/pump.h"
 
 #define STRIDE_MESSAGES 4096 /* a batch lets go of the lock at least this often */
@@ -64,6 +65,7 @@ void jmk_server_kick(jmk_server *server) {
 
     if (!atomic_load(&server->parked))
         return;
+    JMK_POINT(JMK_AT_KICK);
     now = jmk_now();
     before = atomic_exchange_explicit(&server->last_inline, now, memory_order_relaxed);
     if (now - before < INLINE_PAUSE) {

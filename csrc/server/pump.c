@@ -60,6 +60,7 @@ bool jmk_pump_send(struct jmk_server *server) {
             done = false;
     }
     atomic_store(&server->pumped, done ? supply.end.offset : JMK_UNDONE);
+    JMK_POINT(JMK_AT_PUMPED);
     return done;
 }
 
@@ -187,6 +188,7 @@ void jmk_pump_round(struct jmk_server *server) {
 bool jmk_pump_request_ack(struct jmk_server *server, struct jmk_session *session, uint64_t id) {
     if (!session->page || atomic_load(&session->page->wanted) == id)
         return false;
+    JMK_POINT(JMK_AT_ASKS);
     atomic_store(&session->page->wanted, id);
     session->idle_acks -= session->idle_acks > 0; /* its page may tell as much as the answer */
     JMK_POINT(JMK_AT_WANTED);
@@ -205,6 +207,7 @@ static int park(struct jmk_server *server, struct epoll_event *events, int timeo
         timeout = 0;
     count = epoll_wait(server->epoll_fd, events, EVENTS, timeout);
     atomic_store(&server->parked, 0);
+    JMK_POINT(JMK_AT_UNPARKED);
     return count;
 }
 

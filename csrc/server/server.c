@@ -12,6 +12,7 @@
 #include <sys/eventfd.h>
 
 #include "common/os.h"
+#include "common/point.h"
 #include "server/ends.h"
 #include "server/pump.h"
 
@@ -157,6 +158,7 @@ int jmk_server_close(jmk_server *server, int64_t linger) {
     pthread_mutex_lock(&server->log_lock);
     atomic_store(&server->closing, 1);
     pthread_mutex_unlock(&server->log_lock);
+    JMK_POINT(JMK_AT_CLOSING);
     jmk_server_wake(server);
     jmk_server_progress(server);
     return 0;
@@ -172,6 +174,7 @@ int jmk_server_join(jmk_server *server, int64_t timeout) {
     while (!error) {
         unsigned seen = atomic_load(&server->progress);
 
+        JMK_POINT(JMK_AT_WAITS);
         if (atomic_load(&server->finished))
             break;
         error = jmk_now() >= deadline ? JMK_E_TIMEOUT

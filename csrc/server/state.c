@@ -22,6 +22,7 @@ int jmk_server_usable(const struct jmk_server *server) {
 
 void jmk_server_progress(struct jmk_server *server) {
     atomic_fetch_add(&server->progress, 1);
+    JMK_POINT(JMK_AT_PROGRESS);
     if (atomic_load(&server->waiters))
         jmk_futex_wake_all(&server->progress);
 }

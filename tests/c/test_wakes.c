@@ -1,0 +1,798 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Each wake-up by itself
+ *
+ * A scenario of the table puts one waiter to sleep, or stops it at a point on its way there; does what has
+ * to wake it, and nothing else that could; and looks at what it found. waiters.h has who waits, and what
+ * becomes of one that nobody wakes.
+ */
+#include "waiters.h"
+
+/* ---- publishers ---- */
+
+static void end_of_a_reservation(bool commit) {
+    struct waiter waiter = {.wait = ROOM};
+    void *where;
+    uint64_t id;
+
+    make_server(JMK_BLOCK, 0, -1);
+    CHECK_EQUAL(jmk_server_reserve(server, SIZE, &where), 0);
+    memset(where, 0, SIZE);
+    start(&waiter);
+    CHECK_EQUAL(commit ? jmk_server_commit(server, &id) : jmk_server_discard(server), 0);
+    wakes(&waiter, 0);
+}
+
+static void a_commit(uint32_t mode) {
+    (void)mode;
+    end_of_a_reservation(true);
+}
+
+static void a_discard(uint32_t mode) {
+    (void)mode;
+    end_of_a_reservation(false);
+}
+
+/* The batch keeps the turn as it does not fit; once it is given up, the other finds no room and waits. */
+static void a_batch_that_is_given_up(uint32_t mode) {
+    struct jmk_slice slices[4] = {{"1", 1}, {"2", 1}, {"3", 1}, {"4", 1}};
+    struct waiter waiter = {.wait = ROOM};
+    struct peer peer;
+    uint64_t first;
+    size_t done = 0;
+
+    make_server(JMK_BLOCK, 2, -1);
+    peer = join(mode);
+    CHECK_EQUAL(jmk_server_append_many(server, slices, 4, &done, &first), JMK_E_FULL);
+    start(&waiter);
+    jmk_server_yield(server);
+    await_sleeps(2);
+    receive_to(&peer, first + 1);
+    ack(&peer, first + 1);
+    wakes(&waiter, 0);
+    leave(&peer);
+}
+
+static void an_ack_that_makes_room(uint32_t mode) {
+    struct waiter waiter = {.wait = ROOM};
+    struct peer peer;
+    uint64_t id;
+
+    make_server(JMK_BLOCK, 2, -1);
+    peer = join(mode);
+    id = publish(SIZE, 2);
+    start(&waiter);
+    receive_to(&peer, id);
+    ack(&peer, id - 1);
+    wakes(&waiter, 0);
+    leave(&peer);
+}
+
+/* Then it changes neither what may enter the log nor what has to stay. */
+static void an_ack_of_the_fastest(uint32_t mode) {
+    struct waiter waiter = {.wait = ROOM};
+    struct peer slow, fast;
+    uint64_t id;
+
+    make_server(JMK_DISCONNECT, 4, -1);
+    slow = join(mode);
+    fast = join(mode);
+    id = publish(SIZE, 4);
+    receive_to(&fast, id);
+    start(&waiter);
+    ack(&fast, id);
+    wakes(&waiter, 0);
+    await_event(JMK_EVENT_GONE);
+    leave(&fast);
+    leave(&slow);
+}
+
+static void a_client_that_leaves(uint32_t mode) {
+    struct waiter waiter = {.wait = ROOM};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 1, -1);
+    peer = join(mode);
+    publish(SIZE, 1);
+    start(&waiter);
+    leave(&peer);
+    wakes(&waiter, 0);
+    await_event(JMK_EVENT_GONE);
+}
+
+static void a_client_that_is_sent_away(uint32_t mode) {
+    struct waiter waiter = {.wait = ROOM};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 1, -1);
+    peer = join(mode);
+    publish(SIZE, 1);
+    start(&waiter);
+    CHECK_EQUAL(jmk_server_disconnect(server, peer.key, JMK_R_KICKED), 0);
+    wakes(&waiter, 0);
+    leave(&peer);
+}
+
+/* A publisher may only try to take the lock. Here it misses it, and there is room by then. */
+static void the_holder_of_the_lock(uint32_t mode) {
+    struct waiter waiter = {.wait = ROOM};
+
+    (void)mode;
+    make_server(JMK_BLOCK, 0, -1);
+    await_parked();
+    jmk_server_lock(server);
+    start(&waiter);
+    jmk_server_unlock(server);
+    wakes(&waiter, 0);
+}
+
+/* It gives the lock back, and looks whether somebody missed it, before the publisher says so. */
+static void the_holder_of_the_lock_a_moment_before(uint32_t mode) {
+    struct waiter waiter = {.wait = ROOM};
+
+    (void)mode;
+    make_server(JMK_BLOCK, 0, -1);
+    await_parked();
+    jmk_server_lock(server);
+    start_and_stop(&waiter, JMK_POINT_COUNT);
+    jmk_server_unlock(server);
+    go();
+    wakes(&waiter, 0);
+}
+
+/* ---- waits for acks, and for the end ---- */
+
+/* The client has looked what is asked of it by then, so the server has to look again itself. */
+static void an_ack_just_before_it_is_asked_for(enum wait wait, uint32_t mode) {
+    struct waiter waiter = {.wait = wait};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 1, -1);
+    peer = join(mode);
+    waiter.id = publish(SIZE, 1);
+    receive_to(&peer, waiter.id);
+    await_parked();
+    start_and_stop(&waiter, JMK_AT_ASKS);
+    ack(&peer, waiter.id);
+    go();
+    wakes(&waiter, 0);
+    leave(&peer);
+}
+
+static void an_ack_just_before_it_is_awaited(uint32_t mode) {
+    an_ack_just_before_it_is_asked_for(ROOM, mode);
+    jmk_server_free(server);
+    an_ack_just_before_it_is_asked_for(ACKED, mode);
+}
+
+/* A wait begins with a look at the word progress, so that what happens behind that look ends it. */
+static void an_ack_just_before_a_look(uint32_t mode) {
+    struct waiter waiter = {.wait = ACKED};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 1, -1);
+    peer = join(mode);
+    waiter.id = publish(SIZE, 1);
+    receive_to(&peer, waiter.id);
+    start_and_stop(&waiter, JMK_AT_WAITS);
+    ack(&peer, waiter.id);
+    go();
+    wakes(&waiter, 0);
+    leave(&peer);
+}
+
+static void an_ack_that_is_awaited(uint32_t mode) {
+    struct waiter waiter = {.wait = ACKED};
+    struct peer slow, fast;
+
+    make_server(JMK_BLOCK, 0, -1);
+    slow = join(mode);
+    fast = join(mode);
+    waiter.id = publish(SIZE, 3);
+    receive_to(&fast, waiter.id);
+    receive_to(&slow, waiter.id);
+    ack(&fast, waiter.id);
+    start(&waiter);
+    ack(&slow, waiter.id);
+    wakes(&waiter, 0);
+    leave(&slow);
+    leave(&fast);
+}
+
+/* Nobody waits for it, so nothing told of it. */
+static void an_ack_counts_in_figures(uint32_t mode) {
+    struct jmk_account account;
+    struct peer peer;
+    size_t count;
+    uint64_t id;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(mode);
+    id = publish_slowly(SIZE, 20);
+    receive_to(&peer, id);
+    ack(&peer, id);
+    CHECK_EQUAL(jmk_server_accounts(server, &account, 1, &count), 0);
+    CHECK_EQUAL(account.acked_id, id);
+    leave(&peer);
+}
+
+/* In a slow stream the thread does not wake for acks; somebody who waits for one changes that. */
+static void an_ack_that_is_ignored_until_then(uint32_t mode) {
+    struct waiter waiter = {.wait = ACKED};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(mode);
+    waiter.id = publish_slowly(SIZE, 20);
+    receive_to(&peer, waiter.id);
+    start(&waiter);
+    ack(&peer, waiter.id);
+    wakes(&waiter, 0);
+    leave(&peer);
+}
+
+/* It is skipped while another is half way, and acks part of what it got: it skips on, and needs nothing. */
+static struct peer skip_one(uint32_t mode, struct peer *fast, uint64_t *id) {
+    struct peer slow;
+
+    make_server(JMK_SKIP, 2, 0);
+    slow = join(mode);
+    *fast = join(mode);
+    *id = publish(SIZE, 2);
+    receive_to(&slow, *id);
+    receive_to(fast, *id);
+    ack(fast, *id);
+    for (uint64_t next = *id + 1; next < *id + 3; next++) {
+        struct jmk_account holder;
+        CHECK_EQUAL(jmk_server_wait_room(server, SIZE, -1, &holder), 0);
+        CHECK_EQUAL(publish(SIZE, 1), next);
+        receive_to(fast, next);
+        ack(fast, next);
+    }
+    return slow;
+}
+
+static void an_ack_of_one_that_skips(uint32_t mode) {
+    struct waiter waiter = {.wait = ACKED};
+    struct peer slow, fast;
+    uint64_t id;
+
+    slow = skip_one(mode, &fast, &id);
+    waiter.id = id - 1;
+    start(&waiter);
+    ack(&slow, id - 1);
+    wakes(&waiter, 0);
+    leave(&slow);
+    leave(&fast);
+}
+
+static void the_end_of_one_that_skips(uint32_t mode) {
+    struct waiter waiter = {.wait = ACKED};
+    struct peer slow, fast;
+
+    slow = skip_one(mode, &fast, &waiter.id);
+    start(&waiter);
+    leave(&slow);
+    wakes(&waiter, 0);
+    leave(&fast);
+}
+
+/* It lingers, as a welcome is still to come: only the word of the close itself can wake the others. */
+static void a_close(enum wait wait, int result) {
+    struct waiter waiter = {.wait = wait};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 1, -1);
+    peer = attach(JMK_FRAMED, false, false);
+    waiter.id = publish(SIZE, 1);
+    start(&waiter);
+    CHECK_EQUAL(jmk_server_close(server, FAR_OFF), 0);
+    if (wait == END)
+        jmk_server_release(server, peer.key);
+    wakes(&waiter, result);
+    leave(&peer);
+}
+
+static void a_close_of_one_that_waits_for_room(uint32_t mode) {
+    (void)mode;
+    a_close(ROOM, JMK_E_CLOSED);
+}
+
+static void a_close_of_one_that_waits_for_acks(uint32_t mode) {
+    (void)mode;
+    a_close(ACKED, JMK_E_CLOSED);
+}
+
+static void a_close_of_one_that_waits_for_the_end(uint32_t mode) {
+    (void)mode;
+    a_close(END, 0);
+}
+
+/* The control plane may wait for it too. */
+static void the_end_is_told(uint32_t mode) {
+    struct pollfd polled = {.events = POLLIN};
+
+    (void)mode;
+    make_server(JMK_BLOCK, 1, -1);
+    await_parked();
+    polled.fd = jmk_server_event_fd(server);
+    CHECK_EQUAL(jmk_server_close(server, FAR_OFF), 0);
+    CHECK_EQUAL(poll(&polled, 1, SOON), 1);
+    CHECK_EQUAL(jmk_server_join(server, -1), 0);
+}
+
+/* Its term begins with its welcome, and here is over then. */
+static void a_welcome_to_one_at_its_limit(uint32_t mode) {
+    struct waiter waiter = {.wait = ROOM};
+    struct peer peer;
+
+    make_server(JMK_DISCONNECT, 1, 0);
+    peer = attach(mode, false, false);
+    publish(SIZE, 1);
+    start(&waiter);
+    CHECK_EQUAL(jmk_server_release(server, peer.key), 0);
+    wakes(&waiter, 0);
+    leave(&peer);
+}
+
+static void a_welcome_behind_a_message(uint32_t mode) {
+    struct waiter waiter = {.wait = MESSAGE};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = attach(mode, false, false);
+    publish(SIZE, 1);
+    await_parked();
+    waiter.peer = &peer;
+    if (mode != JMK_SHARED) /* that one finds it in the log, and does not sleep */
+        start(&waiter);
+    CHECK_EQUAL(jmk_server_release(server, peer.key), 0);
+    if (mode != JMK_SHARED)
+        wakes(&waiter, 0);
+    await_sent(&peer, JMK_FIRST_ID);
+    leave(&peer);
+}
+
+/* More than a client gets in one round: somebody has to make another. */
+static void a_welcome_behind_many_messages(uint32_t mode) {
+    struct peer peer;
+    uint64_t id;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = attach(mode, true, false);
+    id = publish(1, 300);
+    await_parked();
+    CHECK_EQUAL(jmk_server_release(server, peer.key), 0);
+    await_sent(&peer, id);
+    leave(&peer);
+}
+
+/* The end waits for the welcome of one that was attached, and would for as long as linger allows. */
+static void a_welcome_behind_a_close(uint32_t mode) {
+    struct waiter waiter = {.wait = END};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = attach(mode, false, false);
+    CHECK_EQUAL(jmk_server_close(server, FAR_OFF), 0);
+    await_parked();
+    start(&waiter);
+    jmk_server_release(server, peer.key);
+    if (mode == JMK_CLASSIC)
+        leave(&peer);
+    wakes(&waiter, 0);
+    if (mode != JMK_CLASSIC)
+        leave(&peer);
+}
+
+/* ---- the thread ---- */
+
+static void a_receive(uint32_t mode, bool fast, int others) {
+    struct waiter waiter = {.wait = MESSAGE};
+    struct peer peer, more[8];
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(mode);
+    for (int i = 0; i < others; i++)
+        more[i] = join(JMK_FRAMED);
+    waiter.peer = &peer;
+    start(&waiter);
+    await_parked();
+    if (fast) /* a publish right before this one: the thread sends, and has to be woken */
+        atomic_store(&server->last_inline, jmk_now() + FAR_OFF);
+    publish(SIZE, 1);
+    wakes(&waiter, 0);
+    for (int i = 0; i < others; i++)
+        leave(&more[i]);
+    leave(&peer);
+}
+
+static void a_publish(uint32_t mode) {
+    a_receive(mode, false, 0);
+}
+
+/* The client found nothing, and does not say yet that it sleeps: nobody will wake it for this. */
+static void a_publish_just_before_the_sleep(uint32_t mode) {
+    struct waiter waiter = {.wait = MESSAGE};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(mode);
+    waiter.peer = &peer;
+    start_and_stop(&waiter, JMK_AT_EMPTY);
+    publish(SIZE, 1);
+    await_sent(&peer, JMK_FIRST_ID);
+    go();
+    wakes(&waiter, 0);
+    leave(&peer);
+}
+
+/* Its user waits for the socket: before the first receive, and behind one that found nothing. */
+static void a_publish_to_one_that_polls(uint32_t mode) {
+    struct pollfd polled = {.events = POLLIN};
+    struct jmk_batch batch;
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(mode);
+    polled.fd = peer.fd;
+    for (int i = 0; i < 3; i++) {
+        uint64_t id = publish(SIZE, 1);
+        CHECK_EQUAL(poll(&polled, 1, SOON), 1);
+        receive_to(&peer, id);
+        CHECK_EQUAL(jmk_client_receive(peer.client, id, 0, &batch), JMK_E_TIMEOUT);
+        CHECK_EQUAL(poll(&polled, 1, 0), 0);
+    }
+    leave(&peer);
+}
+
+static void a_publish_in_a_fast_stream(uint32_t mode) {
+    a_receive(mode, true, 0);
+}
+
+static void a_publish_to_many(uint32_t mode) {
+    a_receive(mode, false, 8);
+}
+
+/* The publisher does not get the lock, and the thread does not look: the holder has to. */
+static void a_publish_while_others_hold_the_lock(uint32_t mode) {
+    struct waiter waiter = {.wait = MESSAGE};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(mode);
+    waiter.peer = &peer;
+    start(&waiter);
+    await_parked();
+    jmk_server_lock(server);
+    publish(SIZE, 1);
+    jmk_server_unlock(server);
+    wakes(&waiter, 0);
+    leave(&peer);
+}
+
+/* Fill the socket of a client that is played by hand; returns the last message that went in. */
+static uint64_t fill(const struct peer *peer, bool slowly) {
+    uint64_t sent = 0, before;
+
+    do {
+        before = sent;
+        if (slowly)
+            publish_slowly(LARGE, 1);
+        else
+            publish(LARGE, 1);
+        await_parked();
+        sent = account_of(peer).sent_id;
+    } while (sent != before);
+    return sent;
+}
+
+static void await_acked(const struct peer *peer, uint64_t id) {
+    while (account_of(peer).acked_id < id)
+        poll(NULL, 0, 1);
+}
+
+static char packet[1 << 18];
+
+static void take_one(const struct peer *peer) {
+    CHECK(recv(peer->fd, packet, sizeof packet, 0) > 0);
+}
+
+static void take_all(const struct peer *peer, uint64_t id) {
+    await_sent(peer, id);
+    while (recv(peer->fd, packet, sizeof packet, MSG_DONTWAIT) > 0)
+        ;
+}
+
+/* The kernel says that a socket is writable once most of it is free. An ack tells earlier. */
+static void an_ack_of_part_of_a_full_socket(uint32_t mode, bool slowly) {
+    uint64_t word = htole64(JMK_FIRST_ID), sent;
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = attach(mode, true, true);
+    if (slowly) {
+        take_all(&peer, publish_slowly(SIZE, 20));
+    }
+    sent = fill(&peer, slowly);
+    if (slowly)
+        publish_slowly(SIZE, 20);
+    take_one(&peer);
+    CHECK(send(peer.fd, &word, sizeof word, 0) == sizeof word);
+    await_sent(&peer, sent + 1);
+    leave(&peer);
+}
+
+static void an_ack_to_a_full_socket(uint32_t mode) {
+    an_ack_of_part_of_a_full_socket(mode, false);
+}
+
+static void an_ack_to_a_full_socket_in_a_slow_stream(uint32_t mode) {
+    an_ack_of_part_of_a_full_socket(mode, true);
+}
+
+static void a_socket_that_is_read(uint32_t mode) {
+    struct peer peer;
+    uint64_t sent;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = attach(mode, true, true);
+    sent = fill(&peer, false);
+    take_all(&peer, sent);
+    await_sent(&peer, sent + 1);
+    take_all(&peer, sent + 1);
+    await_parked();
+    CHECK(rounds_within(5) < 20);
+    leave(&peer);
+}
+
+/* It is far behind in a slow stream, in which acks are ignored, and acks when nobody publishes any more. */
+static void a_late_ack_of_many(uint32_t mode) {
+    struct peer peer;
+    uint64_t word;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = attach(mode, true, true);
+    word = htole64(publish_slowly(SIZE, 60));
+    for (int i = 0; i < 20; i++) {
+        await_parked();
+        jmk_server_lock(server);
+        CHECK(!server->acks_ignored);
+        jmk_server_unlock(server);
+        word = htole64(publish_slowly(SIZE, 1));
+    }
+    await_parked();
+    CHECK(send(peer.fd, &word, sizeof word, 0) == sizeof word);
+    await_acked(&peer, le64toh(word));
+    leave(&peer);
+}
+
+/* The stream became fast: the thread has to see to acks by itself again. */
+static void an_ack_after_a_fast_stream(uint32_t mode) {
+    struct peer peer;
+    uint64_t word;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = attach(mode, true, true);
+    publish_slowly(SIZE, 20);
+    atomic_store(&server->last_inline, jmk_now() + FAR_OFF);
+    word = htole64(publish(SIZE, 1));
+    await_sent(&peer, le64toh(word));
+    CHECK(send(peer.fd, &word, sizeof word, 0) == sizeof word);
+    await_acked(&peer, le64toh(word));
+    leave(&peer);
+}
+
+/* As many as get it muted, and some that wait meanwhile. */
+static void flood(const struct peer *peer) {
+    uint64_t word = htole64(JMK_FIRST_ID - 1);
+
+    for (int i = 0; i < 160; i++)
+        CHECK(send(peer->fd, &word, sizeof word, 0) == sizeof word);
+}
+
+/* Two send too much that tells nothing; what they send later is read after a moment all the same. */
+static void an_ack_behind_a_flood(uint32_t mode) {
+    uint64_t word = htole64(JMK_FIRST_ID);
+    struct peer peers[2];
+
+    make_server(JMK_BLOCK, 0, -1);
+    for (int i = 0; i < 2; i++)
+        peers[i] = attach(mode, true, true);
+    publish(SIZE, 1);
+    for (int i = 0; i < 2; i++) {
+        flood(&peers[i]);
+        CHECK(rounds_within(5) < 200);
+    }
+    await_parked();
+    for (int i = 0; i < 2; i++)
+        CHECK(send(peers[i].fd, &word, sizeof word, 0) == sizeof word);
+    for (int i = 0; i < 2; i++)
+        await_acked(&peers[i], JMK_FIRST_ID);
+    CHECK(rounds_within(5) < 20);
+    for (int i = 0; i < 2; i++)
+        leave(&peers[i]);
+}
+
+/* Publishers send, and take acks when they are many: the thread wakes for neither. */
+static void a_slow_stream_wakes_nobody(uint32_t mode) {
+    struct peer peer;
+    uint64_t before;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(mode);
+    publish_slowly(SIZE, 10);
+    before = atomic_load(&server->rounds);
+    for (int i = 0; i < 100; i++) {
+        uint64_t id = publish_slowly(SIZE, 1);
+        receive_to(&peer, id);
+        ack(&peer, id);
+    }
+    CHECK(atomic_load(&server->rounds) - before < 50);
+    leave(&peer);
+}
+
+/* The places of clients that do not close their ends are given up after a second, welcome or not. */
+static void a_goodbye_that_is_not_answered(uint32_t mode) {
+    struct peer peer, newcomer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = attach(mode, true, true);
+    newcomer = attach(mode, true, false);
+    await_parked();
+    CHECK_EQUAL(jmk_server_disconnect(server, peer.key, JMK_R_KICKED), 0);
+    CHECK_EQUAL(jmk_server_disconnect(server, newcomer.key, JMK_R_KICKED), 0);
+    await_event(JMK_EVENT_CLOSED);
+    await_event(JMK_EVENT_CLOSED);
+    leave(&peer);
+    leave(&newcomer);
+}
+
+/* A client that never sleeps looks at its socket when `control` is another. */
+static void a_skip_is_told(uint32_t mode) {
+    const _Atomic uint64_t *control;
+    struct peer slow, fast;
+    uint64_t id;
+
+    slow = skip_one(mode, &fast, &id);
+    control = &server->log.page->control;
+    CHECK_EQUAL(atomic_load(control), mode == JMK_SHARED);
+    ack(&slow, id);
+    await_event(JMK_EVENT_SKIPPED);
+    receive_to(&slow, id + 2);
+    CHECK_EQUAL(atomic_load(control), mode == JMK_SHARED ? 2 : 0);
+    CHECK_EQUAL(jmk_server_disconnect(server, fast.key, JMK_R_KICKED), 0);
+    CHECK_EQUAL(atomic_load(control), mode == JMK_SHARED ? 3 : mode == JMK_FRAMED);
+    leave(&slow);
+    leave(&fast);
+}
+
+/* It was sent no whole message, so it has nothing to ack: it goes on at once. */
+static void a_skip_of_one_that_got_nothing(uint32_t mode) {
+    struct jmk_account holder;
+    struct peer peer;
+    uint64_t id;
+
+    make_server(JMK_SKIP, 0, 0);
+    server->config.send_buffer = 4096;
+    peer = attach(mode, true, true);
+    while (jmk_server_append(server, zeros, LARGE, &id) == 0)
+        jmk_server_kick(server);
+    CHECK_EQUAL(jmk_server_wait_room(server, LARGE, -1, &holder), 0);
+    CHECK_EQUAL(account_of(&peer).messages, 0);
+    CHECK(account_of(&peer).skipped > 0);
+    publish(LARGE, 1);
+    while (account_of(&peer).messages == 0)
+        take_one(&peer);
+    leave(&peer);
+}
+
+/* ---- clients ---- */
+
+static void a_receive_that_ends(uint32_t mode, int how) {
+    static const int results[] = {JMK_E_CLOSED, JMK_E_END, JMK_E_END};
+    struct waiter waiter = {.wait = MESSAGE};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(mode);
+    waiter.peer = &peer;
+    start(&waiter);
+    if (how == 0)
+        jmk_client_close(peer.client);
+    else if (how == 1)
+        jmk_server_disconnect(server, peer.key, JMK_R_KICKED);
+    else
+        jmk_server_close(server, FAR_OFF);
+    wakes(&waiter, mode == JMK_CLASSIC && how ? JMK_E_LOST : results[how]);
+    leave(&peer);
+}
+
+static void a_close_of_a_client_that_receives(uint32_t mode) {
+    a_receive_that_ends(mode, 0);
+}
+
+static void a_receive_that_is_cut(uint32_t mode) {
+    a_receive_that_ends(mode, 1);
+}
+
+static void a_receive_at_the_servers_end(uint32_t mode) {
+    a_receive_that_ends(mode, 2);
+}
+
+/* ---- the table ---- */
+
+enum deliveries { ONCE = 1, CLASSIC, FRAMED, SHARED, PACKETS, ALL };
+
+#define SCENARIO(of, function) {of, #function, function}
+
+static const struct {
+    enum deliveries of; /* each of these, or once as it is the same for all */
+    const char *name;
+    void (*run)(uint32_t mode);
+} scenarios[] = {
+    SCENARIO(ONCE, a_commit),
+    SCENARIO(ONCE, a_discard),
+    SCENARIO(ALL, a_batch_that_is_given_up),
+    SCENARIO(ALL, an_ack_that_makes_room),
+    SCENARIO(ALL, an_ack_of_the_fastest),
+    SCENARIO(ALL, a_client_that_leaves),
+    SCENARIO(ALL, a_client_that_is_sent_away),
+    SCENARIO(ONCE, the_holder_of_the_lock),
+    SCENARIO(ONCE, the_holder_of_the_lock_a_moment_before),
+    SCENARIO(SHARED, an_ack_just_before_it_is_awaited),
+    SCENARIO(ALL, an_ack_just_before_a_look),
+    SCENARIO(ALL, an_ack_that_is_awaited),
+    SCENARIO(ALL, an_ack_counts_in_figures),
+    SCENARIO(ALL, an_ack_that_is_ignored_until_then),
+    SCENARIO(PACKETS, an_ack_of_one_that_skips),
+    SCENARIO(ALL, the_end_of_one_that_skips),
+    SCENARIO(ONCE, a_close_of_one_that_waits_for_room),
+    SCENARIO(ONCE, a_close_of_one_that_waits_for_acks),
+    SCENARIO(ONCE, a_close_of_one_that_waits_for_the_end),
+    SCENARIO(ONCE, the_end_is_told),
+    SCENARIO(ALL, a_welcome_to_one_at_its_limit),
+    SCENARIO(ALL, a_welcome_behind_a_message),
+    SCENARIO(CLASSIC, a_welcome_behind_many_messages),
+    SCENARIO(ALL, a_welcome_behind_a_close),
+    SCENARIO(ALL, a_publish),
+    SCENARIO(SHARED, a_publish_just_before_the_sleep),
+    SCENARIO(ALL, a_publish_to_one_that_polls),
+    SCENARIO(ALL, a_publish_in_a_fast_stream),
+    SCENARIO(ALL, a_publish_to_many),
+    SCENARIO(ALL, a_publish_while_others_hold_the_lock),
+    SCENARIO(PACKETS, an_ack_to_a_full_socket),
+    SCENARIO(PACKETS, an_ack_to_a_full_socket_in_a_slow_stream),
+    SCENARIO(PACKETS, a_socket_that_is_read),
+    SCENARIO(PACKETS, a_late_ack_of_many),
+    SCENARIO(PACKETS, an_ack_after_a_fast_stream),
+    SCENARIO(PACKETS, an_ack_behind_a_flood),
+    SCENARIO(PACKETS, a_slow_stream_wakes_nobody),
+    SCENARIO(CLASSIC, a_goodbye_that_is_not_answered),
+    SCENARIO(ALL, a_skip_is_told),
+    SCENARIO(FRAMED, a_skip_of_one_that_got_nothing),
+    SCENARIO(ALL, a_close_of_a_client_that_receives),
+    SCENARIO(ALL, a_receive_that_is_cut),
+    SCENARIO(ALL, a_receive_at_the_servers_end),
+};
+
+static void run_scenario(size_t i, uint32_t mode) {
+    begin(scenarios[i].name);
+    scenarios[i].run(mode);
+    jmk_server_free(server);
+}
+
+int main(void) {
+    prepare();
+    for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) {
+        enum deliveries of = scenarios[i].of;
+
+        if (of == ONCE || of == FRAMED || of == PACKETS || of == ALL)
+            run_scenario(i, JMK_FRAMED);
+        if (of == CLASSIC || of == PACKETS || of == ALL)
+            run_scenario(i, JMK_CLASSIC);
+        if (of == SHARED || of == ALL)
+            run_scenario(i, JMK_SHARED);
+    }
+    return 0;
+}
