@@ -10,6 +10,7 @@ from math import inf
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from . import errors
 from .errors import JumiksError
 
 if TYPE_CHECKING:
@@ -78,10 +79,7 @@ class _Asyncio:
 
     async def readable(self, descriptor: int, look: Callable[[], bool], timeout: float) -> None:
         if self._asyncio.get_running_loop() is not self._loop:
-            raise JumiksError(
-                "this client was made in another event loop, which it stays with: "
-                "make a new one in the loop that runs now"
-            )
+            raise JumiksError(errors.OTHER_LOOP)
         waiter = self._waiter = self._loop.create_future()
         self._look = look
         timer = None

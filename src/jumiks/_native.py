@@ -110,16 +110,15 @@ def nanoseconds(seconds: object, name: str = "timeout", *, none: bool = True) ->
         return -1
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name} is a number of seconds{' or None' * none}, not {seconds!r}")
+    no_limit = "; None is no limit" * none
     try:
         float(seconds)  # what a clock is added to
     except OverflowError:
         size = seconds.bit_length() if isinstance(seconds, int) else 0
         raise ValueError(
-            f"{name} is a number of {size} bits: it must be one that a float can hold"
-            + "; None is no limit" * none
+            f"{name} is a number of {size} bits: it must be one that a float can hold" + no_limit
         ) from None
     if not seconds >= 0:
-        no_limit = "; None is no limit" * none
         raise ValueError(f"{name}={seconds}: it must be 0 seconds or more{no_limit}")
     return int(min(seconds * _SECOND, _LONGEST))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 from typing import Final, Generic, Literal, NoReturn, TypedDict, TypeVar, Unpack, overload
 
+from . import errors
 from ._client.connecting import in_thread
 from ._client.link import Delivery
 from ._client.reconnect import Backoff
@@ -151,7 +152,7 @@ class Client(Closing, Generic[Item]):
             out = stream.out + 1
             first, last, _, messages, _ = stream.taken
         elif stream.handle is None:
-            raise Closed("this client is closed")
+            raise Closed(errors.CLOSED.format(what="client"))
         message = messages[out - first]
         stream.out = out
         return message
@@ -245,7 +246,7 @@ class Client(Closing, Generic[Item]):
             self._let_others_run(deadline)
         elif code == lib.JMK_E_TIMEOUT or time.monotonic() > deadline + _GRACE:
             # Without a signal, that is packet after packet with no message in them.
-            raise Timeout(f"no message within {timeout:g} s")
+            raise Timeout(errors.NO_MESSAGE.format(timeout=timeout))
 
     def _come_back(self, ending: Exception, deadline: float) -> None:
         # Be connected again by the deadline, or raise.

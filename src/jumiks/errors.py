@@ -135,7 +135,8 @@ class AckError(JumiksError, ValueError):
     """An ack for a message that this client has not received (yet)."""
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """Return a number and what it counts, in the plural where that is due."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
@@ -194,7 +195,7 @@ class AddressInUse(JumiksError, OSError):
     def __init__(
         self, address: str, *, pid: int | None = None, uid: int | None = None, detail: str = ""
     ) -> None:
-        owner = f"process {pid}" if pid is not None else "a process that cannot be seen from here"
+        owner = f"process {pid}" if pid is not None else UNSEEN
         if uid is not None:
             owner += f" of user {uid}"
         text = f"address {address!r} is in use by {owner}"
@@ -313,7 +314,7 @@ class Lagged(ConnectionEnded):
     def _figures(self) -> str:
         setting = "max_lag" if self.limit_kind == "messages" else "log_size"
         acked = f"the last ack was for {self.last_acked}" if self.last_acked else "it never acked"
-        behind = f"{_count(self.lag, 'message')} ({self.lag_bytes} bytes) behind"
+        behind = f"{counted(self.lag, 'message')} ({self.lag_bytes} bytes) behind"
         return (
             f"the server cut this client, which was {behind} and at its limit of {self.limit} "
             f"{self.limit_kind} ({setting}) when another message was published; {acked}"
@@ -435,11 +436,97 @@ def wrong_frame(fault: str, offset: int, found: int) -> ValueError:
     )
 
 
+# ---- what jumiks' own exceptions say; no other module has a text for them ----
+
+CLOSED: Final = "this {what} is closed"
+NOT_CLOSED: Final = "{it!r} was not closed"
+NOT_THERE: Final = "this {kind} is not there yet: await it, or enter it by 'async with'"
+NOT_AGAIN: Final = "this one's start is under way, or has failed: make a new one"
+OTHER_LOOP: Final = (
+    "this client was made in another event loop, which it stays with: make a new one in the loop "
+    "that runs now"
+)
+ENTERED_TWICE: Final = "a reservation is entered once: call reserve() again"
+ONE_CONSUMER: Final = (
+    "another {other} is receiving on this client: one client is for one consumer, so give each "
+    "{other} a client of its own"
+)
+NOT_HANDED_OUT: Final = "packet id {packet_id} was not handed out; the last one was {last}"
+
+# mypy looks into a plain Final, and does not know that there was a timeout.
+NO_MESSAGE: Final[str] = "no message within {timeout:g} s"
+NOT_BACK: Final = "no message in time: {address!r} is gone, and not yet back"
+NO_HANDSHAKE: Final[str] = (
+    "{address!r} sent {what} within {timeout:g} s: its server is stuck, or it is no jumiks server"
+)
+NO_PLACE: Final[str] = (
+    "no place in the backlog of the server at {address!r} within {timeout:g} s: it is stuck, or "
+    "flooded with connections"
+)
+NO_ANSWER: Final[str] = "{address!r} gave no status within {timeout:g} s"
+BATCH_UNDER_WAY: Final = "a publish_many_wait is under way: await {instead} instead"
+BATCH_ALL_THE_TIME: Final = "another task's publish_many_wait was under way all the time"
+TOO_FEW_CLIENTS: Final[str] = "{present} of {count} clients connected within {timeout:g} s"
+TOO_FEW_NOW: Final = "{present} of {count} clients are connected; {why}"
+TIMED_OUT: Final = "{what} timed out after {timeout:g} s"
+WOULD_WAIT: Final = (
+    "{what} would have to wait in the server's control thread, which lets clients in and must not "
+    "wait: call it from another thread"
+)
+HELD_UP: Final = "{why}, held up by {holder}{published}"
+HOLDER: Final = "{process}, which is {lag} behind"
+OTHER_PUBLISHER: Final = "another publisher, whose turn it is"
+PUBLISHED: Final = "; {published} of {count} messages were published"
+UNSEEN: Final = "a process that cannot be seen from here"
+
+HUNG_UP: Final = "{address!r} closed the connection during the handshake"
+SERVER_DIED: Final = "the server of {address!r} died"
+NO_GOODBYE: Final = "end of stream from {address!r} without a goodbye: {why}"
+NO_REASON: Final = "a plain 1.0 connection gives no reason"
+DIED: Final = "the server died"
+GONE: Final = "end of stream from {address!r}: the server is gone"
+CLOSED_EARLY: Final = "the server closed in good order before this client had received everything"
+CLOSED_ALL: Final = "the server closed, and all it published was received"
+UNKNOWN_REASON: Final = "the server gave reason {reason}, which this version does not know"
+BLAMED: Final = "the server says that this client broke the protocol"
+KICKED: Final = "the server's user ended this connection"
+
+STATUS_REFUSED: Final = "it gives no status"
+ONLY_NOW: Final = (
+    "it speaks plain 1.0 and keeps no messages that it could offer, so a client can only start "
+    "from now"
+)
+ALL_TAKEN: Final = "all {count} client places are taken (max_clients)"
+BEYOND: Final = "the start that was asked for lies beyond what was published"
+
+TAKEN_AGAIN: Final = "it was taken again at once"
+STAYED_LOCKED: Final = "{path!r} stayed locked for {seconds:g} s"
+OWNER_GONE: Final = (
+    "which is gone; another that has its socket is not, such as a child that it forked"
+)
+
+STRANGER: Final = "what answered at this address does not speak jumiks: {why}"
+NO_VERSION: Final = "its first packet, of {size} bytes, has no version in it"
+BROKEN_HANDSHAKE: Final = "the server broke the handshake: {fault}"
+BROKEN_PROTOCOL: Final = "the server broke the protocol: {fault}"
+UNINVITED: Final = "it sent descriptors that nobody asked for"
+DESCRIPTORS_DUE: Final = "{count} descriptors came with the log it shares, where 2 are due"
+WRONG_START: Final = "it begins at {first}, where {start} was asked for"
+LEFT_OUT: Final = "it leaves {count} messages out before {first}, which are more than there can be"
+NOT_ASKED_FOR: Final = "it grants what was not asked for"
+LOG_WITHOUT_FRAMES: Final = "it grants LOG without FRAMES"
+SHORT_ANSWER: Final = "it sent a packet too short for an answer"
+NO_STATUS_KNOWN: Final = "it does not know what a status is"
+LONG_STATUS: Final = "its status is longer than {most} bytes"
+BAD_STATUS: Final = "the server's status cannot be read: {why}"
+MANY_PARTS: Final = "it has too many parts"
+
+
 # ---- what the core's codes mean; the core itself makes no sentences ----
 
 CONDITIONS: Final[dict[str, tuple[type[JumiksError], str]]] = {
     "JMK_E_TIMEOUT": (Timeout, "timed out"),
-    "JMK_E_CLOSED": (Closed, "this {what} is closed"),
+    "JMK_E_CLOSED": (Closed, CLOSED),
     "JMK_E_FORKED": (
         Forked,
         (
@@ -457,15 +544,12 @@ CONDITIONS: Final[dict[str, tuple[type[JumiksError], str]]] = {
         "this thread has a reserve() open: leave that block before publishing",
     ),
     "JMK_E_TOO_LARGE": (JumiksError, "the message is larger than max_message"),
-    "JMK_E_NO_SLOT": (JumiksError, "the server has max_clients clients already"),
-    "JMK_E_START": (JumiksError, "the start is beyond the next packet id"),
+    "JMK_E_NO_SLOT": (JumiksError, ALL_TAKEN.format(count="its")),
+    "JMK_E_START": (JumiksError, BEYOND),
     "JMK_E_GONE": (JumiksError, "the client has gone"),
     "JMK_E_BUSY": (
         Busy,
-        (
-            "another thread is receiving on this client: one client is for one consumer, "
-            "so give each thread a client of its own"
-        ),
+        ONE_CONSUMER.format(other="thread"),
     ),
     "JMK_E_END": (ConnectionEnded, "the server ended the connection, and said why"),
     "JMK_E_LOST": (ConnectionLost, "the connection ended, and the server did not say why"),
@@ -473,17 +557,17 @@ CONDITIONS: Final[dict[str, tuple[type[JumiksError], str]]] = {
     "JMK_E_ACK": (AckError, "the ack is for a message that this client has not received"),
     "JMK_E_LOG": (
         ProtocolError,
-        "the server broke the handshake: the log it shares could change or shrink while it is read",
+        BROKEN_HANDSHAKE.format(fault="the log it shares could change or shrink while it is read"),
     ),
     "JMK_E_SHAPE": (
         ProtocolError,
-        "the server broke the handshake: what it shares is no log, or another than it says",
+        BROKEN_HANDSHAKE.format(fault="what it shares is no log, or another than it says"),
     ),
 }
 """What to raise for each condition of `enum jmk_error` in csrc/jumiks.h."""
 
 FAULTS: Final[dict[str, str]] = {
-    "JMK_FAULT_DESCRIPTORS": "it sent descriptors that nobody asked for",
+    "JMK_FAULT_DESCRIPTORS": UNINVITED,
     "JMK_FAULT_EMPTY_PACKET": "it sent an empty packet",
     "JMK_FAULT_PACKET_SIZE": "it sent a packet of {found} bytes, where {due} are agreed at most",
     "JMK_FAULT_NO_ID": (
@@ -518,4 +602,4 @@ FAULTS: Final[dict[str, str]] = {
 def protocol_error(name: str, found: int, due: int) -> ProtocolError:
     """Make the error for a fault of the server's; the arguments are those of `struct jmk_fault`."""
     fault = FAULTS[name].format(found=found, due=due)
-    return ProtocolError(f"the server broke the protocol: {fault}")
+    return ProtocolError(BROKEN_PROTOCOL.format(fault=fault))

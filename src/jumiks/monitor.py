@@ -12,6 +12,7 @@ from dataclasses import replace
 from math import inf
 from typing import Final
 
+from . import errors
 from ._client.connecting import Connecting, Received, in_thread
 from ._closing import Closing
 from ._green import let_others_run
@@ -67,7 +68,7 @@ class Monitor(Closing, Connecting):
         sock = in_thread(self._connect(parsed, handshake, timeout, Received()))
         if Capability.MONITOR not in handshake.granted:
             rights.hang_up(sock, self._guarded)
-            raise Refused("it gives no status", status=Status.NOT_ALLOWED)
+            raise Refused(errors.STATUS_REFUSED, status=Status.NOT_ALLOWED)
         self._sock: socket.socket | None = sock
 
     def status(self) -> ServerStatus:
@@ -81,7 +82,7 @@ class Monitor(Closing, Connecting):
         """
         sock = self._sock
         if sock is None:
-            raise Closed("this monitor is closed")
+            raise Closed(errors.CLOSED.format(what="monitor"))
         self._asked = (self._asked + 1) % (1 << 32)
         try:
             deadline = None if self._timeout is None else time.monotonic() + self._timeout
@@ -90,11 +91,11 @@ class Monitor(Closing, Connecting):
             body = self._answer(sock, deadline)
             status = parse_status(body.decode("utf-8", "replace"))
         except TimeoutError as error:
-            raise Timeout(f"{self._address!r} gave no status within {self._timeout:g} s") from error
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise ConnectionLost(
-                f"end of stream from {self._address!r}: the server is gone"
+            raise Timeout(
+                errors.NO_ANSWER.format(address=self._address, timeout=self._timeout)
             ) from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ConnectionLost(errors.GONE.format(address=self._address)) from error
         except (ConnectionLost, ProtocolError):
             # No server stands still because the user keeps a monitor whose connection is over.
             with suppress(OSError):
@@ -108,21 +109,23 @@ class Monitor(Closing, Connecting):
             let_others_run(sock.fileno(), inf if deadline is None else deadline)
             _wait_until(deadline, sock)
             if self._guarded and rights.come_next(sock):
-                raise ProtocolError("the server sent descriptors that nobody asked for")
+                raise ProtocolError(errors.BROKEN_PROTOCOL.format(fault=errors.UNINVITED))
             packet = sock.recv(1 << 18)
             if not packet:
-                raise ConnectionLost(f"end of stream from {self._address!r}: the server is gone")
+                raise ConnectionLost(errors.GONE.format(address=self._address))
             if len(packet) < HEADER.size:
-                raise ProtocolError("the server sent a packet too short for an answer")
+                raise ProtocolError(errors.BROKEN_PROTOCOL.format(fault=errors.SHORT_ANSWER))
             kind, flags, number = HEADER.unpack_from(packet)
             if number != self._asked:
                 continue  # to a question whose time was over
             if kind != STATUS or flags & UNKNOWN:
-                raise ProtocolError("the server does not know what a status is")
+                raise ProtocolError(errors.BROKEN_PROTOCOL.format(fault=errors.NO_STATUS_KNOWN))
             body += packet[HEADER.size :]
             if not flags & MORE:
                 return body
-        raise ProtocolError(f"the server's status is longer than {_MOST_ANSWER} bytes")
+        raise ProtocolError(
+            errors.BROKEN_PROTOCOL.format(fault=errors.LONG_STATUS.format(most=_MOST_ANSWER))
+        )
 
     def close(self) -> None:
         """Close the connection; may be repeated."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from math import inf
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeAlias, TypeVar
 
+from . import errors
 from ._closing import Closing
 from ._green import Pauses, cooperates, new_thread
 from ._native import (
@@ -44,7 +45,7 @@ from ._server.control import Control, client_infos, log
 from ._server.lag_watch import LAG_WARNING, LagWatch
 from ._wire.handshake import FIRST_ID, VERSION, Capability, ServerHello
 from ._wire.listener import listen
-from .errors import JumiksError, MessageTooLarge, Timeout
+from .errors import JumiksError, MessageTooLarge, Timeout, counted, no_sequence
 from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
 
 if TYPE_CHECKING:
@@ -449,7 +450,7 @@ class Server(Closing):
 
         def fail(code: int, holder: bytes) -> None:
             if not code:
-                raise JumiksError("a reservation is entered once: call reserve() again")
+                raise JumiksError(errors.ENTERED_TWICE)
             if code == lib.JMK_E_TOO_LARGE:
                 raise MessageTooLarge(size, self.max_message)
             if not holder:
@@ -498,15 +499,15 @@ class Server(Closing):
             return self._handle is None or len(control.present) >= count
 
         if control.is_current() and not enough():
+            why = errors.WOULD_WAIT.format(what="wait_for_clients")
             raise Timeout(
-                f"{len(control.present)} of {count} clients are connected, and this is the "
-                "server's control thread, which lets clients in and must not wait: call "
-                "wait_for_clients from another thread"
+                errors.TOO_FEW_NOW.format(present=len(control.present), count=count, why=why)
             )
         wait_for = _other_greenlets_bring if cooperates() else control.changes.wait_for
         if not wait_for(enough, timeout):
+            present = len(control.present)
             raise Timeout(
-                f"{len(control.present)} of {count} clients connected within {timeout:g} s"
+                errors.TOO_FEW_CLIENTS.format(present=present, count=count, timeout=timeout)
             )
         self._open()
 
@@ -627,7 +628,7 @@ class Server(Closing):
             self._control.join(patience)
 
     def _warn_unclosed(self) -> None:
-        warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=3)
+        warnings.warn(errors.NOT_CLOSED.format(it=self), ResourceWarning, source=self, stacklevel=3)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Server stays in its process: give others its address")
@@ -646,14 +647,13 @@ def is_open(server: Server) -> bool:
 def require_iterable(messages: object) -> None:
     """Raise TypeError if these are no messages one after the other."""
     if not isinstance(messages, Iterable):
-        text = f"publish_many takes a sequence of messages, not {messages!r:.100}"
-        raise TypeError(text) from None
+        raise no_sequence(messages) from None
 
 
 def _holder_words(info: ClientInfo) -> str:
     name = f" ({info.command})" if info.command else ""
-    process = f"process {info.pid}{name}" if info.pid else "a process that cannot be seen from here"
-    return f"{process}, which is {info.lag} message{'s' * (info.lag != 1)} behind"
+    process = f"process {info.pid}{name}" if info.pid else errors.UNSEEN
+    return errors.HOLDER.format(process=process, lag=counted(info.lag, "message"))
 
 
 class Wait:
@@ -742,16 +742,11 @@ class Wait:
             check(code, "server")
         peer = self._server._control.peers.get(holder.key)
         info = client_info(holder, peer) if peer is not None else None
-        who = _holder_words(info) if info else "another publisher, whose turn it is"
-        text = (
-            f"{what} would have to wait in the server's control thread, which lets clients in and "
-            "must not wait: call it from another thread"
-            if self._in_control
-            else f"{what} timed out after {self._timeout:g} s"
+        why = errors.WOULD_WAIT if self._in_control else errors.TIMED_OUT
+        done = errors.PUBLISHED.format(published=published, count=self._of) if self._of else ""
+        text = errors.HELD_UP.format(
+            why=why.format(what=what, timeout=self._timeout),
+            holder=_holder_words(info) if info else errors.OTHER_PUBLISHER,
+            published=done,
         )
-        done = f"; {published} of {self._of} messages were published" if self._of else ""
-        raise Timeout(
-            f"{text}, held up by {who}{done}",
-            holder=info,
-            published=published,
-        )
+        raise Timeout(text, holder=info, published=published)

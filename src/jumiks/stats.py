@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ._gap import Gap
 from ._native import lib
 from ._peer import Peer
+from .errors import counted
 
 if TYPE_CHECKING:
     from ._core import Account, Stats
@@ -113,8 +114,8 @@ class ClientInfo:
 
     def __str__(self) -> str:
         return (
-            f"client {self.key} (process {self.pid}, {self.delivery}): {self.lag} "
-            f"message{'s' * (self.lag != 1)} behind: "
+            f"client {self.key} (process {self.pid}, {self.delivery}): "
+            f"{counted(self.lag, 'message')} behind: "
             f"{self.queued} queued, {self.kernel_bytes} bytes in the kernel, "
             f"{self.unacked} sent and not acked"
         )

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from math import inf
 from typing import Final, Generic, Literal, TypeVar, Unpack, overload
 
+from .. import errors
 from .._client.link import Delivery
 from .._client.reconnect import Backoff, Return
 from .._client.stream import NOTHING_YET, Item, OnGap, Stream
@@ -121,7 +122,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         elif self._receiving or time.monotonic() >= self._turn_ends:
             await self._come(timeout, inf)
         if stream.handle is None:
-            raise Closed("this client is closed")
+            raise Closed(errors.CLOSED.format(what="client"))
         out = stream.out + 1
         first, _, _, messages, _ = stream.taken
         message = messages[out - first]
@@ -226,16 +227,13 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
                 if time.monotonic() >= deadline and not way.step():
                     raise way.out_of_time()
             elif time.monotonic() >= deadline:
-                raise Timeout(f"no message within {timeout:g} s")
+                raise Timeout(errors.NO_MESSAGE.format(timeout=timeout))
 
     async def _come(self, timeout: float | None, deadline: float) -> None:
         # Return once the stream has something to take without waiting.
         stream = self._open()
         if self._receiving:
-            raise Busy(
-                "another task is receiving on this client: one client is for one consumer, "
-                "so give each task a client of its own"
-            )
+            raise Busy(errors.ONE_CONSUMER.format(other="task"))
         self._receiving = True
         try:
             if stream.way is not None:
@@ -270,7 +268,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         while code in NOTHING_YET:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise Timeout(f"no message within {timeout:g} s")
+                raise Timeout(errors.NO_MESSAGE.format(timeout=timeout))
             if code == -errno.EINTR:
                 await loop.pause(0)  # packets without a message keep coming: others have a turn
             else:

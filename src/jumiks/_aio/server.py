@@ -11,6 +11,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final, Literal
 
+from .. import errors
 from .._loops import Loop
 from .._native import Gathered, Reservation, check_callback, gather, gather_frames, lib, nanoseconds
 from .._options import (
@@ -143,7 +144,7 @@ class AsyncServer(Twin[Server]):
         """
         server = self._open()
         if self._in_batch:
-            raise Timeout("a publish_many_wait is under way: await publish_wait instead")
+            raise Timeout(errors.BATCH_UNDER_WAY.format(instead="publish_wait"))
         return server.publish(data, 0)
 
     def publish_many(self, messages: Iterable[Buffer]) -> range:
@@ -158,7 +159,7 @@ class AsyncServer(Twin[Server]):
         """
         server = self._open()
         if self._in_batch:
-            raise Timeout("a publish_many_wait is under way: await this one instead")
+            raise Timeout(errors.BATCH_UNDER_WAY.format(instead="publish_many_wait"))
         return server.publish_many(messages, 0)
 
     def publish_frames(self, frames: Buffer) -> range:
@@ -174,7 +175,7 @@ class AsyncServer(Twin[Server]):
         """
         server = self._open()
         if self._in_batch:
-            raise Timeout("a publish_many_wait is under way: await publish_frames_wait instead")
+            raise Timeout(errors.BATCH_UNDER_WAY.format(instead="publish_frames_wait"))
         return server.publish_frames(frames, 0)
 
     async def publish_wait(self, data: Buffer, timeout: float | None = None) -> int:
@@ -255,7 +256,7 @@ class AsyncServer(Twin[Server]):
 
     async def _for_batch(self, wait: Wait) -> None:
         if wait.left() == 0:
-            raise Timeout("another task's publish_many_wait was under way all the time")
+            raise Timeout(errors.BATCH_ALL_THE_TIME)
         await self._the_loop().pause(_BATCH_PAUSE)
         wait.check_open()
 

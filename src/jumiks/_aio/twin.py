@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Generic, Self, TypeVar
 
+from .. import errors
 from .._closing import AsyncClosing
 from .._loops import Loop, current
 from ..errors import Closed
@@ -29,7 +30,7 @@ class Twin(AsyncClosing, Generic[_T]):
     async def _opened(self) -> Self:
         if self._inside is None:
             if self._began:
-                raise Closed("this one's start is under way, or has failed: make a new one")
+                raise Closed(errors.NOT_AGAIN)
             self._began = True
             self._loop = current()
             self._inside = await self._begin(self._loop)
@@ -43,8 +44,7 @@ class Twin(AsyncClosing, Generic[_T]):
 
     def _open(self) -> _T:
         if self._inside is None:
-            name = type(self).__name__
-            raise Closed(f"this {name} is not there yet: await it, or enter it by 'async with'")
+            raise Closed(errors.NOT_THERE.format(kind=type(self).__name__))
         return self._inside
 
     def _the_loop(self) -> Loop:

@@ -20,6 +20,7 @@ from itertools import chain
 from math import inf
 from typing import Final, TypeAlias, TypeVar
 
+from .. import errors
 from .._green import until_readable
 from .._wire import rights
 from .._wire.address import Address
@@ -41,11 +42,6 @@ _WITHOUT_LIMIT: Final = 60.0
 
 SCM_PIDFD: Final = 4
 """The socket module has no name for it (Linux 6.5)."""
-
-UNINVITED: Final = "the server broke the handshake: it sent descriptors that nobody asked for"
-_TOO_MANY: Final = (
-    "the server broke the handshake: more than 2 descriptors came with its welcome, where 2 are due"
-)
 
 _T = TypeVar("_T")
 
@@ -166,12 +162,12 @@ class Connecting:
         # Take one packet of the handshake, and answer it.
         if handshake.hello is None:
             if self._guarded and rights.come_next(sock):
-                raise ProtocolError(UNINVITED)
+                raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=errors.UNINVITED))
             packet = sock.recv(LONG_PACKET)
         else:
             packet = self._receive_welcome(sock, handshake, received)
         if not packet:
-            raise ConnectionLost(f"{self._address!r} closed the connection during the handshake")
+            raise ConnectionLost(errors.HUNG_UP.format(address=self._address))
         answer = handshake.receive(packet)
         if answer:
             if not handshake.done:
@@ -206,7 +202,10 @@ class Connecting:
         if flags & socket.MSG_CTRUNC:
             if asked and len(received.descriptors()) < 2:
                 raise CannotShareError("no room for two more descriptors")
-            raise ProtocolError(_TOO_MANY if asked else UNINVITED)
+            fault = (
+                errors.DESCRIPTORS_DUE.format(count="more than 2") if asked else errors.UNINVITED
+            )
+            raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=fault))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, rights.SO_PASSPIDFD, 0)
@@ -222,16 +221,13 @@ class Connecting:
             yield
         except (TimeoutError, BlockingIOError):
             rights.hang_up(sock, self._guarded)
-            said = "no welcome" if handshake.hello else "no hello"
+            what = "no welcome" if handshake.hello else "no hello"
             raise Timeout(
-                f"{self._address!r} sent {said} within {timeout:g} s: "
-                "its server is stuck, or it is no jumiks server"
+                errors.NO_HANDSHAKE.format(address=self._address, what=what, timeout=timeout)
             ) from None
         except (ConnectionResetError, BrokenPipeError) as error:
             rights.hang_up(sock, self._guarded)
-            raise ConnectionLost(
-                f"{self._address!r} closed the connection during the handshake"
-            ) from error
+            raise ConnectionLost(errors.HUNG_UP.format(address=self._address)) from error
         except BaseException:
             rights.hang_up(sock, self._guarded)
             raise

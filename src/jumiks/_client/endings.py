@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .. import errors
 from .._native import check, fault_of, ffi, lib
 from ..errors import (
     ConnectionEnded,
@@ -49,8 +50,9 @@ def ending_of(
 
 def _lost(handle: Handle, address: str, delivery: Delivery, due: int) -> ConnectionLost:
     plain = delivery == "classic"
-    words = "a plain 1.0 connection gives no reason" if plain else "the server died"
-    reason = f"end of stream from {address!r} without a goodbye: {words}"
+    reason = errors.NO_GOODBYE.format(
+        address=address, why=errors.NO_REASON if plain else errors.DIED
+    )
     # The log is there still, and read to its end, unless the server was just cutting us.
     last = lib.jmk_client_published_id(handle)
     if last < due:
@@ -74,14 +76,14 @@ def _goodbye(handle: Handle) -> ConnectionEnded:
             resume_at=lib.jmk_client_last_id(handle) + 1,
         )
     if words.reason == lib.JMK_R_PROTOCOL:
-        return ProtocolError("the server says that this client broke the protocol")
+        return ProtocolError(errors.BLAMED)
     if words.reason == lib.JMK_R_KICKED:
-        return Disconnected("the server's user ended this connection")
+        return Disconnected(errors.KICKED)
     if words.reason == lib.JMK_R_CLOSING and not words.first_lost:
-        return ServerClosed("the server closed, and all it published was received")
+        return ServerClosed(errors.CLOSED_ALL)
     reason = (
-        "the server closed in good order before this client had received everything"
+        errors.CLOSED_EARLY
         if words.reason == lib.JMK_R_CLOSING
-        else f"the server gave reason {words.reason}, which this version does not know"
+        else errors.UNKNOWN_REASON.format(reason=words.reason)
     )
     return ConnectionLost(reason, first_lost=words.first_lost, last_lost=words.last_lost)

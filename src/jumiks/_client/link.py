@@ -12,13 +12,13 @@ from collections.abc import Callable, Generator
 from math import inf
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from .. import errors
 from .._native import Receiver, address_of, check, ffi, lib, nanoseconds, owned
 from .._wire import rights
 from .._wire.address import parse_address
 from .._wire.handshake import UNTOLD_PACKET, Capability, ClientHandshake, ServerHello
 from ..errors import ConnectionLost, ProtocolError
 from .connecting import (
-    UNINVITED,
     CannotShareError,
     Connecting,
     Received,
@@ -163,16 +163,14 @@ class Linker(Connecting):
         if handshake.shared:
             assert welcome is not None
             if len(descriptors) != 2:
-                raise ProtocolError(
-                    f"the server broke the handshake: {len(descriptors)} descriptors came with the "
-                    "log it shares, where 2 are due"
-                )
+                fault = errors.DESCRIPTORS_DUE.format(count=len(descriptors))
+                raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=fault))
             config.mode = lib.JMK_SHARED
             config.log_fd, config.cursor_fd = descriptors
             config.first_offset = welcome.first_offset
             config.spin = self._spin
         elif descriptors:
-            raise ProtocolError(UNINVITED)
+            raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=errors.UNINVITED))
         sock.setblocking(True)
         config.guard = lib.JMK_GUARD_NONE
         if self._guarded:
@@ -213,7 +211,7 @@ class Linker(Connecting):
             else:
                 next(map(lib.jmk_client_watch, (handle,), map(os.dup, (self._server_pidfd,))))
         except ProcessLookupError:
-            raise ConnectionLost(f"the server of {self._address!r} died") from None
+            raise ConnectionLost(errors.SERVER_DIED.format(address=self._address)) from None
         except OSError:
             return False  # this system has none, or has no descriptor to spare
         return True

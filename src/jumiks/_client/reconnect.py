@@ -14,6 +14,7 @@ from itertools import accumulate, repeat
 from math import inf
 from typing import Final, Protocol
 
+from .. import errors
 from .._green import is_readable
 from .._native import nanoseconds, new_eventfd
 from .._wire.handshake import Status
@@ -291,7 +292,7 @@ class Return:
         with client.lock:
             if client.handle is None:
                 client.way = None
-                raise Closed("this client is closed")
+                raise Closed(errors.CLOSED.format(what="client"))
             if client.way is not self:
                 return True  # another thread was here
             if left > 0 and (descriptor < 0 or not is_readable(descriptor)):
@@ -321,7 +322,7 @@ class Return:
             return
         client.drop()
         self._finish()
-        raise Closed("this client is closed")
+        raise Closed(errors.CLOSED.format(what="client"))
 
     def wait(self, deadline: float) -> None:
         """Wait for what is due, in this thread, or until the deadline, or until it is ended."""
@@ -332,7 +333,7 @@ class Return:
 
     def out_of_time(self) -> Timeout:
         """What a receive raises that has run out of time on the way."""
-        error = Timeout(f"no message in time: {self._client.address!r} is gone, and not yet back")
+        error = Timeout(errors.NOT_BACK.format(address=self._client.address))
         error.__cause__ = self.failure or self._ending
         return error
 

@@ -25,18 +25,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
+from .. import errors
 from .._gap import Gap, GapReason
 from .._native import Receiver, check, lib
 from .._wire.handshake import FIRST_ID, START_NOW, START_OLDEST, ServerHello
 from ..batch import Batch
-from ..errors import (
-    AckError,
-    Closed,
-    ConnectionEnded,
-    ConnectionLost,
-    MessagesLost,
-    ServerClosed,
-)
+from ..errors import AckError, Closed, ConnectionEnded, ConnectionLost, MessagesLost, ServerClosed
 from .connecting import Wait
 from .endings import ending_of
 from .labels import Labels
@@ -239,7 +233,7 @@ class Stream(Generic[Item]):
         """
         handle = self.handle
         if handle is None:
-            raise Closed("this client is closed")
+            raise Closed(errors.CLOSED.format(what="client"))
         if self._pid != os.getpid():
             check(lib.JMK_E_FORKED, "client")
         return handle
@@ -337,7 +331,7 @@ class Stream(Generic[Item]):
         """Return what takes from the core, whose next call uses the last batch's memory again."""
         receiver = self.receiver
         if receiver is None:
-            raise Closed("this client is closed")
+            raise Closed(errors.CLOSED.format(what="client"))
         if self._last_batch is not None or self._loans:
             self._settle_batch()
         self._returned = self.out
@@ -407,7 +401,7 @@ class Stream(Generic[Item]):
         """Return what a code of the core stands for, beyond those of `NOTHING_YET`."""
         handle = self.handle
         if handle is None:
-            return Closed("this client is closed")
+            return Closed(errors.CLOSED.format(what="client"))
         return ending_of(
             code, handle, address=self.address, delivery=self.delivery, due=self._next()
         )
@@ -444,7 +438,7 @@ class Stream(Generic[Item]):
             handled = self._labels.find(packet_id, self.out)
         if handled > self.out or handled < (FIRST_ID if self._labels is None and packet_id else 0):
             last = self.last_id if self.out else "none"
-            raise AckError(f"packet id {packet_id} was not handed out; the last one was {last}")
+            raise AckError(errors.NOT_HANDED_OUT.format(packet_id=packet_id, last=last))
         for batch in tuple(self._loans):
             if batch.last_id <= handled:
                 batch._take_back()  # else its views would hold the ack back
@@ -545,7 +539,9 @@ class Stream(Generic[Item]):
     def close_forgotten(self, face: object) -> None:
         """Close it for a face that nobody has closed, with a warning."""
         if self.handle is not None and self.is_ours():
-            warnings.warn(f"{face!r} was not closed", ResourceWarning, source=face, stacklevel=3)
+            warnings.warn(
+                errors.NOT_CLOSED.format(it=face), ResourceWarning, source=face, stacklevel=3
+            )
             self.close()
 
 

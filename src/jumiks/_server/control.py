@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from .. import errors
 from .._green import new_thread, original
 from .._native import check, ffi, lib
 from .._peer import Peer, peer_command
@@ -355,7 +356,7 @@ class Control:
                 self._newcomers.refuse(newcomer, Status.TOO_MANY_CLIENTS, no_descriptors())
             else:
                 full = code == lib.JMK_E_NO_SLOT
-                text = f"all {self._max_clients} client places are taken (max_clients)" * full
+                text = errors.ALL_TAKEN.format(count=self._max_clients) * full
                 self._newcomers.refuse(newcomer, _STATUS_OF.get(code, Status.INTERNAL), text)
             return
         self._welcome(newcomer, attached)

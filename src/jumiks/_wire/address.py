@@ -81,8 +81,7 @@ def _parse_abstract(text: str) -> Address:
     name = os.fsencode(text[1:])
     if not name:
         raise ValueError("address '@' has no name: write '@name'")
-    if b"\0" in name:
-        raise ValueError(f"address {text!r} has a NUL byte in it: take it out")
+    _check_no_nul(name, text)
     if len(name) > MAX_ABSTRACT:
         raise ValueError(
             f"address {text!r} is too long: {len(name)} bytes after the '@', "
@@ -91,14 +90,18 @@ def _parse_abstract(text: str) -> Address:
     return Address(Kind.ABSTRACT, text, b"\0" + name)
 
 
+def _check_no_nul(name: bytes, text: str) -> None:
+    if b"\0" in name:
+        raise ValueError(f"address {text!r} has a NUL byte in it: take it out")
+
+
 def _parse_path(text: str) -> Address:
     path = os.fsencode(text)
     if not path:
         raise ValueError("the address is empty: write '@name' or a path")
     if path.startswith(b"\0"):
         raise ValueError(f"address {text!r}: an abstract address is written '@name'")
-    if b"\0" in path:
-        raise ValueError(f"address {text!r} has a NUL byte in it: take it out")
+    _check_no_nul(path, text)
     if len(path) > MAX_PATH:
         raise ValueError(
             f"address {text!r} is too long: {len(path)} bytes, and the kernel takes {MAX_PATH}; "

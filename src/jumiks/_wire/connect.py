@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Final
 
+from .. import errors
 from .._green import new_socket
 from ..errors import Timeout
 from . import rights
@@ -85,10 +86,7 @@ def _try_connect(sock: socket.socket, where: Address) -> None:
 
 
 def _no_place(where: Address, timeout: float | None) -> Timeout:
-    return Timeout(
-        f"no place in the backlog of the server at {where.text!r} within {timeout:g} s: "
-        "it is stuck, or flooded with connections"
-    )
+    return Timeout(errors.NO_PLACE.format(address=where.text, timeout=timeout))
 
 
 def _explain_connect(error: OSError, where: Address) -> OSError:

@@ -15,6 +15,7 @@ from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Final, Self
 
+from .. import errors
 from ..errors import ProtocolError, Refused, VersionMismatch, printable
 
 __all__ = [
@@ -53,8 +54,8 @@ UNTOLD_PACKET = 262144
 """The largest packet taken from a server whose hello does not name one, bytes."""
 
 _START_RULE = (
-    f"it must be {START_NOW} (now), {START_OLDEST} (the oldest kept), or a packet id, which is "
-    f"{FIRST_ID} or more"
+    f"start is {{}}; it must be {START_NOW} (now), {START_OLDEST} (the oldest kept), or a packet "
+    f"id, which is {FIRST_ID} or more"
 )
 _TEXT_LIMIT = 512
 _WHOLE_VERSION = 6
@@ -63,7 +64,6 @@ _WELCOME_SIZE = 16
 _SHARED_WELCOME_SIZE = 24
 # Beyond this a first number is no version that will ever be: another protocol was answering.
 _PLAUSIBLE = 1000
-_STRANGER = "what answered at this address does not speak jumiks"
 
 
 class Capability(enum.IntFlag):
@@ -274,8 +274,8 @@ def _grant(granted: Capability) -> Capability:
 _REASONS: Mapping[int, str] = {
     Status.VERSION: "the two ends speak different versions of the protocol",
     Status.NOT_ALLOWED: "this user may not connect to it",
-    Status.TOO_MANY_CLIENTS: "all its client places are taken (max_clients)",
-    Status.START: "the start that was asked for lies beyond what was published",
+    Status.TOO_MANY_CLIENTS: errors.ALL_TAKEN.format(count="its"),
+    Status.START: errors.BEYOND,
     Status.CLOSING: "it is closing",
     Status.MALFORMED: "the client's reply to its hello is malformed",
     Status.INTERNAL: "it failed to take the client in",
@@ -305,7 +305,7 @@ def refusal_text(
             f"{hello.next_id}"
         )
     if status == Status.MALFORMED and not _is_start(reply.start):
-        return f"start is {reply.start}; {_START_RULE}"
+        return _START_RULE.format(reply.start)
     return _reason(status)
 
 
@@ -330,12 +330,13 @@ class State(enum.Enum):
     """None: the client is refused, or an end broke the protocol."""
 
 
+_RECEIVE = "receive from the server"
 _ALLOWED: Mapping[str, frozenset[State]] = {
     "hello": frozenset((State.HELLO,)),
     "receive the reply": frozenset((State.REPLY,)),
     "accept": frozenset((State.WELCOME, State.DONE)),
     "refuse": frozenset((State.REPLY, State.WELCOME, State.REFUSAL)),
-    "receive from the server": frozenset((State.HELLO, State.WELCOME)),
+    _RECEIVE: frozenset((State.HELLO, State.WELCOME)),
 }
 """What an end may do in which states."""
 
@@ -454,7 +455,7 @@ class ClientHandshake:
         start_for: Callable[[ServerHello], int] | None = None,
     ) -> None:
         if not _is_start(start):
-            raise ValueError(f"start is {start}; {_START_RULE}")
+            raise ValueError(_START_RULE.format(start))
         if not 0 <= max_packet < 1 << 32:
             raise ValueError(f"max_packet is {max_packet}; it must fit in 32 bits")
         self.wishes = capabilities
@@ -501,7 +502,7 @@ class ClientHandshake:
             ProtocolError: that is no hello, or no welcome.
             IllegalEvent: the handshake is over.
         """
-        _require_allowed("receive from the server", self.state)
+        _require_allowed(_RECEIVE, self.state)
         read = self._read_hello if self.state is State.HELLO else self._read_welcome
         self.state = State.FAILED
         self.state, answer = read(packet)
@@ -511,11 +512,10 @@ class ClientHandshake:
         try:
             hello = ServerHello.decode(packet)
         except Malformed as error:
-            raise ProtocolError(f"{_STRANGER}: {error}") from error
+            raise ProtocolError(errors.STRANGER.format(why=error)) from error
         if max(hello.version[:2]) > _PLAUSIBLE:
-            raise ProtocolError(
-                f"{_STRANGER}: its first packet, of {len(packet)} bytes, has no version in it"
-            )
+            why = errors.NO_VERSION.format(size=len(packet))
+            raise ProtocolError(errors.STRANGER.format(why=why))
         self.hello = hello
         if not _agree(VERSION, hello.version):
             raise VersionMismatch(ours=VERSION, theirs=hello.version)
@@ -527,18 +527,14 @@ class ClientHandshake:
         if hello.extended:
             return State.WELCOME, self._reply.encode()
         if self._reply.start != START_NOW:
-            raise Refused(
-                "it speaks plain 1.0 and keeps no messages that it could offer, so a client can "
-                "only start from now",
-                status=Status.START,
-            )
+            raise Refused(errors.ONLY_NOW, status=Status.START)
         return State.DONE, ClientHello(VERSION, extended=False).encode()
 
     def _read_welcome(self, packet: bytes) -> tuple[State, bytes]:
         try:
             welcome = Welcome.decode(packet)
         except Malformed as error:
-            raise ProtocolError(f"the server broke the handshake: {error}") from error
+            raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=error)) from error
         self.welcome = welcome
         if welcome.status != Status.ACCEPTED:
             reason = printable(welcome.text) or refusal_text(
@@ -547,17 +543,13 @@ class ClientHandshake:
             raise Refused(reason, status=welcome.status)
         granted = _known(welcome.capabilities)
         if welcome.first_id < self._reply.start and Capability.MONITOR not in granted:
-            raise ProtocolError(
-                f"the server broke the handshake: it begins at {welcome.first_id}, where "
-                f"{self._reply.start} was asked for"
-            )
+            fault = errors.WRONG_START.format(first=welcome.first_id, start=self._reply.start)
+            raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=fault))
         if welcome.left_out > max(0, welcome.first_id - FIRST_ID):
-            raise ProtocolError(
-                f"the server broke the handshake: it leaves {welcome.left_out} messages out before "
-                f"{welcome.first_id}, which are more than there can be"
-            )
+            fault = errors.LEFT_OUT.format(count=welcome.left_out, first=welcome.first_id)
+            raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=fault))
         if granted & ~self.wishes:
-            raise ProtocolError("the server broke the handshake: it grants what was not asked for")
+            raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=errors.NOT_ASKED_FOR))
         if Capability.LOG in granted and Capability.FRAMES not in granted:
-            raise ProtocolError("the server broke the handshake: it grants LOG without FRAMES")
+            raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=errors.LOG_WITHOUT_FRAMES))
         return State.DONE, b""

@@ -39,6 +39,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import Final
 
+from .. import errors
 from .._closing import Closing
 from .._green import accept, is_readable, real_socket
 from .._native import owned_descriptors
@@ -293,7 +294,9 @@ def _take_lock(where: Address, path: str) -> tuple[FileIO, str]:
             raise _explain_folder(error, where) from error
         if file is not None:
             return file, path
-    raise AddressInUse(where.text, detail=f"{path!r} stayed locked for {LOCK_PATIENCE:g} s")
+    raise AddressInUse(
+        where.text, detail=errors.STAYED_LOCKED.format(path=path, seconds=LOCK_PATIENCE)
+    )
 
 
 def _is_left_over(path: str) -> bool:
@@ -368,7 +371,7 @@ def _bind_path(sock: socket.socket, where: Address, mode: int | None) -> tuple[s
                 raise _explain_folder(error, where) from error
         _remove_stale(where)
         if last:
-            raise AddressInUse(where.text, detail="it was taken again at once")
+            raise AddressInUse(where.text, detail=errors.TAKEN_AGAIN)
     made = os.lstat(path)
     return path, made.st_dev, made.st_ino
 
@@ -461,9 +464,7 @@ def _owner(where: Address) -> Peer | None:
 def _in_use(where: Address, owner: Peer | None) -> AddressInUse:
     if owner is None or owner is _UNKNOWN:
         return AddressInUse(where.text)
-    detail = ""
-    if owner.pid and _is_gone(owner.pid):
-        detail = "which is gone; another that has its socket is not, such as a child that it forked"
+    detail = errors.OWNER_GONE if owner.pid and _is_gone(owner.pid) else ""
     return AddressInUse(where.text, pid=owner.pid or None, uid=owner.uid, detail=detail)
 
 
@@ -480,11 +481,12 @@ def _is_gone(pid: int) -> bool:
 
 def _explain_folder(error: OSError, where: Address) -> OSError:
     folder = os.path.dirname(where.text) or "."
+    not_allowed = f"this user may not make files in {folder!r}: have its permissions changed"
     texts = {
         errno.ENOENT: f"there is no directory {folder!r}: make it first",
         errno.ENOTDIR: f"{folder!r} is not a directory: check the path",
-        errno.EACCES: f"this user may not make files in {folder!r}: have its permissions changed",
-        errno.EPERM: f"this user may not make files in {folder!r}: have its permissions changed",
+        errno.EACCES: not_allowed,
+        errno.EPERM: not_allowed,
         errno.EROFS: f"{folder!r} is on a file system that is mounted read-only: take another path",
     }
     if error.errno not in texts:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
+from .. import errors
 from .._gap import Gap
 from .._peer import Peer
 from ..errors import ProtocolError, printable
@@ -102,7 +103,7 @@ def parse_status(text: str) -> ServerStatus:
         ProtocolError: it is no status.
     """
     if text.count("[") + text.count("{") > len(text) / _SPARSE + 100:
-        raise ProtocolError("the server's status cannot be read: it has too many parts")
+        raise ProtocolError(errors.BAD_STATUS.format(why=errors.MANY_PARTS))
     try:
         found = json.loads(text)
         figures = found.get("stats", {})
@@ -128,7 +129,7 @@ def parse_status(text: str) -> ServerStatus:
         TypeError,
         ValueError,
     ) as error:
-        raise ProtocolError(f"the server's status cannot be read: {error!r:.200}") from error
+        raise ProtocolError(errors.BAD_STATUS.format(why=f"{error!r:.200}")) from error
 
 
 def _word(value: object) -> str:

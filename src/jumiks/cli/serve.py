@@ -7,6 +7,7 @@ import argparse
 import signal
 
 from jumiks._options import LOG_SIZE, MOST_LOG_SIZE
+from jumiks.errors import counted
 from jumiks.server import Server
 from jumiks.systemd import listen_socket, notify
 
@@ -51,7 +52,7 @@ def _say_if_nobody_heard(server: Server) -> None:
         stats.delivered or server.clients() or any(server.endings.values())
     ):
         say(
-            f"{stats.published} message{'s' * (stats.published != 1)} published, no client was "
+            f"{counted(stats.published, 'message')} published, no client was "
             "connected: --wait 1 waits for one"
         )
 

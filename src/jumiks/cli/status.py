@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from jumiks import errors
 from jumiks._peer import process_name
 from jumiks._wire.status import ServerStatus
 from jumiks.monitor import Monitor
@@ -104,7 +105,7 @@ def age(seconds: float) -> str:
 def program(status: ServerStatus) -> str:
     """Return the server's process and its name, as far as they can be seen from here."""
     if not status.pid:
-        return "a process that cannot be seen from here"
+        return errors.UNSEEN
     return f"process {status.pid} ({process_name(status.pid) or '-'})"
 
 
