@@ -9,26 +9,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector as _Collector
 
-from ._metrics import MOST_CLIENTS, metrics
+from ._metrics import MOST_CLIENTS, Metric, metrics
 from .errors import Closed
 
 if TYPE_CHECKING:
     from .aio import AsyncServer
     from .server import Server
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "Figures"]
 
 _FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
 
 
-class Collector(_Collector):
+class Figures(_Collector):
+    """Collects figures when they are scraped, and at no other time.
+
+    Args:
+        read: returns all figures of a moment; where it raises `Closed` there are none.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Family]:
+        """All figures of this moment."""
+        try:
+            found = list(self._read())
+        except Closed:
+            return
+        for metric in found:
+            family = _FAMILIES[metric.kind](metric.name, metric.text, labels=metric.labels)
+            for labels, figure in metric.samples:
+                family.add_metric(labels, figure)
+            yield family
+
+
+class Collector(Figures):
     """Collects the figures of one server, when they are scraped and at no other time.
 
     Args:
@@ -38,17 +61,4 @@ class Collector(_Collector):
     """
 
     def __init__(self, server: Server | AsyncServer, *, most_clients: int = MOST_CLIENTS) -> None:
-        self._server = server
-        self._most_clients = most_clients
-
-    def collect(self) -> Iterable[Family]:
-        """All figures of this moment."""
-        try:
-            found = list(metrics(self._server, self._most_clients))
-        except Closed:
-            return
-        for metric in found:
-            family = _FAMILIES[metric.kind](metric.name, metric.text, labels=metric.labels)
-            for labels, figure in metric.samples:
-                family.add_metric(labels, figure)
-            yield family
+        super().__init__(lambda: metrics(server, most_clients))

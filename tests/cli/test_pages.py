@@ -45,7 +45,7 @@ def test_bench_counts_what_comes_from_a_server(address: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert caught.value.code == 0
     assert f"example:\n  {EXAMPLES[name]}" in capsys.readouterr().out
 
@@ -92,6 +92,8 @@ completions = pytest.mark.parametrize(
         (("jumiks", "serve", "--max-l"), {"--max-lag"}),
         (("jumiks", "serve", "@x", "--on-lag", ""), {"disconnect", "block", "skip"}),
         (("jumiks", "completion", "z"), {"zsh"}),
+        (("jumiks", "bridge", "st"), {"status"}),
+        (("jumiks", "bridge", "out", "--max-b"), {"--max-bytes"}),
     ],
 )
 
@@ -171,5 +173,6 @@ def test_the_other_shells_have_all_words(shell: str, capsys: pytest.CaptureFixtu
     main(["completion", shell])
     script = capsys.readouterr().out
     for name in commands():
-        assert name in script
+        for word in name.split():
+            assert word in script
     assert "on-lag" in script

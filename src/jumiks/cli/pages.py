@@ -36,11 +36,27 @@ def run(options: argparse.Namespace) -> int:
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    """Return the parser of each command."""
-    (action,) = (
-        each for each in make_parser()._actions if isinstance(each, argparse._SubParsersAction)
-    )
-    return dict(action.choices)
+    """Return the parser of each command; "bridge out" is one within another."""
+    return dict(_commands(make_parser(), ""))
+
+
+def _commands(
+    parser: argparse.ArgumentParser, before: str
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    found = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    if not found:
+        yield before, parser
+    for name, one in (pair for each in found for pair in each.choices.items()):
+        yield from _commands(one, f"{before} {name}".lstrip())
+
+
+def _begins() -> dict[str, list[str]]:
+    """Return the words that a command can begin with, and those that can follow each."""
+    found: dict[str, list[str]] = {}
+    for name in commands():
+        first, _, second = name.partition(" ")
+        found.setdefault(first, []).extend([second] if second else [])
+    return found
 
 
 def _arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -122,26 +138,36 @@ def _positional(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _bash() -> str:
-    found = commands()
+    begins = _begins()
     cases = "\n".join(
-        f'        {name}) words="{" ".join([*_words(parser), *_positional(parser)])}" ;;'
-        for name, parser in found.items()
+        f'        "{name}") words="{" ".join([*_words(parser), *_positional(parser)])}" ;;'
+        for name, parser in commands().items()
+    )
+    groups = {name: words for name, words in begins.items() if words}
+    inner = "\n".join(
+        f'        {name}) command="{name} ${{COMP_WORDS[2]}}"; '
+        f'[ "$COMP_CWORD" -ne 2 ] || words="{" ".join(words)}" ;;'
+        for name, words in groups.items()
     )
     values = "\n".join(
-        f'        {name}:{option}) words="{" ".join(choices)}" ;;'
+        f'        "{name}:{option}") words="{" ".join(choices)}" ;;'
         for name, option, choices in _values()
     )
     return f"""# bash completion for jumiks
 _jumiks() {{
     local current="${{COMP_WORDS[COMP_CWORD]}}" words=""
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "{" ".join(found)} --help --version" -- "$current"))
+        COMPREPLY=($(compgen -W "{" ".join(begins)} --help --version" -- "$current"))
         return
     fi
-    case "${{COMP_WORDS[1]}}" in
+    local command="${{COMP_WORDS[1]}}"
+    case "$command" in
+{inner}
+    esac
+    case "$command" in
 {cases}
     esac
-    case "${{COMP_WORDS[1]}}:${{COMP_WORDS[COMP_CWORD - 1]}}" in
+    case "$command:${{COMP_WORDS[COMP_CWORD - 1]}}" in
 {values}
     esac
     # An abstract address, as the kernel lists them, or a path.
@@ -161,9 +187,14 @@ def _zsh() -> str:
 
 def _fish() -> str:
     lines = ["# fish completion for jumiks", "complete -c jumiks -f"]
-    lines += [f"complete -c jumiks -n __fish_use_subcommand -a {name}" for name in commands()]
+    lines += [f"complete -c jumiks -n __fish_use_subcommand -a {name}" for name in _begins()]
+    for name, words in _begins().items():
+        if words:
+            inside = f"complete -c jumiks -n '__fish_seen_subcommand_from {name}'"
+            lines.append(f"{inside} -a '{' '.join(words)}'")
     for name, parser in commands().items():
-        inside = f"complete -c jumiks -n '__fish_seen_subcommand_from {name}'"
+        seen = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in name.split())
+        inside = f"complete -c jumiks -n '{seen}'"
         for action in parser._actions:
             flags = " ".join(
                 f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"

@@ -28,6 +28,9 @@ EXAMPLES: Final = {
     "listen": "jumiks listen @log --from oldest | grep error",
     "status": "jumiks status @log --json | jq .stats.published",
     "top": "jumiks top @log",
+    "bridge out": "jumiks bridge out @ticks nats://host/TICKS --create --max-bytes 10G",
+    "bridge in": "jumiks bridge in nats://host/TICKS @ticks",
+    "bridge status": "jumiks bridge status redis://host/ticks",
     "bench": "jumiks bench --self --seconds 10",
     "completion": "jumiks completion bash > ~/.local/share/bash-completion/completions/jumiks",
     "man": "jumiks man | man -l -",
@@ -37,7 +40,7 @@ EXAMPLES: Final = {
 def _later(module: str) -> Runner:
     # Only what is asked for is imported.
     def run(options: argparse.Namespace) -> int:
-        if module not in ("serve", "listen"):  # those two know what they need
+        if module not in ("serve", "listen", "bridge"):  # those know what they need
             check_output()
         status: int = import_module(f".{module}", __package__).run(options)
         return status
@@ -275,6 +278,119 @@ def _top(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=_count, metavar="N", help="end after N updates")
 
 
+def _endpoint(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if port.isdecimal() and int(port) < 1 << 16:
+        return host.strip("[]") or "127.0.0.1", int(port)
+    raise _wrong(text, "an address and a port, such as 127.0.0.1:9101")
+
+
+def _url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "url", metavar="URL", help="the stream: nats://HOST/STREAM or redis://HOST/KEY"
+    )
+
+
+def _credentials(parser: argparse.ArgumentParser) -> None:
+    for name, what in (
+        ("creds", "file with a JWT and its seed (NATS)"),
+        ("nkey", "file with an nkey seed (NATS)"),
+        ("tls-ca", "certificates to trust, instead of the system's"),
+        ("tls-cert", "certificate of this end"),
+        ("tls-key", "key of that certificate"),
+        ("password-file", "file with the password; by default $JUMIKS_BRIDGE_PASSWORD has it"),
+    ):
+        parser.add_argument(f"--{name}", metavar="FILE", help=what)
+
+
+def _metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metrics",
+        type=_endpoint,
+        metavar="HOST:PORT",
+        help="serve figures for Prometheus there; needs prometheus-client",
+    )
+
+
+def _bridge_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address", metavar="SOURCE", help="the feed's address: @name, or a path")
+    _url(parser)
+    parser.add_argument(
+        "--subject", metavar="S", help="subject of the records (NATS; default: the stream's)"
+    )
+    parser.add_argument("--create", action="store_true", help="make the stream if it is not there")
+    parser.add_argument(
+        "--max-bytes",
+        type=_size,
+        metavar="N[K|M|G]",
+        help="bytes that the stream keeps, with --create; the oldest go first",
+    )
+    parser.add_argument(
+        "--replicas", type=_count, metavar="N", help="copies in a cluster, with --create (NATS)"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--pack",
+        type=_size,
+        default=128 << 10,
+        metavar="N[K|M|G]",
+        help="bytes of messages in one record (default: 128K)",
+    )
+    how.add_argument(
+        "--plain",
+        action="store_true",
+        help="one record per message, its payload alone; slow",
+    )
+    parser.add_argument(
+        "--window",
+        type=_count,
+        default=32,
+        metavar="N",
+        help="records sent and not acked, at most (default: 32)",
+    )
+    parser.add_argument(
+        "--on-too-large",
+        choices=("gap", "stop"),
+        default="gap",
+        help="at a message that the engine does not take: tell a gap (default), or end",
+    )
+    _metrics(parser)
+    _credentials(parser)
+
+
+def _bridge_in(parser: argparse.ArgumentParser) -> None:
+    _url(parser)
+    parser.add_argument("address", metavar="ADDRESS", help="where to serve: @name, or a path")
+    parser.add_argument(
+        "--history",
+        type=_size,
+        default=64 << 20,
+        metavar="N[K|M|G]",
+        help="bytes that are in the log before anybody can connect (default: 64M)",
+    )
+    parser.add_argument(
+        "--wait",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long to wait for a stream that is not there yet (default: 0)",
+    )
+    option = partial(_from_table, parser, ServerOptions)
+    option("max_lag", _integer, metavar="N")
+    option("on_lag", choices=get_args(OnLag))
+    option("mode", _mode, metavar="MODE")
+    option("group", _group, metavar="GROUP")
+    parser.add_argument("--anyone", action="store_true", help=help_of(ServerOptions, "allow"))
+    _metrics(parser)
+    _credentials(parser)
+
+
+def _bridge_status(parser: argparse.ArgumentParser) -> None:
+    _url(parser)
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    _credentials(parser)
+
+
 def _bench(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -336,6 +452,27 @@ COMMANDS: Final = {
         _top,
         "top",
     ),
+    "bridge out": Command(
+        "append a local feed to a stream of an engine",
+        "Append a local feed to a stream of NATS JetStream or to a key of Redis, exactly once, "
+        "with its gaps. Needs the engine's client: pip install 'jumiks[nats]' or 'jumiks[redis]'.",
+        _bridge_out,
+        "bridge",
+    ),
+    "bridge in": Command(
+        "serve a stream of an engine as a local feed",
+        "Serve a stream that 'jumiks bridge out' fills as a local feed, with the same ids on each "
+        "machine. Needs the engine's client: pip install 'jumiks[nats]' or 'jumiks[redis]'.",
+        _bridge_in,
+        "bridge",
+    ),
+    "bridge status": Command(
+        "show a stream of an engine, and what its ids stand for",
+        "Show a stream that 'jumiks bridge out' fills: where it ends, and which of its ids stand "
+        "for which ids of which source.",
+        _bridge_status,
+        "bridge",
+    ),
     "bench": Command(
         "measure this machine or a server",
         "Measure quickly how fast this machine is, or how much a server sends.",
@@ -354,6 +491,10 @@ COMMANDS: Final = {
 }
 
 
+GROUPS: Final = {"bridge": "carry a local feed to other machines, by an engine"}
+"""Commands that have commands of their own."""
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; what it returns has `run`, to be called with it."""
     parser = argparse.ArgumentParser(
@@ -363,9 +504,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jumiks {version('jumiks')}")
     commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
+    groups: dict[str, Any] = {}
     for name, command in COMMANDS.items():
-        one = commands.add_parser(
-            name,
+        group, _, own = name.rpartition(" ")
+        if group and group not in groups:
+            above = commands.add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            groups[group] = above.add_subparsers(dest=group, metavar="COMMAND", required=True)
+        one = (groups[group] if group else commands).add_parser(
+            own,
             help=command.short,
             description=command.long,
             epilog=f"example:\n  {EXAMPLES[name]}",

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bridge needs of an engine. A new engine is one file with one class, and a row here.
+
+An engine keeps one stream of records and can compare before it appends. All its methods are called
+from one event loop. It never connects again by itself: whatever goes wrong is an `EngineError`, and
+the bridge then opens it anew.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from abc import ABC, abstractmethod
+from asyncio import Future
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import ClassVar, Final, NamedTuple
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from ..errors import JumiksError
+from .record import Position, Record, Unreadable
+
+__all__ = ["Conflict", "Create", "Credentials", "Engine", "EngineError", "StreamInfo", "Unfit"]
+
+PASSWORD: Final = "JUMIKS_BRIDGE_PASSWORD"
+"""The environment variable that has the password, if no file has it."""
+
+
+class EngineError(JumiksError):
+    """The engine cannot be reached, refuses, or failed; the bridge tries again.
+
+    Args:
+        text: what happened.
+        state: the same in a word or two, for the status.
+    """
+
+    def __init__(self, text: str, state: str = "unreachable") -> None:
+        super().__init__(text)
+        self.state = state
+
+
+class Conflict(EngineError):
+    """The stream does not end where an append expected it to end; nothing was stored."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, "conflict")
+
+
+class Unfit(EngineError):
+    """There is no such stream, or it is one that a bridge must not use."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, "unfit stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """How to make a stream that is not there.
+
+    Args:
+        max_bytes: bytes that it keeps, the oldest go first; 0 is no limit.
+        replicas: copies in a cluster.
+    """
+
+    max_bytes: int = 0
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How to log in. Nothing of it is ever printed.
+
+    Args:
+        creds: path of a file with a JWT and its seed (NATS).
+        nkey: path of a file with an nkey seed (NATS).
+        tls_ca: path of the certificates to trust; by default those of the system.
+        tls_cert: path of a certificate for this end.
+        tls_key: path of its key.
+        password_file: path of a file whose first line is the password. By default the environment
+            variable JUMIKS_BRIDGE_PASSWORD has it. The user's name stands in the URL.
+    """
+
+    creds: str | None = None
+    nkey: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    password_file: str | None = None
+
+    @property
+    def password(self) -> str | None:
+        """The password, read anew each time, so that it may change."""
+        if self.password_file is None:
+            return os.environ.get(PASSWORD)
+        return Path(self.password_file).read_text("utf-8").partition("\n")[0]
+
+    @property
+    def asks_for_tls(self) -> bool:
+        """Whether an option makes sense with TLS alone."""
+        return any((self.tls_ca, self.tls_cert, self.tls_key))
+
+    def context(self) -> ssl.SSLContext:
+        """Return what verifies the other end; that cannot be switched off.
+
+        Raises:
+            OSError: a file cannot be read.
+            EngineError: it has no certificate, or no key.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.tls_ca)
+            if self.tls_cert:
+                context.load_cert_chain(self.tls_cert, self.tls_key)
+        except ssl.SSLError as error:
+            files = ", ".join(filter(None, (self.tls_ca, self.tls_cert, self.tls_key)))
+            raise EngineError(
+                f"{files}: no PEM certificate or key: {error.reason}", "tls"
+            ) from None
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A stream's URL, in parts."""
+
+    scheme: str
+    hosts: tuple[tuple[str, int | None], ...]
+    user: str | None
+    stream: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, url: str) -> Target:
+        """Take a URL apart.
+
+        Raises:
+            ValueError: it is none of an engine, or it has a password.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ENGINES:
+            known = ", ".join(f"{scheme}://" for scheme in ENGINES)
+            raise ValueError(f"{_redacted(parts)!r}: an engine's URL begins with one of {known}")
+        user, at, hosts = parts.netloc.rpartition("@")
+        if ":" in user:
+            raise ValueError(
+                f"{_redacted(parts)!r} has a password, which other users can see in the list of "
+                f"processes: put it into a file for --password-file, or into ${PASSWORD}"
+            )
+        stream = unquote(parts.path.removeprefix("/"))
+        if not stream or "/" in stream or not hosts:
+            raise ValueError(
+                f"{_redacted(parts)!r}: it must name one stream, as in "
+                f"{parts.scheme}://host/{'ticks' if 'redis' in parts.scheme else 'TICKS'}"
+            )
+        options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        found = tuple(_host(each) for each in hosts.split(","))
+        return cls(parts.scheme, found, unquote(user) if at else None, stream, options)
+
+    def __str__(self) -> str:
+        hosts = ",".join(
+            (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+            for host, port in self.hosts
+        )
+        return f"{self.scheme}://{hosts}/{self.stream}"
+
+
+def _host(text: str) -> tuple[str, int | None]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError(f"{text!r}: it must be a host, or host:port")
+    return parts.hostname, parts.port
+
+
+def _redacted(parts: SplitResult) -> str:
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+class Tail(NamedTuple):
+    """Where a stream ends.
+
+    Args:
+        position: what its last record says; None if it has no record.
+        mark: what the next append expects, a number of the engine's own.
+        stored: when the last record was stored, seconds since 1970, as far as that is known.
+    """
+
+    position: Position | None
+    mark: int
+    stored: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """What is known of a stream.
+
+    Args:
+        engine: the engine's name and version.
+        name: the stream's.
+        created: when it was made, as the engine writes it; another stream of that name has another.
+        records: how many it has.
+        bytes: what they take.
+        keep_seconds: after how many seconds a record may go; None if never.
+    """
+
+    engine: str
+    name: str
+    created: str
+    records: int
+    bytes: int
+    keep_seconds: float | None = None
+
+
+class Engine(ABC):
+    """One stream of one engine.
+
+    Args:
+        target: where it is.
+        credentials: how to log in.
+        subject: the subject of its records, in an engine that has subjects.
+    """
+
+    extra: ClassVar[str]
+    """The extra of this package that installs the engine's client."""
+
+    def __init__(self, target: Target, credentials: Credentials, subject: str | None) -> None:
+        self.target = target
+        self.credentials = credentials
+        self.subject = subject
+
+    @abstractmethod
+    async def open(self, create: Create | None = None) -> StreamInfo:
+        """Connect, and look at the stream.
+
+        Args:
+            create: how to make the stream if it is not there; None does not.
+
+        Raises:
+            Unfit: it is not there, or is not for a bridge.
+            EngineError: the engine cannot be reached, or does not let this end in.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connection; appends that are not answered fail. May be repeated."""
+
+    @property
+    @abstractmethod
+    def largest(self) -> int:
+        """The largest body that a record may have, bytes."""
+
+    @abstractmethod
+    async def info(self) -> StreamInfo:
+        """Look at the stream again."""
+
+    @abstractmethod
+    async def last(self) -> Tail:
+        """Return where the stream ends, from the one place that decides.
+
+        Raises:
+            Unfit: its last record is none of a bridge.
+        """
+
+    @abstractmethod
+    async def append(self, previous: int, record: Record) -> Future[None]:
+        """Send a record off, to be stored if the stream still ends at `previous`.
+
+        Returns once the record is on its way. What is returned is done once the engine has stored
+        the record; or it fails, with `Conflict` if the stream ends elsewhere.
+        """
+
+    @abstractmethod
+    def after(self, previous: int, record: Record) -> int:
+        """Return what the append behind this one expects."""
+
+    @abstractmethod
+    def read(self, start: int) -> AsyncIterator[Record | Unreadable]:
+        """Read records, and wait for more, for ever.
+
+        Args:
+            start: begin at or before the record with this stream id, or at the oldest.
+
+        Raises:
+            EngineError: the connection ended, or the stream is another one or went back.
+        """
+
+    @abstractmethod
+    async def back(self, size: int) -> int:
+        """Return a stream id from which on about `size` bytes of records are kept; 0: all."""
+
+    @abstractmethod
+    async def around(self, stream: int) -> Record | None:
+        """Return the record that has this stream id, or else the next one; None: there is none."""
+
+
+class _Known(NamedTuple):
+    module: str
+    name: str
+    client: str
+    extra: str
+
+
+ENGINES: Final = {
+    "nats": _Known("jetstream", "JetStream", "nats", "nats"),
+    "tls": _Known("jetstream", "JetStream", "nats", "nats"),
+    "redis": _Known("redis_streams", "RedisStreams", "redis", "redis"),
+    "rediss": _Known("redis_streams", "RedisStreams", "redis", "redis"),
+}
+"""The engine of each scheme of a URL."""
+
+
+def make_engine(
+    url: str, credentials: Credentials | None = None, subject: str | None = None
+) -> Engine:
+    """Make the engine that a URL names; it is not connected yet.
+
+    Raises:
+        ValueError: no engine has such URLs.
+        JumiksError: the engine's client is not installed.
+    """
+    target = Target.parse(url)
+    known = ENGINES[target.scheme]
+    try:
+        import_module(known.client)
+    except ImportError as error:
+        raise JumiksError(
+            f"{target.scheme}:// needs a client that is not installed: "
+            f"pip install 'jumiks[{known.extra}]'"
+        ) from error
+    kind = getattr(import_module(f".{known.module}", __package__), known.name)
+    engine: Engine = kind(target, credentials or Credentials(), subject)
+    return engine

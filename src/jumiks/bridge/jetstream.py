@@ -1,0 +1,532 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NATS JetStream: one stream with one subject; an append names the stream's last sequence number.
+
+The client's own publish for JetStream never answers where the server refuses. So records go out as
+plain messages whose answers come to an inbox of ours. Reading needs no durable consumer: an
+ephemeral one is asked for a bounded number of bytes at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from asyncio import Future
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from datetime import datetime
+from itertools import count
+from typing import Any, ClassVar, Final, NoReturn
+
+from nats import errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from .engine import Conflict, Create, Engine, EngineError, StreamInfo, Tail, Unfit
+from .record import Record, Unreadable
+
+__all__: list[str] = []
+
+TIMEOUT: Final = 5.0
+"""Seconds for a request, and for connecting."""
+
+HEADROOM: Final = 1024
+"""Bytes of `max_payload` that headers may take."""
+
+PULL_BYTES: Final = 8 << 20
+"""Bytes of records asked for at a time, in reading."""
+
+PULL_SECONDS: Final = 30.0
+HEARTBEAT: Final = 2.0
+
+_WRONG_SEQUENCE: Final = {10071, 10164}
+_NO_STREAM: Final = 10059
+_NO_MESSAGE: Final = 10037
+_STATES: Final = {10077: "full", 10047: "full", 10023: "full", 10054: "record too large"}
+"""What the engine lacks, for some of its error codes."""
+
+
+class JetStream(Engine):
+    """One stream of JetStream."""
+
+    extra: ClassVar[str] = "nats"
+
+    _client: Client | None = None
+    _limit = 1 << 20
+
+    # ---- connecting ----
+
+    async def open(self, create: Create | None = None) -> StreamInfo:
+        """Connect to the first of the hosts that answers; see `Engine.open`."""
+        await self.close()
+        failure: EngineError | None = None
+        for host, port in self.target.hosts:
+            try:
+                await self._connect(host, port or 4222)
+                break
+            except EngineError as error:
+                failure = error
+        else:
+            assert failure is not None
+            raise failure
+        found = await self._request(f"STREAM.INFO.{self.target.stream}", {}, may_lack=_NO_STREAM)
+        if found is None:
+            found = await self._create(create)
+        self._check(found["config"])
+        return self._stream_info(found)
+
+    async def _connect(self, host: str, port: int) -> None:
+        secure = self.target.scheme == "tls" or self.credentials.asks_for_tls
+        where = f"{'tls' if secure else 'nats'}://{f'[{host}]' if ':' in host else host}:{port}"
+        client, problems = Client(), list[Exception]()
+
+        async def note(error: Exception) -> None:
+            problems.append(error)
+
+        def guarded(secret: str) -> Callable[[], str]:
+            def give() -> str:
+                # Who stands between may have said that the server has no TLS.
+                if secure and not _is_secure(client):
+                    raise EngineError(f"{where}: this server offers no TLS", "tls")
+                return secret
+
+            return give
+
+        user, password = self.target.user, self.credentials.password
+        options: dict[str, Any] = {}
+        if secure:
+            options["tls"] = self.credentials.context()
+        if user is not None:
+            options["user"], options["password"] = guarded(user), guarded(password or "")
+        elif password:
+            options["token"] = guarded(password)
+        if self.credentials.creds:
+            options["user_credentials"] = self.credentials.creds
+        if self.credentials.nkey:
+            options["nkeys_seed"] = self.credentials.nkey
+        self._flying: dict[str, Future[None]] = {}
+        self._pulls: set[_Pull] = set()
+        self._numbers = count(1)
+        try:
+            await asyncio.wait_for(
+                client.connect(
+                    [where],
+                    name="jumiks bridge",
+                    error_cb=note,
+                    closed_cb=self._ended,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    connect_timeout=int(TIMEOUT),
+                    ping_interval=2,
+                    max_outstanding_pings=2,
+                    **options,
+                ),
+                TIMEOUT + 1,
+            )
+            if secure and not _is_secure(client):
+                raise EngineError(f"{where}: this server offers no TLS", "tls")
+        except BaseException as error:
+            with suppress(Exception):
+                await client.close()
+            if isinstance(error, Exception):
+                raise _refusal(where, problems[0] if problems else error) from None
+            raise
+        self._client = client
+        self._limit = client.max_payload
+        self._inbox = client.new_inbox()
+        await client.subscribe(f"{self._inbox}.*", cb=self._answered)
+
+    async def _ended(self) -> None:
+        for future in self._flying.values():
+            if not future.done():
+                future.set_exception(self._over())
+        self._flying.clear()
+        for pull in self._pulls:
+            pull.queue.put_nowait(None)
+
+    async def close(self) -> None:
+        """Close the connection; see `Engine.close`."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        await self._ended()
+        with suppress(Exception):
+            await asyncio.wait_for(client.close(), 1)
+
+    def _over(self) -> EngineError:
+        return EngineError(f"{self.target}: the connection ended")
+
+    def _open(self) -> Client:
+        client = self._client
+        if client is None or client.is_closed:
+            raise self._over()
+        return client
+
+    # ---- the stream ----
+
+    async def _create(self, create: Create | None) -> dict[str, Any]:
+        name = self.target.stream
+        if create is None:
+            raise Unfit(f"{self.target}: there is no such stream; --create makes it")
+        config = {
+            "name": name,
+            "subjects": [self.subject or name],
+            "retention": "limits",
+            "discard": "old",
+            "storage": "file",
+            "max_bytes": create.max_bytes or -1,
+            "num_replicas": create.replicas,
+            "allow_direct": True,
+        }
+        found = await self._request(f"STREAM.CREATE.{name}", config)
+        assert found is not None
+        return found
+
+    def _check(self, config: dict[str, Any]) -> None:
+        subjects = config.get("subjects") or []
+        wrong = ""
+        if len(subjects) != 1 or any(sign in subjects[0] for sign in "*>"):
+            wrong = f"it has the subjects {', '.join(subjects) or 'of a mirror'}"
+        elif self.subject is not None and subjects != [self.subject]:
+            wrong = f"its subject is {subjects[0]}, not {self.subject}"
+        elif config.get("mirror") or config.get("sources"):
+            wrong = "it is filled from other streams"
+        elif config.get("retention", "limits") != "limits":
+            wrong = f"its retention is {config['retention']}, so readers would delete records"
+        elif config.get("no_ack"):
+            wrong = "it has no_ack, so nobody would know what is stored"
+        elif config.get("sealed"):
+            wrong = "it is sealed"
+        if wrong:
+            raise Unfit(
+                f"{self.target}: {wrong}; a feed needs a stream of its own, with one subject: "
+                "take another name, and --create"
+            )
+        self.subject = subjects[0]
+        if config.get("max_msg_size", -1) > 0:
+            self._limit = min(self._limit, config["max_msg_size"])
+
+    def _stream_info(self, found: dict[str, Any]) -> StreamInfo:
+        version = self._open().connected_server_version
+        return StreamInfo(
+            engine=f"NATS {version.major}.{version.minor}.{version.patch}",
+            name=found["config"]["name"],
+            created=found["created"],
+            records=found["state"]["messages"],
+            bytes=found["state"]["bytes"],
+            keep_seconds=(found["config"].get("max_age") or 0) / 1e9 or None,
+        )
+
+    @property
+    def largest(self) -> int:
+        """The largest body that a record may have, bytes."""
+        return self._limit - HEADROOM
+
+    async def info(self) -> StreamInfo:
+        """Look at the stream again."""
+        return self._stream_info(await self._info())
+
+    async def _info(self) -> dict[str, Any]:
+        found = await self._request(f"STREAM.INFO.{self.target.stream}", {}, may_lack=_NO_STREAM)
+        if found is None:
+            raise Unfit(f"{self.target}: the stream is gone")
+        return found
+
+    async def last(self) -> Tail:
+        """Return where the stream ends; the leader of the stream answers."""
+        while True:
+            state = (await self._info())["state"]
+            if not state["messages"]:
+                return Tail(None, state["last_seq"])
+            found = await self._message({"last_by_subj": self.subject})
+            if found is None:
+                continue  # it has gone since
+            sequence, record, stored = found
+            if sequence > state["last_seq"]:
+                continue  # one more was stored in between
+            if isinstance(record, Unreadable):
+                raise Unfit(f"{self.target}: its last record is none of a bridge: {record}")
+            # The one behind it may have been deleted by hand; the next append goes behind that.
+            return Tail(record.end, state["last_seq"], _seconds(stored))
+
+    async def _message(self, what: dict[str, Any]) -> tuple[int, Record | Unreadable, str] | None:
+        found = await self._request(
+            f"STREAM.MSG.GET.{self.target.stream}", what, may_lack=_NO_MESSAGE
+        )
+        if found is None:
+            return None
+        message = found["message"]
+        headers = _headers(_decoded(message.get("hdrs")))
+        body = _decoded(message.get("data"))
+        return message["seq"], _record(headers, body), message["time"]
+
+    async def _request(
+        self, subject: str, body: dict[str, Any], may_lack: int = 0
+    ) -> dict[str, Any] | None:
+        client = self._open()
+        try:
+            answer = await client.request(
+                f"$JS.API.{subject}", json.dumps(body).encode() if body else b"", timeout=TIMEOUT
+            )
+        except errors.NoRespondersError:
+            raise EngineError(
+                f"{self.target}: nothing there answers for JetStream: start nats-server with "
+                "--jetstream, or wait for the cluster to have a leader",
+                "no JetStream",
+            ) from None
+        except (errors.Error, OSError) as failure:
+            words = f"no answer within {TIMEOUT:g} s" if _timed_out(failure) else str(failure)
+            raise EngineError(f"{self.target}: {words}") from None
+        found: dict[str, Any] = json.loads(answer.data)
+        error = found.get("error")
+        if error is None:
+            return found
+        if error.get("err_code") == may_lack:
+            return None
+        return self._fail(error)
+
+    def _fail(self, error: dict[str, Any]) -> NoReturn:
+        raise self._failure(error)
+
+    def _failure(self, error: dict[str, Any]) -> EngineError:
+        code, words = error.get("err_code", 0), error.get("description", "")
+        text = f"{self.target}: {words} (NATS error {code})"
+        if code in _WRONG_SEQUENCE:
+            return Conflict(text)
+        state = "full" if "maximum" in words or "insufficient" in words else "refuses"
+        return EngineError(text, _STATES.get(code, state))
+
+    # ---- appending ----
+
+    async def append(self, previous: int, record: Record) -> Future[None]:
+        """Send a record off; see `Engine.append`."""
+        client, future = self._open(), asyncio.get_running_loop().create_future()
+        number = str(next(self._numbers))
+        self._flying[number] = future
+        headers = record.headers()
+        headers["Nats-Expected-Last-Sequence"] = str(previous)
+        assert self.subject is not None
+        try:
+            await client.publish(self.subject, record.body, f"{self._inbox}.{number}", headers)
+        except (errors.Error, OSError) as error:
+            self._flying.pop(number, None)
+            future.cancel()
+            raise EngineError(f"{self.target}: {error}") from None
+        return future
+
+    def after(self, previous: int, record: Record) -> int:  # noqa: ARG002
+        """Return the sequence number that a record gets."""
+        return previous + 1
+
+    async def _answered(self, message: Msg) -> None:
+        future = self._flying.pop(message.subject.rpartition(".")[2], None)
+        if future is None or future.done():
+            return
+        if not message.data:  # the status of a message that nobody took
+            text = f"{self.target}: the stream is gone, or its leader is"
+            future.set_exception(EngineError(text, "no stream"))
+            return
+        error = json.loads(message.data).get("error")
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(self._failure(error))
+
+    # ---- reading ----
+
+    async def read(self, start: int) -> AsyncIterator[Record | Unreadable]:
+        """Read records, and wait for more; see `Engine.read`."""
+        first = await self._sequence_of(start)
+        consumer = await self._request(
+            f"CONSUMER.CREATE.{self.target.stream}",
+            {
+                "stream_name": self.target.stream,
+                "config": {
+                    "deliver_policy": "by_start_sequence",
+                    "opt_start_seq": max(1, first),
+                    "ack_policy": "none",
+                    "max_deliver": -1,
+                    "inactive_threshold": int(4 * PULL_SECONDS * 1e9),
+                    "mem_storage": True,
+                    "num_replicas": 1,
+                },
+            },
+        )
+        assert consumer is not None
+        pull = _Pull(self, self._open(), consumer["name"])
+        self._pulls.add(pull)
+        try:
+            await pull.begin()
+            while True:
+                yield await pull.next()
+        except (errors.Error, OSError) as error:
+            raise EngineError(f"{self.target}: {error}") from None
+        finally:
+            self._pulls.discard(pull)
+            with suppress(Exception):
+                await pull.end()
+
+    async def _sequence_of(self, stream: int) -> int:
+        # Records may have other sequence numbers than before if the engine went back, so they are
+        # looked for by what they say.
+        state = (await self._info())["state"]
+        low, high = state["first_seq"], state["last_seq"] + 1
+        if not stream or not state["messages"]:
+            return int(low)
+        while low < high:  # the first record that ends at the id or behind it
+            middle = (low + high) // 2
+            found = await self._first_from(middle, high)
+            if found is None or found[1].last >= stream:
+                high = middle
+            else:
+                low = found[0] + 1
+        return int(low)
+
+    async def _first_from(self, sequence: int, before: int) -> tuple[int, Record] | None:
+        # The first record from there on that can be read.
+        while sequence < before:
+            found = await self._message({"seq": sequence, "next_by_subj": self.subject})
+            if found is None or found[0] >= before:
+                return None
+            if isinstance(found[1], Record):
+                return found[0], found[1]
+            sequence = found[0] + 1
+        return None
+
+    async def back(self, size: int) -> int:
+        """Return where the last `size` bytes begin, by the mean size of all records."""
+        state = (await self._info())["state"]
+        if not state["messages"]:
+            return 0
+        records = -(-size * state["messages"] // max(1, state["bytes"]))
+        sequence = max(state["first_seq"], state["last_seq"] + 1 - records)
+        found = await self._first_from(sequence, state["last_seq"] + 1)
+        return found[1].seq if found else 0
+
+    async def around(self, stream: int) -> Record | None:
+        """Return the record that has this stream id, or else the next one."""
+        found = await self._first_from(await self._sequence_of(stream), 1 << 64)
+        return found[1] if found else None
+
+
+class _Pull:
+    """Records of an ephemeral consumer, asked for as they are used."""
+
+    def __init__(self, engine: JetStream, client: Client, consumer: str) -> None:
+        self._engine = engine
+        self._client = client
+        self._consumer = consumer
+        self._inbox = client.new_inbox()
+        self.queue: asyncio.Queue[Msg | None] = asyncio.Queue()
+        """What came; None once the connection has ended."""
+        self._due = 1  # the consumer's own number of the next record
+        self._asked = 0.0
+        self._left = 0
+
+    async def begin(self) -> None:
+        self._subscription = await self._client.subscribe(
+            self._inbox, cb=self.queue.put, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+
+    async def end(self) -> None:
+        await self._subscription.unsubscribe()
+        await self._engine._request(
+            f"CONSUMER.DELETE.{self._engine.target.stream}.{self._consumer}", {}
+        )
+
+    async def _ask(self) -> None:
+        body = {
+            "batch": 4096,
+            "max_bytes": max(PULL_BYTES, 2 * self._client.max_payload),
+            "expires": int(PULL_SECONDS * 1e9),
+            "idle_heartbeat": int(HEARTBEAT * 1e9),
+        }
+        await self._client.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{self._engine.target.stream}.{self._consumer}",
+            json.dumps(body).encode(),
+            self._inbox,
+        )
+        self._left = body["batch"]
+
+    async def next(self) -> Record | Unreadable:
+        while True:
+            if not self._left and self.queue.empty():
+                await self._ask()
+            try:
+                message = await asyncio.wait_for(self.queue.get(), 2 * HEARTBEAT + 1)
+            except TimeoutError:
+                where = self._engine.target
+                raise EngineError(f"{where}: neither a record nor a sign of life") from None
+            if message is None:
+                raise self._engine._over()
+            headers = message.headers or {}
+            status = headers.get("Status") if not message.reply else None
+            if status is None:
+                return self._taken(message, headers)
+            if status in ("404", "408") or (status == "409" and "Exceeded" in str(headers)):
+                self._left = 0  # this pull is over: the next one asks again
+            elif status != "100":
+                words = headers.get("Description", status)
+                raise EngineError(f"{self._engine.target}: {words}")
+
+    def _taken(self, message: Msg, headers: dict[str, str]) -> Record | Unreadable:
+        self._left = max(0, self._left - 1)
+        # $JS.ACK.<stream>.<consumer>.<tries>.<sequence>.<the consumer's>.<time>.<left>; a domain
+        # and an account may stand before the stream.
+        tokens = message.reply.split(".")
+        number = int(tokens[-3] if len(tokens) == 9 else tokens[8])
+        if number != self._due:
+            raise EngineError(
+                f"{self._engine.target}: record {number} came where {self._due} is due"
+            )
+        self._due += 1
+        return _record(headers, message.data)
+
+
+def _record(headers: dict[str, str], body: bytes) -> Record | Unreadable:
+    try:
+        return Record.parse(headers, body)
+    except Unreadable as error:
+        return error
+
+
+def _decoded(text: str | None) -> bytes:
+    return base64.b64decode(text or "")
+
+
+def _headers(data: bytes) -> dict[str, str]:
+    lines = data.decode("utf-8", "replace").split("\r\n")[1:]
+    pairs = (line.partition(":") for line in lines if line)
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def _seconds(text: str) -> float:
+    # Nanoseconds are more than Python reads.
+    whole, _, rest = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{rest or 0}")
+
+
+def _is_secure(client: Client) -> bool:
+    writer = getattr(client._transport, "_io_writer", None)
+    return writer is not None and writer.get_extra_info("ssl_object") is not None
+
+
+def _timed_out(error: BaseException) -> bool:
+    return isinstance(error, TimeoutError | errors.TimeoutError)
+
+
+def _refusal(where: str, error: Exception) -> EngineError:
+    if isinstance(error, EngineError):
+        return error
+    words = str(error) or type(error).__name__
+    if _timed_out(error):
+        return EngineError(f"{where}: no answer within {TIMEOUT:g} s")
+    lower = words.lower()
+    if "authorization" in lower or "authentication" in lower:
+        return EngineError(f"{where}: it does not let this user in: {words}", "not allowed")
+    if "certificate" in lower or "ssl" in lower or "tls" in lower:
+        return EngineError(f"{where}: TLS failed: {words}", "tls")
+    if isinstance(error, ImportError):
+        return EngineError(f"{where}: {words}: pip install 'jumiks[nats]'", "not installed")
+    return EngineError(f"{where}: {words}")

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both bridges share: running until they are closed, their state, and waits that grow."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from abc import ABC, abstractmethod
+from typing import Final
+
+from .engine import Engine, EngineError
+
+__all__: list[str] = []
+
+log = logging.getLogger("jumiks.bridge")
+
+FIRST_WAIT: Final = 0.05
+LONGEST_WAIT: Final = 2.0
+SAY_AGAIN: Final = 60.0
+"""Seconds after which an error that goes on is logged again."""
+
+
+class Backoff:
+    """Waits that double, and that chance shortens."""
+
+    def __init__(self) -> None:
+        self._wait = FIRST_WAIT
+
+    def reset(self) -> None:
+        """Begin with the shortest again."""
+        self._wait = FIRST_WAIT
+
+    def next(self) -> float:
+        """Return the next one, seconds."""
+        wait, self._wait = self._wait, min(2 * self._wait, LONGEST_WAIT)
+        return wait * (0.5 + random.random() / 2)
+
+
+class Life(ABC):
+    """A bridge that runs until it is closed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.state = "connecting"
+        self.problem = ""
+        self._said_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    @property
+    def stream(self) -> str:
+        """The stream's URL, without secrets."""
+        return str(self._engine.target)
+
+    async def run(self) -> None:
+        """Run until `close`; connect again, as often as it takes, to either side.
+
+        Raises:
+            EngineError: the stream is not there, or not fit, at the first look.
+            JumiksError: it cannot go on; the text says why.
+        """
+        if self._task is not None:
+            raise RuntimeError("this bridge runs already, or has run: make another")
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._work())
+        try:
+            if self._closing:
+                return
+            await asyncio.wait([self._task])
+            if not self._task.cancelled():
+                self._task.result()
+        finally:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self.state = "closed"
+            await self._finish()
+
+    def close(self) -> None:
+        """Have `run` come to its end in good order; any thread may call it, and more than once."""
+        self._closing = True
+        if self._loop is not None and self._task is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+    @abstractmethod
+    async def _work(self) -> None:
+        """Run for ever."""
+
+    @abstractmethod
+    async def _finish(self) -> None:
+        """End in good order, once `_work` is over."""
+
+    def _problem(self, error: BaseException, state: str = "") -> None:
+        words = str(error) or type(error).__name__
+        self.state = state or (error.state if isinstance(error, EngineError) else "failed")
+        now = time.monotonic()
+        if words != self.problem or now >= self._said_at + SAY_AGAIN:
+            log.warning("%s: %s", self.state, words)
+            self._said_at = now
+        self.problem = words
+
+    def _problem_over(self) -> None:
+        if self.problem:
+            log.info("running again")
+        self.state, self.problem = "running", ""

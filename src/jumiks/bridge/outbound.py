@@ -1,0 +1,615 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outbound bridge: appends a local feed to a stream of an engine.
+
+It has no state of its own. The stream's last record says where to go on, and each append names the
+end that it expects. So a record is stored once, whoever dies and however often it is sent. Between
+the source and the engine there are only the records that the engine has not acked, and the rest of
+the batch they came from.
+
+After any failure of the engine the position is read again. Of the records in flight those that the
+engine has are dropped, and the others are sent again. If the engine lost what it had acked, the
+source's history is read again; where that is gone too, a gap says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from asyncio import Future, Task
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from .._gap import Gap, GapReason
+from ..batch import Batch
+from ..errors import Closed, JumiksError, Overwritten
+from .engine import Conflict, Create, Credentials, EngineError, StreamInfo, Unfit, make_engine
+from .life import Backoff, Life
+from .record import GapKind, Position, Record, frame_ends, split_frames
+from .source import Source, frames_of
+
+__all__ = ["Outbound", "OutboundStats"]
+
+log = logging.getLogger("jumiks.bridge")
+
+PACK: Final = 128 << 10
+WINDOW: Final = 32
+
+ACK_TIMEOUT: Final = 5.0
+"""Seconds without an answer, while records are in flight, after which the engine counts as lost."""
+
+STANDBY: Final = 1.0
+"""Seconds between two looks of a bridge that another one is ahead of."""
+
+FLUSH: Final = 5.0
+"""Seconds that the engine has at the end to ack what is in flight."""
+
+MARKS: Final = 3
+"""Marks in the time that the engine keeps records for, while the source is silent."""
+
+_KINDS: Final[dict[GapReason, GapKind]] = {
+    GapReason.SKIPPED: "skipped",
+    GapReason.EVICTED: "evicted",
+    GapReason.ENDED: "ended",
+    GapReason.RESTARTED: "restarted",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundStats:
+    """The figures of an outbound bridge.
+
+    Args:
+        state: `"running"`, or what it waits for: `"connecting"`, `"source"`, `"standby"`, or what
+            is wrong with the engine.
+        problem: the last error in words, while there is one; else "".
+        position: where the engine's stream ended at the last ack; None if that is not known.
+        records: records that the engine has acked.
+        messages: messages in them.
+        bytes: bytes of their bodies.
+        outstanding: records in flight.
+        outstanding_bytes: bytes of their bodies.
+        source_lag: messages that the source has offered, and the engine has not acked.
+        ack_age: seconds since the last ack of the engine; None if there was none.
+        source_reconnects: connections to the source, beyond the first.
+        engine_reconnects: connections to the engine, beyond the first.
+        conflicts: appends that failed as the stream ended elsewhere.
+        rewinds: times that the engine had lost what it had acked.
+        gaps: gaps written, by reason.
+        lost: messages in those of known size.
+        unknown_gaps: gaps of unknown size among them.
+    """
+
+    state: str
+    problem: str
+    position: Position | None
+    records: int
+    messages: int
+    bytes: int
+    outstanding: int
+    outstanding_bytes: int
+    source_lag: int
+    ack_age: float | None
+    source_reconnects: int
+    engine_reconnects: int
+    conflicts: int
+    rewinds: int
+    gaps: dict[str, int]
+    lost: int
+    unknown_gaps: int
+
+
+@dataclass(slots=True)
+class _Counts:
+    records: int = 0
+    messages: int = 0
+    bytes: int = 0
+    sources: int = 0
+    engines: int = 0
+    conflicts: int = 0
+    rewinds: int = 0
+    gaps: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    unknown: int = 0
+
+
+class TooLarge(JumiksError):
+    """A message is larger than the engine takes, and the bridge is to stop then."""
+
+
+class _Standby(EngineError):
+    """Another bridge appends to the stream."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, "standby")
+
+
+class Outbound(Life):
+    """Append a local feed to a stream of an engine, exactly once, gaps included.
+
+    ::
+
+        asyncio.run(Outbound("@ticks", "nats://host/TICKS").run())
+
+    Args:
+        source: the feed's address: `"@name"` or a path.
+        url: the stream, such as `nats://host/TICKS` or `redis://host/ticks`. A user's name may
+            stand in it, a password must not.
+        subject: the subject of its records (JetStream); by default that of the stream.
+        create: how to make the stream if it is not there; None does not.
+        pack: bytes of messages in a record, about.
+        plain: store each message as a record of its own, without a frame. Slow.
+        window: records that may be in flight.
+        on_too_large: what happens at a message that the engine does not take: `"gap"` has a gap
+            in its place, `"stop"` ends the bridge.
+        credentials: how to log in.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the text says what would be right.
+        JumiksError: the engine's client is not installed.
+
+    The rules are those of docs/bridge.md.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        url: str,
+        *,
+        subject: str | None = None,
+        create: Create | None = None,
+        pack: int = PACK,
+        plain: bool = False,
+        window: int = WINDOW,
+        on_too_large: Literal["gap", "stop"] = "gap",
+        credentials: Credentials | None = None,
+    ) -> None:
+        for name, value in (("pack", pack), ("window", window)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} is a number, not {value!r}")
+            if value < 1:
+                raise ValueError(f"{name}={value}: it must be 1 or more")
+        if on_too_large not in ("gap", "stop"):
+            raise ValueError(f"on_too_large={on_too_large!r}: it must be 'gap' or 'stop'")
+        super().__init__(make_engine(url, credentials, subject))
+        self._where = source
+        self._create = create
+        self._pack = pack
+        self._plain = plain
+        self._window = window
+        self._on_too_large = on_too_large
+        self._source: Source | None = None
+        self._receiving: Task[Batch | Gap] | None = None
+        self._info: StreamInfo | None = None
+        # The end of what the engine has acked, and of what was sent. None: an empty stream.
+        self._acked: Position | None = None
+        self._sent: Position | None = None
+        self._known = False
+        """Whether these two are; before that the engine is asked."""
+        self._mark = 0
+        """What the next append expects."""
+        self._acked_mark = 0
+        self._unacked: deque[Record] = deque()
+        """Made and not acked, whether or not they are in flight now."""
+        self._flying: deque[Future[None]] = deque()
+        """Of the first of these."""
+        self._rest: Iterator[Record] = iter(())
+        """What comes of the last batch, and was not made yet."""
+        self._restart: Gap | None = None
+        """A gap of unknown size that waits for the message behind it."""
+        self._last_ack: float | None = None
+        self._last_sign = 0.0
+        self._stored_at = 0.0
+        self._conflict_at = float("-inf")
+        self._counts = _Counts()
+
+    # ---- the whole ----
+
+    async def _work(self) -> None:
+        waits = Backoff()
+        while True:
+            try:
+                await self._begin()
+                waits.reset()
+                await self._pump()
+            except Unfit as error:
+                if not self._info:
+                    raise  # wrong from the start: say so, and end
+                self._problem(error)
+            except _Standby as error:
+                await self._stand_by(error)
+                continue
+            except EngineError as error:
+                self._problem(error)
+            await asyncio.sleep(waits.next())
+
+    async def _finish(self) -> None:
+        # What the engine acks now need not be sent again by the next bridge.
+        with suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(FLUSH):
+                while self._flying:
+                    await self._settle_one()
+        self._ground()
+        await self._drop_source()
+        await self._engine.close()
+
+    def _ground(self) -> None:
+        for future in self._flying:
+            future.cancel()
+            if future.done() and not future.cancelled():
+                future.exception()
+        self._flying.clear()
+
+    async def _begin(self) -> None:
+        self._ground()
+        before = self._info
+        self._info = await self._engine.open(self._create)
+        self._counts.engines += 1
+        if before is None:
+            log.info(
+                "%s: %s, %d records", self._engine.target, self._info.engine, self._info.records
+            )
+        tail = await self._engine.last()
+        await self._align(tail.position, tail.mark, before)
+        self._mark = self._acked_mark = tail.mark
+        self._last_sign = self._stored_at = time.monotonic()
+        self._problem_over()
+
+    # ---- where to go on ----
+
+    async def _align(self, found: Position | None, mark: int, before: StreamInfo | None) -> None:
+        """Compare what the engine has with what was sent to it."""
+        if not self._known:
+            self._start_at(found)
+            return
+        same = before is not None and self._info is not None
+        same = same and before.created == self._info.created  # type: ignore[union-attr]
+        if found is None and same and mark == self._acked_mark:
+            return  # all of it was purged or is too old; where it ended is known here
+        ends = [self._acked, *(record.end for record in self._unacked)]
+        if found in ends:
+            for _ in range(ends.index(found)):
+                self._stored(self._unacked.popleft())
+            self._acked = found
+            return
+        acked = self._acked
+        if found is not None and (acked is None or found.stream > acked.stream):
+            # Another bridge was faster. All that it stored came from the source too.
+            self._start_at(found)
+            await self._drop_source()
+            return
+        self._counts.rewinds += 1
+        log.warning(
+            "%s: the engine lost what it had acked: it ends at %s, not at %s",
+            self._engine.target,
+            found and found.stream,
+            acked and acked.stream,
+        )
+        await self._rewind(found)
+
+    def _start_at(self, found: Position | None) -> None:
+        self._acked = self._sent = found
+        self._known = True
+        self._forget()
+
+    def _forget(self) -> None:
+        self._unacked.clear()
+        self._rest = iter(())
+        self._restart = None
+
+    async def _rewind(self, found: Position | None) -> None:
+        again = Source(self._where, found)
+        try:
+            await again.open()
+        except (OSError, JumiksError):
+            again_there = False
+        else:
+            again_there = found is None or again.server_id == found.server
+        acked = self._acked
+        if again_there or not (self._unacked or self._source):
+            await self._drop_source()
+            self._start_at(found)
+            self._source = again if again.is_open else None
+            return
+        await again.close()
+        # The source's process is gone. What it still had is here or in its mapped log, but for what
+        # the engine had acked.
+        if found is not None and acked is not None:
+            count = acked.stream - found.stream
+            first = acked.source - count + 1
+            self._unacked.appendleft(
+                self._note(
+                    Record(found.stream + 1, count, acked.server, first, b"", "evicted", count)
+                )
+            )
+            self._acked = found
+
+    # ---- moving messages ----
+
+    async def _pump(self) -> None:
+        for record in tuple(self._unacked):
+            await self._send(record)
+        while True:
+            record = await self._next()
+            self._unacked.append(record)
+            self._sent = record.end
+            await self._send(record)
+
+    async def _send(self, record: Record) -> None:
+        while len(self._flying) >= self._window:
+            await self._settle_one()
+        while self._flying and self._flying[0].done():
+            await self._settle_one()
+        if not self._flying:
+            self._last_sign = time.monotonic()
+        self._flying.append(await self._engine.append(self._mark, record))
+        self._mark = self._engine.after(self._mark, record)
+
+    async def _next(self) -> Record:
+        while True:
+            record = next(self._rest, None)
+            if record is not None:
+                return record
+            item = await self._receive()
+            if isinstance(item, Gap):
+                self._rest = self._records_of_gap(item)
+            elif item is None:
+                self._rest = iter((self._mark_record(),))
+            else:
+                self._rest = self._records_of(item)
+
+    async def _receive(self) -> Batch | Gap | None:
+        """Return what comes next from the source, settling what the engine answers meanwhile.
+
+        None: nothing came for so long that the engine needs a mark.
+        """
+        if self._receiving is None:
+            self._receiving = asyncio.create_task(self._from_source())
+        while not self._receiving.done():
+            waits: list[Future[Batch | Gap] | Future[None]] = [self._receiving]
+            if self._flying:
+                waits.append(self._flying[0])
+            due = self._mark_due()
+            if self._flying:
+                due = min(due, self._last_sign + ACK_TIMEOUT)
+            left = due - time.monotonic()
+            await asyncio.wait(
+                waits,
+                timeout=None if left == float("inf") else max(0.0, left),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            while self._flying and self._flying[0].done():
+                await self._settle_one()
+            self._check_answers()
+            if not self._flying and time.monotonic() >= self._mark_due():
+                return None
+        task, self._receiving = self._receiving, None
+        return task.result()
+
+    def _mark_due(self) -> float:
+        keep = self._info.keep_seconds if self._info else None
+        return (
+            float("inf") if keep is None or self._sent is None else self._stored_at + keep / MARKS
+        )
+
+    def _mark_record(self) -> Record:
+        assert self._sent is not None
+        stream, server, source = self._sent
+        return Record(stream + 1, 0, server, source + 1)
+
+    def _check_answers(self) -> None:
+        if self._flying and time.monotonic() >= self._last_sign + ACK_TIMEOUT:
+            raise EngineError(
+                f"{self._engine.target}: no answer for {ACK_TIMEOUT:g} s, "
+                f"with {len(self._flying)} records in flight",
+                "no answer",
+            )
+
+    async def _settle_one(self) -> None:
+        # The first record in flight has its answer, or the engine has its time for it.
+        future = self._flying[0]
+        if not future.done():
+            await asyncio.wait([future], timeout=self._last_sign + ACK_TIMEOUT - time.monotonic())
+            self._check_answers()
+            if not future.done():
+                return
+        try:
+            future.result()
+        except Conflict as error:
+            self._counts.conflicts += 1
+            # Once, it may be a record of our own that came late. Twice, it is another bridge.
+            now = time.monotonic()
+            often, self._conflict_at = now < self._conflict_at + 2 * ACK_TIMEOUT, now
+            if often:
+                raise _Standby(f"{error}: another bridge appends") from None
+            raise
+        self._flying.popleft()
+        record = self._unacked.popleft()
+        self._acked_mark = self._engine.after(self._acked_mark, record)
+        self._last_ack = self._last_sign = time.monotonic()
+        self._stored(record)
+        self._acked = record.end
+        if self._source is not None and self._acked.server:
+            await self._source.ack(self._acked.server, self._acked.source)
+
+    def _stored(self, record: Record) -> None:
+        counts = self._counts
+        self._stored_at = time.monotonic()
+        counts.records += 1
+        counts.bytes += len(record.body)
+        counts.messages += 0 if record.gap else record.count
+
+    async def _stand_by(self, error: _Standby) -> None:
+        # The other bridge reads the source as well, so this one needs nothing of it.
+        self._problem(error)
+        self._ground()
+        await self._drop_source()
+        self._known = False
+        self._forget()
+        before, misses = None, 0
+        while misses < 2:
+            await asyncio.sleep(STANDBY * (1 + random.random()))
+            try:
+                tail = await self._engine.last()
+            except EngineError:
+                return
+            misses = misses + 1 if tail.mark == before else 0
+            before = tail.mark
+        self._conflict_at = float("-inf")
+
+    # ---- the source ----
+
+    async def _from_source(self) -> Batch | Gap:
+        waits = Backoff()
+        while True:
+            try:
+                source = await self._connected()
+                waits.reset()
+                return await source.receive()
+            except Closed:
+                raise
+            except (JumiksError, OSError) as error:
+                # It is not there, or this bridge was cut for its lag: what is missing is a gap.
+                self._problem(error, "source")
+                await self._drop_source()
+            await asyncio.sleep(waits.next())
+
+    async def _connected(self) -> Source:
+        source = self._source
+        if source is None:
+            source = Source(self._where, self._sent)
+            await source.open()
+            self._source = source
+            self._counts.sources += 1
+            self._problem_over()
+        return source
+
+    async def _drop_source(self) -> None:
+        task, self._receiving = self._receiving, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        elif task is not None:
+            self._receiving = task
+        source, self._source = self._source, None
+        if source is not None:
+            await source.close()
+
+    # ---- making records ----
+
+    def _records_of(self, batch: Batch) -> Iterator[Record]:
+        source = self._source
+        assert source is not None
+        server, first, upto = source.server_id, batch.first_id, batch.last_id
+        yield from self._up_to(server, first)
+        try:
+            frames = frames_of(batch)
+            ends = frame_ends(frames, first)
+            for index, count, begin in self._packs(ends):
+                end = ends[index + count - 1]
+                number = first + index
+                body = bytes(frames[begin:end])
+                size = len(body) if not self._plain else int.from_bytes(body[:4], "little")
+                if self._plain:
+                    body = body[16 : 16 + size]
+                if not batch.valid:
+                    raise Overwritten(number, upto)
+                if size > self._engine.largest:
+                    yield self._too_large(server, number, size)
+                else:
+                    yield self._record(server, number, count, body)
+        except Overwritten:
+            # The source's lag policy was faster than the engine.
+            sent = self._sent
+            begin = sent.source + 1 if sent is not None and sent.server == server else first
+            if begin <= upto:
+                yield self._gap(server, begin, upto - begin + 1, "skipped")
+
+    def _packs(self, ends: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        return split_frames(ends, 1 if self._plain else min(self._pack, self._engine.largest))
+
+    def _up_to(self, server: int, first: int) -> Iterator[Record]:
+        # What is due before a message: a restart that waited for it, or a hole nobody told of.
+        sent = self._sent
+        if self._restart is not None:
+            self._restart = None
+            yield self._unknown(server, first)
+        elif sent is not None and sent.server == server and sent.source + 1 < first:
+            yield self._gap(server, sent.source + 1, first - sent.source - 1, "evicted")
+
+    def _records_of_gap(self, gap: Gap) -> Iterator[Record]:
+        assert self._source is not None
+        if gap.last is None or not gap.first:
+            if gap.count is None:
+                self._restart = gap
+            return
+        sent, server = self._sent, self._source.server_id
+        if gap.reason is GapReason.ENDED and sent is not None:
+            server = sent.server  # the new one may be there already
+        first = gap.first
+        if sent is not None and sent.server == server:
+            first = max(first, sent.source + 1)
+        yield from self._up_to(server, first)
+        if first <= gap.last:
+            yield self._gap(server, first, gap.last - first + 1, _KINDS[gap.reason])
+
+    def _record(self, server: int, first: int, count: int, body: bytes) -> Record:
+        return Record(self._seq(first), count, server, first, body, plain=self._plain)
+
+    def _gap(self, server: int, first: int, count: int, kind: GapKind) -> Record:
+        return self._note(Record(self._seq(first), count, server, first, b"", kind, count))
+
+    def _unknown(self, server: int, first: int) -> Record:
+        return self._note(Record(self._seq(first), 1, server, first, b"", "restarted", None))
+
+    def _too_large(self, server: int, number: int, size: int) -> Record:
+        text = (
+            f"message {number} of {size} bytes is larger than a record may be, "
+            f"{self._engine.largest} bytes: raise the engine's limit"
+        )
+        if self._on_too_large == "stop":
+            raise TooLarge(f"{text}, or take --on-too-large gap")
+        log.warning("%s; it is told as a gap", text)
+        return self._gap(server, number, 1, "too-large")
+
+    def _seq(self, first: int) -> int:
+        return first if self._sent is None else self._sent.stream + 1
+
+    def _note(self, record: Record) -> Record:
+        counts = self._counts
+        counts.gaps[record.gap] += 1
+        counts.lost += record.lost or 0
+        counts.unknown += record.lost is None
+        lost = "an unknown number of messages" if record.lost is None else f"{record.lost} messages"
+        log.warning("gap at stream id %d: %s are lost (%s)", record.seq, lost, record.gap)
+        return record
+
+    # ---- asking ----
+
+    def stats(self) -> OutboundStats:
+        """All figures, of one moment."""
+        counts = self._counts
+        return OutboundStats(
+            state=self.state,
+            problem=self.problem,
+            position=self._acked,
+            records=counts.records,
+            messages=counts.messages,
+            bytes=counts.bytes,
+            outstanding=len(self._flying),
+            outstanding_bytes=sum(len(record.body) for record in tuple(self._unacked)),
+            source_lag=self._source.lag if self._source is not None else 0,
+            ack_age=None if self._last_ack is None else time.monotonic() - self._last_ack,
+            source_reconnects=max(0, counts.sources - 1),
+            engine_reconnects=max(0, counts.engines - 1),
+            conflicts=counts.conflicts,
+            rewinds=counts.rewinds,
+            gaps=dict(counts.gaps),
+            lost=counts.lost,
+            unknown_gaps=counts.unknown,
+        )

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Redis Streams: one key; an append is a script that compares with a second key, the position.
+
+The entry of a record has the id `<stream id of its last message>-0`, so an entry is found by a
+message. `{key}:at` holds where the stream ends. The same script writes it, so both change together,
+and it survives trimming. The braces have a cluster keep both keys in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, ClassVar, Final
+
+from redis import exceptions as errors
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from .engine import Conflict, Create, Engine, EngineError, StreamInfo, Tail, Unfit
+from .record import Position, Record, Unreadable
+
+__all__: list[str] = []
+
+TIMEOUT: Final = 5.0
+BLOCK: Final = 1000
+"""Milliseconds that a read waits for records before it looks whether the stream is the same."""
+
+READ_RECORDS: Final = 32
+LARGEST: Final = 64 << 20
+"""The largest body, bytes; Redis itself takes more, and has it in memory several times."""
+
+APPEND: Final = """\
+local at = redis.call('HGET', KEYS[2], 'stream') or '0'
+if at ~= ARGV[1] then
+  return redis.error_reply('CONFLICT the stream ends at ' .. at .. ', not at ' .. ARGV[1])
+end
+redis.call('XADD', KEYS[1], ARGV[2] .. '-0', unpack(ARGV, 6))
+local created = redis.call('TIME')
+redis.call('HSETNX', KEYS[2], 'created', created[1] .. '.' .. created[2])
+redis.call('HSET', KEYS[2], 'stream', ARGV[2], 'server', ARGV[3], 'source', ARGV[4],
+  'stored', created[1])
+local most = tonumber(ARGV[5])
+if most > 0 then
+  local size = redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[#ARGV])
+  while size > most and redis.call('XLEN', KEYS[1]) > 1 do
+    local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+    redis.call('XDEL', KEYS[1], oldest[1])
+    size = redis.call('HINCRBY', KEYS[2], 'bytes', -#oldest[2][#oldest[2]])
+  end
+end
+return redis.status_reply('OK')
+"""
+"""KEYS: the stream, its position. ARGV: the stream id that it ends at, that of the new end, the
+source's server_id and id there, the bytes that it may keep (0: all), then fields and values, the
+body last."""
+
+
+class RedisStreams(Engine):
+    """One key of Redis."""
+
+    extra: ClassVar[str] = "redis"
+
+    _client: Redis | None = None
+    _reader: Redis | None = None
+    _sender: asyncio.Task[None] | None = None
+    _most = 0
+
+    # ---- connecting ----
+
+    async def open(self, create: Create | None = None) -> StreamInfo:
+        """Connect; see `Engine.open`. To make a stream is to give it a time in `{key}:at`."""
+        await self.close()
+        if self.subject is not None:
+            raise ValueError("Redis has no subjects: leave out --subject")
+        failure: EngineError | None = None
+        for host, port in self.target.hosts:
+            try:
+                await self._connect(host, port or 6379)
+                break
+            except EngineError as error:
+                failure = error
+        else:
+            assert failure is not None
+            raise failure
+        self._queue: deque[tuple[list[bytes | str | int], Future[None]]] = deque()
+        self._more = asyncio.Event()
+        self._sender = asyncio.create_task(self._send())
+        if create is not None:
+            self._most = create.max_bytes
+            await self._create()
+        return await self.info()
+
+    async def _create(self) -> None:
+        client = self._open()
+        if _text(await self._ask(client.type(self._key))) == "none":
+            seconds, micro = await self._ask(client.time())
+            await self._ask(client.hsetnx(self._at, "created", f"{seconds}.{micro:06}"))
+
+    async def _connect(self, host: str, port: int) -> None:
+        credentials = self.credentials
+        secure = self.target.scheme == "rediss" or credentials.asks_for_tls
+        where = f"{'rediss' if secure else 'redis'}://{host}:{port}"
+        options: dict[str, Any] = {}
+        if secure:
+            credentials.context()  # says what is wrong with a file
+            options |= {
+                "ssl": True,
+                "ssl_ca_certs": credentials.tls_ca,
+                "ssl_certfile": credentials.tls_cert,
+                "ssl_keyfile": credentials.tls_key,
+                "ssl_cert_reqs": "required",
+                "ssl_check_hostname": True,
+            }
+        for name in ("_client", "_reader"):
+            client = Redis(
+                host=host,
+                port=port,
+                db=int(self.target.options.get("db", 0)),
+                username=self.target.user,
+                password=credentials.password,
+                socket_timeout=TIMEOUT,
+                socket_connect_timeout=TIMEOUT,
+                single_connection_client=True,
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+                client_name="jumiks-bridge",
+                **options,
+            )
+            setattr(self, name, client)
+            await self._ask(client.ping(), where)
+        assert self._client is not None
+        self._script = await self._ask(self._client.script_load(APPEND), where)
+
+    async def _ask(self, call: Any, where: str = "") -> Any:
+        try:
+            return await call
+        except (errors.RedisError, OSError) as error:
+            raise _failure(where or str(self.target), error) from None
+
+    async def close(self) -> None:
+        """Close the connections; see `Engine.close`."""
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+        for client in (self._client, self._reader):
+            if client is not None:
+                with suppress(Exception):
+                    await asyncio.wait_for(client.aclose(), 1)
+        self._client = self._reader = None
+
+    def _over(self) -> EngineError:
+        return EngineError(f"{self.target}: the connection ended")
+
+    def _open(self) -> Redis:
+        if self._client is None:
+            raise self._over()
+        return self._client
+
+    # ---- the stream ----
+
+    @property
+    def _key(self) -> str:
+        return self.target.stream
+
+    @property
+    def _at(self) -> str:
+        return f"{{{self.target.stream}}}:at"
+
+    @property
+    def largest(self) -> int:
+        """The largest body that a record may have, bytes."""
+        return LARGEST
+
+    async def info(self) -> StreamInfo:
+        """Look at the stream again."""
+        client = self._open()
+        about = await self._ask(client.info("server"))
+        created = await self._ask(client.hget(self._at, "created"))
+        kind = _text(await self._ask(client.type(self._key)))
+        if kind not in ("none", "stream") or (kind == "stream" and created is None):
+            what = f"a {kind}" if kind != "stream" else "a stream of someone else"
+            raise Unfit(f"{self.target}: the key is {what}: a feed needs a key of its own")
+        if created is None:
+            raise Unfit(f"{self.target}: there is no such stream; --create makes it")
+        size = await self._ask(client.memory_usage(self._key, 0)) if kind == "stream" else 0
+        return StreamInfo(
+            engine=f"Redis {about['redis_version']}",
+            name=self._key,
+            created=_text(created),
+            records=await self._ask(client.xlen(self._key)),
+            bytes=size or 0,
+        )
+
+    async def last(self) -> Tail:
+        """Return where the stream ends, as `{key}:at` says."""
+        client = self._open()
+        names = ["stream", "server", "source", "stored"]
+        stream, server, source, stored = await self._ask(client.hmget(self._at, names))
+        if stream is None:
+            await self.info()  # raises if the key is not ours
+            return Tail(None, 0)
+        position = Position(int(stream), int(server), int(source))
+        return Tail(position, position.stream, float(stored or 0) or None)
+
+    # ---- appending ----
+
+    async def append(self, previous: int, record: Record) -> Future[None]:
+        """Send a record off; see `Engine.append`."""
+        if self._sender is None or self._sender.done():
+            raise self._over()
+        end = record.end
+        words: list[bytes | str | int] = [previous, end.stream, end.server, end.source, self._most]
+        for name, value in record.headers().items():
+            words += (name, value)
+        words += ("Body", record.body)
+        future = asyncio.get_running_loop().create_future()
+        self._queue.append((words, future))
+        self._more.set()
+        await asyncio.sleep(0)
+        return future
+
+    def after(self, previous: int, record: Record) -> int:  # noqa: ARG002
+        """Return the stream id that a record ends with."""
+        return record.last
+
+    async def _send(self) -> None:
+        # All that waits goes out as one pipeline.
+        client, queue = self._open(), self._queue
+        sent: list[Future[None]] = []
+        try:
+            while True:
+                await self._more.wait()
+                self._more.clear()
+                pipe = client.pipeline(transaction=False)
+                sent = []
+                while queue:
+                    words, future = queue.popleft()
+                    pipe.evalsha(self._script, 2, self._key, self._at, *words)
+                    sent.append(future)
+                for future, answer in zip(sent, await pipe.execute(False), strict=True):
+                    if future.done():
+                        continue
+                    if isinstance(answer, Exception):
+                        future.set_exception(_failure(str(self.target), answer))
+                    else:
+                        future.set_result(None)
+        except (errors.RedisError, OSError) as error:
+            self._fail(sent, _failure(str(self.target), error))
+        except asyncio.CancelledError:
+            self._fail(sent, self._over())
+            raise
+
+    def _fail(self, sent: list[Future[None]], error: EngineError) -> None:
+        for future in [*sent, *(future for _, future in self._queue)]:
+            if not future.done():
+                future.set_exception(error)
+        self._queue.clear()
+
+    # ---- reading ----
+
+    async def read(self, start: int) -> AsyncIterator[Record | Unreadable]:
+        """Read records, and wait for more; see `Engine.read`."""
+        client, created = self._reader, (await self.info()).created
+        if client is None:
+            raise self._over()
+        found = await self._ask(client.xrange(self._key, f"{max(0, start)}-0", count=READ_RECORDS))
+        at = f"{max(0, start - 1)}-18446744073709551615"
+        while True:
+            for number, fields in found:
+                at = number
+                yield _record(number, fields)
+            answer = await self._ask(client.xread({self._key: at}, count=READ_RECORDS, block=BLOCK))
+            found = answer[0][1] if answer else []
+            if not found:
+                await self._check_same(created, at)
+
+    async def _check_same(self, created: str, at: bytes | str) -> None:
+        # One that was deleted and made anew has lower ids, which the read would wait behind.
+        now, stream = await self._ask(self._open().hmget(self._at, ["created", "stream"]))
+        before = int((at.decode() if isinstance(at, bytes) else at).partition("-")[0])
+        if (now or b"").decode() != created:
+            raise EngineError(f"{self.target}: the stream is another one now", "another stream")
+        if int(stream or 0) < before:
+            raise EngineError(f"{self.target}: the stream went back", "went back")
+
+    async def back(self, size: int) -> int:
+        """Return where the last `size` bytes begin."""
+        client, upto, have, first = self._open(), "+", 0, 0
+        while have < size:
+            found = await self._ask(client.xrevrange(self._key, upto, count=READ_RECORDS))
+            if not found:
+                return 0
+            for number, fields in found:
+                record = _record(number, fields)
+                have += len(fields.get(b"Body", b""))
+                first = record.seq if isinstance(record, Record) else record.first or first
+                if have >= size:
+                    break
+            upto = "(" + found[-1][0].decode()
+        return first
+
+    async def around(self, stream: int) -> Record | None:
+        """Return the record that has this stream id, or else the next one."""
+        first = f"{stream}-0"
+        while found := await self._ask(self._open().xrange(self._key, first, count=1)):
+            record = _record(*found[0])
+            if isinstance(record, Record):
+                return record
+            first = "(" + found[0][0].decode()
+        return None
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _record(number: bytes, fields: dict[bytes, bytes]) -> Record | Unreadable:
+    last = int(number.partition(b"-")[0])
+    body = fields.get(b"Body", b"")
+    headers = {_text(name): _text(value) for name, value in fields.items() if name != b"Body"}
+    try:
+        record = Record.parse(headers, body)
+    except Unreadable as error:
+        return error if error.last == last else Unreadable(str(error), 0, last)
+    if record.last != last:
+        return Unreadable(f"an entry {last} with a record that ends at {record.last}", 0, last)
+    return record
+
+
+def _failure(where: str, error: BaseException) -> EngineError:
+    words = str(error) or type(error).__name__
+    if isinstance(error, EngineError):
+        return error
+    if words.startswith("CONFLICT"):
+        return Conflict(f"{where}: {words.partition(' ')[2].partition(' script:')[0]}")
+    if isinstance(
+        error, errors.AuthenticationError | errors.AuthorizationError
+    ) or words.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+        return EngineError(f"{where}: it does not let this user in: {words}", "not allowed")
+    if isinstance(error, errors.OutOfMemoryError) or words.startswith("OOM"):
+        return EngineError(f"{where}: {words}", "full")
+    if "WRONGTYPE" in words:
+        return Unfit(f"{where}: {words}")
+    if isinstance(error, errors.TimeoutError | TimeoutError):
+        return EngineError(f"{where}: no answer within {TIMEOUT:g} s")
+    if "SSL" in words or "certificate" in words.lower():
+        return EngineError(f"{where}: TLS failed: {words}", "tls")
+    if isinstance(error, errors.ConnectionError | OSError):
+        return EngineError(f"{where}: {words}")
+    return EngineError(f"{where}: {words}", "refuses")

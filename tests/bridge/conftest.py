@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+from collections.abc import Iterator
+
+import pytest
+from support.engines import KINDS, RealEngine, running
+
+
+@pytest.fixture(params=KINDS)
+def engine(request: pytest.FixtureRequest) -> Iterator[RealEngine]:
+    """Each engine in turn, running, with no stream yet."""
+    with running(request.param) as found:
+        yield found

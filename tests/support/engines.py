@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real engines, each in a process and a folder of its own, on a free port of this machine."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .base import wait_until
+
+KINDS = ("jetstream", "redis")
+
+
+def program(kind: str) -> str | None:
+    """Where the program of an engine is, beside this Python or on the path; None: nowhere."""
+    name = {"jetstream": "nats-server", "redis": "redis-server"}[kind]
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+def client_of(kind: str) -> str:
+    """The package that speaks with an engine."""
+    return {"jetstream": "nats", "redis": "redis"}[kind]
+
+
+def require(kind: str) -> None:
+    """Skip the test, and say why, where the engine or its client is missing."""
+    if program(kind) is None:
+        pytest.skip(f"there is no {'nats' if kind == 'jetstream' else 'redis'}-server here")
+    pytest.importorskip(client_of(kind), reason=f"the client of {kind} is not installed")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class RealEngine:
+    """An engine that a test starts, kills and starts again.
+
+    Args:
+        kind: one of `KINDS`.
+        folder: where its data is.
+        words: further arguments of its program.
+    """
+
+    def __init__(self, kind: str, folder: Path, words: tuple[str, ...] = ()) -> None:
+        require(kind)
+        self.kind = kind
+        self.folder = folder
+        self.words = words
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL of its stream."""
+        scheme, name = ("nats", "TICKS") if self.kind == "jetstream" else ("redis", "ticks")
+        return f"{scheme}://127.0.0.1:{self.port}/{name}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        port, found = str(self.port), program(self.kind)
+        assert found is not None
+        if self.kind == "jetstream":
+            words = [found, "-a", "127.0.0.1", "-p", port, "-js", "-sd", str(self.folder)]
+        else:
+            words = [found, "--bind", "127.0.0.1", "--port", port, "--dir", str(self.folder)]
+            words += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen([*words, *self.words], stdout=log, stderr=log)
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            pytest.fail(f"{self.kind} ended: {(self.folder / 'log').read_text()[-2000:]}")
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1) as sock:
+                if self.kind == "jetstream":
+                    return sock.recv(4) == b"INFO"
+                sock.sendall(b"PING\r\n")
+                return sock.recv(5) in (b"+PONG", b"-NOAU")
+        except OSError:
+            return False
+
+    def strike(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def stop(self, number: int = signal.SIGKILL) -> None:
+        """End it, by default as a crash does; its data stays."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(number)
+            process.wait()
+
+
+@contextmanager
+def running(kind: str, *words: str) -> Iterator[RealEngine]:
+    """An engine that runs, and is gone at the end with all its data."""
+    with tempfile.TemporaryDirectory(prefix="jmk-engine-") as folder:
+        engine = RealEngine(kind, Path(folder), words)
+        try:
+            engine.start()
+            yield engine
+        finally:
+            engine.stop()
