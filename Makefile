@@ -9,9 +9,12 @@ BUILT := $(VENV)/.built
 SANITIZE ?= address,undefined
 # Options for pytest: make test ARGS="-k lag -x"
 ARGS ?=
-# One more than there are cores, as many a test waits; 0 is none beside pytest itself.
-WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+# Two more than there are cores, as many a test waits; 0 is none beside pytest itself.
+WORKERS ?= $(shell echo $$(($$(nproc) + 2)))
 PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+# Without it each worker would rewrite each test's assertions, and each child compile the package.
+unexport PYTHONDONTWRITEBYTECODE
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*.py csrc/*.h csrc/*/*.[ch])
@@ -22,8 +25,9 @@ C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check test-slow test-uvloop test-pythons test-c fuzz model lint lint-c format sanitize coverage mutation dist bench \
-    bench-quick bench-check bench-baseline endurance clean
+.PHONY: help venv demo test check test-slow test-uvloop test-pythons test-c fuzz fuzz-handshake model \
+    lint lint-types lint-style lint-c format sanitize coverage mutation dist bench bench-quick \
+    bench-check bench-baseline endurance clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -80,11 +84,12 @@ test-c: ## Run the C core's own tests, without Python
 	    build/test-c/$$name; \
 	done
 
-# FUZZ_TIME is seconds in all. tests/fuzz/README.md has the rest.
+# FUZZ_TIME is seconds of work in all, which the cores share. tests/fuzz/README.md has the rest.
 FUZZ_TIME ?= 60
 FUZZ := build/fuzz
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_EACH = $$(($(FUZZ_TIME) / ($(words $(FUZZ_TARGETS)) + 1)))
+FUZZ_RUNS := $(FUZZ_TARGETS:%=fuzz-%) fuzz-handshake
 # A batch of 16 messages is one that a short input can fill.
 FUZZ_FLAGS := $(C_FLAGS) -DJMK_MAX_ITEMS=16 -fno-sanitize-recover=all
 FUZZ_OPTIONS := -max_len=512 -timeout=60 -rss_limit_mb=512 -dict=tests/fuzz/wire.dict \
@@ -102,15 +107,17 @@ $(FUZZ)/fuzz_%: $(FUZZ)/tests/fuzz/fuzz_%.o $(CORE:%.c=$(FUZZ)/%.o)
 fuzz: $(BUILT) ## Feed hostile input to core and handshake, for a minute (FUZZ_TIME=seconds)
 	@command -v clang >/dev/null || { echo "clang is not here: apt-get install clang"; exit 1; }
 	@$(MAKE) --no-print-directory --silent -j $$(nproc) $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
-	@set -e; for name in $(FUZZ_TARGETS); do \
-	    mkdir -p $(FUZZ)/corpus/$$name; \
-	    ASAN_OPTIONS=quarantine_size_mb=1 $(FUZZ)/fuzz_$$name $(FUZZ_OPTIONS) \
-	        -max_total_time=$(FUZZ_EACH) -artifact_prefix=$(FUZZ)/found-$$name- \
-	        $(FUZZ)/corpus/$$name tests/fuzz/corpus/$$name >$(FUZZ)/$$name.txt 2>&1 || \
-	        { cat $(FUZZ)/$$name.txt; exit 1; }; \
-	    echo "$$name: $$(sed -n 's/.*executed_units: *//p' $(FUZZ)/$$name.txt) inputs, nothing found"; \
-	done
+	@$(MAKE) --no-print-directory --silent -j $$(nproc) $(FUZZ_RUNS)
+
+fuzz-handshake: $(BUILT)
 	@$(PY) tests/fuzz/fuzz_handshake.py --seconds $(FUZZ_EACH)
+
+fuzz-%:
+	@mkdir -p $(FUZZ)/corpus/$*
+	@ASAN_OPTIONS=quarantine_size_mb=1 $(FUZZ)/fuzz_$* $(FUZZ_OPTIONS) \
+	    -max_total_time=$(FUZZ_EACH) -artifact_prefix=$(FUZZ)/found-$*- \
+	    $(FUZZ)/corpus/$* tests/fuzz/corpus/$* >$(FUZZ)/$*.txt 2>&1 || { cat $(FUZZ)/$*.txt; exit 1; }
+	@echo "$*: $$(sed -n 's/.*executed_units: *//p' $(FUZZ)/$*.txt) inputs, nothing found"
 
 # Each model must be right, and without any of what it shows to be needed it must not.
 MODELS := $(wildcard docs/models/*.pml)
@@ -123,10 +130,15 @@ model: ## Check the models of what threads and processes share (needs spin)
 	    done; \
 	done | CC="$(CC)" xargs -P $$(nproc) -n 3 .ci/check_model
 
-lint: $(BUILT) lint-c ## Check formats, style and types
+lint: $(BUILT) ## Check formats, style and types
+	@$(MAKE) --no-print-directory --output-sync=target -j $$(nproc) lint-types lint-style lint-c
+
+lint-types: $(BUILT)
+	$(PY) -m mypy
+
+lint-style: $(BUILT)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
@@ -144,14 +156,16 @@ SAN_LIBRARY = $(if $(findstring thread,$(SANITIZE)),libtsan,libasan).so
 # For Python alone: a shell that libtsan is loaded into crashes.
 SAN_PYTEST = LD_PRELOAD="$$($(CC) -print-file-name=$(SAN_LIBRARY))" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-    $(SAN)/bin/python $(PYTEST) -m "not no_core"
+    $(SAN)/bin/python $(PYTEST)
+# These start commands and examples. What C does for them with packets, it does in others too.
+NOT_WITH_PACKETS := $(patsubst %,--ignore=tests/%,cli docs integrations)
 
 sanitize: ## Run the tests on a build with sanitizers (SANITIZE=thread for that one)
 	test -x $(SAN)/bin/python || $(PYTHON) -m venv $(SAN)
 	$(SAN)/bin/python $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
 	JUMIKS_SANITIZE=$(SANITIZE) $(SAN)/bin/python $(PIP_INSTALL) --no-build-isolation '.[test]'
-	$(SAN_PYTEST)
-	JUMIKS_TEST_SHARE_LOG=0 $(SAN_PYTEST) --not-again
+	$(SAN_PYTEST) -m "not no_core"
+	JUMIKS_TEST_SHARE_LOG=0 $(SAN_PYTEST) -m "not no_core and not slow" --not-again $(NOT_WITH_PACKETS)
 
 # Each of the two runs has lines that the other has not. Counts are added up over all processes.
 coverage: COV := .venv-cov

@@ -78,6 +78,7 @@ def test_a_client_is_closed_at_any_bytecode(
                 break
 
 
+@pytest.mark.slow
 def test_a_client_is_closed_at_any_bytecode_of_its_way_back(address: str) -> None:
     for number in numbers(61):
         with Server(address):
@@ -108,6 +109,7 @@ def server_is_closed_at(
     return was_closed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", SERVER_CALLS.values(), ids=SERVER_CALLS)
 def test_a_server_is_closed_at_any_bytecode(address: str, call: Callable[[Server], object]) -> None:
     for number in numbers(17):
@@ -115,6 +117,7 @@ def test_a_server_is_closed_at_any_bytecode(address: str, call: Callable[[Server
             break
 
 
+@pytest.mark.slow
 def test_a_server_is_closed_at_any_bytecode_of_a_join(address: str) -> None:
     """Where the standard library holds a lock for an instant."""
     for number in numbers(17):

@@ -61,6 +61,8 @@ class Later:
     def __exit__(self, *_): join(self.green)
 """
 
+pytestmark = pytest.mark.slow  # each test starts a Python with gevent or eventlet
+
 KINDS = [
     pytest.param("gevent", marks=needs("gevent")),
     pytest.param("gevent without threads", marks=needs("gevent")),

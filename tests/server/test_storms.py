@@ -447,6 +447,7 @@ def killed_at(where: object, what: str, step: int) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_a_server_killed_at_any_step_of_its_making_leaves_an_address_that_can_be_had(
     path: Path,
 ) -> None:
@@ -460,6 +461,7 @@ def test_a_server_killed_at_any_step_of_its_making_leaves_an_address_that_can_be
     assert step > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["framed", pytest.param("shared", marks=only_shared)])
 def test_a_client_killed_at_any_step_of_its_making_disturbs_nobody(address: str, what: str) -> None:
     step = 1
