@@ -151,6 +151,12 @@ def _time(name: str, value: object) -> object:
     return value
 
 
+def _wait(name: str, value: object) -> object:
+    if value != "default":
+        nanoseconds(value, name)
+    return value
+
+
 def _spin(name: str, value: object) -> object:
     nanoseconds(value, name, none=False)
     return value
@@ -429,7 +435,16 @@ class AsyncClientOptions(Options):
         "or at an id",
     )
     timeout: float | None = option(
-        CONNECT_TIMEOUT, _time, "seconds to connect and shake hands; None is no limit."
+        CONNECT_TIMEOUT, _time, "seconds to connect and shake hands, per try; None is no limit."
+    )
+    wait: float | Literal["default"] | None = option(
+        "default",
+        _wait,
+        "seconds to wait for a server that is not there yet, or that is just closing, or full. 0 "
+        "tries once; None has no limit. By default 0, or with `reconnect` as long as its `give_up` "
+        "says. What no waiting helps against is raised at once: see `reconnect` in docs/tour.md.",
+        help="how long to wait for a server that is not there yet (default: 0, or with --reconnect "
+        "without limit)",
     )
     delivery: Delivery = option(
         "shared",
@@ -456,11 +471,12 @@ class AsyncClientOptions(Options):
     reconnect: bool | Backoff = option(
         False,
         _reconnect,
-        "whether to come back to the address when the server has closed, died or was started "
-        "again, and when; True is `Backoff()`. The stream goes on behind the last message handed "
+        "whether to wait for a server that is not there yet, and to come back to the address when "
+        "the server has closed, died or was started again, and when to try; True is `Backoff()`. "
+        "The stream goes on behind the last message handed "
         "out, if the server is the same and has it still; otherwise with the oldest that the new "
         "one has, behind a gap.",
-        help="connect again when the server has gone, instead of ending with it",
+        help="wait for the server, and connect again when it has gone, instead of ending with it",
     )
 
     def stream(
@@ -478,6 +494,7 @@ class AsyncClientOptions(Options):
             Linker(where, self.delivery, self.timeout, spin),
             start=cast(int, self.start),
             on_gap=self.on_gap,
+            wait=self.wait,
             backoff=self.reconnect or None,  # type: ignore[arg-type]
             ack_patience=ack_patience,
         )

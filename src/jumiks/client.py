@@ -46,6 +46,7 @@ class Keywords(TypedDict, total=False):
 
     start: Literal["now", "oldest"] | int
     timeout: float | None
+    wait: float | Literal["default"] | None
     delivery: Delivery
     ack: Literal["after", "before"]
     reconnect: bool | Backoff
@@ -62,11 +63,12 @@ class Client(Closing, Generic[Item]):
     Everything that is published after this returned is delivered, or its loss is told.
 
     Args:
-        where: the server's address: `"@name"` or a path.
+        where: the server's address: `"@name"`, or a path with a "/" in it.
         {options}
 
     Raises:
-        ConnectionRefusedError, FileNotFoundError: nobody serves that address.
+        ConnectionRefusedError, FileNotFoundError: nobody serves that address, or nobody did within
+            `wait` seconds.
         PermissionError: the permissions of the path or its directory do not let this user through.
         Timeout: the server did not answer in time.
         Refused: the server did not let this client in; the text says why.
@@ -103,6 +105,7 @@ class Client(Closing, Generic[Item]):
         *,
         start: Literal["now", "oldest"] | int = "now",
         timeout: float | None = CONNECT_TIMEOUT,
+        wait: float | Literal["default"] | None = "default",
         delivery: Delivery = "shared",
         on_gap: OnGap = None,
         ack: Literal["after", "before"] = "after",
@@ -116,7 +119,7 @@ class Client(Closing, Generic[Item]):
         self._green = cooperates()
         self._waiting = False  # one greenlet is, while others run
         self._turn_ends = 0.0
-        in_thread(self._stream.entering())
+        in_thread(self._stream.arriving())
         self._stream.tell_at_start()
 
     # ---- receiving ----

@@ -371,6 +371,15 @@ class ProtocolError(ConnectionEnded):
     """The other end broke the protocol, or is no jumiks at all (docs/protocol.md)."""
 
 
+# ---- what a user's options add to an error of the system ----
+
+
+def add_time_tried(error: Exception, seconds: float) -> None:
+    """Have the error of the last of several tries also say how long they took."""
+    if isinstance(error, OSError) and error.strerror:
+        error.strerror += f"; tried for {seconds:.1f} s"
+
+
 # ---- arguments that C finds wrong; it calls these ----
 
 

@@ -175,7 +175,8 @@ class Server(Closing):
     """Publish messages to any number of clients on this machine.
 
     Args:
-        where: `"@name"` for an abstract address, a path, or a socket that is bound already. An
+        where: `"@name"` for an abstract address, a path with a "/" in it, or a socket that is bound
+            already. An
             abstract address has no file permissions: see `allow`.
         {options}
 

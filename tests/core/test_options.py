@@ -151,6 +151,7 @@ RIGHT = (
 WRONG_OF_CLIENTS: dict[str, tuple[object, ...]] = {
     "start": ("new", None, True, 100000.0, 0, 99999, 1 << 64),
     "timeout": (-1, "soon", True, float("nan")),
+    "wait": (-1, "long", True, float("nan")),
     "delivery": ("fast", None, True, []),
     "on_gap": ("function", 1, True),
     "ack": ("never", None, 1, []),

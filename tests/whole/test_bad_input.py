@@ -476,6 +476,8 @@ def test_an_address_of_a_wrong_type_is_refused(make: Callable[[Any], object], wr
         ("@", "has no name: write '@name'"),
         ("@a\0b", "NUL byte"),
         ("\0ticks", "an abstract address is written '@name'"),
+        ("ticks", "write '@ticks' for an abstract address, or './ticks' for a socket file"),
+        ("\x1b[2J", r"address '\x1b[2J' is neither a name nor a path: write '@name' for"),
         ("@" + "n" * 108, "too long: 108 bytes after the '@', and the kernel takes 107"),
         ("/tmp/" + "p" * 103, "too long: 108 bytes, and the kernel takes 107; take a shorter path"),
     ],

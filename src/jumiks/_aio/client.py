@@ -51,7 +51,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
                 ...
 
     Args:
-        where: the server's address: `"@name"` or a path.
+        where: the server's address: `"@name"`, or a path with a "/" in it.
         {options}
 
     Nothing happens before it is awaited or entered; that raises what making a `Client` does. It has
@@ -83,6 +83,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         *,
         start: Literal["now", "oldest"] | int = "now",
         timeout: float | None = CONNECT_TIMEOUT,
+        wait: float | Literal["default"] | None = "default",
         delivery: Delivery = "shared",
         on_gap: OnGap = None,
         ack: Literal["after", "before"] = "after",
@@ -96,7 +97,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         self._turn_first = 0  # the last message before this turn, once there was one
 
     async def _begin(self, loop: Loop) -> Stream[Item]:
-        steps = self._stream.entering()
+        steps = self._stream.arriving()
         try:
             for descriptor, seconds in steps:
                 if descriptor < 0:

@@ -61,7 +61,8 @@ class AsyncServer(Twin[Server]):
     control thread calls, as it waits for the answer. `history` is read in another thread.
 
     Args:
-        where: `"@name"` for an abstract address, a path, or a socket that is bound already.
+        where: `"@name"` for an abstract address, a path with a "/" in it, or a socket that is bound
+            already.
         {options}
     """
 

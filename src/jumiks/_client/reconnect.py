@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way back to a server that is gone: when to try, and how far it has come."""
+"""Waiting for a server: one that is not there yet, and the way back to one that is gone."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -12,13 +13,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate, repeat
 from math import inf
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from .. import errors
 from .._green import is_readable
 from .._native import nanoseconds, new_eventfd
 from .._wire.handshake import Status
-from ..errors import Closed, ConnectionEnded, ProtocolError, Refused, Timeout
+from ..errors import Closed, ConnectionEnded, ProtocolError, Refused, Timeout, add_time_tried
 from .connecting import Wait, wait_for
 
 __all__ = ["Backoff"]
@@ -85,27 +86,82 @@ class Backoff:
 
 _PASSING: Final = {Status.CLOSING, Status.TOO_MANY_CLIENTS, Status.INTERNAL}
 
+_LASTING: Final = {
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTSOCK,  # a file is there, and a server leaves it alone
+    errno.EPROTOTYPE,  # another program's socket is there
+}
+"""What is wrong with an address, however often it is tried."""
+
 
 def _will_pass(error: Exception) -> bool:
-    # Is it worth another try, at a server that is being started again?
+    # Is it worth another try, at a server that is being started?
     if isinstance(error, Refused):
         return error.status in _PASSING
     if isinstance(error, PermissionError | ProtocolError):
         return False
-    return isinstance(error, OSError)
+    return isinstance(error, OSError) and error.errno not in _LASTING
+
+
+WAITING: Final = Backoff(first=0.01, most=0.25)
+"""Waits for a server that is not there yet, where no others were asked for: few clients wait, each
+for a short time, and a try costs one system call."""
+
+
+def wait_for_server(
+    connect: Callable[[], Generator[Wait, None, None]],
+    address: str,
+    wait: float | Literal["default"] | None,
+    backoff: Backoff | None,
+) -> Generator[Wait, None, None]:
+    """Connect for the first time, to a server that may not be there yet.
+
+    Args:
+        connect: makes one try.
+        address: the server's, for the log.
+        wait: seconds until the last try begins; None is no limit. By default as long as the backoff
+            tries, or 0 without one.
+        backoff: when to try, once the first try has failed.
+    """
+    if wait == "default":
+        wait = backoff.give_up if backoff is not None else 0.0
+    report = Report(time.monotonic, "there")
+    for pause in (backoff or WAITING).waits():
+        try:
+            yield from connect()
+        except Exception as error:
+            waited = time.monotonic() - report.began
+            left = inf if wait is None else wait - waited
+            if not _will_pass(error) or left <= 0:
+                if report.tries:
+                    add_time_tried(error, waited)
+                raise
+            words = report.failed(error)
+        else:
+            words = report.succeeded()
+            left = 0.0
+        if words:
+            log.info("%s: %s", address, words)
+        if not left:
+            return
+        yield -1, min(pause, left)
 
 
 class Report:
-    """What is worth a line of log while a client tries to come back.
+    """What is worth a line of log while a client waits for a server, or for its return.
 
     Each kind of line once, and while it goes on again after 10 s, 20 s, 40 s, and so on.
 
     Args:
         now: the clock, s.
+        goal: where the server is to be: "there" the first time, then "back".
     """
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], goal: str = "back") -> None:
         self._now = now
+        self._goal = goal
         self.began = now()
         self.tries = 0
         self._due: dict[tuple[object, ...], tuple[float, float]] = {}
@@ -126,13 +182,13 @@ class Report:
         if not self._is_due((type(error), code, getattr(error, "status", None))):
             return None
         self._is_away = True
-        return f"not back yet {self._effort()}: {getattr(error, 'strerror', None) or error}"
+        return f"not {self._goal} yet {self._effort()}: {getattr(error, 'strerror', None) or error}"
 
     def succeeded(self) -> str | None:
         """What to say of a try that succeeded: only where the log says that it is away."""
         self.tries += 1
         was_away, self._is_away = self._is_away, False
-        return f"back {self._effort()}" if was_away else None
+        return f"{self._goal} {self._effort()}" if was_away else None
 
     def _is_due(self, kind: tuple[object, ...]) -> bool:
         now = self._now()

@@ -35,7 +35,7 @@ from .connecting import Wait
 from .endings import ending_of
 from .labels import Labels
 from .link import Delivery, Link, Linker
-from .reconnect import Backoff, Effort, Return
+from .reconnect import Backoff, Effort, Return, wait_for_server
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as _TypeVar
@@ -94,6 +94,7 @@ class Stream(Generic[Item]):
         linker: makes its connections.
         start: the packet id to begin at, or what stands for the newest or the oldest.
         on_gap: what happens at a gap.
+        wait: seconds to wait for a server that is not there yet; see `wait_for_server`.
         backoff: when to come back to a server that is gone; None never does.
         ack_patience: nanoseconds that an ack may wait for room in the socket.
     """
@@ -104,6 +105,7 @@ class Stream(Generic[Item]):
         *,
         start: int,
         on_gap: OnGap,
+        wait: float | Literal["default"] | None,
         backoff: Backoff | None,
         ack_patience: int,
     ) -> None:
@@ -116,6 +118,8 @@ class Stream(Generic[Item]):
         self._linker = linker
         self._wanted = start
         self._on_gap = on_gap
+        self._wait = wait
+        self._backoff = backoff
         self._effort = Effort(backoff) if backoff is not None else None
         self._ack_patience = ack_patience
         self.descriptor = -1
@@ -150,8 +154,12 @@ class Stream(Generic[Item]):
         """The server's address, as a user writes it."""
         return self._linker.address
 
+    def arriving(self) -> Generator[Wait, None, None]:
+        """Connect for the first time, to a server that may not be there yet."""
+        return wait_for_server(self.entering, self.address, self._wait, self._backoff)
+
     def entering(self, ending: ConnectionEnded | None = None) -> Generator[Wait, None, None]:
-        """Connect: for the first time, or after an ending."""
+        """Connect, with one try: for the first time, or after an ending."""
         start_for = self._start_again if ending else None
         link = yield from self._linker.connect(self._wanted, start_for)
         self._join(link, ending)

@@ -55,20 +55,30 @@ def parse_address(address: object) -> Address:
     """Check an address.
 
     Args:
-        address: "@name" is abstract; any other str, or an `os.PathLike`, is a path; a
+        address: "@name" is abstract; a str with a "/" in it, or an `os.PathLike`, is a path; a
             `socket.socket` is one that was bound already (socket activation).
 
     Raises:
         TypeError: it is none of these.
-        ValueError: it is empty, too long for the kernel, has a NUL byte, or the socket is of the
-            wrong kind.
+        ValueError: it is empty, too long for the kernel, has a NUL byte, could be a name as well as
+            a path, or the socket is of the wrong kind.
     """
     if isinstance(address, Address):
         return address
     if is_socket(address):
         return _parse_socket(address)
     if isinstance(address, str):
-        return _parse_abstract(address) if address.startswith("@") else _parse_path(address)
+        if address.startswith("@"):
+            return _parse_abstract(address)
+        where = _parse_path(address)
+        if "/" not in address:
+            # Without its "@" a name would make a socket file in some directory.
+            name = address if address.isprintable() else "name"
+            raise ValueError(
+                f"address {address!r} is neither a name nor a path: write '@{name}' for an "
+                f"abstract address, or './{name}' for a socket file in the working directory"
+            )
+        return where
     if isinstance(address, os.PathLike):
         return _parse_path(os.fsdecode(address))
     raise TypeError(
@@ -107,7 +117,12 @@ def _parse_path(text: str) -> Address:
             f"address {text!r} is too long: {len(path)} bytes, and the kernel takes {MAX_PATH}; "
             "take a shorter path, one relative to the working directory, or '@name'"
         )
-    return Address(Kind.PATH, text, path)
+    return Address(Kind.PATH, _shown(text), path)
+
+
+def _shown(path: str) -> str:
+    # As it may be given as an address again.
+    return path if "/" in path else f"./{path}"
 
 
 def _parse_socket(sock: socket.socket) -> Address:
@@ -122,7 +137,8 @@ def _parse_socket(sock: socket.socket) -> Address:
     if not sockaddr:
         raise ValueError("the socket given as address is not bound: bind it, or give its address")
     text = os.fsdecode(sockaddr)
-    return Address(Kind.SOCKET, "@" + text[1:] if text[0] == "\0" else text, sockaddr, sock)
+    text = "@" + text[1:] if text[0] == "\0" else _shown(text)
+    return Address(Kind.SOCKET, text, sockaddr, sock)
 
 
 def _name(value: int) -> str:

@@ -91,11 +91,9 @@ def _no_place(where: Address, timeout: float | None) -> Timeout:
 
 def _explain_connect(error: OSError, where: Address) -> OSError:
     if error.errno == errno.ECONNREFUSED:
-        return ConnectionRefusedError(error.errno, _why_refused(where), where.text)
-    name = "" if "/" in where.text else f"; an abstract address is written '@{where.text}'"
+        return _why_refused(where)
     texts = {
-        errno.ENOENT: "there is no socket at this path: start the server first, or check the path"
-        + name,
+        errno.ENOENT: _what_is_missing(where) + ": start the server first, or check the path",
         errno.ENOTDIR: "a part of this path is not a directory: check the path",
         errno.EACCES: "this user may not connect: it takes write permission on the socket file, "
         "and search permission on its directories",
@@ -107,14 +105,24 @@ def _explain_connect(error: OSError, where: Address) -> OSError:
     return OSError(error.errno, texts[error.errno], where.text)
 
 
-def _why_refused(where: Address) -> str:
+def _what_is_missing(where: Address) -> str:
+    folder = os.path.dirname(where.text) or "."
+    if os.path.isdir(folder):
+        return "there is no socket at this path"
+    return f"there is no directory {folder!r}"
+
+
+def _why_refused(where: Address) -> ConnectionRefusedError:
+    words = "no server listens on this socket file: its server is gone, so start it again"
     if where.abstract:
-        return "no server listens at this address: start it first, or check the address"
-    with suppress(OSError):
-        mode = os.stat(where.text).st_mode
-        if not stat.S_ISSOCK(mode):
-            return f"this is {kind_of_file(mode)}, no socket: check the path"
-    return "no server listens on this socket file: its server is gone, so start it again"
+        words = "no server listens at this address: start it first, or check the address"
+    else:
+        with suppress(OSError):
+            mode = os.stat(where.text).st_mode
+            if not stat.S_ISSOCK(mode):
+                what = f"this is {kind_of_file(mode)}, no socket: check the path"
+                return ConnectionRefusedError(errno.ENOTSOCK, what, where.text)
+    return ConnectionRefusedError(errno.ECONNREFUSED, words, where.text)
 
 
 def kind_of_file(mode: int) -> str:

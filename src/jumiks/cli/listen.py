@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,34 +22,23 @@ from .streams import check_output, say
 __all__ = ["run"]
 
 COMMAND_FAILED: Final = 5
-_PAUSE: Final = 0.05
 
 
 def run(options: argparse.Namespace) -> int:
     """Listen until the server closes, or `--count` messages have come."""
     if not options.command:
         check_output()  # before a message is received that cannot be written
-    with _connect(options) as client:
+    with Client(
+        options.address,
+        start=options.start,
+        wait=options.wait,
+        on_gap=_tell,
+        reconnect=options.reconnect,
+    ) as client:
         try:
             return _run_commands(client, options) if options.command else _write(client, options)
         except ServerClosed:
             return 0
-
-
-def _connect(options: argparse.Namespace) -> Client:
-    deadline = time.monotonic() + options.wait
-    while True:
-        try:
-            return Client(
-                options.address,
-                start=options.start,
-                on_gap=_tell,
-                reconnect=options.reconnect,
-            )
-        except (ConnectionRefusedError, FileNotFoundError):
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(_PAUSE)
 
 
 def _tell(gap: Gap) -> None:

@@ -147,6 +147,8 @@ def _from_table(
 
     def checked(text: str) -> object:
         assert parse is not None
+        if text == one.default:  # argparse asks about that one as well
+            return text
         value = parse(text)
         try:
             about(one).check(name, value)
@@ -231,13 +233,7 @@ def _listen(parser: argparse.ArgumentParser) -> None:
     option = partial(_from_table, parser, AsyncClientOptions)
     option("start", _start, flag="--from", metavar="oldest|now|ID")
     parser.add_argument("--count", type=_count, metavar="N", help="end after N messages")
-    parser.add_argument(
-        "--wait",
-        type=_seconds,
-        default=0.0,
-        metavar="SECONDS",
-        help="how long to wait for a server that is not there yet (default: 0)",
-    )
+    option("wait", _seconds, metavar="SECONDS")
     option("reconnect", action="store_true")
     parser.add_argument(
         "--json",
