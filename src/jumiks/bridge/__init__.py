@@ -6,7 +6,8 @@ that stream as a local feed. Each engine needs its client: `pip install 'jumiks[
 `'jumiks[redis]'`.
 """
 
-from .engine import Create, Credentials, EngineError
+from .engine import Create, Credentials
+from .errors import EngineError
 from .inbound import Inbound, InboundStats
 from .outbound import Outbound, OutboundStats
 

@@ -19,40 +19,13 @@ from pathlib import Path
 from typing import ClassVar, Final, NamedTuple
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from ..errors import JumiksError
+from .errors import EngineError, not_installed
 from .record import Position, Record, Unreadable
 
-__all__ = ["Conflict", "Create", "Credentials", "Engine", "EngineError", "StreamInfo", "Unfit"]
+__all__ = ["Create", "Credentials", "Engine", "StreamInfo"]
 
 PASSWORD: Final = "JUMIKS_BRIDGE_PASSWORD"
 """The environment variable that has the password, if no file has it."""
-
-
-class EngineError(JumiksError):
-    """The engine cannot be reached, refuses, or failed; the bridge tries again.
-
-    Args:
-        text: what happened.
-        state: the same in a word or two, for the status.
-    """
-
-    def __init__(self, text: str, state: str = "unreachable") -> None:
-        super().__init__(text)
-        self.state = state
-
-
-class Conflict(EngineError):
-    """The stream does not end where an append expected it to end; nothing was stored."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, "conflict")
-
-
-class Unfit(EngineError):
-    """There is no such stream, or it is one that a bridge must not use."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, "unfit stream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,10 +296,7 @@ def make_engine(
     try:
         import_module(known.client)
     except ImportError as error:
-        raise JumiksError(
-            f"{target.scheme}:// needs a client that is not installed: "
-            f"pip install 'jumiks[{known.extra}]'"
-        ) from error
+        raise not_installed(target.scheme, known.extra) from error
     kind = getattr(import_module(f".{known.module}", __package__), known.name)
     engine: Engine = kind(target, credentials or Credentials(), subject)
     return engine

@@ -15,6 +15,10 @@ __all__: list[str] = []
 
 _Rows = tuple[tuple[str, str, Literal["counter", "gauge"], str], ...]
 
+_LOSSES: Final[_Rows] = (
+    ("lost", "lost_messages", "counter", "Messages in gaps of known size"),
+    ("unknown_gaps", "unknown_gaps", "counter", "Gaps of unknown size"),
+)
 _OUT: Final[_Rows] = (
     ("records", "records", "counter", "Records that the engine has acked"),
     ("messages", "messages", "counter", "Messages in them"),
@@ -25,8 +29,7 @@ _OUT: Final[_Rows] = (
     ("ack_age", "ack_age_seconds", "gauge", "Seconds since the last ack of the engine"),
     ("conflicts", "conflicts", "counter", "Appends that found another end of the stream"),
     ("rewinds", "rewinds", "counter", "Times that the engine had lost what it had acked"),
-    ("lost", "lost_messages", "counter", "Messages in gaps of known size"),
-    ("unknown_gaps", "unknown_gaps", "counter", "Gaps of unknown size"),
+    *_LOSSES,
 )
 _IN: Final[_Rows] = (
     ("records", "records", "counter", "Records read, those that came again included"),
@@ -36,8 +39,7 @@ _IN: Final[_Rows] = (
     ("record_age", "record_age_seconds", "gauge", "Seconds since the last record came"),
     ("repeated", "repeated_records", "counter", "Records that came again and were dropped"),
     ("restarts", "restarts", "counter", "Times that the stream was another one"),
-    ("lost", "lost_messages", "counter", "Messages in gaps of known size"),
-    ("unknown_gaps", "unknown_gaps", "counter", "Gaps of unknown size"),
+    *_LOSSES,
 )
 
 

@@ -23,7 +23,8 @@ from .._options import LOG_SIZE
 from .._server.access import Allow
 from .._server.lag import OnLag
 from .._wire.handshake import FIRST_ID
-from .engine import Credentials, EngineError, StreamInfo, Unfit, make_engine
+from .engine import Credentials, StreamInfo, make_engine
+from .errors import EngineError, Unfit, lost_words, opened_words
 from .far import Far, far_id
 from .life import Backoff, Life
 from .record import Record, Unreadable
@@ -214,9 +215,8 @@ class Inbound(Life):
         before, self._info = self._info, await self._engine.open()
         self._counts.engines += 1
         if before is None:
-            log.info(
-                "%s: %s, %d records", self._engine.target, self._info.engine, self._info.records
-            )
+            found = self._info
+            log.info("%s", opened_words(self._engine.target, found.engine, found.records))
         elif before.created and before.created != self._info.created:
             self._epoch = ""
         if self._far.is_open and self._far.server_id != far_id(self._info, self._epoch):
@@ -313,8 +313,7 @@ class Inbound(Life):
         counts.gaps[kind] += 1
         counts.lost += lost or 0
         counts.unknown += lost is None
-        words = "an unknown number of messages" if lost is None else f"{lost} messages"
-        log.warning("gap at stream id %d: %s are lost (%s)", self._far.next_id, words, kind)
+        log.warning("%s", lost_words(self._far.next_id, lost, kind))
 
     def stats(self) -> InboundStats:
         """All figures, of one moment."""

@@ -22,7 +22,18 @@ from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from .engine import Conflict, Create, Engine, EngineError, StreamInfo, Tail, Unfit
+from .engine import Create, Engine, StreamInfo, Tail
+from .errors import (
+    Conflict,
+    EngineError,
+    Unfit,
+    no_answer,
+    no_stream,
+    no_tls,
+    not_allowed,
+    over,
+    tls_failed,
+)
 from .record import Record, Unreadable
 
 __all__: list[str] = []
@@ -87,7 +98,7 @@ class JetStream(Engine):
             def give() -> str:
                 # Who stands between may have said that the server has no TLS.
                 if secure and not _is_secure(client):
-                    raise EngineError(f"{where}: this server offers no TLS", "tls")
+                    raise no_tls(where)
                 return secret
 
             return give
@@ -125,7 +136,7 @@ class JetStream(Engine):
                 TIMEOUT + 1,
             )
             if secure and not _is_secure(client):
-                raise EngineError(f"{where}: this server offers no TLS", "tls")
+                raise no_tls(where)
         except BaseException as error:
             with suppress(Exception):
                 await client.close()
@@ -140,7 +151,7 @@ class JetStream(Engine):
     async def _ended(self) -> None:
         for future in self._flying.values():
             if not future.done():
-                future.set_exception(self._over())
+                future.set_exception(over(self.target))
         self._flying.clear()
         for pull in self._pulls:
             pull.queue.put_nowait(None)
@@ -154,13 +165,10 @@ class JetStream(Engine):
         with suppress(Exception):
             await asyncio.wait_for(client.close(), 1)
 
-    def _over(self) -> EngineError:
-        return EngineError(f"{self.target}: the connection ended")
-
     def _open(self) -> Client:
         client = self._client
         if client is None or client.is_closed:
-            raise self._over()
+            raise over(self.target)
         return client
 
     # ---- the stream ----
@@ -168,7 +176,7 @@ class JetStream(Engine):
     async def _create(self, create: Create | None) -> dict[str, Any]:
         name = self.target.stream
         if create is None:
-            raise Unfit(f"{self.target}: there is no such stream; --create makes it")
+            raise no_stream(self.target)
         config = {
             "name": name,
             "subjects": [self.subject or name],
@@ -276,8 +284,9 @@ class JetStream(Engine):
                 "no JetStream",
             ) from None
         except (errors.Error, OSError) as failure:
-            words = f"no answer within {TIMEOUT:g} s" if _timed_out(failure) else str(failure)
-            raise EngineError(f"{self.target}: {words}") from None
+            if _timed_out(failure):
+                raise no_answer(self.target, TIMEOUT) from None
+            raise EngineError(f"{self.target}: {failure}") from None
         found: dict[str, Any] = json.loads(answer.data)
         error = found.get("error")
         if error is None:
@@ -459,7 +468,7 @@ class _Pull:
                 where = self._engine.target
                 raise EngineError(f"{where}: neither a record nor a sign of life") from None
             if message is None:
-                raise self._engine._over()
+                raise over(self._engine.target)
             headers = message.headers or {}
             status = headers.get("Status") if not message.reply else None
             if status is None:
@@ -521,12 +530,12 @@ def _refusal(where: str, error: Exception) -> EngineError:
         return error
     words = str(error) or type(error).__name__
     if _timed_out(error):
-        return EngineError(f"{where}: no answer within {TIMEOUT:g} s")
+        return no_answer(where, TIMEOUT)
     lower = words.lower()
     if "authorization" in lower or "authentication" in lower:
-        return EngineError(f"{where}: it does not let this user in: {words}", "not allowed")
+        return not_allowed(where, words)
     if "certificate" in lower or "ssl" in lower or "tls" in lower:
-        return EngineError(f"{where}: TLS failed: {words}", "tls")
+        return tls_failed(where, words)
     if isinstance(error, ImportError):
         return EngineError(f"{where}: {words}: pip install 'jumiks[nats]'", "not installed")
     return EngineError(f"{where}: {words}")

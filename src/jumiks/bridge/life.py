@@ -10,7 +10,8 @@ import time
 from abc import ABC, abstractmethod
 from typing import Final
 
-from .engine import Engine, EngineError
+from .engine import Engine
+from .errors import EngineError
 
 __all__: list[str] = []
 

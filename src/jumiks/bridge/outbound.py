@@ -28,7 +28,17 @@ from typing import Final, Literal
 from .._gap import Gap, GapReason
 from ..batch import Batch
 from ..errors import Closed, JumiksError, Overwritten
-from .engine import Conflict, Create, Credentials, EngineError, StreamInfo, Unfit, make_engine
+from .engine import Create, Credentials, StreamInfo, make_engine
+from .errors import (
+    Conflict,
+    EngineError,
+    Standby,
+    TooLarge,
+    Unfit,
+    lost_words,
+    no_answer,
+    opened_words,
+)
 from .life import Backoff, Life
 from .record import GapKind, Position, Record, frame_ends, split_frames
 from .source import Source, frames_of
@@ -116,17 +126,6 @@ class _Counts:
     gaps: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     unknown: int = 0
-
-
-class TooLarge(JumiksError):
-    """A message is larger than the engine takes, and the bridge is to stop then."""
-
-
-class _Standby(EngineError):
-    """Another bridge appends to the stream."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, "standby")
 
 
 class Outbound(Life):
@@ -221,7 +220,7 @@ class Outbound(Life):
                 if not self._info:
                     raise  # wrong from the start: say so, and end
                 self._problem(error)
-            except _Standby as error:
+            except Standby as error:
                 await self._stand_by(error)
                 continue
             except EngineError as error:
@@ -251,9 +250,8 @@ class Outbound(Life):
         self._info = await self._engine.open(self._create)
         self._counts.engines += 1
         if before is None:
-            log.info(
-                "%s: %s, %d records", self._engine.target, self._info.engine, self._info.records
-            )
+            found = self._info
+            log.info("%s", opened_words(self._engine.target, found.engine, found.records))
         tail = await self._engine.last()
         await self._align(tail.position, tail.mark, before)
         self._mark = self._acked_mark = tail.mark
@@ -404,11 +402,8 @@ class Outbound(Life):
 
     def _check_answers(self) -> None:
         if self._flying and time.monotonic() >= self._last_sign + ACK_TIMEOUT:
-            raise EngineError(
-                f"{self._engine.target}: no answer for {ACK_TIMEOUT:g} s, "
-                f"with {len(self._flying)} records in flight",
-                "no answer",
-            )
+            flying = f", with {len(self._flying)} records in flight"
+            raise no_answer(self._engine.target, ACK_TIMEOUT, flying)
 
     async def _settle_one(self) -> None:
         # The first record in flight has its answer, or the engine has its time for it.
@@ -426,7 +421,7 @@ class Outbound(Life):
             now = time.monotonic()
             often, self._conflict_at = now < self._conflict_at + 2 * ACK_TIMEOUT, now
             if often:
-                raise _Standby(f"{error}: another bridge appends") from None
+                raise Standby(str(error)) from None
             raise
         self._flying.popleft()
         record = self._unacked.popleft()
@@ -444,7 +439,7 @@ class Outbound(Life):
         counts.bytes += len(record.body)
         counts.messages += 0 if record.gap else record.count
 
-    async def _stand_by(self, error: _Standby) -> None:
+    async def _stand_by(self, error: Standby) -> None:
         # The other bridge reads the source as well, so this one needs nothing of it.
         self._problem(error)
         self._ground()
@@ -585,8 +580,7 @@ class Outbound(Life):
         counts.gaps[record.gap] += 1
         counts.lost += record.lost or 0
         counts.unknown += record.lost is None
-        lost = "an unknown number of messages" if record.lost is None else f"{record.lost} messages"
-        log.warning("gap at stream id %d: %s are lost (%s)", record.seq, lost, record.gap)
+        log.warning("%s", lost_words(record.seq, record.lost, record.gap))
         return record
 
     # ---- asking ----

@@ -20,7 +20,17 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .engine import Conflict, Create, Engine, EngineError, StreamInfo, Tail, Unfit
+from .engine import Create, Engine, StreamInfo, Tail
+from .errors import (
+    Conflict,
+    EngineError,
+    Unfit,
+    no_answer,
+    no_stream,
+    not_allowed,
+    over,
+    tls_failed,
+)
 from .record import Position, Record, Unreadable
 
 __all__: list[str] = []
@@ -153,12 +163,9 @@ class RedisStreams(Engine):
                     await asyncio.wait_for(client.aclose(), 1)
         self._client = self._reader = None
 
-    def _over(self) -> EngineError:
-        return EngineError(f"{self.target}: the connection ended")
-
     def _open(self) -> Redis:
         if self._client is None:
-            raise self._over()
+            raise over(self.target)
         return self._client
 
     # ---- the stream ----
@@ -186,7 +193,7 @@ class RedisStreams(Engine):
             what = f"a {kind}" if kind != "stream" else "a stream of someone else"
             raise Unfit(f"{self.target}: the key is {what}: a feed needs a key of its own")
         if created is None:
-            raise Unfit(f"{self.target}: there is no such stream; --create makes it")
+            raise no_stream(self.target)
         size = await self._ask(client.memory_usage(self._key, 0)) if kind == "stream" else 0
         return StreamInfo(
             engine=f"Redis {about['redis_version']}",
@@ -212,7 +219,7 @@ class RedisStreams(Engine):
     async def append(self, previous: int, record: Record) -> Future[None]:
         """Send a record off; see `Engine.append`."""
         if self._sender is None or self._sender.done():
-            raise self._over()
+            raise over(self.target)
         end = record.end
         words: list[bytes | str | int] = [previous, end.stream, end.server, end.source, self._most]
         for name, value in record.headers().items():
@@ -252,7 +259,7 @@ class RedisStreams(Engine):
         except (errors.RedisError, OSError) as error:
             self._fail(sent, _failure(str(self.target), error))
         except asyncio.CancelledError:
-            self._fail(sent, self._over())
+            self._fail(sent, over(self.target))
             raise
 
     def _fail(self, sent: list[Future[None]], error: EngineError) -> None:
@@ -267,7 +274,7 @@ class RedisStreams(Engine):
         """Read records, and wait for more; see `Engine.read`."""
         client, created = self._reader, (await self.info()).created
         if client is None:
-            raise self._over()
+            raise over(self.target)
         found = await self._ask(client.xrange(self._key, f"{max(0, start)}-0", count=READ_RECORDS))
         at = f"{max(0, start - 1)}-18446744073709551615"
         while True:
@@ -341,15 +348,15 @@ def _failure(where: str, error: BaseException) -> EngineError:
     if isinstance(
         error, errors.AuthenticationError | errors.AuthorizationError
     ) or words.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
-        return EngineError(f"{where}: it does not let this user in: {words}", "not allowed")
+        return not_allowed(where, words)
     if isinstance(error, errors.OutOfMemoryError) or words.startswith("OOM"):
         return EngineError(f"{where}: {words}", "full")
     if "WRONGTYPE" in words:
         return Unfit(f"{where}: {words}")
     if isinstance(error, errors.TimeoutError | TimeoutError):
-        return EngineError(f"{where}: no answer within {TIMEOUT:g} s")
+        return no_answer(where, TIMEOUT)
     if "SSL" in words or "certificate" in words.lower():
-        return EngineError(f"{where}: TLS failed: {words}", "tls")
+        return tls_failed(where, words)
     if isinstance(error, errors.ConnectionError | OSError):
         return EngineError(f"{where}: {words}")
     return EngineError(f"{where}: {words}", "refuses")

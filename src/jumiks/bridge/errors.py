@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine raises, and the sentences that more than one of them says."""
+
+from __future__ import annotations
+
+from ..errors import JumiksError, counted
+
+__all__ = ["Conflict", "EngineError", "TooLarge", "Unfit"]
+
+
+class EngineError(JumiksError):
+    """The engine cannot be reached, refuses, or failed; the bridge tries again.
+
+    Args:
+        text: what happened.
+        state: the same in a word or two, for the status.
+    """
+
+    def __init__(self, text: str, state: str = "unreachable") -> None:
+        super().__init__(text)
+        self.state = state
+
+
+class Conflict(EngineError):
+    """The stream does not end where an append expected it to end; nothing was stored."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, "conflict")
+
+
+class Unfit(EngineError):
+    """There is no such stream, or it is one that a bridge must not use."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, "unfit stream")
+
+
+class TooLarge(JumiksError):
+    """A message is larger than the engine takes, and the bridge is to stop then."""
+
+
+class Standby(EngineError):
+    """Another bridge appends to the stream."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{text}: another bridge appends", "standby")
+
+
+def not_installed(scheme: str, extra: str) -> JumiksError:
+    """Make the error for an engine whose client is missing."""
+    return JumiksError(
+        f"{scheme}:// needs a client that is not installed: pip install 'jumiks[{extra}]'"
+    )
+
+
+def over(where: object) -> EngineError:
+    """Make the error for a connection that has ended."""
+    return EngineError(f"{where}: the connection ended")
+
+
+def no_answer(where: object, seconds: float, more: str = "") -> EngineError:
+    """Make the error for an engine that is silent."""
+    return EngineError(f"{where}: no answer within {seconds:g} s{more}", "no answer")
+
+
+def not_allowed(where: object, words: str) -> EngineError:
+    """Make the error for a password, a token or a key that the engine does not take."""
+    return EngineError(f"{where}: it does not let this user in: {words}", "not allowed")
+
+
+def tls_failed(where: object, words: str) -> EngineError:
+    """Make the error for a certificate that one of both ends does not take."""
+    return EngineError(f"{where}: TLS failed: {words}", "tls")
+
+
+def no_tls(where: object) -> EngineError:
+    """Make the error for an engine that would have the rest go in the clear."""
+    return tls_failed(where, "this server offers none")
+
+
+def no_stream(where: object) -> Unfit:
+    """Make the error for a stream that is not there."""
+    return Unfit(f"{where}: there is no such stream; --create makes it")
+
+
+def lost_words(record_at: int, lost: int | None, kind: str) -> str:
+    """Say in the log what is lost."""
+    words = "an unknown number of messages" if lost is None else counted(lost, "message")
+    return f"gap at stream id {record_at}: {words} lost ({kind})"
+
+
+def opened_words(where: object, engine: str, records: int) -> str:
+    """Say in the log what a bridge has found."""
+    return f"{where}: {engine}, {counted(records, 'record')}"
