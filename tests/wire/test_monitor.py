@@ -9,8 +9,9 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from jumiks import (
     ServerStatus,
     Timeout,
 )
+from jumiks._server.control import Control
 from jumiks._server.monitors import MOST
 from jumiks._wire.handshake import FIRST_ID, Capability, Status
 from jumiks._wire.status import parse_status
@@ -200,6 +202,33 @@ def test_questions_of_any_kind_are_paced(
         sock.settimeout(0.05)
         with pytest.raises(TimeoutError):
             sock.recv(1 << 18)
+
+
+def spin(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("costs", "seconds", "timeout", "answered"),
+    [(time.sleep, 0.5, 5.0, True), (spin, 0.1, 0.1, False)],
+)
+def test_an_answer_costs_what_it_takes_of_a_processor(
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    costs: Callable[[float], None],
+    seconds: float,
+    timeout: float,
+    answered: bool,
+) -> None:
+    """Where other programs have the processors meanwhile, the next answer does not come later."""
+    status = Control._status
+    monkeypatch.setattr(Control, "_status", lambda self: [costs(seconds), *status(self)][1:])
+    with Server(address), Monitor(address) as first, Monitor(address, timeout=timeout) as second:
+        first.status()
+        with nullcontext() if answered else pytest.raises(Timeout, match="no status within"):
+            second.status()
 
 
 def test_who_asks_without_end_keeps_nobody_else_from_an_answer(

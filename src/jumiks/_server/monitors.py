@@ -2,8 +2,9 @@
 """The server's end of MONITOR connections.
 
 All runs in the control thread. No socket is waited for, at most one answer per monitor is kept, and
-what answers cost is bounded: after one that took t seconds there is none for 19 t, so monitors
-never get more than a twentieth of the thread, or of the GIL.
+what answers cost is bounded: after one that took t seconds of processor time there is none for
+19 t, so monitors never get more than a twentieth of a processor. Time by the clock would not do:
+on a busy machine an answer that was preempted would keep all monitors waiting for seconds.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class Monitors:
         self.expire(time.monotonic())
 
     def _answer(self, monitor: _Monitor) -> None:
-        begin, number = time.monotonic(), monitor.asked
+        begin, number = time.thread_time(), monitor.asked
         assert number is not None
         monitor.asked = None
         if monitor.kind == STATUS:
@@ -170,8 +171,8 @@ class Monitors:
             monitor.packets.append(HEADER.pack(monitor.kind, UNKNOWN, number))
         with suppress(OSError):  # epoll reports it as well
             self._send(monitor)
-        now = time.monotonic()
-        self._due = now + max(LEAST_PAUSE, _SHARE * (now - begin))
+        cost = time.thread_time() - begin
+        self._due = time.monotonic() + max(LEAST_PAUSE, _SHARE * cost)
 
     def _send(self, monitor: _Monitor) -> None:
         while monitor.packets:
