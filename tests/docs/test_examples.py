@@ -5,11 +5,12 @@ import os
 import re
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -181,15 +182,12 @@ def test_a_plain_client_takes_the_largest_packet_that_a_server_sends_by_default(
 
 README = (EXAMPLES.parent / "README.md").read_text("utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SERVER, CLIENT, ASYNC, FAITHFUL = PROGRAMS
+SCRIPT, CLIENT, SERVER, ASYNC, FAITHFUL = PROGRAMS
+(SHELL,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 
 TELLING = """
-import time
-sleep = time.sleep
-def told(seconds):
-    print("waits", flush=True)
-    sleep(seconds)
-time.sleep = told
+import logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 """
 
 
@@ -197,7 +195,7 @@ time.sleep = told
 def program(text: str, address: str, before: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """A program of the README, run as it stands there, but for the address and more time."""
     assert '"@ticks"' in text
-    text = text.replace("@ticks", address).replace("=1.0)", "=50.0)")
+    text = text.replace("@ticks", address).replace("=1.0)", "=50.0)").replace("=10)", "=50)")
     with started(sys.executable, "-W", "error", "-c", before + text) as process:
         yield process
 
@@ -226,10 +224,28 @@ def test_the_first_programs_of_the_readme_work_if_the_server_is_first(address: s
 def test_the_first_programs_of_the_readme_work_if_the_client_is_first(address: str) -> None:
     with program(CLIENT, address, TELLING) as client:
         assert client.stdout is not None
-        assert client.stdout.readline() == b"waits\n"
+        assert b"not there yet after 1 try" in client.stdout.readline()
         with program(SERVER, address) as server:
             assert ended(server) == []
-        assert [line for line in ended(client) if line != b"waits"] == ALL_THREE
+        said, *rest = client.stdout.read().splitlines()
+        assert b"there after" in said
+        assert rest == ALL_THREE
+        assert ended(client) == []
+
+
+def test_the_script_of_the_readme_works(address: str) -> None:
+    with program(SCRIPT, address) as script:
+        assert ended(script) == ALL_THREE
+
+
+def test_the_readme_s_commands_work(address: str, tmp_path: Path) -> None:
+    jumiks = tmp_path / "jumiks"
+    jumiks.write_text(f'#!/bin/sh\nexec {sys.executable} -m jumiks.cli "$@"\n')
+    jumiks.chmod(0o755)
+    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    commands = SHELL.replace("@log", address).replace("sleep 1;", "")
+    output = subprocess.check_output(["bash", "-c", commands], env=path, timeout=6 * DEADLINE)
+    assert output.startswith(b"one\ntwo\nusage: jumiks")
 
 
 def test_the_readme_s_program_for_an_event_loop_works(address: str) -> None:
@@ -237,15 +253,15 @@ def test_the_readme_s_program_for_an_event_loop_works(address: str) -> None:
         assert ended(both) == ALL_THREE[:2]
 
 
-def test_the_readme_s_client_goes_on_over_a_restart(address: str) -> None:
-    with ExitStack() as stack:
-        server = stack.enter_context(Server(address))
-        client = stack.enter_context(program(FAITHFUL, address))
+def test_the_readme_s_client_goes_on_over_a_restart_and_ends_with_ctrl_c(address: str) -> None:
+    with program(FAITHFUL, address, TELLING) as client:
         assert client.stdout is not None
+        assert b"not there yet" in client.stdout.readline()
         for message in (b"one", b"two"):
-            server.wait_for_clients(1, DEADLINE)
-            server.publish(message)
-            assert client.stdout.readline() == b"%r\n" % message
-            server.close()
-            server = stack.enter_context(Server(address))
-        server.wait_for_clients(1, DEADLINE)
+            with Server(address) as server:
+                server.wait_for_clients(1, DEADLINE)
+                server.publish(message)
+                while (line := client.stdout.readline()) != b"%r\n" % message:
+                    assert address.encode() in line  # what it logs
+        client.send_signal(signal.SIGINT)
+        ended(client)
