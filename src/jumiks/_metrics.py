@@ -46,6 +46,7 @@ _OF_STATS: Final[tuple[tuple[str, str, Literal["counter", "gauge"], str], ...]] 
     ("clients", "clients", "gauge", "Clients connected"),
     ("unread", "unread_clients", "gauge", "Clients gone that have not read all they were sent"),
     ("kernel_bytes", "kernel_bytes", "gauge", "Bytes that the sockets of all these hold"),
+    ("cursor_pages", "cursor_pages", "gauge", "Cursor pages held by users that have a quota"),
     ("log_size", "log_size_bytes", "gauge", "Size of the log"),
     ("log_used", "log_used_bytes", "gauge", "Bytes of the log that keep messages"),
     ("log_held", "log_held_bytes", "gauge", "Those that some client has not acked"),

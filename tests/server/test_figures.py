@@ -241,6 +241,7 @@ OF_SERVER: dict[str, tuple[str, Literal["counter", "gauge"]]] = {
     "clients": ("clients", "gauge"),
     "unread_clients": ("unread", "gauge"),
     "kernel_bytes": ("kernel_bytes", "gauge"),
+    "cursor_pages": ("cursor_pages", "gauge"),
     "log_size_bytes": ("log_size", "gauge"),
     "log_used_bytes": ("log_used", "gauge"),
     "log_held_bytes": ("log_held", "gauge"),
@@ -251,6 +252,11 @@ OF_CLIENT: dict[str, Literal["counter", "gauge"]] = {
     "delivered_messages": "counter",
     "acked_messages": "counter",
 }
+
+
+def test_each_figure_of_a_server_but_ids_is_a_metric() -> None:
+    figures = {each.name for each in fields(ServerStats)} - {"oldest_id", "next_id"}
+    assert {field for field, _ in OF_SERVER.values()} == figures
 
 
 CLIENTS = {1: (3, 30, 100, 60), 2: (9, 20, 90, 40), 3: (5, 50, 80, 70)}
