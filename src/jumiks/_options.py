@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from ._client.link import Delivery, Linker, check_delivery
 from ._client.reconnect import Backoff
-from ._client.stream import AckingAhead, OnGap, Stream
+from ._client.stream import Ack, AckingAhead, OnGap, Stream
 from ._native import check_callback, nanoseconds
 from ._peer import group_id
 from ._server import access, lag
@@ -289,8 +289,8 @@ class ServerOptions(Options):
         None,
         whole(1, MOST_MESSAGE, "bytes", none="a quarter of log_size"),
         "largest message in bytes; a quarter of the log at most, and by default.",
-        help="largest message, bytes (default: 4M, or half of what --keep has in bytes if that is "
-        "more); the log takes at least four times as much memory",
+        help=f"largest message, bytes (default: {LOG_SIZE // 4 >> 20}M, or half of what --keep has "
+        "in bytes if that is more); the log takes at least four times as much memory",
     )
     max_clients: int = option(
         MAX_CLIENTS, whole(1, _MOST_CLIENTS), "how many clients may be connected at a time."
@@ -461,7 +461,7 @@ class AsyncClientOptions(Options):
         'with it; `"raise"` raises `MessagesLost`; `"yield"` has it received like a message; by '
         "default `missed` alone counts it.",
     )
-    ack: Literal["after", "before"] = option(
+    ack: Ack = option(
         "after",
         _ack,
         'when a message counts as handled. `"after"`: when you ask for the next one; after a crash '

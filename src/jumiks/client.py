@@ -13,7 +13,7 @@ from . import errors
 from ._client.connecting import in_thread
 from ._client.link import Delivery
 from ._client.reconnect import Backoff
-from ._client.stream import NOTHING_YET, Item, OnGap, Stream
+from ._client.stream import NOTHING_YET, Ack, Item, OnGap, Stream
 from ._closing import Closing
 from ._gap import Gap
 from ._green import cooperates, until_readable
@@ -48,7 +48,7 @@ class Keywords(TypedDict, total=False):
     timeout: float | None
     wait: float | Literal["default"] | None
     delivery: Delivery
-    ack: Literal["after", "before"]
+    ack: Ack
     reconnect: bool | Backoff
 
 
@@ -108,7 +108,7 @@ class Client(Closing, Generic[Item]):
         wait: float | Literal["default"] | None = "default",
         delivery: Delivery = "shared",
         on_gap: OnGap = None,
-        ack: Literal["after", "before"] = "after",
+        ack: Ack = "after",
         reconnect: bool | Backoff = False,
         spin: float = 0.0,
     ) -> None:

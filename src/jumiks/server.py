@@ -44,8 +44,8 @@ from ._server import access, lag
 from ._server.control import Control, client_infos, log
 from ._server.lag_watch import LAG_WARNING, LagWatch
 from ._wire.handshake import FIRST_ID, VERSION, Capability, ServerHello
-from ._wire.listener import listen
-from .errors import JumiksError, MessageTooLarge, Timeout, counted, no_sequence
+from ._wire.listener import Listener, listen
+from .errors import Closed, JumiksError, MessageTooLarge, Timeout, counted, no_sequence
 from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
 
 if TYPE_CHECKING:
@@ -229,39 +229,9 @@ class Server(Closing):
         try:
             _fill(publisher, options.history, self._max_message)
             listener = listen(where, mode=options.mode, group=options.group)
+            self._address = str(listener.address)
+            self._control = self._make_control(handle, listener, options)
         except BaseException:
-            _end_core(handle)
-            raise
-        self._address = str(listener.address)
-        try:
-            self._control = Control(
-                handle,
-                listener,
-                hello=self._hello(_offered(handle, options), options),
-                rule=options.rule,
-                quota=options.quota,
-                max_clients=options.max_clients,
-                handshake_timeout=options.handshake_timeout,
-                on_connect=options.on_connect,
-                on_disconnect=options.on_disconnect,
-                monitor=options.monitor_rule,
-                about={
-                    "address": self._address,
-                    "pid": self._pid,
-                    "server_id": self._id,
-                    "max_lag": options.max_lag or 0,
-                    "on_lag": options.on_lag,
-                    "started": time.monotonic(),
-                },
-                on_lag_warning=options.on_lag_warning,
-                lag_watch=LagWatch(
-                    options.lag_warning,
-                    options.max_lag or 0,
-                    options.log_size - options.kept[1],
-                ),
-            )
-        except BaseException:
-            listener.close()
             _end_core(handle)
             raise
         self._handle = handle
@@ -276,6 +246,37 @@ class Server(Closing):
                 self._control.thread.join()
             raise
         _open_servers.add(self)
+
+    def _make_control(self, handle: Handle, listener: Listener, options: ServerOptions) -> Control:
+        max_lag = options.max_lag or 0
+        try:
+            return Control(
+                handle,
+                listener,
+                hello=self._hello(_offered(handle, options), options),
+                rule=options.rule,
+                quota=options.quota,
+                max_clients=options.max_clients,
+                handshake_timeout=options.handshake_timeout,
+                on_connect=options.on_connect,
+                on_disconnect=options.on_disconnect,
+                monitor=options.monitor_rule,
+                about={
+                    "address": self._address,
+                    "pid": self._pid,
+                    "server_id": self._id,
+                    "max_lag": max_lag,
+                    "on_lag": options.on_lag,
+                    "started": time.monotonic(),
+                },
+                on_lag_warning=options.on_lag_warning,
+                lag_watch=LagWatch(
+                    options.lag_warning, max_lag, options.log_size - options.kept[1]
+                ),
+            )
+        except BaseException:
+            listener.close()
+            raise
 
     def _hello(self, offered: Capability, options: ServerOptions) -> ServerHello:
         return ServerHello(
@@ -292,8 +293,7 @@ class Server(Closing):
     def _open(self) -> Handle:
         handle = self._handle
         if handle is None:
-            check(lib.JMK_E_CLOSED, "server")
-        assert handle is not None
+            raise Closed(errors.CLOSED.format(what="server"))
         if self._pid != os.getpid():
             check(lib.JMK_E_FORKED, "server")
         return handle
@@ -308,8 +308,7 @@ class Server(Closing):
     def _turns(self) -> Publisher:
         publisher = self._publisher
         if publisher is None:
-            check(lib.JMK_E_CLOSED, "server")
-        assert publisher is not None
+            raise Closed(errors.CLOSED.format(what="server"))
         if self._pid != os.getpid():
             check(lib.JMK_E_FORKED, "server")
         return publisher

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which C file may include which (docs/design.md); `make lint` looks at Python's imports."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -109,3 +110,23 @@ def test_the_lag_policy_is_asked_in_one_place() -> None:
         for _ in range(body.count("config.policy"))
     ]
     assert found == [("lag.c", "demand_for")]
+
+
+MOST_LINES = 40
+"""Of a function's body, without its docstring."""
+
+
+def test_no_function_is_long() -> None:
+    long = {
+        f"{path.name}: {name}"
+        for path in files()
+        for name, body in c_functions(path).items()
+        if body.count("\n") > MOST_LINES
+    }
+    for path in (ROOT / "src/jumiks").rglob("*.py"):
+        for each in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = each.body[bool(ast.get_docstring(each)) :][:1]
+                if first and (each.end_lineno or 0) - first[0].lineno >= MOST_LINES:
+                    long.add(f"{path.name}: {each.name}")
+    assert long == set()

@@ -13,7 +13,7 @@ from typing import Final, Generic, Literal, TypeVar, Unpack, overload
 from .. import errors
 from .._client.link import Delivery
 from .._client.reconnect import Backoff, Return
-from .._client.stream import NOTHING_YET, Item, OnGap, Stream
+from .._client.stream import NOTHING_YET, Ack, Item, OnGap, Stream
 from .._gap import Gap
 from .._loops import Loop
 from .._native import lib, nanoseconds
@@ -86,7 +86,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         wait: float | Literal["default"] | None = "default",
         delivery: Delivery = "shared",
         on_gap: OnGap = None,
-        ack: Literal["after", "before"] = "after",
+        ack: Ack = "after",
         reconnect: bool | Backoff = False,
     ) -> None:
         options = AsyncClientOptions(**given(AsyncClientOptions, locals()))

@@ -28,6 +28,7 @@ from .connecting import (
 
 if TYPE_CHECKING:
     from .._core import Client as Handle
+    from .._core import ClientConfig
 
 __all__: list[str] = []
 
@@ -144,9 +145,7 @@ class Linker(Connecting):
             rights.hang_up(sock, self._guarded)
             raise
 
-    def _make_core(
-        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
-    ) -> Link:
+    def _config(self, handshake: ClientHandshake, descriptors: list[int]) -> ClientConfig:
         hello, welcome = handshake.hello, handshake.welcome
         assert hello is not None
         config = ffi.new("struct jmk_client_config *")
@@ -171,6 +170,14 @@ class Linker(Connecting):
             config.spin = self._spin
         elif descriptors:
             raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=errors.UNINVITED))
+        return config
+
+    def _make_core(
+        self, sock: socket.socket, handshake: ClientHandshake, descriptors: list[int]
+    ) -> Link:
+        hello, welcome = handshake.hello, handshake.welcome
+        assert hello is not None
+        config = self._config(handshake, descriptors)
         sock.setblocking(True)
         config.guard = lib.JMK_GUARD_NONE
         if self._guarded:

@@ -49,6 +49,9 @@ else:
 
 __all__: list[str] = []
 
+Ack: TypeAlias = Literal["after", "before"]
+"""When a message counts as handled."""
+
 OnGap: TypeAlias = Callable[[Gap], object] | Literal["raise", "yield"] | None
 """What happens at a gap in the stream."""
 

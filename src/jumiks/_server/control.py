@@ -101,20 +101,15 @@ class Control:
         lag_watch: LagWatch,
     ) -> None:
         self._handle = handle
-        self._hello = hello
+        self._hello, self._about = hello, about
         self._quota = quota
         self._max_clients = max_clients
         self._let_in_of: Counter[int] = Counter()  # how many of `peers` each user has
-        self._on_connect = on_connect
-        self._on_disconnect = on_disconnect
+        self._on_connect, self._on_disconnect = on_connect, on_disconnect
         self._on_lag_warning = on_lag_warning
         self._lag_watch = lag_watch
         self._next_look = time.monotonic()
         self._journal = Journal(log)
-        self._event = ffi.new("struct jmk_event *")
-        self._stats = ffi.new("struct jmk_stats *")
-        self._account = ffi.new("struct jmk_account *")
-        self._oldest_id, self._next_id = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         self._event_fd = lib.jmk_server_event_fd(handle)
         self._closing = False
         self.peers: dict[int, Peer] = {}
@@ -128,7 +123,6 @@ class Control:
         """How many clients are gone, by reason; written by the thread alone."""
         self._epoll = original("select", "epoll")()
         self._epoll.register(self._event_fd, select.EPOLLIN)
-        self._about = about
         self._monitors = Monitors(monitor, self._epoll, self._status)
         self._newcomers = Newcomers(
             listener,
@@ -289,14 +283,10 @@ class Control:
 
     def _hello_for(self, sock: socket.socket) -> ServerHello:
         limit = ffi.new("uint32_t *", 0)
+        oldest, following = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         check(lib.jmk_socket_prepare(self._handle, sock.fileno(), limit), "server")
-        check(lib.jmk_server_ids(self._handle, self._oldest_id, self._next_id), "server")
-        return replace(
-            self._hello,
-            oldest_id=self._oldest_id[0],
-            next_id=self._next_id[0],
-            max_packet=limit[0],
-        )
+        check(lib.jmk_server_ids(self._handle, oldest, following), "server")
+        return replace(self._hello, oldest_id=oldest[0], next_id=following[0], max_packet=limit[0])
 
     def _beyond_quota(self, newcomer: Newcomer) -> str | None:
         uid = newcomer.peer.uid
@@ -309,11 +299,11 @@ class Control:
         return reason and f"{reason} (max_clients_per_user)"
 
     def _status(self) -> Iterator[str]:
-        check(lib.jmk_server_stats(self._handle, self._stats), "server")
+        stats = ffi.new("struct jmk_stats *")
+        check(lib.jmk_server_stats(self._handle, stats), "server")
         clients = client_infos(self._handle, self.peers)
-        return as_json(
-            self._about, server_stats(self._stats, len(self.pages)), clients, len(self._monitors)
-        )
+        figures = server_stats(stats, len(self.pages))
+        return as_json(self._about, figures, clients, len(self._monitors))
 
     def _let_in(self, newcomer: Newcomer) -> None:
         reason = self._beyond_quota(newcomer) or self._newcomers.shortage(newcomer)
@@ -394,8 +384,9 @@ class Control:
         self.changes.tell()
         self._journal.log(logging.INFO, "%s connected, client %d", peer, key)
         if self._on_connect is not None:
-            check(lib.jmk_server_account(self._handle, key, self._account), "server")
-            self._call(self._on_connect, client_info(self._account, peer))
+            account = ffi.new("struct jmk_account *")
+            check(lib.jmk_server_account(self._handle, key, account), "server")
+            self._call(self._on_connect, client_info(account, peer))
 
     def _send_welcome(self, newcomer: Newcomer, attached: Attached) -> None:
         if attached.cursor_fd < 0:
@@ -422,8 +413,9 @@ class Control:
     # ---- events ----
 
     def _take_events(self) -> None:
-        while lib.jmk_server_next_event(self._handle, self._event) == 0:
-            account, kind = self._event.account, self._event.kind
+        event = ffi.new("struct jmk_event *")
+        while lib.jmk_server_next_event(self._handle, event) == 0:
+            account, kind = event.account, event.kind
             if kind == lib.JMK_EVENT_CLOSED:
                 take_one(self._let_in_of, self.peers.pop(account.key).uid)
                 continue

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `jumiks` command.
 
-Exit status: 0 all was done, or the stream ended in good order; 1 something failed; 2 wrong usage;
-3 no server is there, another one is there already, or the server refused; 4 the connection ended
-early; 5 the command of --exec failed; 129 the terminal is gone; 130 Ctrl-C; 141 no process reads
-the output any more.
+`EXIT_STATUS` in pages.py has what its exit statuses mean.
 """
 
 from __future__ import annotations
