@@ -86,14 +86,7 @@ class JetStream(Engine):
         self._check(found["config"])
         return self._stream_info(found)
 
-    async def _connect(self, host: str, port: int) -> None:
-        secure = self.target.scheme == "tls" or self.credentials.asks_for_tls
-        where = f"{'tls' if secure else 'nats'}://{f'[{host}]' if ':' in host else host}:{port}"
-        client, problems = Client(), list[Exception]()
-
-        async def note(error: Exception) -> None:
-            problems.append(error)
-
+    def _login(self, client: Client, where: str, secure: bool) -> dict[str, Any]:
         def guarded(secret: str) -> Callable[[], str]:
             def give() -> str:
                 # Who stands between may have said that the server has no TLS.
@@ -115,6 +108,17 @@ class JetStream(Engine):
             options["user_credentials"] = self.credentials.creds
         if self.credentials.nkey:
             options["nkeys_seed"] = self.credentials.nkey
+        return options
+
+    async def _connect(self, host: str, port: int) -> None:
+        secure = self.target.scheme == "tls" or self.credentials.asks_for_tls
+        where = f"{'tls' if secure else 'nats'}://{f'[{host}]' if ':' in host else host}:{port}"
+        client, problems = Client(), list[Exception]()
+        options = self._login(client, where, secure)
+
+        async def note(error: Exception) -> None:
+            problems.append(error)
+
         self._flying: dict[str, Future[None]] = {}
         self._pulls: set[_Pull] = set()
         self._numbers = count(1)

@@ -308,22 +308,7 @@ def _metrics(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _bridge_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", metavar="SOURCE", help="the feed's address: @name, or a path")
-    _url(parser)
-    parser.add_argument(
-        "--subject", metavar="S", help="subject of the records (NATS; default: the stream's)"
-    )
-    parser.add_argument("--create", action="store_true", help="make the stream if it is not there")
-    parser.add_argument(
-        "--max-bytes",
-        type=_size,
-        metavar="N[K|M|G]",
-        help="bytes that the stream keeps, with --create; the oldest go first",
-    )
-    parser.add_argument(
-        "--replicas", type=_count, metavar="N", help="copies in a cluster, with --create (NATS)"
-    )
+def _records(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--pack",
@@ -344,6 +329,25 @@ def _bridge_out(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="records sent and not acked, at most (default: 32)",
     )
+
+
+def _bridge_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address", metavar="SOURCE", help="the feed's address: @name, or a path")
+    _url(parser)
+    parser.add_argument(
+        "--subject", metavar="S", help="subject of the records (NATS; default: the stream's)"
+    )
+    parser.add_argument("--create", action="store_true", help="make the stream if it is not there")
+    parser.add_argument(
+        "--max-bytes",
+        type=_size,
+        metavar="N[K|M|G]",
+        help="bytes that the stream keeps, with --create; the oldest go first",
+    )
+    parser.add_argument(
+        "--replicas", type=_count, metavar="N", help="copies in a cluster, with --create (NATS)"
+    )
+    _records(parser)
     parser.add_argument(
         "--on-too-large",
         choices=("gap", "stop"),
