@@ -212,7 +212,7 @@ def spin(seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("costs", "seconds", "timeout", "answered"),
-    [(time.sleep, 0.5, 5.0, True), (spin, 0.1, 0.1, False)],
+    [(time.sleep, 0.5, 5.0, True), (spin, 0.3, 1.0, False)],
 )
 def test_an_answer_costs_what_it_takes_of_a_processor(
     address: str,
@@ -224,7 +224,12 @@ def test_an_answer_costs_what_it_takes_of_a_processor(
 ) -> None:
     """Where other programs have the processors meanwhile, the next answer does not come later."""
     status = Control._status
-    monkeypatch.setattr(Control, "_status", lambda self: [costs(seconds), *status(self)][1:])
+
+    def dear(self: Control) -> Iterator[str]:
+        costs(seconds)
+        return status(self)
+
+    monkeypatch.setattr(Control, "_status", dear)
     with Server(address), Monitor(address) as first, Monitor(address, timeout=timeout) as second:
         first.status()
         with nullcontext() if answered else pytest.raises(Timeout, match="no status within"):
