@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from ..aio import AsyncServer
@@ -55,19 +55,26 @@ class Far:
         """How many clients it has."""
         return self._server.stats().clients if self._server is not None else 0
 
-    async def listen(self, server_id: int, first_id: int, history: Sequence[bytes]) -> None:
-        """Listen, with the history in the log."""
+    async def listen(self, server_id: int, first_id: int, history: Iterable[bytes]) -> None:
+        """Listen, with the history in the log, whose first message is `first_id`."""
         self._server = await AsyncServer(
             self._where, server_id=server_id, first_id=first_id, history=history, **self._options
         )
         self.server_id = server_id
-        self.next_id = first_id + len(history)
+        self.next_id = self._server.stats().next_id
 
-    async def publish(self, payloads: Sequence[bytes]) -> None:
-        """Publish messages, waiting where the lag policy says so."""
+    async def publish(self, messages: memoryview, plain: bool) -> None:
+        """Publish frames, or one payload, waiting where the lag policy says so.
+
+        Raises:
+            MessageTooLarge: a message is larger than the log allows; `offset` says which. Nothing
+                was published.
+        """
         assert self._server is not None
-        await self._server.publish_many_wait(payloads)
-        self.next_id += len(payloads)
+        if plain:
+            self.next_id = await self._server.publish_wait(messages) + 1
+        else:
+            self.next_id = (await self._server.publish_frames_wait(messages)).stop
 
     async def skip_to(self, next_id: int) -> None:
         """Leave a gap before the message that comes next."""

@@ -14,7 +14,7 @@ import os
 import time
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, TypedDict, Unpack
@@ -23,6 +23,7 @@ from .._options import LOG_SIZE
 from .._server.access import Allow
 from .._server.lag import OnLag
 from .._wire.handshake import FIRST_ID
+from ..errors import MessageTooLarge
 from .engine import Credentials, StreamInfo, make_engine
 from .errors import EngineError, Unfit, lost_words, opened_words
 from .far import Far, far_id
@@ -61,7 +62,7 @@ class InboundStats:
         clients: clients of the far feed.
         records: records read, those that came again included.
         messages: messages published.
-        bytes: bytes of them.
+        bytes: bytes of them, with their frames.
         engine_reconnects: connections to the engine, beyond the first.
         repeated: records that came again and were dropped.
         restarts: times that the stream was another one, so that the far feed began anew.
@@ -237,37 +238,37 @@ class Inbound(Life):
         assert self._info is not None
         position = (await self._engine.last()).position
         self._lineage = _Lineage()
-        history: deque[tuple[int, list[bytes]]] = deque()
-        size, first, due = 0, 0, 0
+        history: deque[Record] = deque()
+        size, due = 0, 0
         while position is not None and due <= position.stream:
             record = await anext(records)
             self._note_record()
             if isinstance(record, Unreadable) or not record.count:
                 continue
-            payloads = self._payloads(record)
             self._lineage.note(record)
-            if payloads is None or not payloads or record.seq != due:
+            if not self._ends(record) or record.seq != due:
                 # Ids within one log have no holes: what is before a gap stays in the engine.
                 history.clear()
                 size = 0
             due = record.last + 1
-            if payloads:
-                size += sum(map(len, payloads))
-                history.append((record.seq, payloads))
+            if self._ends(record):
+                size += len(record.body)
+                history.append(record)
             while len(history) > 1 and size > self._history:
-                size -= sum(map(len, history.popleft()[1]))
-        first = history[0][0] if history else due or FIRST_ID
-        messages = [each for _, payloads in history for each in payloads]
-        self._published(messages)
+                size -= len(history.popleft().body)
+        first = history[0].seq if history else due or FIRST_ID
+        messages = (each for record in history for each in record.payloads())
         await self._far.listen(far_id(self._info, self._epoch), first, messages)
+        self._counts.messages += due - first if due else 0
+        self._counts.bytes += size
 
-    def _payloads(self, record: Record) -> list[bytes] | None:
-        # None: it makes no sense, so its ids are a gap.
+    def _ends(self, record: Record) -> Sequence[int]:
+        # Where its messages end. None: it makes no sense, and its ids are a gap.
         try:
-            return list(record.payloads())
+            return record.ends()
         except Unreadable as error:
             log.warning("stream ids %d to %d: %s", record.seq, record.last, error)
-            return None
+            return ()
 
     async def _take(self, record: Record | Unreadable) -> None:
         self._note_record()
@@ -277,36 +278,50 @@ class Inbound(Life):
             self._counts.gaps["unreadable"] += 1
             return
         far = self._far
-        if (
-            record.seq < far.next_id
-            and record.count
-            and not self._lineage.fits(record, far.next_id)
-        ):
+        repeats = record.seq < far.next_id and bool(record.count)
+        if repeats and not self._lineage.fits(record, far.next_id):
             raise _Another(f"{record.server} {record.seq}")
         if record.last < far.next_id:
-            self._counts.repeated += bool(record.count)
+            self._counts.repeated += repeats
             return
         if record.seq > far.next_id:
             self._gap("evicted", record.seq - far.next_id)
             await far.skip_to(record.seq)
-        payloads = self._payloads(record)
+        ends = self._ends(record)
         self._lineage.note(record)
-        if not payloads:
-            lost = record.last + 1 - far.next_id
-            self._gap(record.gap or "unreadable", None if record.lost is None else lost)
-            await far.skip_to(record.last + 1)
+        if ends:
+            await self._publish(record, ends)
             return
-        new = payloads[far.next_id - record.seq :]
-        await far.publish(new)
-        self._published(new)
+        lost = record.last + 1 - far.next_id
+        self._gap(record.gap or "unreadable", None if record.lost is None else lost)
+        await far.skip_to(record.last + 1)
+
+    async def _publish(self, record: Record, ends: Sequence[int]) -> None:
+        # All behind what was published before; in parts if the log does not take one of them.
+        far, body = self._far, memoryview(record.body)
+        begins = (0, *ends)
+        upto = record.count
+        while far.next_id <= record.last:
+            done = far.next_id - record.seq
+            part = body[begins[done] : begins[upto]]
+            try:
+                await far.publish(part, record.plain)
+            except MessageTooLarge as error:
+                large = bisect_right(ends, begins[done] + (error.offset or 0))
+                if large > done:
+                    upto = large  # those before it go first
+                    continue
+                self._gap("too-large", 1)
+                await far.skip_to(far.next_id + 1)
+                upto = record.count
+                continue
+            self._counts.messages += upto - done
+            self._counts.bytes += len(part)
+            upto = record.count
 
     def _note_record(self) -> None:
         self._counts.records += 1
         self._last_record = time.monotonic()
-
-    def _published(self, payloads: list[bytes]) -> None:
-        self._counts.messages += len(payloads)
-        self._counts.bytes += sum(map(len, payloads))
 
     def _gap(self, kind: str, lost: int | None) -> None:
         counts = self._counts

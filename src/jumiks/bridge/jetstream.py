@@ -53,6 +53,7 @@ HEARTBEAT: Final = 2.0
 _WRONG_SEQUENCE: Final = {10071, 10164}
 _NO_STREAM: Final = 10059
 _NO_MESSAGE: Final = 10037
+_PULL_IS_OVER: Final = ("Exceeds MaxBytes", "Batch Completed")
 _STATES: Final = {10077: "full", 10047: "full", 10023: "full", 10054: "record too large"}
 """What the engine lacks, for some of its error codes."""
 
@@ -477,7 +478,9 @@ class _Pull:
             status = headers.get("Status") if not message.reply else None
             if status is None:
                 return self._taken(message, headers)
-            if status in ("404", "408") or (status == "409" and "Exceeded" in str(headers)):
+            if status in ("404", "408") or (
+                status == "409" and headers.get("Description", "").endswith(_PULL_IS_OVER)
+            ):
                 self._left = 0  # this pull is over: the next one asks again
             elif status != "100":
                 words = headers.get("Description", status)

@@ -41,7 +41,7 @@ from .errors import (
 )
 from .life import Backoff, Life
 from .record import GapKind, Position, Record, frame_ends, split_frames
-from .source import Source, frames_of
+from .source import Source
 
 __all__ = ["Outbound", "OutboundStats"]
 
@@ -503,7 +503,7 @@ class Outbound(Life):
         server, first, upto = source.server_id, batch.first_id, batch.last_id
         yield from self._up_to(server, first)
         try:
-            frames = frames_of(batch)
+            frames = batch.frames()
             ends = frame_ends(frames, first)
             for index, count, begin in self._packs(ends):
                 end = ends[index + count - 1]

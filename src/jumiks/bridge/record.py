@@ -147,8 +147,8 @@ class Record:
             headers.get("Jumiks-Plain") == "1",
         )
 
-    def payloads(self) -> Sequence[bytes]:
-        """Return its messages; none for a gap.
+    def ends(self) -> Sequence[int]:
+        """Check the body; return the offsets in it at which its messages end, none for a gap.
 
         Raises:
             Unreadable: the body is not what the headers say.
@@ -158,7 +158,7 @@ class Record:
         if self.plain:
             if self.count != 1:
                 raise Unreadable(f"{self.count} messages in a plain record", self.seq, self.last)
-            return (self.body,)
+            return (len(self.body),)
         try:
             ends = frame_ends(self.body, self.first)
         except Unreadable as error:
@@ -166,7 +166,16 @@ class Record:
         if len(ends) != self.count:
             words = f"{len(ends)} frames, and the headers say {self.count} messages"
             raise Unreadable(words, self.seq, self.last)
-        return _payloads(self.body, ends)
+        return ends
+
+    def payloads(self) -> Sequence[bytes]:
+        """Return its messages; none for a gap.
+
+        Raises:
+            Unreadable: the body is not what the headers say.
+        """
+        ends = self.ends()
+        return (self.body,) if self.plain and ends else _payloads(self.body, ends)
 
 
 def _number(headers: Mapping[str, str], name: str, least: int = 0) -> int:

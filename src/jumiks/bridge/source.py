@@ -14,7 +14,7 @@ from .._gap import Gap, GapReason
 from ..aio import AsyncClient
 from ..batch import Batch
 from ..errors import Refused
-from .record import Position, make_frames
+from .record import Position
 
 __all__: list[str] = []
 
@@ -96,8 +96,3 @@ class Source:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
-
-
-def frames_of(batch: Batch) -> memoryview:
-    """Return a batch as frames, as they are on the wire."""
-    return memoryview(make_frames(batch.first_id, list(batch)))
