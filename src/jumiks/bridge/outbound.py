@@ -53,6 +53,9 @@ WINDOW: Final = 32
 ACK_TIMEOUT: Final = 5.0
 """Seconds without an answer, while records are in flight, after which the engine counts as lost."""
 
+LOOK: Final = 2.0
+"""Seconds between looks at the engine while nothing is in flight: it may be gone, or have gone back."""
+
 STANDBY: Final = 1.0
 """Seconds between two looks of a bridge that another one is ahead of."""
 
@@ -372,22 +375,26 @@ class Outbound(Life):
             waits: list[Future[Batch | Gap] | Future[None]] = [self._receiving]
             if self._flying:
                 waits.append(self._flying[0])
-            due = self._mark_due()
-            if self._flying:
-                due = min(due, self._last_sign + ACK_TIMEOUT)
-            left = due - time.monotonic()
-            await asyncio.wait(
-                waits,
-                timeout=None if left == float("inf") else max(0.0, left),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            due = min(self._mark_due(), self._last_sign + (ACK_TIMEOUT if self._flying else LOOK))
+            left = max(0.0, due - time.monotonic())
+            await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             while self._flying and self._flying[0].done():
                 await self._settle_one()
             self._check_answers()
-            if not self._flying and time.monotonic() >= self._mark_due():
-                return None
+            if not self._flying and not self._receiving.done():
+                if time.monotonic() >= self._mark_due():
+                    return None
+                await self._look()
         task, self._receiving = self._receiving, None
         return task.result()
+
+    async def _look(self) -> None:
+        if time.monotonic() < self._last_sign + LOOK:
+            return
+        tail = await self._engine.last()
+        self._last_sign = time.monotonic()
+        if tail.mark != self._mark:
+            raise Conflict(f"{self._engine.target}: it ends elsewhere than it did")
 
     def _mark_due(self) -> float:
         keep = self._info.keep_seconds if self._info else None
