@@ -6,7 +6,7 @@ exactly what they missed.
 """
 
 import logging as _logging
-from importlib.metadata import version as _version
+import typing as _typing
 
 from ._client.link import Delivery
 from ._client.reconnect import Backoff
@@ -83,4 +83,15 @@ __all__ = [
 
 _logging.getLogger("jumiks").addHandler(_logging.NullHandler())
 
-__version__ = _version("jumiks")
+__version__: str
+
+
+if not _typing.TYPE_CHECKING:  # to a type checker it would mean that there is every name
+
+    def __getattr__(name: str) -> str:
+        """Look the version up once it is asked for: that takes as long as all imports above."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version("jumiks")

@@ -2,12 +2,17 @@
 import importlib.metadata
 import re
 import runpy
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.base import ROOT
+
+import jumiks
+from jumiks.cli import main
 
 pytestmark = pytest.mark.no_core
 
@@ -59,12 +64,28 @@ def test_the_version_is_the_one_that_stands_in_pyproject() -> None:
     assert importlib.metadata.version("jumiks") == PROJECT["version"]
 
 
+def test_the_version_is_looked_up_once_it_is_asked_for() -> None:
+    asked = "import sys, jumiks; print('importlib.metadata' in sys.modules, jumiks.__version__)"
+    said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert said.stdout == f"False {PROJECT['version']}\n"
+
+
+def test_a_name_that_is_not_there_is_none() -> None:
+    with pytest.raises(AttributeError, match="'jumiks' has no attribute 'Servr'"):
+        getattr(jumiks, "Servr")  # noqa: B009
+
+
+def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"jumiks {PROJECT['version']}\n"
+
+
 def test_cffi_is_all_that_is_needed_at_run_time() -> None:
     required = importlib.metadata.requires("jumiks") or []
     assert [need for need in required if "extra ==" not in need] == ["cffi>=2"]
 
 
 def test_type_checkers_find_the_types() -> None:
-    import jumiks
-
     assert (Path(jumiks.__file__).parent / "py.typed").exists()
