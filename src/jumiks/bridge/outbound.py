@@ -54,7 +54,7 @@ ACK_TIMEOUT: Final = 5.0
 """Seconds without an answer, while records are in flight, after which the engine counts as lost."""
 
 LOOK: Final = 2.0
-"""Seconds between looks at the engine while nothing is in flight: it may be gone, or have gone back."""
+"""Seconds between looks at the engine while nothing is in flight: it may have gone back."""
 
 STANDBY: Final = 1.0
 """Seconds between two looks of a bridge that another one is ahead of."""
