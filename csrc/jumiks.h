@@ -214,6 +214,15 @@ struct jmk_slice {
     size_t size;
 };
 
+/* Messages to publish: an array of slices, or rows of one size that are equally far apart. */
+struct jmk_messages {
+    const struct jmk_slice *slices; /* NULL: they are rows */
+    const void *rows;               /* the first one */
+    size_t size;                    /* of each, bytes */
+    ptrdiff_t stride;               /* from one to the next, bytes; may be 0, or negative */
+    size_t count;
+};
+
 struct jmk_batch {
     const struct jmk_slice *items; /* valid until the next receive, held or not */
     size_t count;
@@ -402,13 +411,12 @@ int jmk_server_join(jmk_server *server, int64_t timeout);
 int64_t jmk_deadline(int64_t timeout);
 
 /*
- * jmk_server_append_many until all went in, or until deadline. -EINTR after a signal, and now and then
+ * jmk_server_append_many, also for rows, until all went in, or until deadline. -EINTR after a signal, and now and then
  * without one: call it again. On an error the turn may be this thread's. On JMK_E_TIMEOUT *holder is as
  * for jmk_server_wait_room.
  */
-int jmk_server_publish_many(jmk_server *server, const struct jmk_slice *slices, size_t count,
-                            size_t *done, uint64_t *first_id, int64_t deadline,
-                            struct jmk_account *holder);
+int jmk_server_publish_many(jmk_server *server, const struct jmk_messages *messages, size_t *done,
+                            uint64_t *first_id, int64_t deadline, struct jmk_account *holder);
 
 /* jmk_server_reserve once there is room; the same returns. */
 int jmk_server_reserve_waiting(jmk_server *server, size_t size, void **where, int64_t deadline,

@@ -119,25 +119,56 @@ static int gather_items(struct jmk_gathered *self) {
     return 0;
 }
 
-PyObject *jmk_gather(PyObject *module, PyObject *sequence) {
-    struct jmk_types *types = PyModule_GetState(module);
-    struct jmk_gathered *self;
+/* A tuple of them. An iterable may fail by itself, with whatever it raises. */
+static PyObject *items_of(PyObject *sequence) {
+    PyObject *kind, *error, *trace, *iterator;
+    PyObject *items = PyUnicode_Check(sequence) ? NULL : PySequence_Tuple(sequence);
 
-    if (PyUnicode_Check(sequence) || PyObject_CheckBuffer(sequence)) {
-        jmk_raise_made("no_sequence", PyTuple_Pack(1, sequence));
+    if (items)
+        return items;
+    PyErr_Fetch(&kind, &error, &trace);
+    iterator = PyUnicode_Check(sequence) ? NULL : PyObject_GetIter(sequence);
+    if (iterator) {
+        PyErr_Restore(kind, error, trace);
+        Py_DECREF(iterator);
         return NULL;
     }
-    self = (struct jmk_gathered *)PyType_GenericAlloc(types->gathered, 0);
+    PyErr_Clear();
+    Py_XDECREF(kind);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
+    jmk_raise_made("no_sequence", PyTuple_Pack(1, sequence));
+    return NULL;
+}
+
+static int gather_sequence(struct jmk_gathered *self, PyObject *sequence) {
+    self->items = items_of(sequence);
+    if (!self->items)
+        return -1;
+    self->count = PyTuple_Size(self->items);
+    return gather_items(self);
+}
+
+PyObject *jmk_gather(PyObject *module, PyObject *messages) {
+    struct jmk_types *types = PyModule_GetState(module);
+    struct jmk_gathered *self = (struct jmk_gathered *)PyType_GenericAlloc(types->gathered, 0);
+    int failed;
+
     if (!self)
         return NULL;
-    self->items = PySequence_Tuple(sequence);
-    if (self->items)
-        self->count = PyTuple_Size(self->items);
-    if (!self->items || gather_items(self) < 0) {
-        Py_DECREF(self);
-        return NULL;
-    }
+    failed = PyObject_CheckBuffer(messages) ? jmk_gather_array(self, messages)
+                                            : gather_sequence(self, messages);
+    if (failed)
+        Py_CLEAR(self);
     return (PyObject *)self;
+}
+
+struct jmk_messages jmk_gathered_messages(const struct jmk_gathered *gathered) {
+    struct jmk_messages messages = gathered->rows;
+
+    messages.slices = gathered->slices;
+    messages.count = (size_t)gathered->count;
+    return messages;
 }
 
 static PyObject *gathered_size_of(PyObject *object, PyObject *index) {
@@ -149,7 +180,7 @@ static PyObject *gathered_size_of(PyObject *object, PyObject *index) {
             PyErr_SetNone(PyExc_IndexError);
         return NULL;
     }
-    return PyLong_FromSize_t(self->slices[at].size);
+    return PyLong_FromSize_t(self->slices ? self->slices[at].size : self->rows.size);
 }
 
 static PyObject *gathered_frames(PyObject *object, PyObject *first_id) {
@@ -159,14 +190,30 @@ static PyObject *gathered_frames(PyObject *object, PyObject *first_id) {
     return PyErr_Occurred() ? NULL : jmk_frame_bytes(self->slices, self->count, first);
 }
 
+static PyObject *gathered_row_size(PyObject *object, void *closure) {
+    struct jmk_gathered *self = (struct jmk_gathered *)object;
+
+    (void)closure;
+    return jmk_row_size(self->slices, self->count);
+}
+
+static PyObject *gathered_row_bytes(PyObject *object, PyObject *unused) {
+    struct jmk_gathered *self = (struct jmk_gathered *)object;
+
+    (void)unused;
+    return jmk_row_bytes(self->slices, self->count);
+}
+
 /* The largest message, and where its frame begins, if these are frames. */
 static PyObject *gathered_largest(PyObject *object, void *closure) {
     struct jmk_gathered *self = (struct jmk_gathered *)object;
     const struct jmk_slice *largest = self->slices;
 
     (void)closure;
-    for (Py_ssize_t i = 1; i < self->count; i++)
+    for (Py_ssize_t i = 1; largest && i < self->count; i++)
         largest = self->slices[i].size > largest->size ? &self->slices[i] : largest;
+    if (!largest)
+        return Py_BuildValue("nO", (Py_ssize_t)self->rows.size, Py_None);
     if (self->items)
         return Py_BuildValue("nO", (Py_ssize_t)largest->size, Py_None);
     return Py_BuildValue(
@@ -182,6 +229,7 @@ static PyObject *gathered_count(PyObject *object, void *closure) {
 
 static PyGetSetDef gathered_getset[] = {
     {"count", gathered_count, NULL, "How many messages.", NULL},
+    {"row_size", gathered_row_size, NULL, "As row_size() of the module, of a sequence.", NULL},
     {"largest", gathered_largest, NULL,
      "The size of the largest, if there are any, and where its frame begins, or None.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -189,6 +237,7 @@ static PyGetSetDef gathered_getset[] = {
 
 static PyMethodDef gathered_methods[] = {
     {"size_of", gathered_size_of, METH_O, "size_of(index): the bytes of one."},
+    {"row_bytes", gathered_row_bytes, METH_NOARGS, "As row_bytes() of the module, of a sequence."},
     {"frames", gathered_frames, METH_O, "frames(first_id): all of them as frames, copied."},
     {NULL, NULL, 0, NULL},
 };
@@ -197,7 +246,7 @@ static PyType_Slot gathered_slots[] = {
     {Py_tp_dealloc, gathered_dealloc},
     {Py_tp_getset, gathered_getset},
     {Py_tp_methods, gathered_methods},
-    {Py_tp_doc, "Where the bytes of messages are: of a sequence of buffers, or of frames."},
+    {Py_tp_doc, "Where the bytes of messages are: of a sequence, of an array, or of frames."},
     {0, NULL},
 };
 

@@ -64,6 +64,43 @@ static PyObject *frame_view(PyObject *module, PyObject *args) {
                                (last->size + 7) / 8 * 8);
 }
 
+/* ---- rows ---- */
+
+static PyObject *row_size(PyObject *module, PyObject *args) {
+    PyObject *address;
+    Py_ssize_t count;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!n", &PyLong_Type, &address, &count))
+        return NULL;
+    return jmk_row_size(PyLong_AsVoidPtr(address), count);
+}
+
+static PyObject *row_bytes(PyObject *module, PyObject *args) {
+    PyObject *address;
+    Py_ssize_t count;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!n", &PyLong_Type, &address, &count))
+        return NULL;
+    return jmk_row_bytes(PyLong_AsVoidPtr(address), count);
+}
+
+static PyObject *row_view(PyObject *module, PyObject *args) {
+    struct jmk_types *types = PyModule_GetState(module);
+    PyObject *owner;
+    Py_buffer frames;
+    Py_ssize_t count, offset, size, stride;
+    PyObject *view;
+
+    if (!PyArg_ParseTuple(args, "Oy*nnnn", &owner, &frames, &offset, &count, &size, &stride))
+        return NULL;
+    view = jmk_window_rows(types->window, owner, (const char *)frames.buf + offset, count,
+                           (size_t)size, (size_t)stride);
+    PyBuffer_Release(&frames);
+    return view;
+}
+
 /* ---- the module ---- */
 
 static PyMethodDef functions[] = {
@@ -74,6 +111,12 @@ static PyMethodDef functions[] = {
      "frame_bytes(address, count, first_id): frames of an array of struct jmk_slice, copied."},
     {"frame_view", frame_view, METH_VARARGS,
      "frame_view(owner, address, count): the frames that a batch of a shared log lies in."},
+    {"row_size", row_size, METH_VARARGS,
+     "row_size(address, count): the size of the first, and index and size of one that differs."},
+    {"row_bytes", row_bytes, METH_VARARGS,
+     "row_bytes(address, count): messages of one size in a bytearray."},
+    {"row_view", row_view, METH_VARARGS,
+     "row_view(owner, buffer, offset, count, size, stride): rows in a buffer that owner keeps."},
     {"message_list", message_list, METH_VARARGS,
      "message_list(address, count): bytes objects of an array of struct jmk_slice."},
     {"view_list", view_list, METH_VARARGS,

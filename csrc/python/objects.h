@@ -40,15 +40,19 @@ PyObject *jmk_message_list(const struct jmk_slice *items, Py_ssize_t count);
 /* Where the bytes of messages are, which it keeps there. */
 struct jmk_gathered {
     PyObject_HEAD
-    PyObject *items; /* a tuple: nobody else can change it meanwhile. NULL: frames */
-    struct jmk_slice *slices;
+    PyObject *items; /* a tuple: nobody else can change it meanwhile. NULL: frames, or an array */
+    struct jmk_slice *slices; /* NULL: an array, or no messages */
+    struct jmk_messages rows; /* of the array */
     Py_ssize_t count;
-    Py_buffer *views; /* of the items that are not bytes, or of the frames */
+    Py_buffer *views; /* of the items that are not bytes, of the frames, or of the array */
     Py_ssize_t view_count;
 };
 
-/* gather(sequence) of the module. */
-PyObject *jmk_gather(PyObject *module, PyObject *sequence);
+/* The same for the core. */
+struct jmk_messages jmk_gathered_messages(const struct jmk_gathered *gathered);
+
+/* gather(messages) of the module: a sequence of buffers, or an array. */
+PyObject *jmk_gather(PyObject *module, PyObject *messages);
 
 /* ---- frames.c ---- */
 
@@ -57,6 +61,17 @@ PyObject *jmk_gather_frames(PyObject *module, PyObject *buffer);
 
 /* Messages as frames, copied; the first has the id first_id. */
 PyObject *jmk_frame_bytes(const struct jmk_slice *items, Py_ssize_t count, uint64_t first_id);
+
+/* ---- arrays.c ---- */
+
+/* Fill an empty one from a buffer whose items are messages. 0, or -1 with a Python error. */
+int jmk_gather_array(struct jmk_gathered *self, PyObject *array);
+
+/* (size of the first, None, None) if all messages have one size, else (size, index of another, its size). */
+PyObject *jmk_row_size(const struct jmk_slice *items, Py_ssize_t count);
+
+/* Messages of one size as rows without gaps, copied into a bytearray. */
+PyObject *jmk_row_bytes(const struct jmk_slice *items, Py_ssize_t count);
 
 /* ---- window.c ---- */
 
@@ -67,6 +82,7 @@ struct jmk_window {
     void *memory;
     Py_ssize_t size;
     int readonly;
+    Py_ssize_t shape[2], strides[2]; /* rows x bytes; strides of 0: it has one dimension */
     Py_ssize_t exports;
     void *area; /* what is its own, to be unmapped; or NULL */
     size_t area_length;
@@ -81,5 +97,9 @@ PyObject *jmk_window_list(PyTypeObject *type, PyObject *owner, const struct jmk_
 
 /* One read-only memoryview of C memory, likewise. */
 PyObject *jmk_window_view(PyTypeObject *type, PyObject *owner, const void *memory, size_t size);
+
+/* The same of rows that are stride bytes apart; as long as that is more than 0. */
+PyObject *jmk_window_rows(PyTypeObject *type, PyObject *owner, const void *memory, Py_ssize_t count,
+                          size_t size, size_t stride);
 
 #endif

@@ -84,18 +84,18 @@ static PyObject *publisher_append_many(PyObject *object, PyObject *args) {
     Py_ssize_t done;
     uint64_t first = 0;
     long long timeout;
+    struct jmk_messages messages;
     int64_t deadline;
-    size_t count;
     int result;
 
     if (!PyArg_ParseTuple(args, "O!nL", types->gathered, &found, &done, &timeout))
         return NULL;
     deadline = jmk_deadline(timeout);
-    count = (size_t)found->count;
+    messages = jmk_gathered_messages(found);
     do {
         Py_BEGIN_ALLOW_THREADS
-        result = jmk_server_publish_many(self->server, found->slices, count, (size_t *)&done,
-                                         &first, deadline, &holder);
+        result = jmk_server_publish_many(self->server, &messages, (size_t *)&done, &first, deadline,
+                                         &holder);
         if (result != 0 && result != -EINTR)
             jmk_server_yield(self->server);
         Py_END_ALLOW_THREADS

@@ -54,6 +54,12 @@ static int receive_batch(struct receiver *self, PyObject *args, int *failed) {
     return result;
 }
 
+/* What was copied may be torn: the batch counts as never received. */
+static void drop_batch(struct receiver *self) {
+    jmk_client_drop_batch(self->client);
+    self->batch.count = 0;
+}
+
 /*
  * The batch as a list. NULL without a Python error: what was copied may be torn, so the batch was
  * given back.
@@ -64,8 +70,7 @@ static PyObject *copy_batch(struct receiver *self) {
     if (!list || jmk_client_batch_is_intact(self->client))
         return list;
     Py_DECREF(list);
-    jmk_client_drop_batch(self->client);
-    self->batch.count = 0;
+    drop_batch(self);
     return NULL;
 }
 
@@ -101,7 +106,14 @@ static PyObject *receive_slices(PyObject *object, PyObject *args) {
                          PyLong_FromVoidPtr((void *)(uintptr_t)self->batch.items));
 }
 
+static PyObject *receiver_drop(PyObject *object, PyObject *unused) {
+    (void)unused;
+    drop_batch((struct receiver *)object);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef receiver_methods[] = {
+    {"drop", receiver_drop, METH_NOARGS, "Count the last batch as never received."},
     {"receive_list", receive_list, METH_VARARGS,
      "receive_list(handled, timeout): (first id, last id, lost, list of bytes, shift), or a return "
      "code."},

@@ -39,11 +39,29 @@ static void window_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
+/* Rows may be apart, so they are shown to those alone who ask for strides. A memoryview does. */
+static bool takes_rows(int flags) {
+    const int dense = PyBUF_C_CONTIGUOUS | PyBUF_F_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS;
+
+    return (flags & PyBUF_STRIDES) == PyBUF_STRIDES && !(flags & dense & ~PyBUF_STRIDES);
+}
+
 static int window_getbuffer(PyObject *object, Py_buffer *view, int flags) {
     struct jmk_window *self = (struct jmk_window *)object;
+    bool rows = self->strides[0] != 0;
 
+    if (rows && !takes_rows(flags)) {
+        view->obj = NULL;
+        PyErr_SetNone(PyExc_BufferError);
+        return -1;
+    }
     if (PyBuffer_FillInfo(view, object, self->memory, self->size, self->readonly, flags) < 0)
         return -1;
+    if (rows) {
+        view->ndim = 2;
+        view->shape = self->shape;
+        view->strides = self->strides;
+    }
     self->exports++;
     return 0;
 }
@@ -89,6 +107,23 @@ PyObject *jmk_window_view(PyTypeObject *type, PyObject *owner, const void *memor
     if (!window)
         return NULL;
     view = PyMemoryView_FromObject(window);
+    Py_DECREF(window);
+    return view;
+}
+
+PyObject *jmk_window_rows(PyTypeObject *type, PyObject *owner, const void *memory, Py_ssize_t count,
+                          size_t size, size_t stride) {
+    struct jmk_window *window =
+        (struct jmk_window *)jmk_window_make(type, owner, memory, (size_t)count * size, 1);
+    PyObject *view;
+
+    if (!window)
+        return NULL;
+    window->shape[0] = count;
+    window->shape[1] = (Py_ssize_t)size;
+    window->strides[0] = (Py_ssize_t)stride;
+    window->strides[1] = 1;
+    view = PyMemoryView_FromObject((PyObject *)window);
     Py_DECREF(window);
     return view;
 }

@@ -80,22 +80,29 @@ void jmk_server_kick(jmk_server *server) {
     jmk_server_unlock(server); /* wakes the thread if anything is left */
 }
 
+static inline struct jmk_slice message_at(const struct jmk_messages *messages, size_t i) {
+    if (messages->slices)
+        return messages->slices[i];
+    return (struct jmk_slice){(const char *)messages->rows + (ptrdiff_t)i * messages->stride,
+                              messages->size};
+}
+
 /* Part of a batch, as much as fits in one hold of the lock. */
-static int append_stride(struct jmk_server *server, const struct jmk_slice *slices, size_t count,
+static int append_stride(struct jmk_server *server, const struct jmk_messages *messages,
                          size_t *done, uint64_t *first_id) {
-    size_t start = *done, bytes = 0;
+    size_t start = *done, bytes = 0, count = messages->count;
     int error = 0;
 
     pthread_mutex_lock(&server->log_lock);
     while (*done < count && *done - start < STRIDE_MESSAGES && bytes < JMK_LOG_STRIDE) {
-        const struct jmk_slice *slice = &slices[*done];
+        struct jmk_slice slice = message_at(messages, *done);
         uint64_t id;
 
-        error = admitted(server, slice->size);
+        error = admitted(server, slice.size);
         if (error)
             break;
-        id = append(server, slice->data, slice->size);
-        bytes += slice->size;
+        id = append(server, slice.data, slice.size);
+        bytes += slice.size;
         if ((*done)++ == 0)
             *first_id = id;
     }
@@ -108,28 +115,34 @@ static int append_stride(struct jmk_server *server, const struct jmk_slice *slic
 }
 
 /* All or none: a message that can never go in is found before the first one does. */
-static int check_sizes(const struct jmk_server *server, const struct jmk_slice *slices,
-                       size_t count) {
-    size_t largest = 0;
+static int check_sizes(const struct jmk_server *server, const struct jmk_messages *messages) {
+    size_t largest = messages->slices ? 0 : messages->size;
 
-    for (size_t i = 0; i < count; i++)
-        largest = slices[i].size > largest ? slices[i].size : largest;
+    for (size_t i = 0; messages->slices && i < messages->count; i++)
+        largest = messages->slices[i].size > largest ? messages->slices[i].size : largest;
     return largest > server->config.max_message ? JMK_E_TOO_LARGE : 0;
 }
 
-int jmk_server_append_many(jmk_server *server, const struct jmk_slice *slices, size_t count,
-                           size_t *done, uint64_t *first_id) {
+static int append_messages(jmk_server *server, const struct jmk_messages *messages, size_t *done,
+                           uint64_t *first_id) {
     int error = jmk_server_usable(server);
 
     if (!error && *done == 0)
-        error = check_sizes(server, slices, count);
-    while (!error && *done < count) {
-        error = append_stride(server, slices, count, done, first_id);
+        error = check_sizes(server, messages);
+    while (!error && *done < messages->count) {
+        error = append_stride(server, messages, done, first_id);
         jmk_server_kick(server);
     }
     if (!error)
         jmk_server_yield(server);
     return error;
+}
+
+int jmk_server_append_many(jmk_server *server, const struct jmk_slice *slices, size_t count,
+                           size_t *done, uint64_t *first_id) {
+    struct jmk_messages messages = {.slices = slices, .count = count};
+
+    return append_messages(server, &messages, done, first_id);
 }
 
 void jmk_server_yield(jmk_server *server) {
@@ -217,15 +230,14 @@ static int wait_until(jmk_server *server, size_t size, int64_t deadline,
     return jmk_server_wait_room(server, size, left < 0 && deadline != INT64_MAX ? 0 : left, holder);
 }
 
-int jmk_server_publish_many(jmk_server *server, const struct jmk_slice *slices, size_t count,
-                            size_t *done, uint64_t *first_id, int64_t deadline,
-                            struct jmk_account *holder) {
+int jmk_server_publish_many(jmk_server *server, const struct jmk_messages *messages, size_t *done,
+                            uint64_t *first_id, int64_t deadline, struct jmk_account *holder) {
     int error;
 
     do {
-        error = jmk_server_append_many(server, slices, count, done, first_id);
+        error = append_messages(server, messages, done, first_id);
         if (error == JMK_E_FULL || error == JMK_E_TURN)
-            error = wait_until(server, slices[*done].size, deadline, holder);
+            error = wait_until(server, message_at(messages, *done).size, deadline, holder);
         else
             break;
     } while (!error);

@@ -22,6 +22,9 @@ from ._objects import (
     gather,
     gather_frames,
     message_list,
+    row_bytes,
+    row_size,
+    row_view,
     view_list,
 )
 from .errors import CONDITIONS, FAULTS, ProtocolError, protocol_error
@@ -49,6 +52,9 @@ __all__ = [
     "new_eventfd",
     "owned",
     "owned_descriptors",
+    "row_bytes",
+    "row_size",
+    "row_view",
     "view_list",
 ]
 

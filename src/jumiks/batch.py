@@ -9,16 +9,63 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, overload
 
-from ._native import ffi, frame_bytes, frame_view, gather, lib, message_list, owned, view_list
-from .errors import Overwritten
+from ._native import (
+    ffi,
+    frame_bytes,
+    frame_view,
+    gather,
+    lib,
+    message_list,
+    owned,
+    row_bytes,
+    row_size,
+    row_view,
+    view_list,
+)
+from .errors import Overwritten, dtype_of_objects, no_numpy, uneven, wrong_dtype
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    import numpy as np
+    from numpy.typing import DTypeLike, NDArray
+
     from ._core import Arena
     from ._core import Client as Handle
 
 __all__ = ["Batch"]
 
 _T = TypeVar("_T")
+
+
+def _numpy() -> ModuleType:
+    try:
+        import numpy as np
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
+        raise no_numpy() from None
+    return np
+
+
+def message_dtype(dtype: DTypeLike) -> np.dtype[np.void]:
+    """Return a dtype that messages can have.
+
+    Args:
+        dtype: what numpy takes for one.
+
+    Raises:
+        TypeError: it has Python objects in it, or is none.
+        ImportError: numpy is not installed.
+    """
+    found: np.dtype[np.void] = _numpy().dtype(dtype)
+    if found.hasobject:
+        raise dtype_of_objects(found)
+    return found
+
+
+def _frame_length(size: int) -> int:
+    return lib.JMK_FRAME_HEADER + (size + 7) // 8 * 8
 
 
 class _Watch:
@@ -135,16 +182,16 @@ class Batch(Sequence[bytes]):
         Raises:
             Overwritten: they were given up while it copied, or before.
         """
-        made = copy() if self._is_there() else None
-        if not self._is_there():  # a signal's handler may have closed the client since
+        arena, client = self._arena, self._client
+        if arena is None and client is None:
             return None
+        made = copy()
+        if self._arena is None and self._client is None:
+            return None  # a signal's handler has closed the client, which copied them, or received
         if not self.valid:
             self._lose()
             raise self._error()
         return made
-
-    def _is_there(self) -> bool:
-        return self._client is not None or self._arena is not None
 
     def _is_settled(self) -> bool:
         # Looked at again, as a signal's handler may have closed the client since.
@@ -176,15 +223,11 @@ class Batch(Sequence[bytes]):
         """
         views = self._views
         if views is None:
-            arena = self._lend()
-            if arena is None:
-                self._views = views = [memoryview(message) for message in self._messages()]
-            else:
-                views = view_list(arena, self._items, self._count)
-                if self._arena is not arena:  # a signal's handler has closed the client since
-                    return self.views()
-                self._views = views
-        return views  # not looked up again, for the same reason
+            views = self._lent_as(lambda arena: view_list(arena, self._items, self._count))
+            if views is None:
+                views = [memoryview(message) for message in self._messages()]
+            self._views = views
+        return views  # not looked up again, as a handler may have closed the client since
 
     def frames(self) -> memoryview:
         """All messages as frames, one behind the other, as a read-only memoryview of bytes.
@@ -197,29 +240,114 @@ class Batch(Sequence[bytes]):
         Raises:
             Overwritten: they are gone already.
         """
-        arena = self._lend() if self._loans is not None else None
-        if arena is not None:
-            view = frame_view(arena, self._items, self._count)
-            if self._arena is not arena:
-                return self.frames()
-            self._lent.append(view)
-            return view
+        lent = self._lent_in_place(self._frame_view)
+        if lent is not None:
+            return lent
         copy = self._copied(lambda: frame_bytes(self._items, self._count, self.first_id))
         return memoryview(copy or gather(self._messages()).frames(self.first_id))
 
-    def _lend(self) -> Arena | None:
-        """What holds the memory that they were received in; None: they are not there any more."""
-        client = self._client
-        if client is not None:
-            watch = _Watch()
-            arena = watch.over(client)
-            # In this order: a signal that comes between leaves nothing that is not taken back.
-            if self._loans is not None:
-                self._loans.append(self)
-            if self._client is None:  # its handler has closed the client
-                return self._lend()
-            self._watch, self._arena, self._client = watch, arena, None
-        return self._arena
+    def rows(self) -> memoryview:
+        """All messages as rows of a read-only memoryview of bytes: messages x bytes.
+
+        They must have one size. With `delivery="shared"` the rows are strided, and are the log
+        itself: not copied, and lent as `frames` are. In all other cases they are one copy, made at
+        this call.
+
+        Raises:
+            ValueError: a message differs in size; the text has its id.
+            Overwritten: they are gone already.
+        """
+        size = self._row_size()
+        head, stride = lib.JMK_FRAME_HEADER, _frame_length(size)
+
+        def view(arena: Arena) -> memoryview:
+            return row_view(arena, self._frame_view(arena), head, self._count, size, stride)
+
+        lent = self._lent_in_place(view)
+        if lent is not None:
+            return lent
+        copy = self._row_copy()
+        return row_view(copy, copy, 0, self._count, size, max(1, size))
+
+    def array(self, dtype: DTypeLike) -> NDArray[np.void]:
+        """All messages as a read-only numpy array of one dimension, an item per message.
+
+        They must have the size of the dtype, which need not be a record's. With
+        `delivery="shared"` the array is the log itself: not copied, and lent. It cannot be taken
+        back, so what is behind this batch is not acked while the array, or a slice of it, lives:
+        let go of it before the next receive. `valid` is about it, too. In all other cases it is one
+        copy, made at this call. `Client.receive_array` always copies.
+
+        Args:
+            dtype: what numpy takes for one.
+
+        Raises:
+            ValueError: the messages have another size, or not all the same one.
+            TypeError: the dtype has Python objects in it.
+            ImportError: numpy is not installed.
+            Overwritten: they are gone already.
+        """
+        wanted = message_dtype(dtype)
+        strides = (_frame_length(self._row_size(wanted)),)
+        lent = self._lent_in_place(self._frame_view)
+        if lent is None:
+            array = self._copied_array(wanted)
+            array.flags.writeable = False
+        else:
+            head = lib.JMK_FRAME_HEADER
+            array = _numpy().ndarray(self._count, wanted, lent, head, strides)
+        return array
+
+    def _copied_array(self, dtype: np.dtype[np.void]) -> NDArray[np.void]:
+        self._row_size(dtype)
+        array: NDArray[np.void] = _numpy().ndarray(self._count, dtype, self._row_copy())
+        return array
+
+    def _row_copy(self) -> bytearray:
+        copy = self._copied(lambda: row_bytes(self._items, self._count))
+        return gather(self._messages()).row_bytes() if copy is None else copy
+
+    def _row_size(self, dtype: np.dtype[np.void] | None = None) -> int:
+        # Of each message, which is the dtype's.
+        found = self._copied(lambda: row_size(self._items, self._count))
+        if found is None:
+            found = gather(self._messages()).row_size
+        size, other, other_size = found
+        if other is not None and other_size is not None:
+            raise uneven(self.first_id, size, self.first_id + other, other_size)
+        if dtype is not None and dtype.itemsize != size:
+            raise wrong_dtype(dtype, dtype.itemsize, size)
+        return size
+
+    def _frame_view(self, arena: Arena) -> memoryview:
+        return frame_view(arena, self._items, self._count)
+
+    def _lent_in_place(self, make: Callable[[Arena], memoryview]) -> memoryview | None:
+        # For those that packets have in several places, nothing is made.
+        view = self._lent_as(make) if self._loans is not None else None
+        if view is not None:
+            self._lent.append(view)
+        return view
+
+    def _lent_as(self, make: Callable[[Arena], _T]) -> _T | None:
+        """What `make` makes of the memory they were received in; None: they are there no more.
+
+        It stays theirs as long as the arena lives that `make` is called with.
+        """
+        client, arena = self._client, self._arena
+        if client is None:
+            made = make(arena) if arena is not None else None
+            return made if self._arena is arena else self._lent_as(make)
+        watch = _Watch()
+        arena = watch.over(client)
+        made = make(arena)
+        if self._client is None:  # a signal's handler has closed the client, which copied them
+            return self._lent_as(make)
+        # In this order: a signal that comes between leaves nothing that is not taken back.
+        if self._loans is not None:
+            self._loans.append(self)
+        self._watch, self._arena, self._client = watch, arena, None
+        return made
 
     def _take_back(self) -> None:
         # Views of the log, but for those that something else was made of.

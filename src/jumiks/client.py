@@ -7,7 +7,17 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from math import inf
-from typing import Final, Generic, Literal, NoReturn, TypedDict, TypeVar, Unpack, overload
+from typing import (
+    TYPE_CHECKING,
+    Final,
+    Generic,
+    Literal,
+    NoReturn,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from . import errors
 from ._client.connecting import in_thread
@@ -19,8 +29,12 @@ from ._gap import Gap
 from ._green import cooperates, until_readable
 from ._native import check, lib, nanoseconds
 from ._options import CONNECT_TIMEOUT, ClientOptions, documented, given
-from .batch import Batch
+from .batch import Batch, message_dtype
 from .errors import Closed, ServerClosed, Timeout
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["Client"]
 
@@ -170,6 +184,41 @@ class Client(Closing, Generic[Item]):
         Args, Raises: as for `receive`. With `ack="before"` all of them count as handled.
         """
         found: Batch | Gap = self._wait_for(self._stream.batch, timeout)  # type: ignore[assignment]
+        return self._stream.hand_out(found)
+
+    @overload
+    def receive_array(
+        self: Client[bytes], dtype: DTypeLike, timeout: float | None = None
+    ) -> NDArray[np.void]: ...
+    @overload
+    def receive_array(
+        self: Client[bytes | Gap], dtype: DTypeLike, timeout: float | None = None
+    ) -> NDArray[np.void] | Gap: ...
+    def receive_array(
+        self, dtype: DTypeLike, timeout: float | None = None
+    ) -> NDArray[np.void] | Gap:
+        """Receive what is there as a numpy array, an item per message, waiting for the first.
+
+        The array has one dimension and is a copy: it stays as it is, and may be written to.
+        `receive_many` and `Batch.array` do it without a copy. The last item is message `last_id`,
+        and ids in an array have no holes.
+
+        Args:
+            dtype: what numpy takes for one; its items must be as large as the messages.
+            timeout: as for `receive`.
+
+        Raises:
+            ValueError: a message has another size. None of the batch counts as handed out.
+            TypeError: the dtype has Python objects in it.
+            ImportError: numpy is not installed: `pip install 'jumiks[numpy]'`.
+            Those of `receive`.
+        """
+        wanted = message_dtype(dtype)
+
+        def take(limit: int) -> NDArray[np.void] | Gap | int:
+            return self._stream.array(wanted, limit)
+
+        found: NDArray[np.void] | Gap = self._wait_for(take, timeout)  # type: ignore[assignment]
         return self._stream.hand_out(found)
 
     def __iter__(self) -> Iterator[Item]:

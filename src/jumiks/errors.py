@@ -399,9 +399,29 @@ def no_message(found: object, position: int, scattered: bool) -> TypeError | Buf
 
 
 def no_sequence(found: object) -> TypeError:
-    """Make the error for what is no sequence of messages."""
+    """Make the error for what is no sequence of messages, and no array of them."""
     return TypeError(
-        f"publish_many takes a sequence of messages, not {type(found)!r}: use publish for one"
+        f"publish_many takes a sequence of messages, or an array of rows or records, not "
+        f"{type(found)!r}: use publish for one; bytes that are many messages of one size become "
+        "rows by memoryview(...).cast('B', (count, size))"
+    )
+
+
+def no_rows(found: object, pointers: str | None) -> TypeError | BufferError:
+    """Make the error for an array whose rows are no messages.
+
+    Args:
+        found: the array.
+        pointers: its format, if that has Python objects or pointers; else its rows are scattered.
+    """
+    if pointers is not None:
+        return TypeError(
+            f"the items of this {type(found)!r} have Python objects or pointers in them (format "
+            f"{pointers!r}), which mean nothing to another process: publish what they stand for"
+        )
+    return BufferError(
+        f"a row of this {type(found)!r} is not contiguous in memory: copy it, such as with "
+        "numpy.ascontiguousarray"
     )
 
 
@@ -529,6 +549,36 @@ NO_STATUS_KNOWN: Final = "it does not know what a status is"
 LONG_STATUS: Final = "its status is longer than {most} bytes"
 BAD_STATUS: Final = "the server's status cannot be read: {why}"
 MANY_PARTS: Final = "it has too many parts"
+
+
+# ---- arrays of what was received ----
+
+
+def no_numpy() -> ImportError:
+    """Make the error for an array that is asked for where there is no numpy."""
+    text = "arrays need numpy, which is not installed: pip install 'jumiks[numpy]'"
+    return ImportError(text, name="numpy")
+
+
+def dtype_of_objects(dtype: object) -> TypeError:
+    """Make the error for a dtype that no message can have."""
+    return TypeError(f"{dtype!r} has Python objects in it, which no message has")
+
+
+def uneven(first_id: int, size: int, other_id: int, other_size: int) -> ValueError:
+    """Make the error for a batch that is no rows: messages of two sizes, in bytes."""
+    return ValueError(
+        f"message {other_id} has {other_size} bytes, and message {first_id} has {size}: rows are "
+        "messages of one size; frames(), views() or the batch itself take any"
+    )
+
+
+def wrong_dtype(dtype: object, item_size: int, size: int) -> ValueError:
+    """Make the error for a dtype whose items are not as large as the messages, in bytes."""
+    return ValueError(
+        f"an item of {dtype!r} has {item_size} bytes, and the messages have {size}: they must be "
+        "equal"
+    )
 
 
 # ---- what the core's codes mean; the core itself makes no sentences ----

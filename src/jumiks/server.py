@@ -45,7 +45,7 @@ from ._server.control import Control, client_infos, log
 from ._server.lag_watch import LAG_WARNING, LagWatch
 from ._wire.handshake import FIRST_ID, VERSION, Capability, ServerHello
 from ._wire.listener import Listener, listen
-from .errors import Closed, JumiksError, MessageTooLarge, Timeout, counted, no_sequence
+from .errors import Closed, JumiksError, MessageTooLarge, Timeout, counted
 from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
 
 if TYPE_CHECKING:
@@ -344,26 +344,27 @@ class Server(Closing):
             code = self._append(data)
         return code
 
-    def publish_many(self, messages: Iterable[Buffer], timeout: float | None = None) -> range:
+    def publish_many(
+        self, messages: Iterable[Buffer] | Buffer, timeout: float | None = None
+    ) -> range:
         """Publish messages in one call into C; returns their packet ids, which have no holes.
 
         Args:
-            messages: buffers; all are checked before the first of them is published.
+            messages: buffers; all are checked before the first of them is published. Or an array:
+                one buffer of two or more dimensions, or of one and with items of more than a byte,
+                such as records of numpy. Each `messages[i]` is a message then, with the bytes that
+                it has in memory. It must be contiguous; the array itself may be strided.
             timeout: as for `publish`.
 
         Raises:
             Timeout: `published` says how many went in, the first ones.
-            TypeError, BufferError: one of them is no contiguous buffer; none was published.
+            TypeError, BufferError: one of them is no contiguous buffer, or the array has pointers
+                or Python objects in it; none was published.
             MessageTooLarge: one of them is; none was published.
             Busy, Closed: as for `publish`; the first ones may have been published.
         """
         limit = self._limit(timeout)
-        try:
-            found = gather(messages)
-        except TypeError:
-            require_iterable(messages)
-            raise
-        return self._publish_all(found, limit, timeout)
+        return self._publish_all(gather(messages), limit, timeout)
 
     def publish_frames(self, frames: Buffer, timeout: float | None = None) -> range:
         """Publish the messages of a buffer of frames, in one call into C; returns their packet ids.
@@ -642,12 +643,6 @@ class Server(Closing):
 def is_open(server: Server) -> bool:
     """Whether a server is open, and this process made it."""
     return server._handle is not None and server._pid == os.getpid()
-
-
-def require_iterable(messages: object) -> None:
-    """Raise TypeError if these are no messages one after the other."""
-    if not isinstance(messages, Iterable):
-        raise no_sequence(messages) from None
 
 
 def _holder_words(info: ClientInfo) -> str:

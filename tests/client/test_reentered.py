@@ -24,6 +24,8 @@ CLIENT_CALLS: dict[str, Callable[[Client], object]] = {
     "for": lambda client: list(zip(range(3), client, strict=False)),
     "receive_many": lambda client: list(client.receive_many(DEADLINE)),
     "views": lambda client: list(client.receive_many(DEADLINE).views()),
+    "frames": lambda client: client.receive_many(DEADLINE).frames(),
+    "rows": lambda client: client.receive_many(DEADLINE).rows(),
     "close": lambda client: client.close(),
 }
 

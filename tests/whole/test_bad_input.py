@@ -101,7 +101,7 @@ def test_publish_many_refuses_one_message_and_says_what_takes_it(
 
 @pytest.mark.parametrize("wrong", [None, 7])
 def test_publish_many_refuses_what_cannot_be_iterated(server: Server, wrong: Any) -> None:
-    with pytest.raises(TypeError, match=f"takes a sequence of messages, not {type(wrong)!r}"):
+    with pytest.raises(TypeError, match=f"takes a sequence of messages, .*not {type(wrong)!r}"):
         server.publish_many(wrong)
 
 

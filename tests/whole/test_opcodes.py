@@ -85,6 +85,14 @@ def look_and_read(client: Client, into: Received) -> None:
     assert list(batch)
 
 
+def look_at_rows_and_read(client: Client, into: Received) -> None:
+    into.append(batch := client.receive_many(DEADLINE))
+    if len({len(message) for message in batch.views()}) == 1:
+        batch.rows()
+    batch.frames()
+    assert list(batch)
+
+
 def receive_and_ack(client: Client, into: Received) -> None:
     receive(client, into)
     client.ack()
@@ -98,6 +106,7 @@ CALLS: dict[str, Callable[[Client, Received], None]] = {
     "one then many": receive_one_then_many,
     "views": look,
     "views and bytes": look_and_read,
+    "rows, frames and bytes": look_at_rows_and_read,
     "ack": receive_and_ack,
 }
 

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable
 from math import inf
-from typing import Final, Generic, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar, Unpack, overload
 
 from .. import errors
 from .._client.link import Delivery
@@ -18,10 +18,14 @@ from .._gap import Gap
 from .._loops import Loop
 from .._native import lib, nanoseconds
 from .._options import CONNECT_TIMEOUT, AsyncClientOptions, documented, given
-from ..batch import Batch
+from ..batch import Batch, message_dtype
 from ..client import Keywords
 from ..errors import Busy, Closed, ServerClosed, Timeout
 from .twin import Twin
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike, NDArray
 
 __all__: list[str] = []
 
@@ -139,6 +143,26 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
     async def receive_many(self, timeout: float | None = None) -> Batch | Gap:
         """Receive what is there, at least one message; see `Client.receive_many`."""
         found: Batch | Gap = await self._wait_for(self._stream.batch, timeout)
+        return self._stream.hand_out(found)
+
+    @overload
+    async def receive_array(
+        self: AsyncClient[bytes], dtype: DTypeLike, timeout: float | None = None
+    ) -> NDArray[np.void]: ...
+    @overload
+    async def receive_array(
+        self: AsyncClient[bytes | Gap], dtype: DTypeLike, timeout: float | None = None
+    ) -> NDArray[np.void] | Gap: ...
+    async def receive_array(
+        self, dtype: DTypeLike, timeout: float | None = None
+    ) -> NDArray[np.void] | Gap:
+        """Receive what is there as a numpy array; see `Client.receive_array`."""
+        wanted = message_dtype(dtype)
+
+        def take(limit: int) -> NDArray[np.void] | Gap | int:
+            return self._stream.array(wanted, limit)
+
+        found: NDArray[np.void] | Gap = await self._wait_for(take, timeout)
         return self._stream.hand_out(found)
 
     async def __aiter__(self) -> AsyncGenerator[Item, None]:

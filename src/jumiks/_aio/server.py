@@ -27,7 +27,7 @@ from .._server import access, lag
 from .._server.lag_watch import LAG_WARNING
 from .._wire.handshake import FIRST_ID
 from ..errors import Timeout
-from ..server import LINGER, Server, Wait, is_open, require_iterable
+from ..server import LINGER, Server, Wait, is_open
 from ..stats import ClientInfo, EndReason, ServerStats
 from .twin import Twin
 
@@ -148,11 +148,11 @@ class AsyncServer(Twin[Server]):
             raise Timeout(errors.BATCH_UNDER_WAY.format(instead="publish_wait"))
         return server.publish(data, 0)
 
-    def publish_many(self, messages: Iterable[Buffer]) -> range:
+    def publish_many(self, messages: Iterable[Buffer] | Buffer) -> range:
         """Publish messages at once; returns their packet ids, without holes.
 
         Args:
-            messages: buffers; looked at once, before the first of them is published.
+            messages: as for `Server.publish_many`; looked at once, before the first is published.
 
         Raises:
             Timeout: as for `publish`; `published` says how many went in, the first ones.
@@ -201,24 +201,19 @@ class AsyncServer(Twin[Server]):
                 await self._for_batch(wait)
 
     async def publish_many_wait(
-        self, messages: Iterable[Buffer], timeout: float | None = None
+        self, messages: Iterable[Buffer] | Buffer, timeout: float | None = None
     ) -> range:
         """Publish messages as the lag policy lets them; returns their packet ids, without holes.
 
         Args:
-            messages: buffers, which must not change before this is through.
+            messages: as for `Server.publish_many`; they must not change before this is through.
             timeout: seconds for all; None is no limit.
 
         Raises:
             Those of `Server.publish_many`. If this is cancelled, the first ones were published.
         """
         server = self._open()
-        try:
-            found = gather(messages)
-        except TypeError:
-            require_iterable(messages)
-            raise
-        return await self._publish_all(server, found, timeout)
+        return await self._publish_all(server, gather(messages), timeout)
 
     async def publish_frames_wait(self, frames: Buffer, timeout: float | None = None) -> range:
         """Publish the messages of a buffer of frames as the lag policy lets them.

@@ -30,7 +30,15 @@ from .._gap import Gap, GapReason
 from .._native import Receiver, check, lib
 from .._wire.handshake import FIRST_ID, START_NOW, START_OLDEST, ServerHello
 from ..batch import Batch
-from ..errors import AckError, Closed, ConnectionEnded, ConnectionLost, MessagesLost, ServerClosed
+from ..errors import (
+    AckError,
+    Closed,
+    ConnectionEnded,
+    ConnectionLost,
+    MessagesLost,
+    Overwritten,
+    ServerClosed,
+)
 from .connecting import Wait
 from .endings import ending_of
 from .labels import Labels
@@ -38,6 +46,8 @@ from .link import Delivery, Link, Linker
 from .reconnect import Backoff, Effort, Return, wait_for_server
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import TypeVar as _TypeVar
 
     from .._core import Client as Handle
@@ -77,6 +87,8 @@ class _Gaps(NamedTuple):
     due any more."""
     untold: tuple[Gap, ...] = ()
 
+
+_T = TypeVar("_T")
 
 _streams: weakref.WeakSet[Stream[bytes] | Stream[bytes | Gap]] = weakref.WeakSet()
 
@@ -323,6 +335,26 @@ class Stream(Generic[Item]):
         self._batch_due = first_id, first_id + count - 1
         return batch
 
+    def array(self, dtype: np.dtype[np.void], limit: int) -> NDArray[np.void] | Gap | int:
+        """Return all that is there as an array of its own, likewise; or a gap that comes first.
+
+        Args:
+            dtype: of the messages.
+            limit: as for `take`.
+
+        Raises:
+            ValueError: the messages have another size, or not all one. They are received again.
+        """
+        found = self.batch(limit)
+        if not isinstance(found, Batch):
+            return found
+        try:
+            return found._copied_array(dtype)
+        except Overwritten:
+            if self.receiver is not None:
+                self.receiver.drop()
+            return -errno.EINTR
+
     def _batch_of(self, messages: list[bytes]) -> Batch:
         first_id, count = self.out + 1, len(messages)
         self._batch_due = first_id, first_id + count - 1
@@ -397,8 +429,8 @@ class Stream(Generic[Item]):
         self._gaps = rest
         return item
 
-    def hand_out(self, found: Batch | Gap) -> Batch | Gap:
-        """Return what `batch` returned, which counts as handed out now."""
+    def hand_out(self, found: _T) -> _T:
+        """Return what `batch` or `array` returned, which counts as handed out now."""
         if isinstance(found, Gap):
             self.hand_out_gap(found)
             return found
