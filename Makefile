@@ -29,8 +29,10 @@ C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -We
     lint lint-types lint-style lint-c format sanitize coverage mutation dist bench bench-quick \
     bench-check bench-baseline endurance clean
 
-help: ## Show what there is
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+help: ## 1 s: Show what there is
+	@echo 'Each with about what it takes on two idle cores:'
+	@sed -n 's/^\([a-z-]*\):.*## \([^:]*\): \(.*\)/\1|\2|\3/p' Makefile | \
+	    awk -F'|' '{ printf "  make %-15s %6s  %s\n", $$1, $$2, $$3 }'
 
 # The editable install has the compiled modules in src/, so they are made anew when C changes.
 # Without isolation, as that would fetch the build tools each time.
@@ -43,23 +45,23 @@ $(BUILT): $(BUILD_INPUTS)
 	$(PY) $(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-venv: $(BUILT) ## Make .venv with everything for development
+venv: $(BUILT) ## 30 s: Make .venv with everything for development
 
-demo: $(BUILT) ## Publish a library's worth of lines to five very different clients
+demo: $(BUILT) ## 20 s: Publish a library's worth of lines to five very different clients
 	$(PY) examples/demo.py
 
-test: $(BUILT) ## Run the tests, with the log shared and with packets
+test: $(BUILT) ## 3 min: Run the tests, with the log shared and with packets
 	$(PY) $(PYTEST)
 	JUMIKS_TEST_SHARE_LOG=0 $(PY) $(PYTEST) --not-again
 
-test-slow: $(BUILT) ## Run the tests that `make test` leaves out because they take seconds each
+test-slow: $(BUILT) ## 2 min: Run the tests that `make test` leaves out because they take seconds each
 	$(PY) $(PYTEST) -m slow
 	JUMIKS_TEST_SHARE_LOG=0 $(PY) $(PYTEST) -m slow --not-again
 
-check: ## Run all that CI runs (.ci/run)
+check: ## 15 min: Run all that CI runs (.ci/run)
 	.ci/run
 
-test-uvloop: $(BUILT) ## Run the tests that need an event loop with uvloop as asyncio's
+test-uvloop: $(BUILT) ## 10 s: Run the tests that need an event loop with uvloop as asyncio's
 	JUMIKS_TEST_UVLOOP=1 $(PY) $(PYTEST) $(patsubst %,tests/%.py,client/test_aio client/test_aio_server server/test_watch) \
 	    -k "not trio and not uvloop"
 
@@ -70,10 +72,10 @@ PYTHON_TESTS ?= tests/cli tests/integrations $(patsubst %,tests/client/test_%.py
     $(patsubst %,tests/server/test_%.py,access callbacks keep publish server turn watch) tests/docs/test_docstrings.py \
     $(patsubst %,tests/wire/test_%.py,address monitor rights) $(patsubst %,tests/whole/test_%.py,bad_input errors)
 
-test-pythons: $(BUILT) ## Run the tests that Python matters to with each other Python that is here
+test-pythons: $(BUILT) ## 2 min: Run the tests that Python matters to with each other Python that is here
 	PY=$(PY) .ci/test_pythons "$(PYTHONS)" $(PYTEST) -p no:cacheprovider $(PYTHON_TESTS)
 
-test-c: ## Run the C core's own tests, without Python
+test-c: ## 1 min: Run the C core's own tests, without Python
 	@mkdir -p build/test-c
 	@set -e; for name in $(C_TESTS); do \
 	    echo "$$name"; \
@@ -104,7 +106,7 @@ $(FUZZ)/fuzz_%: $(FUZZ)/tests/fuzz/fuzz_%.o $(CORE:%.c=$(FUZZ)/%.o)
 
 .SECONDARY:
 
-fuzz: $(BUILT) ## Feed hostile input to core and handshake, for a minute (FUZZ_TIME=seconds)
+fuzz: $(BUILT) ## 45 s: Feed hostile input to core and handshake (FUZZ_TIME=60, seconds of work)
 	@command -v clang >/dev/null || { echo "clang is not here: apt-get install clang"; exit 1; }
 	@$(MAKE) --no-print-directory --silent -j $$(nproc) $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
 	@$(MAKE) --no-print-directory --silent -j $$(nproc) $(FUZZ_RUNS)
@@ -122,7 +124,7 @@ fuzz-%:
 # Each model must be right, and without any of what it shows to be needed it must not.
 MODELS := $(wildcard docs/models/*.pml)
 
-model: ## Check the models of what threads and processes share (needs spin)
+model: ## 35 s: Check the models of what threads and processes share (needs spin)
 	@command -v spin >/dev/null || { echo "spin is not here: apt-get install spin"; exit 0; }; \
 	for model in $(MODELS); do \
 	    for flaw in NONE $$(sed -n 's/^#define \([A-Z_]*\) .*flaw:.*/\1/p' $$model); do \
@@ -130,7 +132,7 @@ model: ## Check the models of what threads and processes share (needs spin)
 	    done; \
 	done | CC="$(CC)" xargs -P $$(nproc) -n 3 .ci/check_model
 
-lint: $(BUILT) ## Check formats, style and types
+lint: $(BUILT) ## 30 s: Check formats, style and types
 	@$(MAKE) --no-print-directory --output-sync=target -j $$(nproc) lint-types lint-style lint-c
 
 lint-types: $(BUILT)
@@ -145,7 +147,7 @@ lint-style: $(BUILT)
 lint-c: $(BUILT)
 	JUMIKS_DEV=1 $(PY) setup.py --quiet build_ext --build-lib build/strict --build-temp build/strict
 
-format: $(BUILT) ## Rewrite all files in the house's format
+format: $(BUILT) ## 2 s: Rewrite all files in the house's format
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 	$(VENV)/bin/clang-format -i $(C_FILES)
@@ -160,7 +162,7 @@ SAN_PYTEST = LD_PRELOAD="$$($(CC) -print-file-name=$(SAN_LIBRARY))" \
 # These start commands and examples. What C does for them with packets, it does in others too.
 NOT_WITH_PACKETS := $(patsubst %,--ignore=tests/%,cli docs integrations)
 
-sanitize: ## Run the tests on a build with sanitizers (SANITIZE=thread for that one)
+sanitize: ## 6 min: Run the tests on a build with sanitizers (SANITIZE=thread for that one)
 	test -x $(SAN)/bin/python || $(PYTHON) -m venv $(SAN)
 	$(SAN)/bin/python $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
 	JUMIKS_SANITIZE=$(SANITIZE) $(SAN)/bin/python $(PIP_INSTALL) --no-build-isolation '.[test]'
@@ -169,7 +171,7 @@ sanitize: ## Run the tests on a build with sanitizers (SANITIZE=thread for that 
 
 # Each of the two runs has lines that the other has not. Counts are added up over all processes.
 coverage: COV := .venv-cov
-coverage: ## Count which lines of C and Python the tests run
+coverage: ## 7 min: Count which lines of C and Python the tests run
 	rm -rf build/coverage
 	test -x $(COV)/bin/python || $(PYTHON) -m venv $(COV)
 	$(COV)/bin/python $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
@@ -186,10 +188,10 @@ coverage: ## Count which lines of C and Python the tests run
 	$(COV)/bin/python -m gcovr --root . --filter csrc/ --json-summary build/coverage/c.json build/coverage
 	$(PYTHON) .ci/check_coverage.py build/coverage/c.json build/coverage/python.json
 
-mutation: $(BUILT) ## See whether the tests notice small changes of the policy and the handshake
+mutation: $(BUILT) ## 20 min: See whether the tests notice small changes of the policy and the handshake
 	$(PY) tests/mutation/mutate.py $(ARGS)
 
-dist: $(BUILT) ## Build sdist and wheel, look into them, install and try each
+dist: $(BUILT) ## 30 s: Build sdist and wheel, look into them, install and try each
 	rm -rf dist
 	$(PY) -m build --outdir dist .
 	$(PY) .ci/check_dist.py dist
@@ -204,18 +206,18 @@ $(BENCH_BUILT): $(BUILT)
 	@mkdir -p $(RESULTS)
 	@touch $@
 
-bench: $(BENCH_BUILT) ## Measure beside eight rivals and plain C: tables, JSON and plots
+bench: $(BENCH_BUILT) ## 10 min: Measure beside eight rivals and plain C: tables, JSON and plots
 	$(BENCH) --benchmark-json=$(RESULTS)/latest.json $(ARGS)
 	$(PY) -m bench.plot $(RESULTS)/latest.json $(RESULTS)
 
-bench-quick: $(BENCH_BUILT) ## The same in a minute or so, with fewer rivals
+bench-quick: $(BENCH_BUILT) ## 1 min: The same with fewer rivals
 	$(BENCH) --quick --benchmark-json=$(RESULTS)/quick.json $(ARGS)
 
-bench-check: $(BENCH_BUILT) ## Name what got more than a quarter slower since bench/baseline.json
+bench-check: $(BENCH_BUILT) ## 2 min: Name what got more than a quarter slower since bench/baseline.json
 	$(BENCH) --quick --rounds 5 --benchmark-json=$(RESULTS)/check.json $(ARGS)
 	$(PY) -m bench.check $(RESULTS)/check.json
 
-bench-baseline: $(BENCH_BUILT) ## Make that baseline anew
+bench-baseline: $(BENCH_BUILT) ## 3 min: Make that baseline anew
 	$(BENCH) --quick --rounds 7 --benchmark-json=$(RESULTS)/check.json $(ARGS)
 	$(PY) -m bench.check $(RESULTS)/check.json --write
 
@@ -225,7 +227,7 @@ SOAK := 60
 ENDURE = PYTHONPATH=tests $(PY) -m endurance
 FIGURES := build/endurance
 
-endurance: $(BUILT) ## Kill, stop, flood and soak it for some minutes (docs/endurance.md)
+endurance: $(BUILT) ## 5 min: Kill, stop, flood and soak it (docs/endurance.md)
 	$(ENDURE).kills --rounds $(ROUNDS) --json $(FIGURES)/kills-shared.json
 	$(ENDURE).kills --rounds $(ROUNDS) --share-log 0 --json $(FIGURES)/kills-packets.json
 	$(ENDURE).kills --rounds $(ROUNDS) --address abstract --server-kills 0 \
@@ -241,7 +243,7 @@ endurance: $(BUILT) ## Kill, stop, flood and soak it for some minutes (docs/endu
 	$(ENDURE).halfopen --goal 0 --json $(FIGURES)/halfopen.json
 	$(ENDURE).soak --seconds $(SOAK) --every 1 --csv $(FIGURES)/soak.csv --json $(FIGURES)/soak.json
 
-clean: ## Remove all that the others made
+clean: ## 1 s: Remove all that the others made
 	rm -rf $(VENV) .venv-san .venv-cov build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	rm -rf src/*.egg-info src/jumiks/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

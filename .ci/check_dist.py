@@ -11,6 +11,7 @@ from pathlib import Path
 
 IN_SDIST = (
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "LICENSE",
     "Makefile",
     "README.md",
