@@ -174,9 +174,6 @@ class _Lib:
     JMK_LEAST_PACKET: int
     JMK_ANSWER_SIZE: int
     JMK_KIND_WAKE: int
-    JMK_DISCONNECT: int
-    JMK_BLOCK: int
-    JMK_SKIP: int
     JMK_CLASSIC: int
     JMK_FRAMED: int
     JMK_SHARED: int

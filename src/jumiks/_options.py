@@ -13,11 +13,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, get_args
 
-from ._client.link import Delivery, Linker, check_delivery
+from ._client.link import Delivery, Linker
 from ._client.reconnect import Backoff
-from ._client.stream import Ack, AckingAhead, OnGap, Stream
+from ._client.stream import STREAMS, Ack, OnGap, Stream
 from ._native import check_callback, nanoseconds
 from ._peer import group_id
 from ._server import access, lag
@@ -87,6 +87,19 @@ def whole(least: int, most: int, unit: str = "", *, none: str = "") -> Check:
         if not least <= value <= most:
             words = f"{name}={value}: it must be from {least} to {most} {unit}".rstrip()
             raise ValueError(f"{words}; None is {none}" if none else words)
+        return value
+
+    return check
+
+
+def one_of(words: object) -> Check:
+    """Return the check of one of a few words, which are a type: `Literal[...]`."""
+    allowed = get_args(words)
+    *most, last = map(repr, allowed)
+
+    def check(name: str, value: object) -> object:
+        if not isinstance(value, str) or value not in allowed:
+            raise ValueError(f"{name}={value!r}: it must be {', '.join(most)} or {last}")
         return value
 
     return check
@@ -168,12 +181,6 @@ def _on_gap(name: str, value: object) -> object:
     return value
 
 
-def _ack(name: str, value: object) -> object:
-    if value not in ("after", "before"):
-        raise ValueError(f"{name}={value!r}: it must be 'after' or 'before'")
-    return value
-
-
 def _reconnect(name: str, value: object) -> object:
     if not isinstance(value, bool | Backoff):
         raise TypeError(f"{name} is True, False or a Backoff, not {value!r}")
@@ -231,7 +238,7 @@ class ServerOptions(Options):
     )
     on_lag: lag.OnLag = option(
         "disconnect",
-        lag.check_on_lag,
+        one_of(lag.OnLag),
         'what happens to a client at its limit. `"disconnect"` cuts it, `"block"` makes `publish` '
         'wait for it, `"skip"` has it miss messages, counted and reported. See docs/lag-policy.md.',
         help="what to do with a client at that limit: disconnect it (the default), wait for it "
@@ -448,7 +455,7 @@ class AsyncClientOptions(Options):
     )
     delivery: Delivery = option(
         "shared",
-        check_delivery,
+        one_of(Delivery),
         "the best way of getting messages to ask for; `client.delivery` tells what it became. "
         '`"shared"` reads the server\'s log itself, where the server shares it. `"framed"` gets '
         'packets with many messages each, `"classic"` one message per packet, as plain 1.0 does.',
@@ -463,7 +470,7 @@ class AsyncClientOptions(Options):
     )
     ack: Ack = option(
         "after",
-        _ack,
+        one_of(Ack),
         'when a message counts as handled. `"after"`: when you ask for the next one; after a crash '
         'you can get it again, at `resume_at`. `"before"`: when it is handed out; you never get it '
         "twice, and a crash loses it.",
@@ -489,8 +496,7 @@ class AsyncClientOptions(Options):
             spin: seconds to look for a message before sleeping.
             ack_patience: nanoseconds that an ack may wait for room in the socket.
         """
-        kind = AckingAhead if self.ack == "before" else Stream
-        return kind(
+        return STREAMS[self.ack](
             Linker(where, self.delivery, self.timeout, spin),
             start=cast(int, self.start),
             on_gap=self.on_gap,

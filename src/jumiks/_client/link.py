@@ -59,13 +59,6 @@ _DELIVERIES: Final[dict[int, Delivery]] = {
 }
 
 
-def check_delivery(name: str, value: object) -> object:
-    """Return a delivery; raise ValueError if it is none."""
-    if not isinstance(value, str) or value not in _CAPABILITIES:
-        raise ValueError(f"{name}={value!r}: it must be 'shared', 'framed' or 'classic'")
-    return value
-
-
 class Link(NamedTuple):
     """A connection with its welcome: what the core works on, and what was agreed."""
 

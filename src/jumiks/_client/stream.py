@@ -23,7 +23,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 from .. import errors
 from .._gap import Gap, GapReason
@@ -643,3 +643,7 @@ class AckingAhead(Stream[Item]):
     def handled(self) -> int:
         """Return the last message that counts as handled."""
         return self.out
+
+
+STREAMS: Final[dict[Ack, type[Stream[Any]]]] = {"after": Stream, "before": AckingAhead}
+"""The stream for each."""

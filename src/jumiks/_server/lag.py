@@ -14,7 +14,7 @@ OnLag: TypeAlias = Literal["disconnect", "block", "skip"]
 PATIENCE: Final = 1.0
 """Seconds by default that a client at its limit has to work off half of it."""
 
-_CODES: Final = {"disconnect": lib.JMK_DISCONNECT, "block": lib.JMK_BLOCK, "skip": lib.JMK_SKIP}
+_CODES: Final = {name: getattr(lib, f"JMK_{name.upper()}") for name in get_args(OnLag)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Policy:
     @property
     def code(self) -> int:
         """The policy as the core knows it."""
-        return _CODES[self.on_lag]
+        return int(_CODES[self.on_lag])
 
     @property
     def patience_ns(self) -> int:
@@ -49,14 +49,3 @@ class Policy:
         if patience == "default":
             patience = None if on_lag == "block" else PATIENCE
         return cls(on_lag, max_lag, patience)
-
-
-def check_on_lag(name: str, on_lag: object) -> object:
-    """Check a server's `on_lag` argument.
-
-    Raises:
-        ValueError: it is none of `OnLag`.
-    """
-    if on_lag not in get_args(OnLag):
-        raise ValueError(f"{name}={on_lag!r}: it must be 'disconnect', 'block' or 'skip'")
-    return on_lag
