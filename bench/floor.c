@@ -202,7 +202,7 @@ static void read_core(const struct job *job, struct result *result, int fd) {
     struct jmk_client_config config = {
         .first_id = JMK_FIRST_ID,
         .arena_size = ARENA,
-        .mode = core_mode(job),
+        .delivery = core_mode(job),
         .max_packet = LARGEST_PACKET,
         .max_message = LOG_SIZE / 4,
     };
@@ -211,7 +211,7 @@ static void read_core(const struct job *job, struct result *result, int fd) {
     jmk_client *client = NULL;
     int code;
 
-    if (config.mode == JMK_SHARED)
+    if (config.delivery == JMK_SHARED)
         take_descriptors(fd, &config);
     check("client", jmk_client_new(&client, fd, &config));
     while (result->count < job->messages) {
@@ -223,7 +223,7 @@ static void read_core(const struct job *job, struct result *result, int fd) {
         for (size_t i = 0; i < batch.count; i++) {
             const void *message = batch.items[i].data;
             /* Packets were copied out of the kernel; out of the log it is done here. */
-            if (config.mode == JMK_SHARED)
+            if (config.delivery == JMK_SHARED)
                 message = memcpy(copy, message, batch.items[i].size);
             take(job, result, message, batch.items[i].size);
         }

@@ -66,7 +66,7 @@ enum jmk_wire {
 
 enum jmk_policy { JMK_DISCONNECT = 0, JMK_BLOCK = 1, JMK_SKIP = 2 };
 
-enum jmk_mode { JMK_CLASSIC = 0, JMK_FRAMED = 1, JMK_SHARED = 2 };
+enum jmk_delivery { JMK_CLASSIC = 0, JMK_FRAMED = 1, JMK_SHARED = 2 };
 
 /* What is to be done about descriptors that come with a peer's packets: see csrc/common/guard.c. */
 enum jmk_guard {
@@ -136,7 +136,7 @@ enum jmk_event_kind { JMK_EVENT_GONE = 1, JMK_EVENT_SKIPPED = 2, JMK_EVENT_CLOSE
 /* Where a client stands, and why it went if it did. Ids are inclusive; 0 means none. */
 struct jmk_account {
     uint64_t key;            /* names the client within its server; never reused */
-    uint32_t mode;           /* enum jmk_mode */
+    uint32_t delivery;           /* enum jmk_delivery */
     uint32_t reason;         /* enum jmk_reason; JMK_R_NONE while it lives */
     uint32_t limit_kind;     /* enum jmk_limit: what it exceeded, if lagged */
     int32_t error;           /* errno, if reason is JMK_R_ERROR */
@@ -323,7 +323,7 @@ int jmk_server_log_fd(const jmk_server *server);
  * 1 = oldest kept, otherwise an id (one that is no longer kept becomes the oldest that is).
  * JMK_SHARED needs a log that can be shared: -EOPNOTSUPP if it cannot.
  */
-int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_packet,
+int jmk_server_attach(jmk_server *server, int fd, uint32_t delivery, uint32_t max_packet,
                       uint64_t start, struct jmk_attached *out);
 
 /* Have a client that was attached as JMK_SHARED, and is not released yet, get packets: JMK_FRAMED. */
@@ -428,7 +428,7 @@ struct jmk_client_config {
     uint64_t first_id; /* the welcome's; 0 = whatever comes first */
     uint64_t max_lag; /* the server's, messages; 0 = none or unknown */
     uint64_t arena_size; /* bytes of address space of one arena */
-    uint32_t mode; /* enum jmk_mode */
+    uint32_t delivery; /* enum jmk_delivery */
     uint32_t guard; /* enum jmk_guard, of its socket */
     uint32_t max_packet; /* largest packet that may come, bytes */
     uint32_t max_message; /* largest message that may come, bytes */

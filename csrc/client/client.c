@@ -25,7 +25,7 @@
 
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config) {
     struct jmk_client *client = calloc(1, sizeof *client);
-    bool shared = config->mode == JMK_SHARED;
+    bool shared = config->delivery == JMK_SHARED;
     int error;
 
     if (!client)
@@ -39,7 +39,7 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
         atomic_init(&client->last_id, config->first_id - 1);
         atomic_init(&client->acked_id, config->first_id - 1);
     }
-    client->delivery = shared ? &jmk_receive_shared : &jmk_receive_packets;
+    client->ops = shared ? &jmk_receive_shared : &jmk_receive_packets;
     error = shared ? jmk_receive_shared_init(client) : jmk_receive_packets_init(client);
     if (!error)
         error = jmk_connection_limit_reads(fd);
@@ -88,7 +88,7 @@ jmk_client *jmk_client_free(jmk_client *client) {
     jmk_client_close(client);
     jmk_guard_close(client->guard, &client->fd);
     jmk_close_fd(&client->server_fd);
-    client->delivery->free(client);
+    client->ops->free(client);
     free(client);
     return NULL;
 }
@@ -97,8 +97,7 @@ jmk_client *jmk_client_free(jmk_client *client) {
 
 /* 0 if all up to handled is acked. */
 static int ack(struct jmk_client *client, uint64_t handled) {
-    return handled <= atomic_load(&client->acked_id) ? 0
-                                                     : client->delivery->send_ack(client, handled);
+    return handled <= atomic_load(&client->acked_id) ? 0 : client->ops->send_ack(client, handled);
 }
 
 /* Until the socket takes all acks, or the deadline has passed. */
@@ -145,10 +144,10 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
     memset(batch, 0, sizeof *batch);
     if (handled > atomic_load(&client->last_id))
         return JMK_E_ACK;
-    if (handled > atomic_load(&client->acked_id) && client->delivery->ack_is_due(client, handled))
-        client->delivery->send_ack(client, handled);
+    if (handled > atomic_load(&client->acked_id) && client->ops->ack_is_due(client, handled))
+        client->ops->send_ack(client, handled);
     for (bool again = false; !error; again = true) {
-        client->delivery->index_batch(client, batch);
+        client->ops->index_batch(client, batch);
         if (batch->count)
             return 0;
         if (atomic_load(&client->closed))
@@ -157,7 +156,7 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
             return report_end(client, handled);
         if (again && jmk_connection_is_fruitless(&began, deadline))
             return -EINTR;
-        error = client->delivery->wait_for_more(client, handled, deadline);
+        error = client->ops->wait_for_more(client, handled, deadline);
     }
     return error;
 }
@@ -176,18 +175,18 @@ int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
 }
 
 int jmk_client_batch_is_intact(const jmk_client *client) {
-    return !client->delivery->batch_is_intact || client->delivery->batch_is_intact(client);
+    return !client->ops->batch_is_intact || client->ops->batch_is_intact(client);
 }
 
 void jmk_client_drop_batch(jmk_client *client) {
-    if (client->delivery->drop_batch)
-        client->delivery->drop_batch(client);
+    if (client->ops->drop_batch)
+        client->ops->drop_batch(client);
 }
 
 /* ---- asking ---- */
 
 jmk_held *jmk_client_hold_batch(jmk_client *client) {
-    return client->delivery->hold_batch(client);
+    return client->ops->hold_batch(client);
 }
 
 void jmk_client_goodbye(const jmk_client *client, struct jmk_goodbye *out) {

@@ -23,7 +23,7 @@ enum jmk_client_state {
 };
 
 /* A delivery: packets over the socket (receive_packets.c), or the shared log (receive_shared.c). */
-struct jmk_delivery {
+struct jmk_delivery_ops {
     /* Index what has come into an empty batch. */
     void (*index_batch)(struct jmk_client *client, struct jmk_batch *batch);
     /* Wait for more until the deadline. 0: look again; JMK_E_TIMEOUT, JMK_E_CLOSED, or -errno. */
@@ -41,8 +41,8 @@ struct jmk_delivery {
     void (*free)(struct jmk_client *client);
 };
 
-extern const struct jmk_delivery jmk_receive_packets;
-extern const struct jmk_delivery jmk_receive_shared;
+extern const struct jmk_delivery_ops jmk_receive_packets;
+extern const struct jmk_delivery_ops jmk_receive_shared;
 
 /* Packets received, and how far they are used up. */
 struct jmk_packet_state {
@@ -75,7 +75,7 @@ struct jmk_client {
     int server_fd; /* its process; -1: not known, or seen dead */
     struct jmk_client_config config;
     enum jmk_guard guard;
-    const struct jmk_delivery *delivery;
+    const struct jmk_delivery_ops *ops;
     enum jmk_client_state state;
     atomic_bool busy;
     atomic_bool closed;

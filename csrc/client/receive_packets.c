@@ -118,7 +118,7 @@ static int ack_classic(struct jmk_client *client, uint64_t handled) {
 }
 
 static int send_ack(struct jmk_client *client, uint64_t handled) {
-    if (client->config.mode == JMK_FRAMED)
+    if (client->config.delivery == JMK_FRAMED)
         return ack_framed(client, handled);
     return ack_classic(client, handled);
 }
@@ -126,7 +126,7 @@ static int send_ack(struct jmk_client *client, uint64_t handled) {
 static bool ack_is_due(const struct jmk_client *client, uint64_t handled) {
     uint64_t quarter = client->config.max_lag / 4, acked = atomic_load(&client->acked_id);
 
-    return client->config.mode == JMK_CLASSIC || client->packets.unacked_bytes >= ACK_BYTES ||
+    return client->config.delivery == JMK_CLASSIC || client->packets.unacked_bytes >= ACK_BYTES ||
            (client->config.max_lag && handled - acked >= quarter) ||
            jmk_now() - client->packets.acked_at >= ACK_TIME;
 }
@@ -334,12 +334,12 @@ static void index_batch(struct jmk_client *client, struct jmk_batch *batch) {
 
         if (length > client->config.max_packet)
             outcome = fault(client, JMK_FAULT_PACKET_SIZE, length, client->config.max_packet);
-        else if (client->config.mode == JMK_FRAMED)
+        else if (client->config.delivery == JMK_FRAMED)
             outcome = index_framed_packet(client, batch, data, length);
         else
             outcome = index_classic_packet(client, batch, data, length);
         if (client->state != JMK_OPEN || outcome == BEFORE ||
-            (client->config.mode == JMK_FRAMED && client->packets.place < length))
+            (client->config.delivery == JMK_FRAMED && client->packets.place < length))
             break;
         client->packets.taken++;
         client->packets.place = 0;
@@ -475,7 +475,7 @@ static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t de
     return error == -EAGAIN ? wait_and_read(client, handled, deadline) : error;
 }
 
-const struct jmk_delivery jmk_receive_packets = {
+const struct jmk_delivery_ops jmk_receive_packets = {
     .index_batch = index_batch,
     .wait_for_more = wait_for_more,
     .send_ack = send_ack,

@@ -70,7 +70,7 @@ struct jmk_reader {
     uint64_t sleep; /* the number of the last sleep, or one more */
     bool polled; /* it was left asleep: its user may be polling the socket */
     uint64_t told; /* what the server wanted when it was told last */
-    bool overtaken; /* frames were given up before they were read: a word about it comes */
+    bool overtaken; /* frames were given up before they were read: a packet that says so comes */
     bool skipping; /* told to skip; */
     bool answered; /* and has said how far it had come */
     struct batch_start {
@@ -610,7 +610,7 @@ static void drop_batch(struct jmk_client *client) {
     atomic_store(&client->last_id, reader->batch.last_id);
 }
 
-const struct jmk_delivery jmk_receive_shared = {
+const struct jmk_delivery_ops jmk_receive_shared = {
     .index_batch = index_batch,
     .wait_for_more = wait_for_more,
     .send_ack = send_ack,

@@ -32,13 +32,13 @@ void jmk_acks_watch(struct jmk_server *server) {
 }
 
 bool jmk_acks_owes_many(const struct jmk_session *session) {
-    return !session->delivery->poll_acks && session->sent_id - session->acked_id >= MANY_ACKS;
+    return !session->ops->poll_acks && session->sent_id - session->acked_id >= MANY_ACKS;
 }
 
 bool jmk_acks_must_read(const struct jmk_server *server, const struct jmk_session *session) {
     uint64_t unacked = session->sent_id - session->acked_id;
 
-    return !session->delivery->poll_acks &&
+    return !session->ops->poll_acks &&
            (unacked >= MANY_ACKS || 4 * unacked >= server->config.max_lag - 1);
 }
 

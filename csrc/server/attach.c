@@ -141,7 +141,7 @@ static int attach(struct jmk_server *server, struct jmk_session *session, uint64
     server->slots[slot] = session;
     session->index = server->live_count;
     server->live[server->live_count++] = session;
-    server->shared_count += session->delivery->poll_acks != NULL;
+    server->shared_count += session->ops->poll_acks != NULL;
     return 0;
 }
 
@@ -149,22 +149,22 @@ int jmk_server_log_fd(const jmk_server *server) {
     return server->log.shareable ? server->log.fd : -1;
 }
 
-static struct jmk_session *new_session(int fd, uint32_t mode, uint32_t max_packet) {
+static struct jmk_session *new_session(int fd, uint32_t delivery, uint32_t max_packet) {
     struct jmk_session *session = calloc(1, sizeof *session);
 
     if (!session)
         return NULL;
     session->fd = fd;
     session->guard = jmk_guard_of(fd);
-    session->mode = (enum jmk_mode)mode;
-    session->delivery = mode == JMK_SHARED ? &jmk_send_shared : &jmk_send_packets;
+    session->delivery = (enum jmk_delivery)delivery;
+    session->ops = delivery == JMK_SHARED ? &jmk_send_shared : &jmk_send_packets;
     session->max_packet = max_packet;
     session->watched = EPOLLIN | EPOLLRDHUP;
     session->account.since = jmk_now();
     return session;
 }
 
-int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_packet,
+int jmk_server_attach(jmk_server *server, int fd, uint32_t delivery, uint32_t max_packet,
                       uint64_t start, struct jmk_attached *out) {
     JMK_CLEANUP(jmk_close_fd) int cursor_fd = -1;
     struct jmk_session *session;
@@ -173,10 +173,10 @@ int jmk_server_attach(jmk_server *server, int fd, uint32_t mode, uint32_t max_pa
 
     if (error)
         return error;
-    session = new_session(fd, mode, max_packet);
+    session = new_session(fd, delivery, max_packet);
     if (!session)
         return -ENOMEM;
-    if (mode == JMK_SHARED)
+    if (delivery == JMK_SHARED)
         error = server->log.shareable ? jmk_send_shared_open(session, &cursor_fd) : -EOPNOTSUPP;
     if (!error) {
         jmk_server_lock(server);
@@ -203,8 +203,8 @@ static void send_packets(struct jmk_server *server, struct jmk_session *session)
         return;
     }
     server->shared_count--;
-    session->mode = JMK_FRAMED;
-    session->delivery = &jmk_send_packets;
+    session->delivery = JMK_FRAMED;
+    session->ops = &jmk_send_packets;
     jmk_session_drop_page(session);
 }
 
@@ -214,7 +214,7 @@ int jmk_server_send_packets(jmk_server *server, uint64_t key) {
 
     if (error)
         return error;
-    if (session && session->state == JMK_HELD && session->mode == JMK_SHARED)
+    if (session && session->state == JMK_HELD && session->delivery == JMK_SHARED)
         send_packets(server, session);
     else
         error = JMK_E_GONE;

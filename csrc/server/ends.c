@@ -105,7 +105,7 @@ static void say_goodbye(struct jmk_server *server, struct jmk_session *session) 
 
     jmk_session_bye(session, &server->log);
     shutdown(session->fd, SHUT_WR);
-    if (session->mode != JMK_CLASSIC || jmk_session_read(session, &server->log, &moved) != 0) {
+    if (session->delivery != JMK_CLASSIC || jmk_session_read(session, &server->log, &moved) != 0) {
         jmk_session_read(session, &server->log, &moved);
         shut(server, session);
         return;
@@ -143,12 +143,11 @@ void jmk_ends_end(struct jmk_server *server, struct jmk_session *session, enum j
                   int error) {
     bool moved = false;
 
-    if (session->delivery->poll_acks)
-        session->delivery->poll_acks(session, &server->log,
-                                     &moved); /* its last acks, for the account */
+    if (session->ops->poll_acks)
+        session->ops->poll_acks(session, &server->log, &moved); /* its last acks, for the account */
     fix_account(server, session, reason, error);
     remove_from(server->live, &server->live_count, session);
-    server->shared_count -= session->delivery->poll_acks != NULL;
+    server->shared_count -= session->ops->poll_acks != NULL;
     server->stale = true;
     jmk_server_progress(server); /* the end of a session that skips changes no admission */
     jmk_ends_raise_event(server, session, JMK_EVENT_GONE);
@@ -163,7 +162,7 @@ void jmk_ends_end(struct jmk_server *server, struct jmk_session *session, enum j
 void jmk_ends_fail(struct jmk_server *server, struct jmk_session *session, int error) {
     bool moved = false;
 
-    if (error == -EMSGSIZE && session->mode == JMK_CLASSIC) {
+    if (error == -EMSGSIZE && session->delivery == JMK_CLASSIC) {
         jmk_ends_end(server, session, JMK_R_TOO_LARGE, 0);
         return;
     }

@@ -247,7 +247,7 @@ struct jmk_mark jmk_log_oldest(const struct jmk_log *log) {
 }
 
 struct jmk_mark jmk_log_end(const struct jmk_log *log) {
-    for (unsigned turn = 1;; turn++) {
+    for (unsigned tries = 1;; tries++) {
         uint64_t version = atomic_load_explicit(&log->page->version, memory_order_seq_cst);
         struct jmk_mark end;
 
@@ -255,7 +255,7 @@ struct jmk_mark jmk_log_end(const struct jmk_log *log) {
         end.offset = atomic_load_explicit(&log->page->head, memory_order_acquire);
         if (version % 2 == 0 && version == relaxed(&log->page->version))
             return end;
-        if (turn % 64 == 0)
+        if (tries % 64 == 0)
             sched_yield(); /* the writer may have lost its core between two stores */
     }
 }

@@ -47,7 +47,7 @@ bool jmk_pump_send(struct jmk_server *server) {
         if (session->state != JMK_LIVE || session->blocked || session->offset >= supply.end.offset)
             continue;
         supply.last = allowance(server, session);
-        error = session->delivery->send(session, supply, &server->outbox);
+        error = session->ops->send(session, supply, &server->outbox);
         if (error < 0) {
             jmk_ends_fail(server, session, error);
             continue;
@@ -125,10 +125,10 @@ static bool poll_acks(struct jmk_server *server) {
         bool moved = false;
         int result;
 
-        if (!session->delivery->poll_acks)
+        if (!session->ops->poll_acks)
             continue;
         note_worst_lag(server, session);
-        result = session->delivery->poll_acks(session, &server->log, &moved);
+        result = session->ops->poll_acks(session, &server->log, &moved);
         if (moved || result)
             settle_acks(server, session, result, moved);
         any = any || moved || result;

@@ -5,8 +5,8 @@
 
 #include "server/session.h"
 
-extern const struct jmk_delivery jmk_send_packets; /* classic and framed */
-extern const struct jmk_delivery jmk_send_shared;
+extern const struct jmk_delivery_ops jmk_send_packets; /* classic and framed */
+extern const struct jmk_delivery_ops jmk_send_shared;
 
 /* Make a shared session's page. *fd is a descriptor of it, which the caller owns. */
 int jmk_send_shared_open(struct jmk_session *session, int *fd);

@@ -2,8 +2,8 @@
 /*
  * Packet delivery: messages over the socket, for classic and framed clients
  *
- * Everything here runs under the server's pump lock, which is also the pin: the acked cursor, and
- * with it the floor of the log, does not move while sendmmsg reads the log.
+ * Everything here runs under the server's pump lock. So the acked cursor, and with it the floor of
+ * the log, does not move while sendmmsg reads the log.
  *
  * Framed: a packet is a slice of the log as it is, from the cursor to the next mark, so that all
  * clients get the same cuts without looking at the frames; only where the peer takes less, or may
@@ -133,13 +133,13 @@ static int send_packets(struct jmk_session *session, struct jmk_supply supply,
                         struct jmk_outbox *outbox) {
     session->more = false;
     for (int batch = 0; batch < BATCHES; batch++) {
-        size_t n = session->mode == JMK_FRAMED ? fill_framed(session, &supply, outbox)
-                                               : fill_classic(session, &supply, outbox);
+        size_t n = session->delivery == JMK_FRAMED ? fill_framed(session, &supply, outbox)
+                                                   : fill_classic(session, &supply, outbox);
         int sent;
 
         if (n == 0)
             return 0;
-        if (session->mode == JMK_CLASSIC && too_large(session, outbox->parts[0][0].iov_len))
+        if (session->delivery == JMK_CLASSIC && too_large(session, outbox->parts[0][0].iov_len))
             return -EMSGSIZE;
         sent = jmk_sendmmsg(session->fd, outbox->packets, (unsigned)n, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent < 0 && errno != EAGAIN)
@@ -165,4 +165,5 @@ static int handle_packet(struct jmk_session *session, const struct jmk_log *log,
     return 0;
 }
 
-const struct jmk_delivery jmk_send_packets = {.send = send_packets, .handle_packet = handle_packet};
+const struct jmk_delivery_ops jmk_send_packets = {.send = send_packets,
+                                                  .handle_packet = handle_packet};

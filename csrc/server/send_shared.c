@@ -141,7 +141,7 @@ static int send_shared(struct jmk_session *session, struct jmk_supply supply,
     return offer(session, supply.end);
 }
 
-/* Take its word that it has handled all up to id. */
+/* It says that it has handled all up to id. */
 static int take_ack(struct jmk_session *session, const struct jmk_log *log, uint64_t id,
                     bool *moved) {
     struct jmk_mark end = jmk_log_end(log);
@@ -204,7 +204,7 @@ static int announce_resume(struct jmk_session *session, const struct jmk_log *lo
     return error;
 }
 
-const struct jmk_delivery jmk_send_shared = {
+const struct jmk_delivery_ops jmk_send_shared = {
     .send = send_shared,
     .handle_packet = handle_packet,
     .poll_acks = poll_acks,

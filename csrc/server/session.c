@@ -46,7 +46,7 @@ static int handle_packet(struct jmk_session *session, const struct jmk_log *log,
         return jmk_stream_ended(session->fd) ? JMK_E_END : JMK_E_PROTOCOL;
     if (packet->msg_hdr.msg_flags & MSG_TRUNC)
         return JMK_E_PROTOCOL;
-    result = session->delivery->handle_packet(session, log, data, packet->msg_len, &news);
+    result = session->ops->handle_packet(session, log, data, packet->msg_len, &news);
     session->idle_acks += !news;
     *moved = *moved || news;
     return result;
@@ -131,7 +131,7 @@ void jmk_session_bye(const struct jmk_session *session, const struct jmk_log *lo
         .oldest_id = account->oldest_id,
     };
 
-    if (session->mode == JMK_CLASSIC)
+    if (session->delivery == JMK_CLASSIC)
         return;
     jmk_bye_encode(frame, session->sent_id, &words);
     jmk_session_raise_buffer(session);
@@ -164,7 +164,7 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
     uint64_t next_id = atomic_load(&log->page->next_id), head = atomic_load(&log->page->head);
 
     account->key = session->key;
-    account->mode = session->mode;
+    account->delivery = session->delivery;
     account->lag = jmk_session_lag(session, next_id);
     account->lag_bytes = held < head ? head - held : 0;
     if (account->lag > account->worst_lag)
@@ -177,7 +177,7 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
 
 uint64_t jmk_session_last_received(const struct jmk_session *session, enum jmk_reason reason) {
     /* A shared client that is cut may find the rest of the log overwritten: only its acks are sure. */
-    if (session->mode == JMK_SHARED && reason != JMK_R_LEFT && reason != JMK_R_CLOSING)
+    if (session->delivery == JMK_SHARED && reason != JMK_R_LEFT && reason != JMK_R_CLOSING)
         return session->acked_id;
     return session->sent_id;
 }

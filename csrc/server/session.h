@@ -50,7 +50,7 @@ struct jmk_supply {
  * How a session gets what is published, and how its acks come: by packets (send_packets.c), or through
  * shared memory (send_shared.c). Errors are -errno of a dead connection, or JMK_E_PROTOCOL.
  */
-struct jmk_delivery {
+struct jmk_delivery_ops {
     /*
      * Send the supply, or let it be read, until the socket refuses (blocked is set) or a bound on work is
      * reached (more is set).
@@ -70,9 +70,9 @@ struct jmk_delivery {
 struct jmk_session {
     int fd;
     enum jmk_state state;
-    enum jmk_mode mode;
+    enum jmk_delivery delivery;
     enum jmk_guard guard;
-    const struct jmk_delivery *delivery;
+    const struct jmk_delivery_ops *ops;
     struct jmk_cursor_page *page; /* shared: the client's page */
     uint64_t page_acked;          /* the ack seen there last */
     uint64_t woken;               /* the number of the sleep that it was last woken from */

@@ -31,8 +31,8 @@ void jmk_skip_resume(struct jmk_server *server, struct jmk_session *session, boo
     pthread_mutex_lock(&server->log_lock);
     jmk_admit_enter(server, session, with_newest ? newest(server, got) : server->log.write);
     pthread_mutex_unlock(&server->log_lock);
-    if (session->delivery->resume)
-        error = session->delivery->resume(session, &server->log);
+    if (session->ops->resume)
+        error = session->ops->resume(session, &server->log);
     if (error) {
         jmk_ends_fail(server, session, error);
         return;
@@ -52,8 +52,8 @@ void jmk_skip_begin(struct jmk_server *server, struct jmk_session *session) {
     session->due_id = 0;
     session->fragment = 0; /* a message partly sent is given up: its reader sees the ids jump */
     server->stale = true;
-    if (session->delivery->skip)
-        error = session->delivery->skip(session, &server->log);
+    if (session->ops->skip)
+        error = session->ops->skip(session, &server->log);
     if (error)
         jmk_ends_fail(server, session, error);
     else

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Giving up frames: nobody takes a torn one, and who is too late finds a word about it
+ * Giving up frames: nobody takes a torn one, and who is too late finds a packet that says so
  *
  * The pump tells a client to skip (or says BYE) and lets the publisher have its frames; the publisher
  * overwrites the only frame, which has two words. One client copies it and then looks at the tail;

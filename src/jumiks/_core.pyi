@@ -10,7 +10,7 @@ class Arena: ...
 
 class Account:
     key: int
-    mode: int
+    delivery: int
     reason: int
     limit_kind: int
     error: int
@@ -97,7 +97,7 @@ class ClientConfig:
     first_id: int
     max_lag: int
     arena_size: int
-    mode: int
+    delivery: int
     max_packet: int
     max_message: int
     labels: int
@@ -203,7 +203,7 @@ class _Lib:
     def jmk_server_next_event(self, server: Server, out: Event, /) -> int: ...
     def jmk_socket_prepare(self, server: Server, fd: int, max_packet: Array[int], /) -> int: ...
     def jmk_server_attach(
-        self, server: Server, fd: int, mode: int, max_packet: int, start: int, out: Attached, /
+        self, server: Server, fd: int, delivery: int, max_packet: int, start: int, out: Attached, /
     ) -> int: ...
     def jmk_server_log_fd(self, server: Server, /) -> int: ...
     def jmk_server_send_packets(self, server: Server, key: int, /) -> int: ...

@@ -46,7 +46,7 @@ _GRACE: Final = 0.05
 _GREEN_LOOK: Final = 1.0
 """Seconds after which a client that lets greenlets run looks whether its server is alive."""
 
-_GREEN_TURN: Final = 0.01
+_GREEN_SLICE: Final = 0.01
 """Seconds that it receives without letting others run, while there are messages."""
 
 _LEAST_SLEEP: Final = 1e-6  # gevent takes a sleep of 0 for one that lets no timer run
@@ -132,7 +132,7 @@ class Client(Closing, Generic[Item]):
         )
         self._green = cooperates()
         self._waiting = False  # one greenlet is, while others run
-        self._turn_ends = 0.0
+        self._slice_ends = 0.0
         in_thread(self._stream.arriving())
         self._stream.tell_at_start()
 
@@ -313,9 +313,9 @@ class Client(Closing, Generic[Item]):
 
     def _give_way(self) -> None:
         # A stream that never ends must not hold up all other greenlets.
-        if time.monotonic() >= self._turn_ends:
+        if time.monotonic() >= self._slice_ends:
             time.sleep(_LEAST_SLEEP)
-            self._turn_ends = time.monotonic() + _GREEN_TURN
+            self._slice_ends = time.monotonic() + _GREEN_SLICE
 
     def _let_others_run(self, deadline: float) -> None:
         # In C it would wait with all greenlets. What is taken is taken by this one alone, so one
@@ -333,7 +333,7 @@ class Client(Closing, Generic[Item]):
             until_readable((stream.descriptor,), max(0.0, min(deadline - time.monotonic(), pause)))
         finally:
             self._waiting = False
-            self._turn_ends = time.monotonic() + _GREEN_TURN
+            self._slice_ends = time.monotonic() + _GREEN_SLICE
             del handle
 
     # ---- acks ----

@@ -131,7 +131,7 @@ def client_info(account: Account, peer: Peer) -> ClientInfo:
     return ClientInfo(
         key=account.key,
         peer=peer,
-        delivery=_DELIVERIES[account.mode],
+        delivery=_DELIVERIES[account.delivery],
         lag=account.lag,
         lag_bytes=account.lag_bytes,
         worst_lag=account.worst_lag,

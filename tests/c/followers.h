@@ -38,8 +38,8 @@ enum role {
 struct scenario {
     const char *name;
     enum jmk_policy policy;
-    unsigned modes; /* bits 1 << jmk_mode */
-    unsigned roles; /* bits 1 << role: one client of each in each mode */
+    unsigned deliveries; /* bits 1 << jmk_delivery */
+    unsigned roles; /* bits 1 << role: one client of each in each delivery */
     struct fault condition; /* what this system lacks */
     enum jmk_guard guard; /* of all sockets: whether descriptors could come to them */
 };
@@ -48,7 +48,7 @@ struct scenario {
 enum outcome { UNTOUCHED, RECOVERED, TOLD, ENDED, WRONG, OUTCOMES };
 
 struct follower {
-    enum jmk_mode mode;
+    enum jmk_delivery delivery;
     enum role role;
     jmk_client *client;
     pthread_t thread;
@@ -237,7 +237,7 @@ static int make_client(struct follower *follower, int fd, const struct jmk_attac
     struct jmk_client_config config = {.first_id = attached->first_id,
                                        .max_lag = MAX_LAG,
                                        .arena_size = 65536,
-                                       .mode = follower->mode,
+                                       .delivery = follower->delivery,
                                        .guard = scenario->guard,
                                        .max_packet = attached->max_packet,
                                        .max_message = LOG_SIZE / 4,
@@ -246,9 +246,10 @@ static int make_client(struct follower *follower, int fd, const struct jmk_attac
                                        .first_offset = attached->first_offset};
     int code;
 
-    if (follower->mode == JMK_CLASSIC)
+    if (follower->delivery == JMK_CLASSIC)
         config.max_packet = LOG_SIZE / 4;
-    if (follower->mode == JMK_CLASSIC && follower->role == KEEN && scenario->policy == JMK_BLOCK) {
+    if (follower->delivery == JMK_CLASSIC && follower->role == KEEN &&
+        scenario->policy == JMK_BLOCK) {
         config.labels = 1; /* as if of a plain server, which loses none */
         config.first_id = 0;
     }
@@ -265,16 +266,16 @@ static int attach(struct follower *follower, int fd, struct jmk_attached *attach
 
     if (code)
         return code;
-    if (follower->mode == JMK_SHARED) {
+    if (follower->delivery == JMK_SHARED) {
         code = jmk_server_attach(server, fd, JMK_SHARED, max_packet, 0, attached);
         if (code >= 0)
             return code;
         if (code != -EOPNOTSUPP)
             note(code, "attach");
-        follower->mode = JMK_FRAMED;
+        follower->delivery = JMK_FRAMED;
     }
-    return jmk_server_attach(server, fd, follower->mode,
-                             follower->mode == JMK_CLASSIC ? 0 : max_packet, 0, attached);
+    return jmk_server_attach(server, fd, follower->delivery,
+                             follower->delivery == JMK_CLASSIC ? 0 : max_packet, 0, attached);
 }
 
 /* A page whose end cannot be told of is one all the same. */
@@ -290,13 +291,13 @@ static void watch_page(int page_fd) {
 }
 
 /* One more client, unless a fault is in its way. */
-static void enter(enum jmk_mode mode, enum role role) {
+static void enter(enum jmk_delivery delivery, enum role role) {
     struct follower *follower = &followers[follower_count];
     struct jmk_attached attached;
     int ends[2], code, passed = 0;
 
     memset(follower, 0, sizeof *follower);
-    follower->mode = mode;
+    follower->delivery = delivery;
     follower->role = role;
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
     if (!scenario->guard) /* where the kernel cannot, the server has a guard after all */

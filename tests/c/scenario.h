@@ -403,9 +403,9 @@ static enum outcome play(void) {
     atomic_store(&faults_on, 1);
     if (make_server() == 0) {
         for (unsigned role = 0; role < ROLES; role++) {
-            for (unsigned mode = JMK_CLASSIC; mode <= JMK_SHARED; mode++) {
-                if (scenario->modes & 1u << mode && scenario->roles & 1u << role)
-                    enter((enum jmk_mode)mode, (enum role)role);
+            for (unsigned delivery = JMK_CLASSIC; delivery <= JMK_SHARED; delivery++) {
+                if (scenario->deliveries & 1u << delivery && scenario->roles & 1u << role)
+                    enter((enum jmk_delivery)delivery, (enum role)role);
             }
         }
         publish_all();

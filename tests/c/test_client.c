@@ -35,11 +35,11 @@ struct pair {
     int server;
 };
 
-static struct pair connected(uint32_t mode, uint64_t first_id) {
+static struct pair connected(uint32_t delivery, uint64_t first_id) {
     struct jmk_client_config config = {.first_id = first_id,
                                        .max_lag = any_below(3) ? 0 : 5,
                                        .arena_size = any_below(2) ? 4096 : 1 << 20,
-                                       .mode = mode,
+                                       .delivery = delivery,
                                        .max_packet = MAX_PACKET,
                                        .max_message = MAX_MESSAGE};
     struct pair pair;
@@ -218,8 +218,8 @@ static void a_spoiled_stream_gives_documented_codes_only(void) {
 
     for (int round = 0; round < ROUNDS; round++) {
         uint64_t next = JMK_FIRST_ID;
-        uint32_t mode = any_below(4) ? JMK_FRAMED : JMK_CLASSIC;
-        struct pair pair = connected(mode, next);
+        uint32_t delivery = any_below(4) ? JMK_FRAMED : JMK_CLASSIC;
+        struct pair pair = connected(delivery, next);
         int code = JMK_E_TIMEOUT;
 
         make_stream(&stream, next);
@@ -302,7 +302,7 @@ static void a_classic_client_acks_no_gap_and_nothing_behind_one_too_early(void) 
 
 static struct pair labelled(void) {
     struct jmk_client_config config = {.arena_size = 1 << 20,
-                                       .mode = JMK_CLASSIC,
+                                       .delivery = JMK_CLASSIC,
                                        .labels = 1,
                                        .max_packet = MAX_PACKET,
                                        .max_message = MAX_MESSAGE};

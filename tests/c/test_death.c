@@ -186,7 +186,7 @@ static struct ticket attach(jmk_server *server, int fd) {
 
 static jmk_client *make_client(int fd, const struct ticket *ticket) {
     struct jmk_client_config config = {.first_id = ticket->attached.first_id,
-                                       .mode = JMK_SHARED,
+                                       .delivery = JMK_SHARED,
                                        .max_message = LOG_SIZE,
                                        .log_fd = ticket->fds[0],
                                        .cursor_fd = ticket->fds[1],

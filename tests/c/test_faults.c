@@ -21,14 +21,14 @@
 #define CHILDREN 4  /* at a time */
 #define MEMORY_HITS 16 /* each of them, as memory for different things is taken at the same site */
 
-#define ALL_MODES (1u << JMK_CLASSIC | 1u << JMK_FRAMED | 1u << JMK_SHARED)
+#define ALL_DELIVERIES (1u << JMK_CLASSIC | 1u << JMK_FRAMED | 1u << JMK_SHARED)
 #define PACKETS (1u << JMK_CLASSIC | 1u << JMK_FRAMED)
 #define GOING (1u << LEAVER | 1u << KICKED | 1u << MOURNER)
 
 static const struct scenario scenarios[] = {
-    {"block", JMK_BLOCK, ALL_MODES, STEADY | GOING, {0}, JMK_GUARD_NONE},
-    {"disconnect", JMK_DISCONNECT, ALL_MODES, 1u << KEEN | 1u << LAZY, {0}, JMK_GUARD_NONE},
-    {"skip", JMK_SKIP, ALL_MODES, STEADY | 1u << LAZY, {0}, JMK_GUARD_NONE},
+    {"block", JMK_BLOCK, ALL_DELIVERIES, STEADY | GOING, {0}, JMK_GUARD_NONE},
+    {"disconnect", JMK_DISCONNECT, ALL_DELIVERIES, 1u << KEEN | 1u << LAZY, {0}, JMK_GUARD_NONE},
+    {"skip", JMK_SKIP, ALL_DELIVERIES, STEADY | 1u << LAZY, {0}, JMK_GUARD_NONE},
     {"shared alone", JMK_BLOCK, 1u << JMK_SHARED, STEADY, {0}, JMK_GUARD_NONE},
     {"no memfd",
      JMK_BLOCK,
@@ -36,7 +36,12 @@ static const struct scenario scenarios[] = {
      STEADY,
      {memfd_create_, 0, ENOSYS, 1, FOR_EVER},
      JMK_GUARD_NONE},
-    {"old memfd", JMK_BLOCK, ALL_MODES, STEADY, {memfd_create_, 0, EINVAL, 1, 1}, JMK_GUARD_NONE},
+    {"old memfd",
+     JMK_BLOCK,
+     ALL_DELIVERIES,
+     STEADY,
+     {memfd_create_, 0, EINVAL, 1, 1},
+     JMK_GUARD_NONE},
     {"no pwait2",
      JMK_BLOCK,
      1u << JMK_SHARED,
@@ -51,14 +56,19 @@ static const struct scenario scenarios[] = {
      JMK_GUARD_NONE},
     {"no recvmmsg", JMK_BLOCK, PACKETS, STEADY, {recvmmsg_, 0, EPERM, 1, FOR_EVER}, JMK_GUARD_NONE},
     {"full sockets", JMK_BLOCK, PACKETS, 1u << PATIENT, {send_, 0, EAGAIN, 1, 40}, JMK_GUARD_NONE},
-    {"guarded", JMK_BLOCK, ALL_MODES, STEADY | 1u << LEAVER | 1u << KICKED, {0}, JMK_GUARD_ALWAYS},
+    {"guarded",
+     JMK_BLOCK,
+     ALL_DELIVERIES,
+     STEADY | 1u << LEAVER | 1u << KICKED,
+     {0},
+     JMK_GUARD_ALWAYS},
     {"guarded and cut",
      JMK_DISCONNECT,
      1u << JMK_FRAMED,
      1u << KEEN | 1u << LAZY,
      {0},
      JMK_GUARD_ALWAYS},
-    {"guarded at first", JMK_BLOCK, ALL_MODES, STEADY, {0}, JMK_GUARD_UNTIL_EMPTY},
+    {"guarded at first", JMK_BLOCK, ALL_DELIVERIES, STEADY, {0}, JMK_GUARD_UNTIL_EMPTY},
     {"no more threads",
      JMK_BLOCK,
      PACKETS,
@@ -104,7 +114,7 @@ static void send_one_and_a_half(int fd) {
 static void a_goodbye_is_kept_until_there_is_memory(void) {
     struct jmk_client_config config = {.first_id = JMK_FIRST_ID,
                                        .arena_size = 4096,
-                                       .mode = JMK_FRAMED,
+                                       .delivery = JMK_FRAMED,
                                        .max_packet = 1024,
                                        .max_message = 1024};
     struct jmk_goodbye words = {.reason = JMK_R_CLOSING};
@@ -137,7 +147,7 @@ static void a_goodbye_is_kept_until_there_is_memory(void) {
 
 static void a_client_without_memory_for_labels_is_not_made(void) {
     struct jmk_client_config config = {
-        .arena_size = 4096, .mode = JMK_CLASSIC, .labels = 1, .max_packet = 1024};
+        .arena_size = 4096, .delivery = JMK_CLASSIC, .labels = 1, .max_packet = 1024};
     jmk_client *client;
     int ends[2];
 

@@ -60,8 +60,9 @@ static void make_server(enum jmk_policy policy, int64_t patience, uint64_t log_s
     CHECK(jmk_server_new(&server, &config) == 0);
 }
 
-static jmk_client *connect_client(uint32_t mode, int *fd) {
-    struct jmk_client_config config = {.arena_size = 1 << 20, .mode = mode, .max_message = LARGE};
+static jmk_client *connect_client(uint32_t delivery, int *fd) {
+    struct jmk_client_config config = {
+        .arena_size = 1 << 20, .delivery = delivery, .max_message = LARGE};
     struct jmk_attached attached;
     uint32_t max_packet = 0;
     jmk_client *client;
@@ -69,7 +70,7 @@ static jmk_client *connect_client(uint32_t mode, int *fd) {
 
     CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
     CHECK(jmk_socket_prepare(server, ends[0], &max_packet) == 0);
-    CHECK(jmk_server_attach(server, ends[0], mode, max_packet, 0, &attached) == 0);
+    CHECK(jmk_server_attach(server, ends[0], delivery, max_packet, 0, &attached) == 0);
     config.first_id = attached.first_id;
     config.max_packet = max_packet;
     config.log_fd = jmk_server_log_fd(server);
@@ -91,11 +92,11 @@ static void wait_for(atomic_int *number, int goal) {
 }
 
 static void *sleeper(void *argument) {
-    uint32_t mode = (uintptr_t)argument ? JMK_FRAMED : JMK_SHARED;
+    uint32_t delivery = (uintptr_t)argument ? JMK_FRAMED : JMK_SHARED;
     uint64_t last = 0, got = 0;
     struct jmk_batch batch;
     struct pollfd polled = {.events = POLLIN};
-    jmk_client *client = connect_client(mode, &polled.fd);
+    jmk_client *client = connect_client(delivery, &polled.fd);
 
     for (int i = 1; i <= ROUNDS; i++) {
         atomic_fetch_add(&arrived, 1);

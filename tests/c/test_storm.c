@@ -77,7 +77,7 @@ static void *storming_publisher(void *argument) {
 }
 
 static void *storming_client(void *argument) {
-    static const uint32_t modes[] = {JMK_SHARED, JMK_FRAMED, JMK_CLASSIC};
+    static const uint32_t deliveries[] = {JMK_SHARED, JMK_FRAMED, JMK_CLASSIC};
     unsigned number = (unsigned)(uintptr_t)argument;
     unsigned seed = atomic_load(&delay_seed) + 100 + number;
     bool stays = storm_policy == JMK_BLOCK && number < 2;
@@ -88,7 +88,7 @@ static void *storming_client(void *argument) {
         uint64_t last = 0;
         int error;
 
-        if (!try_attach(&peer, modes[number % 3], false, true))
+        if (!try_attach(&peer, deliveries[number % 3], false, true))
             break;
         while ((error = jmk_client_receive(peer.client, last, -1, &batch)) == 0) {
             if (!jmk_client_batch_is_intact(peer.client))

@@ -89,9 +89,9 @@ static void *publisher(void *argument) {
     return NULL;
 }
 
-static jmk_client *connect_client(uint32_t mode, uint64_t start, uint64_t *first_id) {
+static jmk_client *connect_client(uint32_t delivery, uint64_t start, uint64_t *first_id) {
     struct jmk_client_config config = {
-        .max_lag = 1000, .arena_size = 1 << 20, .mode = mode, .max_message = 1 << 20};
+        .max_lag = 1000, .arena_size = 1 << 20, .delivery = delivery, .max_message = 1 << 20};
     struct jmk_attached attached;
     uint32_t max_packet = 0;
     jmk_client *client;
@@ -99,14 +99,14 @@ static jmk_client *connect_client(uint32_t mode, uint64_t start, uint64_t *first
 
     CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
     CHECK(jmk_socket_prepare(server, ends[0], &max_packet) == 0);
-    if (jmk_server_attach(server, ends[0], mode, mode == JMK_CLASSIC ? 0 : max_packet, start,
-                          &attached)) {
+    if (jmk_server_attach(server, ends[0], delivery, delivery == JMK_CLASSIC ? 0 : max_packet,
+                          start, &attached)) {
         close(ends[0]);
         close(ends[1]);
         return NULL;
     }
     config.first_id = *first_id = attached.first_id;
-    config.max_packet = mode == JMK_FRAMED ? max_packet : 262144;
+    config.max_packet = delivery == JMK_FRAMED ? max_packet : 262144;
     config.log_fd = jmk_server_log_fd(server);
     config.cursor_fd = attached.cursor_fd;
     config.first_offset = attached.first_offset;

@@ -23,18 +23,18 @@ static void end_of_a_reservation(bool commit) {
     wakes(&waiter, 0);
 }
 
-static void a_commit(uint32_t mode) {
-    (void)mode;
+static void a_commit(uint32_t delivery) {
+    (void)delivery;
     end_of_a_reservation(true);
 }
 
-static void a_discard(uint32_t mode) {
-    (void)mode;
+static void a_discard(uint32_t delivery) {
+    (void)delivery;
     end_of_a_reservation(false);
 }
 
 /* The batch keeps the turn as it does not fit; once it is given up, the other finds no room and waits. */
-static void a_batch_that_is_given_up(uint32_t mode) {
+static void a_batch_that_is_given_up(uint32_t delivery) {
     struct jmk_slice slices[4] = {{"1", 1}, {"2", 1}, {"3", 1}, {"4", 1}};
     struct waiter waiter = {.wait = ROOM};
     struct peer peer;
@@ -42,7 +42,7 @@ static void a_batch_that_is_given_up(uint32_t mode) {
     size_t done = 0;
 
     make_server(JMK_BLOCK, 2, -1);
-    peer = join(mode);
+    peer = join(delivery);
     CHECK_EQUAL(jmk_server_append_many(server, slices, 4, &done, &first), JMK_E_FULL);
     start(&waiter);
     jmk_server_yield(server);
@@ -53,13 +53,13 @@ static void a_batch_that_is_given_up(uint32_t mode) {
     leave(&peer);
 }
 
-static void an_ack_that_makes_room(uint32_t mode) {
+static void an_ack_that_makes_room(uint32_t delivery) {
     struct waiter waiter = {.wait = ROOM};
     struct peer peer;
     uint64_t id;
 
     make_server(JMK_BLOCK, 2, -1);
-    peer = join(mode);
+    peer = join(delivery);
     id = publish(SIZE, 2);
     start(&waiter);
     receive_to(&peer, id);
@@ -69,14 +69,14 @@ static void an_ack_that_makes_room(uint32_t mode) {
 }
 
 /* Then it changes neither what may enter the log nor what has to stay. */
-static void an_ack_of_the_fastest(uint32_t mode) {
+static void an_ack_of_the_fastest(uint32_t delivery) {
     struct waiter waiter = {.wait = ROOM};
     struct peer slow, fast;
     uint64_t id;
 
     make_server(JMK_DISCONNECT, 4, -1);
-    slow = join(mode);
-    fast = join(mode);
+    slow = join(delivery);
+    fast = join(delivery);
     id = publish(SIZE, 4);
     receive_to(&fast, id);
     start(&waiter);
@@ -87,12 +87,12 @@ static void an_ack_of_the_fastest(uint32_t mode) {
     leave(&slow);
 }
 
-static void a_client_that_leaves(uint32_t mode) {
+static void a_client_that_leaves(uint32_t delivery) {
     struct waiter waiter = {.wait = ROOM};
     struct peer peer;
 
     make_server(JMK_BLOCK, 1, -1);
-    peer = join(mode);
+    peer = join(delivery);
     publish(SIZE, 1);
     start(&waiter);
     leave(&peer);
@@ -100,12 +100,12 @@ static void a_client_that_leaves(uint32_t mode) {
     await_event(JMK_EVENT_GONE);
 }
 
-static void a_client_that_is_sent_away(uint32_t mode) {
+static void a_client_that_is_sent_away(uint32_t delivery) {
     struct waiter waiter = {.wait = ROOM};
     struct peer peer;
 
     make_server(JMK_BLOCK, 1, -1);
-    peer = join(mode);
+    peer = join(delivery);
     publish(SIZE, 1);
     start(&waiter);
     CHECK_EQUAL(jmk_server_disconnect(server, peer.key, JMK_R_KICKED), 0);
@@ -114,10 +114,10 @@ static void a_client_that_is_sent_away(uint32_t mode) {
 }
 
 /* A publisher may only try to take the lock. Here it misses it, and there is room by then. */
-static void the_holder_of_the_lock(uint32_t mode) {
+static void the_holder_of_the_lock(uint32_t delivery) {
     struct waiter waiter = {.wait = ROOM};
 
-    (void)mode;
+    (void)delivery;
     make_server(JMK_BLOCK, 0, -1);
     await_parked();
     jmk_server_lock(server);
@@ -127,10 +127,10 @@ static void the_holder_of_the_lock(uint32_t mode) {
 }
 
 /* It gives the lock back, and looks whether somebody missed it, before the publisher says so. */
-static void the_holder_of_the_lock_a_moment_before(uint32_t mode) {
+static void the_holder_of_the_lock_a_moment_before(uint32_t delivery) {
     struct waiter waiter = {.wait = ROOM};
 
-    (void)mode;
+    (void)delivery;
     make_server(JMK_BLOCK, 0, -1);
     await_parked();
     jmk_server_lock(server);
@@ -143,12 +143,12 @@ static void the_holder_of_the_lock_a_moment_before(uint32_t mode) {
 /* ---- waits for acks, and for the end ---- */
 
 /* The client has looked what is asked of it by then, so the server has to look again itself. */
-static void an_ack_just_before_it_is_asked_for(enum wait wait, uint32_t mode) {
+static void an_ack_just_before_it_is_asked_for(enum wait wait, uint32_t delivery) {
     struct waiter waiter = {.wait = wait};
     struct peer peer;
 
     make_server(JMK_BLOCK, 1, -1);
-    peer = join(mode);
+    peer = join(delivery);
     waiter.id = publish(SIZE, 1);
     receive_to(&peer, waiter.id);
     await_parked();
@@ -159,19 +159,19 @@ static void an_ack_just_before_it_is_asked_for(enum wait wait, uint32_t mode) {
     leave(&peer);
 }
 
-static void an_ack_just_before_it_is_awaited(uint32_t mode) {
-    an_ack_just_before_it_is_asked_for(ROOM, mode);
+static void an_ack_just_before_it_is_awaited(uint32_t delivery) {
+    an_ack_just_before_it_is_asked_for(ROOM, delivery);
     jmk_server_free(server);
-    an_ack_just_before_it_is_asked_for(ACKED, mode);
+    an_ack_just_before_it_is_asked_for(ACKED, delivery);
 }
 
 /* A wait begins with a look at the word progress, so that what happens behind that look ends it. */
-static void an_ack_just_before_a_look(uint32_t mode) {
+static void an_ack_just_before_a_look(uint32_t delivery) {
     struct waiter waiter = {.wait = ACKED};
     struct peer peer;
 
     make_server(JMK_BLOCK, 1, -1);
-    peer = join(mode);
+    peer = join(delivery);
     waiter.id = publish(SIZE, 1);
     receive_to(&peer, waiter.id);
     start_and_stop(&waiter, JMK_AT_WAITS);
@@ -181,13 +181,13 @@ static void an_ack_just_before_a_look(uint32_t mode) {
     leave(&peer);
 }
 
-static void an_ack_that_is_awaited(uint32_t mode) {
+static void an_ack_that_is_awaited(uint32_t delivery) {
     struct waiter waiter = {.wait = ACKED};
     struct peer slow, fast;
 
     make_server(JMK_BLOCK, 0, -1);
-    slow = join(mode);
-    fast = join(mode);
+    slow = join(delivery);
+    fast = join(delivery);
     waiter.id = publish(SIZE, 3);
     receive_to(&fast, waiter.id);
     receive_to(&slow, waiter.id);
@@ -200,14 +200,14 @@ static void an_ack_that_is_awaited(uint32_t mode) {
 }
 
 /* Nobody waits for it, so nothing told of it. */
-static void an_ack_counts_in_figures(uint32_t mode) {
+static void an_ack_counts_in_figures(uint32_t delivery) {
     struct jmk_account account;
     struct peer peer;
     size_t count;
     uint64_t id;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = join(mode);
+    peer = join(delivery);
     id = publish_slowly(SIZE, 20);
     receive_to(&peer, id);
     ack(&peer, id);
@@ -217,12 +217,12 @@ static void an_ack_counts_in_figures(uint32_t mode) {
 }
 
 /* In a slow stream the thread does not wake for acks; somebody who waits for one changes that. */
-static void an_ack_that_is_ignored_until_then(uint32_t mode) {
+static void an_ack_that_is_ignored_until_then(uint32_t delivery) {
     struct waiter waiter = {.wait = ACKED};
     struct peer peer;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = join(mode);
+    peer = join(delivery);
     waiter.id = publish_slowly(SIZE, 20);
     receive_to(&peer, waiter.id);
     start(&waiter);
@@ -232,12 +232,12 @@ static void an_ack_that_is_ignored_until_then(uint32_t mode) {
 }
 
 /* It is skipped while another is half way, and acks part of what it got: it skips on, and needs nothing. */
-static struct peer skip_one(uint32_t mode, struct peer *fast, uint64_t *id) {
+static struct peer skip_one(uint32_t delivery, struct peer *fast, uint64_t *id) {
     struct peer slow;
 
     make_server(JMK_SKIP, 2, 0);
-    slow = join(mode);
-    *fast = join(mode);
+    slow = join(delivery);
+    *fast = join(delivery);
     *id = publish(SIZE, 2);
     receive_to(&slow, *id);
     receive_to(fast, *id);
@@ -252,12 +252,12 @@ static struct peer skip_one(uint32_t mode, struct peer *fast, uint64_t *id) {
     return slow;
 }
 
-static void an_ack_of_one_that_skips(uint32_t mode) {
+static void an_ack_of_one_that_skips(uint32_t delivery) {
     struct waiter waiter = {.wait = ACKED};
     struct peer slow, fast;
     uint64_t id;
 
-    slow = skip_one(mode, &fast, &id);
+    slow = skip_one(delivery, &fast, &id);
     waiter.id = id - 1;
     start(&waiter);
     ack(&slow, id - 1);
@@ -266,11 +266,11 @@ static void an_ack_of_one_that_skips(uint32_t mode) {
     leave(&fast);
 }
 
-static void the_end_of_one_that_skips(uint32_t mode) {
+static void the_end_of_one_that_skips(uint32_t delivery) {
     struct waiter waiter = {.wait = ACKED};
     struct peer slow, fast;
 
-    slow = skip_one(mode, &fast, &waiter.id);
+    slow = skip_one(delivery, &fast, &waiter.id);
     start(&waiter);
     leave(&slow);
     wakes(&waiter, 0);
@@ -293,26 +293,26 @@ static void a_close(enum wait wait, int result) {
     leave(&peer);
 }
 
-static void a_close_of_one_that_waits_for_room(uint32_t mode) {
-    (void)mode;
+static void a_close_of_one_that_waits_for_room(uint32_t delivery) {
+    (void)delivery;
     a_close(ROOM, JMK_E_CLOSED);
 }
 
-static void a_close_of_one_that_waits_for_acks(uint32_t mode) {
-    (void)mode;
+static void a_close_of_one_that_waits_for_acks(uint32_t delivery) {
+    (void)delivery;
     a_close(ACKED, JMK_E_CLOSED);
 }
 
-static void a_close_of_one_that_waits_for_the_end(uint32_t mode) {
-    (void)mode;
+static void a_close_of_one_that_waits_for_the_end(uint32_t delivery) {
+    (void)delivery;
     a_close(END, 0);
 }
 
 /* The control plane may wait for it too. */
-static void the_end_is_told(uint32_t mode) {
+static void the_end_is_told(uint32_t delivery) {
     struct pollfd polled = {.events = POLLIN};
 
-    (void)mode;
+    (void)delivery;
     make_server(JMK_BLOCK, 1, -1);
     await_parked();
     polled.fd = jmk_server_event_fd(server);
@@ -322,12 +322,12 @@ static void the_end_is_told(uint32_t mode) {
 }
 
 /* Its term begins with its welcome, and here is over then. */
-static void a_welcome_to_one_at_its_limit(uint32_t mode) {
+static void a_welcome_to_one_at_its_limit(uint32_t delivery) {
     struct waiter waiter = {.wait = ROOM};
     struct peer peer;
 
     make_server(JMK_DISCONNECT, 1, 0);
-    peer = attach(mode, false, false);
+    peer = attach(delivery, false, false);
     publish(SIZE, 1);
     start(&waiter);
     CHECK_EQUAL(jmk_server_release(server, peer.key), 0);
@@ -335,31 +335,31 @@ static void a_welcome_to_one_at_its_limit(uint32_t mode) {
     leave(&peer);
 }
 
-static void a_welcome_behind_a_message(uint32_t mode) {
+static void a_welcome_behind_a_message(uint32_t delivery) {
     struct waiter waiter = {.wait = MESSAGE};
     struct peer peer;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = attach(mode, false, false);
+    peer = attach(delivery, false, false);
     publish(SIZE, 1);
     await_parked();
     waiter.peer = &peer;
-    if (mode != JMK_SHARED) /* that one finds it in the log, and does not sleep */
+    if (delivery != JMK_SHARED) /* that one finds it in the log, and does not sleep */
         start(&waiter);
     CHECK_EQUAL(jmk_server_release(server, peer.key), 0);
-    if (mode != JMK_SHARED)
+    if (delivery != JMK_SHARED)
         wakes(&waiter, 0);
     await_sent(&peer, JMK_FIRST_ID);
     leave(&peer);
 }
 
 /* More than a client gets in one round: somebody has to make another. */
-static void a_welcome_behind_many_messages(uint32_t mode) {
+static void a_welcome_behind_many_messages(uint32_t delivery) {
     struct peer peer;
     uint64_t id;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = attach(mode, true, false);
+    peer = attach(delivery, true, false);
     id = publish(1, 300);
     await_parked();
     CHECK_EQUAL(jmk_server_release(server, peer.key), 0);
@@ -368,31 +368,31 @@ static void a_welcome_behind_many_messages(uint32_t mode) {
 }
 
 /* The end waits for the welcome of one that was attached, and would for as long as linger allows. */
-static void a_welcome_behind_a_close(uint32_t mode) {
+static void a_welcome_behind_a_close(uint32_t delivery) {
     struct waiter waiter = {.wait = END};
     struct peer peer;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = attach(mode, false, false);
+    peer = attach(delivery, false, false);
     CHECK_EQUAL(jmk_server_close(server, FAR_OFF), 0);
     await_parked();
     start(&waiter);
     jmk_server_release(server, peer.key);
-    if (mode == JMK_CLASSIC)
+    if (delivery == JMK_CLASSIC)
         leave(&peer);
     wakes(&waiter, 0);
-    if (mode != JMK_CLASSIC)
+    if (delivery != JMK_CLASSIC)
         leave(&peer);
 }
 
 /* ---- the thread ---- */
 
-static void a_receive(uint32_t mode, bool fast, int others) {
+static void a_receive(uint32_t delivery, bool fast, int others) {
     struct waiter waiter = {.wait = MESSAGE};
     struct peer peer, more[8];
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = join(mode);
+    peer = join(delivery);
     for (int i = 0; i < others; i++)
         more[i] = join(JMK_FRAMED);
     waiter.peer = &peer;
@@ -407,17 +407,17 @@ static void a_receive(uint32_t mode, bool fast, int others) {
     leave(&peer);
 }
 
-static void a_publish(uint32_t mode) {
-    a_receive(mode, false, 0);
+static void a_publish(uint32_t delivery) {
+    a_receive(delivery, false, 0);
 }
 
 /* The client found nothing, and does not say yet that it sleeps: nobody will wake it for this. */
-static void a_publish_just_before_the_sleep(uint32_t mode) {
+static void a_publish_just_before_the_sleep(uint32_t delivery) {
     struct waiter waiter = {.wait = MESSAGE};
     struct peer peer;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = join(mode);
+    peer = join(delivery);
     waiter.peer = &peer;
     start_and_stop(&waiter, JMK_AT_EMPTY);
     publish(SIZE, 1);
@@ -428,13 +428,13 @@ static void a_publish_just_before_the_sleep(uint32_t mode) {
 }
 
 /* Its user waits for the socket: before the first receive, and behind one that found nothing. */
-static void a_publish_to_one_that_polls(uint32_t mode) {
+static void a_publish_to_one_that_polls(uint32_t delivery) {
     struct pollfd polled = {.events = POLLIN};
     struct jmk_batch batch;
     struct peer peer;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = join(mode);
+    peer = join(delivery);
     polled.fd = peer.fd;
     for (int i = 0; i < 3; i++) {
         uint64_t id = publish(SIZE, 1);
@@ -446,21 +446,21 @@ static void a_publish_to_one_that_polls(uint32_t mode) {
     leave(&peer);
 }
 
-static void a_publish_in_a_fast_stream(uint32_t mode) {
-    a_receive(mode, true, 0);
+static void a_publish_in_a_fast_stream(uint32_t delivery) {
+    a_receive(delivery, true, 0);
 }
 
-static void a_publish_to_many(uint32_t mode) {
-    a_receive(mode, false, 8);
+static void a_publish_to_many(uint32_t delivery) {
+    a_receive(delivery, false, 8);
 }
 
 /* The publisher does not get the lock, and the thread does not look: the holder has to. */
-static void a_publish_while_others_hold_the_lock(uint32_t mode) {
+static void a_publish_while_others_hold_the_lock(uint32_t delivery) {
     struct waiter waiter = {.wait = MESSAGE};
     struct peer peer;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = join(mode);
+    peer = join(delivery);
     waiter.peer = &peer;
     start(&waiter);
     await_parked();
@@ -505,12 +505,12 @@ static void take_all(const struct peer *peer, uint64_t id) {
 }
 
 /* The kernel says that a socket is writable once most of it is free. An ack tells earlier. */
-static void an_ack_of_part_of_a_full_socket(uint32_t mode, bool slowly) {
+static void an_ack_of_part_of_a_full_socket(uint32_t delivery, bool slowly) {
     uint64_t word = htole64(JMK_FIRST_ID), sent;
     struct peer peer;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = attach(mode, true, true);
+    peer = attach(delivery, true, true);
     if (slowly) {
         take_all(&peer, publish_slowly(SIZE, 20));
     }
@@ -523,20 +523,20 @@ static void an_ack_of_part_of_a_full_socket(uint32_t mode, bool slowly) {
     leave(&peer);
 }
 
-static void an_ack_to_a_full_socket(uint32_t mode) {
-    an_ack_of_part_of_a_full_socket(mode, false);
+static void an_ack_to_a_full_socket(uint32_t delivery) {
+    an_ack_of_part_of_a_full_socket(delivery, false);
 }
 
-static void an_ack_to_a_full_socket_in_a_slow_stream(uint32_t mode) {
-    an_ack_of_part_of_a_full_socket(mode, true);
+static void an_ack_to_a_full_socket_in_a_slow_stream(uint32_t delivery) {
+    an_ack_of_part_of_a_full_socket(delivery, true);
 }
 
-static void a_socket_that_is_read(uint32_t mode) {
+static void a_socket_that_is_read(uint32_t delivery) {
     struct peer peer;
     uint64_t sent;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = attach(mode, true, true);
+    peer = attach(delivery, true, true);
     sent = fill(&peer, false);
     take_all(&peer, sent);
     await_sent(&peer, sent + 1);
@@ -547,12 +547,12 @@ static void a_socket_that_is_read(uint32_t mode) {
 }
 
 /* It is far behind in a slow stream, in which acks are ignored, and acks when nobody publishes any more. */
-static void a_late_ack_of_many(uint32_t mode) {
+static void a_late_ack_of_many(uint32_t delivery) {
     struct peer peer;
     uint64_t word;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = attach(mode, true, true);
+    peer = attach(delivery, true, true);
     word = htole64(publish_slowly(SIZE, 60));
     for (int i = 0; i < 20; i++) {
         await_parked();
@@ -568,12 +568,12 @@ static void a_late_ack_of_many(uint32_t mode) {
 }
 
 /* The stream became fast: the thread has to see to acks by itself again. */
-static void an_ack_after_a_fast_stream(uint32_t mode) {
+static void an_ack_after_a_fast_stream(uint32_t delivery) {
     struct peer peer;
     uint64_t word;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = attach(mode, true, true);
+    peer = attach(delivery, true, true);
     publish_slowly(SIZE, 20);
     atomic_store(&server->last_inline, jmk_now() + FAR_OFF);
     word = htole64(publish(SIZE, 1));
@@ -592,13 +592,13 @@ static void flood(const struct peer *peer) {
 }
 
 /* Two send too much that tells nothing; what they send later is read after a moment all the same. */
-static void an_ack_behind_a_flood(uint32_t mode) {
+static void an_ack_behind_a_flood(uint32_t delivery) {
     uint64_t word = htole64(JMK_FIRST_ID);
     struct peer peers[2];
 
     make_server(JMK_BLOCK, 0, -1);
     for (int i = 0; i < 2; i++)
-        peers[i] = attach(mode, true, true);
+        peers[i] = attach(delivery, true, true);
     publish(SIZE, 1);
     for (int i = 0; i < 2; i++) {
         flood(&peers[i]);
@@ -615,12 +615,12 @@ static void an_ack_behind_a_flood(uint32_t mode) {
 }
 
 /* Publishers send, and take acks when they are many: the thread wakes for neither. */
-static void a_slow_stream_wakes_nobody(uint32_t mode) {
+static void a_slow_stream_wakes_nobody(uint32_t delivery) {
     struct peer peer;
     uint64_t before;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = join(mode);
+    peer = join(delivery);
     publish_slowly(SIZE, 10);
     before = atomic_load(&server->rounds);
     for (int i = 0; i < 100; i++) {
@@ -633,12 +633,12 @@ static void a_slow_stream_wakes_nobody(uint32_t mode) {
 }
 
 /* The places of clients that do not close their ends are given up after a second, welcome or not. */
-static void a_goodbye_that_is_not_answered(uint32_t mode) {
+static void a_goodbye_that_is_not_answered(uint32_t delivery) {
     struct peer peer, newcomer;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = attach(mode, true, true);
-    newcomer = attach(mode, true, false);
+    peer = attach(delivery, true, true);
+    newcomer = attach(delivery, true, false);
     await_parked();
     CHECK_EQUAL(jmk_server_disconnect(server, peer.key, JMK_R_KICKED), 0);
     CHECK_EQUAL(jmk_server_disconnect(server, newcomer.key, JMK_R_KICKED), 0);
@@ -649,33 +649,33 @@ static void a_goodbye_that_is_not_answered(uint32_t mode) {
 }
 
 /* A client that never sleeps looks at its socket when `control` is another. */
-static void a_skip_is_told(uint32_t mode) {
+static void a_skip_is_told(uint32_t delivery) {
     const _Atomic uint64_t *control;
     struct peer slow, fast;
     uint64_t id;
 
-    slow = skip_one(mode, &fast, &id);
+    slow = skip_one(delivery, &fast, &id);
     control = &server->log.page->control;
-    CHECK_EQUAL(atomic_load(control), mode == JMK_SHARED);
+    CHECK_EQUAL(atomic_load(control), delivery == JMK_SHARED);
     ack(&slow, id);
     await_event(JMK_EVENT_SKIPPED);
     receive_to(&slow, id + 2);
-    CHECK_EQUAL(atomic_load(control), mode == JMK_SHARED ? 2 : 0);
+    CHECK_EQUAL(atomic_load(control), delivery == JMK_SHARED ? 2 : 0);
     CHECK_EQUAL(jmk_server_disconnect(server, fast.key, JMK_R_KICKED), 0);
-    CHECK_EQUAL(atomic_load(control), mode == JMK_SHARED ? 3 : mode == JMK_FRAMED);
+    CHECK_EQUAL(atomic_load(control), delivery == JMK_SHARED ? 3 : delivery == JMK_FRAMED);
     leave(&slow);
     leave(&fast);
 }
 
 /* It was sent no whole message, so it has nothing to ack: it goes on at once. */
-static void a_skip_of_one_that_got_nothing(uint32_t mode) {
+static void a_skip_of_one_that_got_nothing(uint32_t delivery) {
     struct jmk_account holder;
     struct peer peer;
     uint64_t id;
 
     make_server(JMK_SKIP, 0, 0);
     server->config.send_buffer = 4096;
-    peer = attach(mode, true, true);
+    peer = attach(delivery, true, true);
     while (jmk_server_append(server, zeros, LARGE, &id) == 0)
         jmk_server_kick(server);
     CHECK_EQUAL(jmk_server_wait_room(server, LARGE, -1, &holder), 0);
@@ -689,13 +689,13 @@ static void a_skip_of_one_that_got_nothing(uint32_t mode) {
 
 /* ---- clients ---- */
 
-static void a_receive_that_ends(uint32_t mode, int how) {
+static void a_receive_that_ends(uint32_t delivery, int how) {
     static const int results[] = {JMK_E_CLOSED, JMK_E_END, JMK_E_END};
     struct waiter waiter = {.wait = MESSAGE};
     struct peer peer;
 
     make_server(JMK_BLOCK, 0, -1);
-    peer = join(mode);
+    peer = join(delivery);
     waiter.peer = &peer;
     start(&waiter);
     if (how == 0)
@@ -704,20 +704,20 @@ static void a_receive_that_ends(uint32_t mode, int how) {
         jmk_server_disconnect(server, peer.key, JMK_R_KICKED);
     else
         jmk_server_close(server, FAR_OFF);
-    wakes(&waiter, mode == JMK_CLASSIC && how ? JMK_E_LOST : results[how]);
+    wakes(&waiter, delivery == JMK_CLASSIC && how ? JMK_E_LOST : results[how]);
     leave(&peer);
 }
 
-static void a_close_of_a_client_that_receives(uint32_t mode) {
-    a_receive_that_ends(mode, 0);
+static void a_close_of_a_client_that_receives(uint32_t delivery) {
+    a_receive_that_ends(delivery, 0);
 }
 
-static void a_receive_that_is_cut(uint32_t mode) {
-    a_receive_that_ends(mode, 1);
+static void a_receive_that_is_cut(uint32_t delivery) {
+    a_receive_that_ends(delivery, 1);
 }
 
-static void a_receive_at_the_servers_end(uint32_t mode) {
-    a_receive_that_ends(mode, 2);
+static void a_receive_at_the_servers_end(uint32_t delivery) {
+    a_receive_that_ends(delivery, 2);
 }
 
 /* ---- the table ---- */
@@ -729,7 +729,7 @@ enum deliveries { ONCE = 1, CLASSIC, FRAMED, SHARED, PACKETS, ALL };
 static const struct {
     enum deliveries of; /* each of these, or once as it is the same for all */
     const char *name;
-    void (*run)(uint32_t mode);
+    void (*run)(uint32_t delivery);
 } scenarios[] = {
     SCENARIO(ONCE, a_commit),
     SCENARIO(ONCE, a_discard),
@@ -776,9 +776,9 @@ static const struct {
     SCENARIO(ALL, a_receive_at_the_servers_end),
 };
 
-static void run_scenario(size_t i, uint32_t mode) {
+static void run_scenario(size_t i, uint32_t delivery) {
     begin(scenarios[i].name);
-    scenarios[i].run(mode);
+    scenarios[i].run(delivery);
     jmk_server_free(server);
 }
 

@@ -60,17 +60,17 @@ struct peer {
 };
 
 /* False if the server closes. */
-static inline bool try_attach(struct peer *peer, uint32_t mode, bool by_hand, bool release) {
+static inline bool try_attach(struct peer *peer, uint32_t delivery, bool by_hand, bool release) {
     struct jmk_client_config config = {
-        .arena_size = 1 << 20, .mode = mode, .max_message = 1 << 17, .max_packet = 262144};
+        .arena_size = 1 << 20, .delivery = delivery, .max_message = 1 << 17, .max_packet = 262144};
     struct jmk_attached attached;
     uint32_t max_packet = 0;
     int ends[2], error;
 
     CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
     CHECK_EQUAL(jmk_socket_prepare(server, ends[0], &max_packet), 0);
-    error = jmk_server_attach(server, ends[0], mode, mode == JMK_CLASSIC ? 0 : max_packet, 0,
-                              &attached);
+    error = jmk_server_attach(server, ends[0], delivery, delivery == JMK_CLASSIC ? 0 : max_packet,
+                              0, &attached);
     if (error == JMK_E_CLOSED) {
         close(ends[0]);
         close(ends[1]);
@@ -92,15 +92,15 @@ static inline bool try_attach(struct peer *peer, uint32_t mode, bool by_hand, bo
     return true;
 }
 
-static inline struct peer attach(uint32_t mode, bool by_hand, bool release) {
+static inline struct peer attach(uint32_t delivery, bool by_hand, bool release) {
     struct peer peer;
 
-    CHECK(try_attach(&peer, mode, by_hand, release));
+    CHECK(try_attach(&peer, delivery, by_hand, release));
     return peer;
 }
 
-static inline struct peer join(uint32_t mode) {
-    return attach(mode, false, true);
+static inline struct peer join(uint32_t delivery) {
+    return attach(delivery, false, true);
 }
 
 static inline void leave(struct peer *peer) {

@@ -37,7 +37,7 @@ struct held {
 static struct {
     struct input input;
     jmk_client *client;
-    uint32_t mode;
+    uint32_t delivery;
     int server;
     uint8_t packet[2 * MAX_PACKET]; /* in the making */
     size_t size;
@@ -89,12 +89,12 @@ static void put_message(void) {
     uint8_t frame[JMK_FRAME_HEADER];
 
     jmk_frame_encode(frame, &header);
-    if (run.mode == JMK_FRAMED)
+    if (run.delivery == JMK_FRAMED)
         put(frame, sizeof frame);
     else
         put(&word, sizeof word);
     put_pattern(id, header.size);
-    if (run.mode == JMK_FRAMED)
+    if (run.delivery == JMK_FRAMED)
         put_padding(header.size);
     run.next = id + 1;
 }
@@ -191,7 +191,7 @@ static void note_packet(const uint8_t *at, size_t size) {
 
     if (size > MAX_PACKET)
         return;
-    if (run.mode == JMK_FRAMED) {
+    if (run.delivery == JMK_FRAMED) {
         note_frames(at, size);
     } else if (size >= 8) {
         memcpy(&id, at, sizeof id);
@@ -353,7 +353,7 @@ static void read_acks(void) {
         CHECK(le64toh(word[0]) <= run.handled);
         run.acked = le64toh(word[0]);
         /* Plain 1.0 acks packets, and a gap has none. */
-        CHECK(run.mode == JMK_FRAMED || is_noted(run.acked));
+        CHECK(run.delivery == JMK_FRAMED || is_noted(run.acked));
     }
 }
 
@@ -445,7 +445,7 @@ static void start(void) {
                               : take(&run.input, 8),
         .max_lag = how & 4 ? 5 : 0,
         .arena_size = how & 8 ? 1 : 4096,
-        .mode = how & 16 ? JMK_CLASSIC : JMK_FRAMED,
+        .delivery = how & 16 ? JMK_CLASSIC : JMK_FRAMED,
         .max_packet = MAX_PACKET,
         .max_message = MAX_MESSAGE,
         .guard = how & 64    ? JMK_GUARD_ALWAYS
@@ -454,7 +454,7 @@ static void start(void) {
     };
     int fds[2], least = 1;
 
-    run.labels = config.mode == JMK_CLASSIC && !config.first_id;
+    run.labels = config.delivery == JMK_CLASSIC && !config.first_id;
     config.labels = run.labels;
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
     if (config.guard != JMK_GUARD_ALWAYS)
@@ -463,7 +463,7 @@ static void start(void) {
         setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &least, sizeof least);
     CHECK_EQUAL(jmk_client_new(&run.client, fds[0], &config), 0);
     run.server = fds[1];
-    run.mode = config.mode;
+    run.delivery = config.delivery;
     run.first = config.first_id;
     run.next = config.first_id ? config.first_id : JMK_FIRST_ID;
     run.received = jmk_client_last_id(run.client);

@@ -395,7 +395,7 @@ static bool start(void) {
     uint64_t first_id = how & 1 ? take(&run.input, 8) : JMK_FIRST_ID;
     struct jmk_client_config config = {
         .first_id = first_id,
-        .mode = JMK_SHARED,
+        .delivery = JMK_SHARED,
         .guard = JMK_GUARD_ALWAYS,
         .log_fd = how & 64 ? run.tempts[how >> 1 & 3] : run.log_fd,
         .cursor_fd = how & 128 ? run.tempts[how >> 1 & 3] : run.cursor_fd,

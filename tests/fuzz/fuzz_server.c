@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A server with hostile clients, of every mode and under every policy
+ * A server with hostile clients, of every delivery and under every policy
  *
  * The input says what is published and what up to three clients send, write into their cursor pages,
  * and leave undone. One more client keeps all rules: whatever the others do, it gets every message,
@@ -36,7 +36,7 @@ enum life { NOT_THERE, OPEN };
 
 struct client {
     enum life life;
-    uint32_t mode;
+    uint32_t delivery;
     int fd;
     struct jmk_attached attached;
     struct jmk_cursor_page *cursor;
@@ -175,7 +175,7 @@ static void check_frames(struct client *client, const uint8_t *at, size_t left) 
         CHECK(left >= length_of(size) && !client->over);
         if (kind == JMK_KIND_BYE)
             client->over = true;
-        else if (client->mode == JMK_SHARED)
+        else if (client->delivery == JMK_SHARED)
             CHECK(kind >= JMK_KIND_WAKE && kind <= JMK_KIND_RESUME);
         else if (flags & JMK_FLAG_FRAGMENT)
             check_fragment(client, number_at(at + 8, 8), at + 16, size);
@@ -195,7 +195,7 @@ static void read_all(struct client *client) {
     while ((size = recv(client->fd, packet, sizeof packet, MSG_DONTWAIT | MSG_TRUNC)) > 0) {
         CHECK((size_t)size <= sizeof packet);
         CHECK(!client->attached.max_packet || (size_t)size <= client->attached.max_packet);
-        if (client->mode != JMK_CLASSIC)
+        if (client->delivery != JMK_CLASSIC)
             check_frames(client, packet, (size_t)size);
         else
             check_message(client, number_at(packet, 8), packet + 8, (size_t)size - 8);
@@ -242,7 +242,7 @@ static void publish(size_t size) {
 
 /* ---- what the others do ---- */
 
-static void attach(struct client *client, uint32_t mode, uint64_t start, uint32_t max_packet,
+static void attach(struct client *client, uint32_t delivery, uint64_t start, uint32_t max_packet,
                    bool narrow, bool guarded) {
     int fds[2], least = 1, code;
 
@@ -252,8 +252,9 @@ static void attach(struct client *client, uint32_t mode, uint64_t start, uint32_
         refuse_descriptors(fds[0]);
     if (narrow) /* a socket that a few packets fill */
         setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &least, sizeof least);
-    *client = (struct client){.mode = mode, .fd = fds[1]};
-    code = jmk_server_attach(run.shop->server, fds[0], mode, max_packet, start, &client->attached);
+    *client = (struct client){.delivery = delivery, .fd = fds[1]};
+    code =
+        jmk_server_attach(run.shop->server, fds[0], delivery, max_packet, start, &client->attached);
     if (code) {
         CHECK(code == JMK_E_NO_SLOT || (code == JMK_E_START && start > run.shop->next));
         close(fds[0]);
@@ -264,7 +265,7 @@ static void attach(struct client *client, uint32_t mode, uint64_t start, uint32_
     client->life = OPEN;
     client->next = client->attached.first_id;
     CHECK(client->next <= run.shop->next && client->next >= JMK_FIRST_ID);
-    if (mode != JMK_SHARED)
+    if (delivery != JMK_SHARED)
         return;
     client->cursor = mmap(NULL, sizeof *client->cursor, PROT_READ | PROT_WRITE, MAP_SHARED,
                           client->attached.cursor_fd, 0);

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-TURN_TIME: Final = 0.005
-"""Seconds that a client hands out messages that are there before the event loop has a turn."""
+SLICE_TIME: Final = 0.005
+"""Seconds that a client hands out messages that are there before other tasks run: a time slice."""
 
-TURN_MESSAGES: Final = 1 << 16
+SLICE_MESSAGES: Final = 1 << 16
 """Messages after which it has one in any case."""
 
 LOOK_EVERY: Final = 1.0
@@ -97,8 +97,8 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         super().__init__()
         self._stream: Stream[Item] = options.stream(where)
         self._receiving = False
-        self._turn_ends = 0.0
-        self._turn_first = 0  # the last message before this turn, once there was one
+        self._slice_ends = 0.0
+        self._slice_first = 0  # the last message before this slice, once there was one
 
     async def _begin(self, loop: Loop) -> Stream[Item]:
         steps = self._stream.arriving()
@@ -124,7 +124,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
             gap = await self._wait_for(stream.take, timeout)
             if gap is not None:
                 return stream.hand_out_gap(gap)
-        elif self._receiving or time.monotonic() >= self._turn_ends:
+        elif self._receiving or time.monotonic() >= self._slice_ends:
             await self._come(timeout, inf)
         if stream.handle is None:
             raise Closed(errors.CLOSED.format(what="client"))
@@ -172,7 +172,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         trio, which wants it so, leave it early only within `contextlib.aclosing(aiter(client))`.
         """
         # The loop stands in client.py as well: a generator within another costs each message a
-        # tenth. Here a turn's end is the time for an ack.
+        # tenth. Here a slice's end is the time for an ack.
         stream, monotonic = self._open(), time.monotonic
         pause = self._the_loop().pause
         try:
@@ -200,12 +200,12 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
                         return
                     if stream.out is not out or stream.taken is not taken:
                         break  # it received otherwise as well; a forked child has none of these
-                    if out >= ack_at or monotonic() >= self._turn_ends:
+                    if out >= ack_at or monotonic() >= self._slice_ends:
                         stream.ack(out)
                         _, ack_at = stream.next_ack(out)
-                        if monotonic() >= self._turn_ends:
+                        if monotonic() >= self._slice_ends:
                             await pause(0)
-                            self._new_turn()
+                            self._new_slice()
         except (ServerClosed, Closed):
             return
 
@@ -225,15 +225,15 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
 
     # ---- waiting ----
 
-    def _turn_is_over(self) -> bool:
+    def _slice_is_over(self) -> bool:
         last = self._stream.out
-        if not self._turn_first:
-            self._turn_first = last
-        return time.monotonic() >= self._turn_ends or last - self._turn_first >= TURN_MESSAGES
+        if not self._slice_first:
+            self._slice_first = last
+        return time.monotonic() >= self._slice_ends or last - self._slice_first >= SLICE_MESSAGES
 
-    def _new_turn(self) -> None:
-        self._turn_ends = time.monotonic() + TURN_TIME
-        self._turn_first = self._stream.out
+    def _new_slice(self) -> None:
+        self._slice_ends = time.monotonic() + SLICE_TIME
+        self._slice_first = self._stream.out
 
     async def _wait_for(self, take: Callable[[int], _T | int], timeout: float | None) -> _T:
         # Until there is something to take.
@@ -265,12 +265,12 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
                 await self._come_back(stream.way, deadline)
             code = stream.peek()
             if code not in NOTHING_YET:
-                if self._turn_is_over():
+                if self._slice_is_over():
                     await self._the_loop().pause(0)
-                    self._new_turn()
+                    self._new_slice()
                 return
             await self._wait(code, timeout, deadline)
-            self._new_turn()
+            self._new_slice()
         finally:
             self._receiving = False
 
@@ -295,7 +295,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
             if left <= 0:
                 raise Timeout(errors.NO_MESSAGE.format(timeout=timeout))
             if code == -errno.EINTR:
-                await loop.pause(0)  # packets without a message keep coming: others have a turn
+                await loop.pause(0)  # packets without a message keep coming: let other tasks run
             else:
                 # The socket may have been full of acks: then this one is sent again soon.
                 late = not stream.is_acked(stream.out)

@@ -148,16 +148,16 @@ class Linker(Connecting):
         config.max_message = hello.max_message or (1 << 32) - 1
         config.arena_size = ARENA_SIZE
         config.max_packet = min(CLASSIC_PACKET, ARENA_SIZE)
-        config.mode = lib.JMK_CLASSIC
+        config.delivery = lib.JMK_CLASSIC
         if handshake.framed:
             config.max_packet = min(hello.max_packet or UNTOLD_PACKET, ARENA_SIZE)
-            config.mode = lib.JMK_FRAMED
+            config.delivery = lib.JMK_FRAMED
         if handshake.shared:
             assert welcome is not None
             if len(descriptors) != 2:
                 fault = errors.DESCRIPTORS_DUE.format(count=len(descriptors))
                 raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=fault))
-            config.mode = lib.JMK_SHARED
+            config.delivery = lib.JMK_SHARED
             config.log_fd, config.cursor_fd = descriptors
             config.first_offset = welcome.first_offset
             config.spin = self._spin
@@ -192,7 +192,7 @@ class Linker(Connecting):
             handle,
             receiver,
             descriptor,
-            _DELIVERIES[config.mode],
+            _DELIVERIES[config.delivery],
             watched,
             hello,
             welcome.first_id if welcome else 0,
