@@ -131,10 +131,10 @@ class Bridges(RuleBasedStateMachine):
     def connections_to_the_engine_end(self) -> None:
         self.store.cut()
 
-    @rule(records=strategies.integers(1, 5))
-    def the_engine_rolls_back(self, records: int) -> None:
+    @rule(records=strategies.integers(1, 5), cut=strategies.booleans())
+    def the_engine_rolls_back(self, records: int, cut: bool) -> None:
         self.exact = False
-        self.store.roll_back(records)
+        self.store.roll_back(records, cut)
 
     @rule()
     def the_stream_is_deleted(self) -> None:
@@ -177,8 +177,12 @@ class Bridges(RuleBasedStateMachine):
             assert due in (0, record.seq), "stream ids jump"
             due = record.last + 1
             epoch = self.epochs[record.server]
+            told = record.lost is None or (record.gap and record.first < FIRST)
+            if epoch != where[0] != 0 and not told:
+                assert where[1] == self.published[where[0]] - 1, "the end of a source is missing"
             if record.gap:
-                if record.lost is not None and epoch == where[0]:
+                # One that the engine lost, and that nobody has any more, may be of several sources.
+                if record.lost is not None and epoch == where[0] and record.first >= FIRST:
                     assert record.first == FIRST + where[1] + 1, "a gap does not begin at its place"
                 where = (epoch, record.end.source - FIRST)
             for message in record.payloads():

@@ -39,9 +39,15 @@ class Store:
             each.cut()
         self.change()
 
-    def roll_back(self, records: int) -> None:
-        """Lose the last records, as an engine does that had not synced its disk."""
-        self.cut()
+    def roll_back(self, records: int, cut: bool = True) -> None:
+        """Lose the last records, as an engine does that had not synced its disk.
+
+        Args:
+            records: how many.
+            cut: whether connections end; they do not where another machine takes over unseen.
+        """
+        if cut:
+            self.cut()
         keep = max(0, len(self.records) - records)
         self.mark -= len(self.records) - keep
         del self.records[keep:]

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from .._gap import Gap, GapReason
+from .._wire.handshake import FIRST_ID
 from ..batch import Batch
 from ..errors import Closed, JumiksError, Overwritten
 from .engine import Create, Credentials, StreamInfo, make_engine
@@ -304,31 +305,50 @@ class Outbound(Life):
         self._restart = None
 
     async def _rewind(self, found: Position | None) -> None:
-        again = Source(self._where, found)
-        try:
-            await again.open()
-        except (OSError, JumiksError):
-            again_there = False
-        else:
-            again_there = found is None or again.server_id == found.server
-        acked = self._acked
-        if again_there or not (self._unacked or self._source):
+        """Go back to where the engine ends, with what the source still has."""
+        again = await self._reach(found)
+        if again is not None or not (self._unacked or self._source):
             await self._drop_source()
             self._start_at(found)
-            self._source = again if again.is_open else None
+            self._source = again
             return
-        await again.close()
-        # The source's process is gone. What it still had is here or in its mapped log, but for what
-        # the engine had acked.
-        if found is not None and acked is not None:
-            count = acked.stream - found.stream
-            first = acked.source - count + 1
-            self._unacked.appendleft(
-                self._note(
-                    Record(found.stream + 1, count, acked.server, first, b"", "evicted", count)
-                )
+        acked = self._acked
+        if found is None or acked is None:
+            return  # what is here begins the stream
+        # Another source is there since. Its ids had their stream ids already, and keep them. Or it
+        # is gone too: what it had is here and in its mapped log, but for what the engine had acked.
+        shift = acked.source - acked.stream
+        begin = max(found.stream + 1, FIRST_ID - shift)
+        again = await self._reach(Position(begin - 1, acked.server, begin - 1 + shift))
+        upto = acked.stream
+        if again is not None:
+            await self._drop_source()
+            self._start_at(found)
+            self._source, upto = again, begin - 1
+        self._acked = found
+        count = upto - found.stream
+        if count:
+            lost = Record(
+                found.stream + 1,
+                count,
+                acked.server,
+                upto + shift - count + 1,
+                b"",
+                "evicted",
+                count,
             )
-            self._acked = found
+            self._unacked.appendleft(self._note(lost))
+            self._sent = self._unacked[-1].end
+
+    async def _reach(self, position: Position | None) -> Source | None:
+        """Return the source that a position is of, to go on there; None if it is not there."""
+        source = Source(self._where, position)
+        with suppress(OSError, JumiksError):
+            await source.open()
+            if position is None or source.server_id == position.server:
+                return source
+        await source.close()
+        return None
 
     # ---- moving messages ----
 
@@ -551,8 +571,6 @@ class Outbound(Life):
                 self._restart = gap
             return
         sent, server = self._sent, self._source.server_id
-        if gap.reason is GapReason.ENDED and sent is not None:
-            server = sent.server  # the new one may be there already
         first = gap.first
         if sent is not None and sent.server == server:
             first = max(first, sent.source + 1)

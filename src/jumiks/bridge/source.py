@@ -35,9 +35,16 @@ class Source:
         self._position = position
         self._client: AsyncClient[bytes | Gap] | None = None
         self._first: list[Gap] = []
+        self.server_id = 0
+        """The server that what was received last came from, or a gap is about."""
 
     async def open(self) -> None:
         """Connect; raises what `AsyncClient` does."""
+        await self._open()
+        assert self._client is not None
+        self.server_id = self._client.server_id
+
+    async def _open(self) -> None:
         position = self._position
         if position is None:
             self._client = await self._connect("oldest")
@@ -71,12 +78,6 @@ class Source:
         return self._client is not None
 
     @property
-    def server_id(self) -> int:
-        """The server that what was received last came from."""
-        assert self._client is not None
-        return self._client.server_id
-
-    @property
     def lag(self) -> int:
         """Messages received and not acked."""
         return self._client.lag if self._client is not None else 0
@@ -86,7 +87,10 @@ class Source:
         if self._first:
             return self._first.pop()
         assert self._client is not None
-        return await self._client.receive_many()
+        found = await self._client.receive_many()
+        if not (isinstance(found, Gap) and found.reason is GapReason.ENDED):
+            self.server_id = self._client.server_id  # else it is at the next one by now
+        return found
 
     async def ack(self, server: int, number: int) -> None:
         """Ack all up to a message, which the engine has stored."""
