@@ -332,7 +332,7 @@ def test_serve_refuses_what_is_no_amount(keep: str) -> None:
     assert "a number of messages, or a number of bytes with a unit: K, M or G" in errors
 
 
-def test_what_serve_keeps_is_there_for_who_comes_later(address: str) -> None:
+def test_what_serve_keeps_is_there_for_later_clients(address: str) -> None:
     """Also where that is more than the log has by default."""
     with command("serve", address, "--keep", "20M") as serve:
         assert serve.stdin is not None

@@ -381,7 +381,7 @@ def test_status_shows_each_figure_in_its_place_and_the_slowest_first() -> None:
 
 
 @needs("rich")
-def test_top_shows_the_same_and_who_is_nearest_to_a_limit_first() -> None:
+def test_top_shows_the_same_and_the_client_nearest_to_a_limit_first() -> None:
     from rich.console import Console
 
     from jumiks.cli.top import picture

@@ -116,7 +116,7 @@ def test_ages_have_two_units(seconds: float, text: str) -> None:
     assert age(seconds) == text
 
 
-def test_who_cannot_be_seen_from_here_has_a_dash_or_a_number() -> None:
+def test_a_process_that_cannot_be_seen_from_here_has_a_dash_or_a_number() -> None:
     process = subprocess.Popen(["true"], env=FOREIGN_ENVIRONMENT)
     process.wait()
     assert process_name(process.pid) == ""

@@ -515,7 +515,7 @@ asyncio.run(main())
 """
 
 
-def test_who_has_no_room_for_the_log_has_messages_sent(address: str) -> None:
+def test_a_client_without_room_for_the_log_has_messages_sent(address: str) -> None:
     with Server(address, share_log=True) as server:
         script = Task(lambda: run_script(NO_ROOM, address))
         wait_until(

@@ -40,7 +40,7 @@ from jumiks._wire.handshake import Status
 # ---- when it tries, and when it does not ----
 
 
-def test_who_is_waited_for_in_vain_is_named_and_waited_for_again(address: str) -> None:
+def test_a_server_that_is_waited_for_in_vain_is_named_and_waited_for_again(address: str) -> None:
     with Server(address):
         client = Client(address, reconnect=SOON)
     with client:
@@ -182,7 +182,9 @@ def test_an_iteration_goes_on_over_many_servers_and_ends_with_close(address: str
 
 
 @pytest.mark.parametrize("listening", [False, True])
-def test_close_wakes_who_waits_for_the_server_to_come_back(address: str, listening: bool) -> None:
+def test_close_wakes_a_receive_that_waits_for_the_server_to_come_back(
+    address: str, listening: bool
+) -> None:
     with Server(address):
         client = Client(address, reconnect=Backoff(first=0.001 if listening else 60, most=60))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:

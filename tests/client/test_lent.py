@@ -78,7 +78,7 @@ def test_views_of_a_shared_log_are_released_by_close(address: str) -> None:
             assert bytes(view) == b"message"
 
 
-def test_who_receives_waits_until_close_has_copied_the_last_batch(
+def test_a_receive_waits_until_close_has_copied_the_last_batch(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside, go_on = threading.Event(), threading.Event()

@@ -255,7 +255,9 @@ def test_nothing_is_told_in_two_gaps(address: str, delivery: Delivery, is_broken
         assert told[-1] == last
 
 
-def test_who_comes_back_twice_before_a_message_goes_on_behind_the_gap(address: str) -> None:
+def test_a_client_that_comes_back_twice_before_a_message_goes_on_behind_the_gap(
+    address: str,
+) -> None:
     starts: list[int] = []
 
     def serve(first: int, *ids: int) -> Callable[[socket.socket], None]:
@@ -481,7 +483,7 @@ with Client(sys.argv[1], ack=sys.argv[2], delivery=sys.argv[3]) as client:
 
 @pytest.mark.parametrize("delivery", ["shared", "framed"])
 @pytest.mark.parametrize("ack", ["after", "before"])
-def test_the_server_knows_where_one_who_died_in_a_message_goes_on(
+def test_the_server_knows_where_a_client_that_died_in_a_message_goes_on(
     address: str, ack: str, delivery: Delivery
 ) -> None:
     """At least once, or at most once."""
@@ -605,7 +607,9 @@ def test_the_address_of_a_dead_server_is_free_though_its_child_lives(address: st
 
 
 @all_ways
-def test_a_dead_server_is_noticed_by_who_only_polls(address: str, delivery: Delivery) -> None:
+def test_a_dead_server_is_noticed_by_a_client_that_only_polls(
+    address: str, delivery: Delivery
+) -> None:
     with survived_by_a_child(address) as kill, Client(address, delivery=delivery) as client:
         kill()
 

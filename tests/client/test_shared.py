@@ -580,7 +580,7 @@ def test_the_descriptor_of_a_new_client_is_readable_once_there_is_a_message(addr
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-def test_who_polls_the_descriptor_misses_nothing(address: str, batch: int) -> None:
+def test_a_client_that_polls_the_descriptor_misses_nothing(address: str, batch: int) -> None:
     with Server(address, on_lag="block") as server, Client(address) as client:
 
         def publish() -> None:

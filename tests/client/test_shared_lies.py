@@ -673,7 +673,7 @@ def test_an_answer_that_cannot_be_ends_that_connection(address: str, answer: int
             ends_with_protocol(client, harassed)
 
 
-def test_who_has_read_nothing_answers_with_the_id_before_its_first(address: str) -> None:
+def test_a_client_that_has_read_nothing_answers_with_the_id_before_its_first(address: str) -> None:
     with Harassed(address, on_lag="skip", max_lag=10, patience=0) as harassed:
         with hand_made_client(harassed.server, address) as client:
             for _ in range(12):

@@ -41,7 +41,7 @@ def test_a_target_is_met_from_above_for_rates_and_from_below_for_times() -> None
     assert not Ratio("a", "b", "cpu", 2.0).met(2.1)
 
 
-def test_who_lost_messages_has_no_figure_and_is_no_best_rival() -> None:
+def test_a_library_that_lost_messages_has_no_figure_and_is_no_best_rival() -> None:
     lossy = Outcome({"rate": 900.0}, due=10, lost=3)
     made = comparison(
         [{"jumiks": rate(20), "pyzmq": rate(10), "socket": rate(5), "pynng": lossy}] * 2,

@@ -149,7 +149,7 @@ print("fine")
 """
 
 
-def test_sockets_are_taken_once_by_name_and_only_by_whom_they_are_for() -> None:
+def test_sockets_are_taken_once_by_name_and_only_by_the_process_they_are_for() -> None:
     assert run_script(PARTS) == "fine\n"
 
 

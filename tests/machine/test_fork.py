@@ -127,7 +127,7 @@ server.close()
     assert run_script(LIVING_CHILD + script, address) == "0\n"
 
 
-def test_a_ready_made_socket_listens_on_for_who_else_has_it(address: str) -> None:
+def test_a_ready_made_socket_listens_on_for_others_that_have_it(address: str) -> None:
     script = """
 listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 listener.bind(chr(0) + sys.argv[1][1:])
@@ -141,7 +141,9 @@ with Server(socket.socket(fileno=managers)) as server, jumiks.Client(sys.argv[1]
     assert run_script(LIVING_CHILD + script, address) == "b'activated again'\n"
 
 
-def test_who_sends_no_reply_is_dropped_though_a_child_has_its_connection(address: str) -> None:
+def test_a_peer_that_sends_no_reply_is_dropped_though_a_child_has_its_connection(
+    address: str,
+) -> None:
     script = """
 server = Server(sys.argv[1], handshake_timeout=1)
 silent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -230,7 +232,7 @@ server.close()
 
 
 @pytest.mark.parametrize("delivery", ["shared", "framed"])
-def test_who_is_cut_finds_the_end_though_a_child_has_its_connection(
+def test_a_client_that_is_cut_finds_the_end_though_a_child_has_its_connection(
     address: str, delivery: str
 ) -> None:
     script = """

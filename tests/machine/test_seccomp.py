@@ -174,7 +174,7 @@ with jumiks.Server(address, share_log=True) as server, jumiks.Client(address) as
 @pytest.mark.parametrize(
     "error", [errno.EPERM, errno.ENOMEM, errno.EMFILE], ids=errno.errorcode.get
 )
-def test_a_client_for_whom_there_is_no_cursor_page_gets_packets(address: str, error: int) -> None:
+def test_a_client_that_there_is_no_cursor_page_for_gets_packets(address: str, error: int) -> None:
     found = numbers()
     said = run_script(CONFINE + NO_PAGE, address, found["seccomp"], found["memfd_create"], error)
     assert said == "shared b'message' framed b'message'\n"

@@ -64,7 +64,7 @@ def test_by_default_only_an_abstract_address_looks_at_the_user(
     assert (reason is None) == allowed
 
 
-def test_the_default_tells_a_refused_peer_who_may_connect() -> None:
+def test_the_default_tells_a_refused_peer_which_users_may_connect() -> None:
     assert access.refusal(None, PEER, True) == (
         "user 4321 may not connect: only the server's own user and root may"
     )

@@ -149,7 +149,7 @@ def test_what_a_full_socket_holds_back_is_queued(address: str, delivery: Deliver
         assert (info.acked_id, info.last_ack) == (0, None)
 
 
-def test_who_is_gone_with_unread_packets_is_counted_as_such(address: str) -> None:
+def test_a_client_that_is_gone_with_unread_packets_is_counted_as_such(address: str) -> None:
     with Server(address) as server, raw_client(server, address) as client:
         server.publish_many([bytes(10_000)] * 10)
         wait_until(lambda: server.clients()[0].messages == 10)

@@ -86,7 +86,9 @@ def test_one_message_beyond_what_may_be_held_and_the_client_is_cut_with_its_limi
 
 
 @kinds
-def test_who_holds_one_message_less_is_not_cut_with_it(address: str, keep: dict[str, Any]) -> None:
+def test_a_client_that_holds_one_message_less_is_not_cut_with_it(
+    address: str, keep: dict[str, Any]
+) -> None:
     with Server(address, log_size=LOG, patience=0, **keep) as server:
         server.publish_many([SLOT] * 3000)
         with raw_client(server, address), raw_client(server, address) as other:
@@ -182,7 +184,7 @@ def test_a_start_at_the_oldest_leaves_nothing_out_where_there_is_room(address: s
                 assert (client.last_id, client.missed) == (server.stats().oldest_id, 0)
 
 
-def test_one_who_reads_history_may_come_up_to_those_who_are_live(address: str) -> None:
+def test_a_client_that_reads_history_may_come_up_to_those_that_are_live(address: str) -> None:
     with Server(address, log_size=LOG, keep_bytes=LOG // 2, on_lag="block") as server:
         server.publish_many([SLOT] * 5000)
         with raw_client(server, address, start=1) as late:
@@ -194,7 +196,9 @@ def test_one_who_reads_history_may_come_up_to_those_who_are_live(address: str) -
             wait_until(lambda: full(server) == 10)
 
 
-def test_who_comes_back_goes_on_without_loss_as_far_as_messages_are_kept(address: str) -> None:
+def test_a_client_that_comes_back_goes_on_without_loss_as_far_as_messages_are_kept(
+    address: str,
+) -> None:
     with Server(address, log_size=LOG, keep=256) as server, Witness(address):
         server.publish_many([SLOT] * 2000)
         with Client(address) as client:

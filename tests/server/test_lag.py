@@ -257,7 +257,7 @@ def test_a_newcomer_that_has_acked_all_counts_once_it_was_there_for_patience(add
 
 
 @pytest.mark.parametrize(("count", "cuts"), [(4, False), (5, True)])
-def test_who_came_too_late_to_have_fallen_behind_shows_nothing_by_keeping_up(
+def test_a_client_that_came_too_late_to_fall_behind_shows_nothing_by_keeping_up(
     address: str, count: int, cuts: bool
 ) -> None:
     with serving(address, max_lag=10, patience=60) as (server, _), raw_client(server, address):
@@ -292,7 +292,7 @@ def test_a_history_that_was_acked_shows_nothing(address: str) -> None:
             assert_cuts(server, False)
 
 
-def test_who_came_before_anything_was_published_shows_nothing(address: str) -> None:
+def test_a_client_that_came_before_anything_was_published_shows_nothing(address: str) -> None:
     with serving(address, max_lag=1, patience=60) as (server, _), raw_client(server, address):
         server.publish(SLOT)
         with raw_client(server, address):
@@ -508,7 +508,7 @@ def test_the_clock_of_a_client_starts_when_it_is_in_the_way(address: str) -> Non
 
 @pytest.mark.skipif(not SHARE_LOG, reason="it is asked in the shared log's cursor page")
 @pytest.mark.parametrize(("on_lag", "asked"), [("block", [True, False]), ("skip", [False, True])])
-def test_who_sets_the_pace_is_asked_for_a_word(
+def test_the_client_that_sets_the_pace_is_asked_to_report(
     address: str, on_lag: jumiks.OnLag, asked: list[bool]
 ) -> None:
     with serving(address, log_size=LOG, on_lag=on_lag, patience=60) as (server, _):

@@ -57,7 +57,7 @@ def test_block_waits_until_the_slowest_has_acked(address: str, framed: bool) -> 
 
 
 @both_modes
-def test_a_timeout_names_who_held_it_up_and_has_published_nothing(
+def test_a_timeout_names_the_client_that_held_it_up_and_has_published_nothing(
     address: str, framed: bool
 ) -> None:
     with serving(address, max_lag=4, on_lag="block") as (server, _):

@@ -49,7 +49,7 @@ def all_left(server: Server, pages: int) -> None:
     wait_until(lambda: not server.stats().clients and server.stats().cursor_pages == pages)
 
 
-def test_who_keeps_many_pages_gets_packets_until_it_gives_them_back(
+def test_a_user_that_keeps_many_pages_gets_packets_until_it_gives_them_back(
     address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Server(address, max_clients_per_user=2) as server, ExitStack() as stack:
@@ -71,7 +71,7 @@ def test_who_keeps_many_pages_gets_packets_until_it_gives_them_back(
         all_left(server, 3)
 
 
-def test_who_gives_its_pages_back_may_come_as_often_as_it_likes(address: str) -> None:
+def test_a_user_that_gives_its_pages_back_may_come_as_often_as_it_likes(address: str) -> None:
     with Server(address, max_clients_per_user=1) as server:
         for _ in range(20):
             assert delivery_of_a_newcomer(address) == "shared"

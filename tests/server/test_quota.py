@@ -86,7 +86,7 @@ def refused(address: str) -> bool:
     return False
 
 
-def test_a_user_who_comes_and_goes_is_never_at_its_limit(address: str) -> None:
+def test_a_user_that_comes_and_goes_is_never_at_its_limit(address: str) -> None:
     with Server(address, max_clients_per_user=2) as server:
         for _ in range(50):
             with Client(address):

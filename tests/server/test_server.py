@@ -196,7 +196,7 @@ class Diary:
 # ---- callbacks and disconnect ----
 
 
-def test_callbacks_tell_who_came_and_who_went_and_why(address: str) -> None:
+def test_callbacks_tell_which_clients_came_and_went_and_why(address: str) -> None:
     diary = Diary()
     with Server(address, on_connect=diary.on_connect, on_disconnect=diary.on_disconnect) as server:
         with Client(address):

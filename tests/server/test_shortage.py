@@ -286,7 +286,7 @@ def as_many_as_fit(address: str, stack: ExitStack, **options: Any) -> tuple[list
 
 
 @pytest.mark.parametrize("delivery", ["shared", "framed"])
-def test_whom_there_is_no_descriptor_for_reads_so(address: str, delivery: Delivery) -> None:
+def test_a_peer_that_there_is_no_descriptor_for_reads_so(address: str, delivery: Delivery) -> None:
     with few_descriptors(address, 6) as limit, ExitStack() as stack:
         clients, refused = as_many_as_fit(address, stack, delivery=delivery)
         assert 4 <= len(clients) <= 6
@@ -308,7 +308,7 @@ def test_whom_there_is_no_descriptor_for_reads_so(address: str, delivery: Delive
         assert refused.status is Status.TOO_MANY_CLIENTS
 
 
-def test_many_at_once_for_whom_there_is_no_descriptor_read_so(address: str) -> None:
+def test_many_at_once_that_there_is_no_descriptor_for_read_so(address: str) -> None:
     with few_descriptors(address, 6), ExitStack() as stack:
         as_many_as_fit(address, stack)
         tasks = [Task(lambda: as_many_as_fit(address, stack)) for _ in range(20)]

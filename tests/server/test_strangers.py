@@ -79,7 +79,7 @@ def test_anyone_and_a_function_may_let_an_unmapped_user_in() -> None:
 
 @only_root
 @pytest.mark.parametrize("own", [False, True], ids=["a-server-of-root", "a-server-of-nobody"])
-def test_who_comes_as_nobody_is_let_in_by_no_default(address: str, own: bool) -> None:
+def test_a_peer_that_comes_as_nobody_is_let_in_by_no_default(address: str, own: bool) -> None:
     with being(OVERFLOW_UID if own else 0), Server(address) as server:
         with being(OVERFLOW_UID):
             with pytest.raises(Refused, match="not mapped") as caught:
@@ -163,7 +163,7 @@ def test_rules_are_asked_once_a_connection(address: str) -> None:
             assert (clients.count, monitors.count) == (2, 1)
 
 
-def test_who_may_only_look_is_told_of_the_server_and_may_look(address: str) -> None:
+def test_a_peer_that_may_only_look_is_told_of_the_server_and_may_look(address: str) -> None:
     clients, monitors = Asked(False), Asked(True)
     with Server(address, allow=clients, monitor=monitors) as server:
         with Monitor(address) as monitor:

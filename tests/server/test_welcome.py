@@ -98,7 +98,7 @@ def test_a_close_before_the_welcome_is_told_behind_it(
 
 
 @all_ways
-def test_who_comes_back_to_a_server_that_closes_just_then_comes_back_again(
+def test_a_client_comes_back_again_if_the_server_closes_just_then(
     address: str, held: Held, delivery: Delivery
 ) -> None:
     first = Server(address)
@@ -150,9 +150,7 @@ def test_a_broken_rule_before_the_welcome_is_told_behind_it(
         assert bye.reason == 3
 
 
-def test_who_leaves_before_its_welcome_is_gone_and_was_never_there(
-    address: str, held: Held
-) -> None:
+def test_a_client_that_leaves_before_its_welcome_was_never_there(address: str, held: Held) -> None:
     seen: list[object] = []
     with Server(
         address, on_connect=seen.append, on_disconnect=lambda *end: seen.append(end)
@@ -214,7 +212,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_an_end_in_the_handshake_is_no_end_for_who_comes_back(
+def test_an_end_in_the_handshake_is_no_end_for_a_client_that_comes_back(
     address: str, end: Callable[[socket.socket], object]
 ) -> None:
     with Server(address):
@@ -238,7 +236,7 @@ def test_an_end_in_the_handshake_is_no_end_for_who_comes_back(
             thread.join(DEADLINE)
 
 
-def test_servers_that_close_at_once_leave_no_stranger_to_whom_they_let_in(address: str) -> None:
+def test_servers_that_close_at_once_are_no_strangers_to_clients_they_let_in(address: str) -> None:
     # Whoever is just being let in, at whatever step, is told so in a way that it understands.
     strange: list[BaseException] = []
     over = threading.Event()
@@ -289,7 +287,7 @@ def refused(address: str) -> bool:
     return True
 
 
-def test_who_leaves_and_does_not_read_keeps_its_place(address: str) -> None:
+def test_a_client_that_leaves_and_does_not_read_keeps_its_place(address: str) -> None:
     with Server(address, max_clients_per_user=3) as server, ExitStack() as stack:
         left = [stack.enter_context(join_without_reading(address)) for _ in range(3)]
         for sock in left:
@@ -328,7 +326,7 @@ def test_what_is_looked_at_and_left_in_the_socket_is_not_read(address: str) -> N
         wait_until(lambda: server.stats().unread == 0)
 
 
-def test_who_has_gone_and_not_read_counts_against_all_places(address: str) -> None:
+def test_a_client_that_has_gone_and_not_read_counts_against_all_places(address: str) -> None:
     with Server(address, max_clients=2) as server, join_without_reading(address) as sock:
         sock.shutdown(socket.SHUT_WR)
         wait_until(lambda: server.stats().unread == 1)
@@ -353,7 +351,7 @@ def test_a_client_that_was_cut_counts_until_it_has_read_why(address: str) -> Non
             wait_until(lambda: server.stats().unread == 0)
 
 
-def test_who_has_not_read_does_not_hold_up_a_close(address: str) -> None:
+def test_a_client_that_has_not_read_does_not_hold_up_a_close(address: str) -> None:
     with Server(address) as server, join_without_reading(address) as sock:
         sock.shutdown(socket.SHUT_WR)
         wait_until(lambda: server.stats().unread == 1)

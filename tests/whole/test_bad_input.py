@@ -499,7 +499,7 @@ def test_a_path_object_is_a_path_for_both_ends_whatever_its_name(
         assert client.receive(DEADLINE) == b"found"
 
 
-def test_an_address_that_is_served_is_refused_with_who_has_it(anywhere: str) -> None:
+def test_an_address_that_is_served_is_refused_with_its_owner(anywhere: str) -> None:
     with Server(anywhere) as server:
         with pytest.raises(AddressInUse) as caught:
             Server(anywhere)

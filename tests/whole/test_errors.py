@@ -126,7 +126,7 @@ def test_message_too_large_names_size_limit_and_setting() -> None:
     )
 
 
-def test_a_timeout_tells_who_held_it_and_what_went_in() -> None:
+def test_a_timeout_tells_the_client_that_held_it_and_what_went_in() -> None:
     error = Timeout("no room", holder="pid 12", published=7)
     assert (str(error), error.holder, error.published) == ("no room", "pid 12", 7)
     assert (Timeout("no room").holder, Timeout("no room").published) == (None, 0)

@@ -151,7 +151,7 @@ def test_all_sockets_close_on_exec_and_never_block(anywhere: str) -> None:
             assert not sock.getblocking()
 
 
-def test_a_second_server_is_told_who_has_the_address(anywhere: str) -> None:
+def test_a_second_server_is_told_the_owner_of_the_address(anywhere: str) -> None:
     with listen(anywhere) as listener:
         with pytest.raises(AddressInUse) as caught:
             listen(anywhere)

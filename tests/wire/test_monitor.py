@@ -236,7 +236,7 @@ def test_an_answer_costs_what_it_takes_of_a_processor(
             second.status()
 
 
-def test_who_asks_without_end_keeps_nobody_else_from_an_answer(
+def test_a_monitor_that_asks_without_end_keeps_no_other_from_an_answer(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jumiks._server.monitors.LEAST_PAUSE", 0.2)
@@ -309,7 +309,7 @@ def test_a_server_may_give_no_status_at_all(address: str) -> None:
         wait_until(lambda: not server.clients())
 
 
-def test_a_rule_of_its_own_says_who_may_look(address: str) -> None:
+def test_a_rule_of_its_own_says_which_users_may_look(address: str) -> None:
     asked: list[tuple[Peer, int]] = []
 
     def nobody(peer: Peer) -> bool:

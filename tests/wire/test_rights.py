@@ -280,7 +280,7 @@ def test_a_ready_made_socket_refuses_descriptors_once_it_is_served(address: str)
 
 
 @all_ways
-def test_who_sends_its_own_connection_and_goes_keeps_no_place(
+def test_a_client_that_sends_its_own_connection_and_goes_keeps_no_place(
     address: str, kernel: str, delivery: Delivery
 ) -> None:
     with Harassed(address) as harassed:
