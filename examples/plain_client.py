@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
-LARGEST = 1 << 19  # larger than any packet that the usual net.core.wmem_max allows
+ROOM = memoryview(bytearray(1 << 19))  # more than any packet that the usual wmem_max allows has
 
 
 def messages(address: str) -> Iterator[bytes]:
@@ -22,16 +22,16 @@ def messages(address: str) -> Iterator[bytes]:
         sock.send(struct.pack("<HHH", 1, 0, 0))
         while True:
             try:
-                packet, _, flags, _ = sock.recvmsg(LARGEST)
+                size, _, flags, _ = sock.recvmsg_into([ROOM])
             except ConnectionResetError:
                 continue  # the server closed with acks unread: its packets can still be read
-            if not packet:
+            if not size:
                 return
-            if flags & socket.MSG_TRUNC or len(packet) < 8:
-                sys.exit(f"a packet was larger than {LARGEST} bytes, or too short for its id")
-            yield packet[8:]
+            if flags & socket.MSG_TRUNC or size < 8:
+                sys.exit(f"a packet was larger than {len(ROOM)} bytes, or too short for its id")
+            yield bytes(ROOM[8:size])
             with suppress(BrokenPipeError, ConnectionResetError):  # the server closed: read on
-                sock.send(packet[:8])
+                sock.send(ROOM[:8])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 Options beyond the package's own: `reserve` has each message written in place, `views` has batches
 received without a copy, `loop` names the module of the event loop that `AsyncClient` receives in.
+`as_arrays` has records of numpy published and received, `as_frames` has whole batches as frames.
 """
 
 import asyncio
