@@ -438,6 +438,7 @@ struct jmk_client_config {
     int32_t cursor_fd; /* ... that of its own page; both stay the caller's */
     uint64_t first_offset; /* shared: where the first message stands, or will, in the log */
     int64_t spin; /* shared: how long to look before it sleeps, ns */
+    uint32_t acks_by_hand; /* no receive acks: jmk_client_ack alone does */
 };
 
 /*
@@ -461,7 +462,8 @@ jmk_client *jmk_client_free(jmk_client *client);
 
 /*
  * Take what has come, waiting for the first message. handled is the last id that the user is
- * through with (0: none): it is acked when that is due, and always before waiting. -EINTR after a
+ * through with (0: none): it is acked when that is due, and always before waiting, unless acks_by_hand
+ * is set. -EINTR after a
  * signal, and once a second: one that came right before the wait could not end it. An end (JMK_E_END,
  * JMK_E_LOST, JMK_E_PROTOCOL) shuts the connection down.
  */

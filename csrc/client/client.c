@@ -4,7 +4,8 @@
  *
  * What is the same for both deliveries; receive_packets.c and receive_shared.c have the rest, and are
  * called through a table of functions. A batch is what one receive hands out. What the user has
- * handled is acked by the next receive, at the latest before it waits, or by hand.
+ * handled is acked by the next receive, at the latest before it waits, or by hand. With acks_by_hand a
+ * receive sends only again what the socket refused of those.
  *
  * One thread receives; `busy` makes sure of it. Any thread may close: shutdown wakes a wait.
  *
@@ -38,6 +39,7 @@ int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *con
     if (config->first_id) {
         atomic_init(&client->last_id, config->first_id - 1);
         atomic_init(&client->acked_id, config->first_id - 1);
+        client->by_hand = config->first_id - 1;
     }
     client->ops = shared ? &jmk_receive_shared : &jmk_receive_packets;
     error = shared ? jmk_receive_shared_init(client) : jmk_receive_packets_init(client);
@@ -122,6 +124,8 @@ int jmk_client_ack(jmk_client *client, uint64_t handled, int64_t timeout) {
         return JMK_E_ACK;
     if (atomic_exchange(&client->busy, true))
         return JMK_E_BUSY;
+    if (handled > client->by_hand)
+        client->by_hand = handled;
     ack_until(client, handled, jmk_deadline(timeout));
     atomic_store(&client->busy, false);
     return 0;
@@ -144,6 +148,8 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
     memset(batch, 0, sizeof *batch);
     if (handled > atomic_load(&client->last_id))
         return JMK_E_ACK;
+    if (client->config.acks_by_hand)
+        handled = client->by_hand;
     if (handled > atomic_load(&client->acked_id) && client->ops->ack_is_due(client, handled))
         client->ops->send_ack(client, handled);
     for (bool again = false; !error; again = true) {

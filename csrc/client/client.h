@@ -85,6 +85,7 @@ struct jmk_client {
     _Atomic uint64_t last_id; /* received; 0 = none */
     _Atomic uint64_t acked_id;
     uint64_t next_id; /* at the earliest; 0 = anything */
+    uint64_t by_hand; /* what jmk_client_ack was told last */
 
     struct jmk_packet_state packets;
     struct jmk_reader *reader;

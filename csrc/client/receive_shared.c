@@ -567,10 +567,10 @@ static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t de
     bool full = false, before;
     int error = 0, failed;
 
-    (void)handled;
     if (atomic_load(&reader->page->control) != reader->control)
         return read_socket(client); /* also if it failed before */
-    full = answer_if_due(client, reader->id - 1) != 0;
+    if (!client->config.acks_by_hand || handled >= atomic_load(&client->last_id))
+        full = answer_if_due(client, reader->id - 1) != 0;
     if (client->config.spin > 0 && spin(client, deadline))
         return 0;
     JMK_POINT(JMK_AT_EMPTY);

@@ -105,6 +105,7 @@ class ClientConfig:
     cursor_fd: int
     first_offset: int
     spin: int
+    acks_by_hand: bool
 
 _T = TypeVar("_T")
 

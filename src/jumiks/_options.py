@@ -146,17 +146,41 @@ def _group(name: str, value: object) -> object:
 _START_NAMES: Final = {"now": START_NOW, "oldest": START_OLDEST}
 
 
+_MOST_ID: Final = (1 << 64) - 1
+
+
 def _start(name: str, value: object) -> object:
     if isinstance(value, str) and value in _START_NAMES:
         return _START_NAMES[value]
+    if isinstance(value, tuple | list):
+        return _position(name, value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name}={value!r}: it must be 'now', 'oldest' or a packet id")
-    if not FIRST_ID <= value < 1 << 64:
+    if not FIRST_ID <= value <= _MOST_ID:
         raise ValueError(
-            f"{name}={value}: it must be a packet id from {FIRST_ID} to {(1 << 64) - 1}; 'oldest' "
+            f"{name}={value}: it must be a packet id from {FIRST_ID} to {_MOST_ID}; 'oldest' "
             "starts with the oldest message that is kept"
         )
     return value
+
+
+def _position(name: str, pair: tuple[object, ...] | list[object]) -> tuple[int, int]:
+    if len(pair) != 2 or not all(type(each) is int for each in pair):
+        raise ValueError(
+            f"{name}={pair!r:.100}: it must be (server_id, packet id), two whole numbers, as "
+            "client.position gives them"
+        )
+    server_id, packet_id = cast("tuple[int, int]", pair)
+    if not 1 <= server_id <= _MOST_ID:
+        raise ValueError(
+            f"{name}={pair!r:.100}: it must be a server_id from 1 to {_MOST_ID}; 0 is a plain 1.0 "
+            "server, which keeps no messages"
+        )
+    if not FIRST_ID <= packet_id <= _MOST_ID:
+        raise ValueError(
+            f"{name}={pair!r:.100}: it must be a packet id from {FIRST_ID} to {_MOST_ID}"
+        )
+    return server_id, packet_id
 
 
 def _time(name: str, value: object) -> object:
@@ -290,7 +314,9 @@ class ServerOptions(Options):
         _history,
         "messages that are in the log before anybody can connect, as if they had been published: "
         "an iterable of buffers, read one by one. What does not fit pushes out its oldest, and "
-        "`keep` holds for them as for others. If it raises, there is no server.",
+        "`keep` holds for them as for others. If it raises, there is no server. It may be a client "
+        "of the server before, which ends as that one closes; so an address that is in use then is "
+        "tried for another second.",
     )
     max_message: int | None = option(
         None,
@@ -431,13 +457,15 @@ class ServerOptions(Options):
 class AsyncClientOptions(Options):
     """The options of a client in an event loop, which all clients have."""
 
-    start: Literal["now", "oldest"] | int = option(
+    start: Literal["now", "oldest"] | int | tuple[int, int] = option(
         "now",
         _start,
         '`"now"`, `"oldest"` for all that the server still keeps, or the packet id to go on at. If '
         "that message is gone, from the oldest that is kept, and a gap says so. A server with "
         "`keep` may begin later than at its oldest, so that this client has time to read it: a "
-        "gap says that too.",
+        "gap says that too. `(server_id, packet id)`, which `client.position` gives, is an id of "
+        "that server alone: on another one it starts with the oldest, behind a gap. If that "
+        "server's feed has not come so far yet, it is waited for, up to `timeout` seconds.",
         help="where to start: at the oldest message that is kept, at the next one (the default), "
         "or at an id",
     )
@@ -473,7 +501,8 @@ class AsyncClientOptions(Options):
         one_of(Ack),
         'when a message counts as handled. `"after"`: when you ask for the next one; after a crash '
         'you can get it again, at `resume_at`. `"before"`: when it is handed out; you never get it '
-        "twice, and a crash loses it.",
+        'twice, and a crash loses it. `"manual"`: when you call `ack` with its id or a later one, '
+        "so you may have many messages in work; those count towards your lag.",
     )
     reconnect: bool | Backoff = option(
         False,
@@ -496,9 +525,13 @@ class AsyncClientOptions(Options):
             spin: seconds to look for a message before sleeping.
             ack_patience: nanoseconds that an ack may wait for room in the socket.
         """
+        start = cast("int | tuple[int, int]", self.start)
+        of, start = start if isinstance(start, tuple) else (0, start)
+        by_hand = self.ack == "manual"
         return STREAMS[self.ack](
-            Linker(where, self.delivery, self.timeout, spin),
-            start=cast(int, self.start),
+            Linker(where, self.delivery, self.timeout, spin, acks_by_hand=by_hand),
+            start=start,
+            of=of,
             on_gap=self.on_gap,
             wait=self.wait,
             backoff=self.reconnect or None,  # type: ignore[arg-type]

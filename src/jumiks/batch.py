@@ -214,9 +214,9 @@ class Batch(Sequence[bytes]):
         """The messages as read-only memoryviews, not copied if asked for before anything else.
 
         They stay valid as long as they live, and keep the memory of the whole batch. Views of a
-        shared log are different: they end at the next receive, at an `ack` of the batch, or at
-        `close`. What was made of them and lives on (a slice, an array) keeps this batch and all
-        behind it from being acked, so the client's lag grows; see `valid`.
+        shared log are different: they end at the next receive (with `ack="manual"` they do not), at
+        an `ack` of the batch, or at `close`. What was made of them and lives on (a slice, an array)
+        keeps this batch and all behind it from being acked, so the client's lag grows; see `valid`.
 
         Raises:
             Overwritten: they are gone already.

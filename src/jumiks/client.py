@@ -58,7 +58,7 @@ _ACK_PATIENCE: Final = 1_000_000_000  # ns; a live server reads acks well within
 class Keywords(TypedDict, total=False):
     """What both clients take beside the address and `on_gap`."""
 
-    start: Literal["now", "oldest"] | int
+    start: Literal["now", "oldest"] | int | tuple[int, int]
     timeout: float | None
     wait: float | Literal["default"] | None
     delivery: Delivery
@@ -117,7 +117,7 @@ class Client(Closing, Generic[Item]):
         self,
         where: str | os.PathLike[str],
         *,
-        start: Literal["now", "oldest"] | int = "now",
+        start: Literal["now", "oldest"] | int | tuple[int, int] = "now",
         timeout: float | None = CONNECT_TIMEOUT,
         wait: float | Literal["default"] | None = "default",
         delivery: Delivery = "shared",
@@ -181,7 +181,8 @@ class Client(Closing, Generic[Item]):
     def receive_many(self, timeout: float | None = None) -> Batch | Gap:
         """Receive what is there, at least one message, waiting for that if need be.
 
-        Args, Raises: as for `receive`. With `ack="before"` all of them count as handled.
+        Args, Raises: as for `receive`. With `ack="before"` all of them count as handled. With
+        `ack="manual"` views of a shared log last until the batch is acked.
         """
         found: Batch | Gap = self._wait_for(self._stream.batch, timeout)  # type: ignore[assignment]
         return self._stream.hand_out(found)
@@ -256,7 +257,7 @@ class Client(Closing, Generic[Item]):
                     if stream.out is not out or stream.taken is not taken:
                         break  # it received otherwise as well; a forked child has none of these
                     if out >= ack_at or monotonic() >= due:
-                        stream.ack(out)
+                        stream.ack_in_loop(out)
                         due, ack_at = stream.next_ack(out)
         except (ServerClosed, Closed):
             return
@@ -265,7 +266,8 @@ class Client(Closing, Generic[Item]):
         """Call `handler` with message after message, until the server closes in good order.
 
         With `ack="after"` a message is acked once `handler` has returned, and not if it raised.
-        With `"before"` it is acked first. Exceptions come out of here (docs/protocol.md, "Acks").
+        With `"before"` it is acked first, with `"manual"` by you. Exceptions come out of here
+        (docs/protocol.md, "Acks").
 
         Raises:
             Lagged, Disconnected, ConnectionLost, ProtocolError, Busy: as `receive` does.
@@ -327,7 +329,7 @@ class Client(Closing, Generic[Item]):
         if self._waiting:
             check(lib.JMK_E_BUSY, "client")
         # The socket may have been full of acks: then the next look sends this one again.
-        pause = _GREEN_LOOK if stream.is_acked(stream.out) else _LATE_ACK_LOOK
+        pause = _GREEN_LOOK if stream.acks_have_left() else _LATE_ACK_LOOK
         self._waiting = True
         try:
             until_readable((stream.descriptor,), max(0.0, min(deadline - time.monotonic(), pause)))
@@ -340,6 +342,9 @@ class Client(Closing, Generic[Item]):
 
     def ack(self, packet_id: int | None = None) -> None:
         """Ack a message now, and all before it. Views of a shared log that it covers are released.
+
+        An ack of a message that was acked changes nothing. After a reconnect to the same server,
+        that goes for all that was handed out before; ids of another server are wrong here.
 
         Args:
             packet_id: by default the last one that was handed out. Of those that a plain 1.0 server
@@ -373,13 +378,19 @@ class Client(Closing, Generic[Item]):
 
     @property
     def resume_at(self) -> int:
-        """Where to go on in another process, as `start`; 0 if nothing was received.
+        """The packet id to go on at in another process; 0 if nothing was received.
 
         That is behind the last message that counts as handled, as `ack` says: "after" has the one
-        in work received again, "before" does not. It is an id of this server alone: another one,
-        with another `server_id`, begins its ids anew, so start there with "oldest".
+        in work received again, "before" does not, "manual" has all received again that were not
+        acked. It is an id of this server alone: another one, with another `server_id`, begins its
+        ids anew. So give another client `position`.
         """
         return self._stream.resume_at
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where to go on in another process, as `start`: `server_id` and `resume_at`."""
+        return self._stream.position
 
     @property
     def lag(self) -> int:

@@ -45,7 +45,14 @@ from ._server.control import Control, client_infos, log
 from ._server.lag_watch import LAG_WARNING, LagWatch
 from ._wire.handshake import FIRST_ID, VERSION, Capability, ServerHello
 from ._wire.listener import Listener, listen
-from .errors import Closed, JumiksError, MessageTooLarge, Timeout, counted
+from .errors import (
+    AddressInUse,
+    Closed,
+    JumiksError,
+    MessageTooLarge,
+    Timeout,
+    counted,
+)
 from .stats import ClientInfo, EndReason, ServerStats, client_info, server_stats
 
 if TYPE_CHECKING:
@@ -67,6 +74,11 @@ _LONGEST: Final = (1 << 63) - 1
 
 _INTERPRETERS: Final = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
 _EXIT_PATIENCE: Final = 5.0
+
+_MOVING_PATIENCE: Final = 1.0
+"""Seconds in which a server that told its clients of its end has given up its address."""
+
+_MOVING_PAUSE: Final = 0.005
 
 _COLLECTOR_PATIENCE: Final = 1.0
 """Seconds that the collector of a server waits for its thread. It may have come while this thread
@@ -150,6 +162,18 @@ def _fill(publisher: Publisher, history: Iterable[Buffer], max_message: int) -> 
             check(code, "server")
 
 
+def _listen(where: object, options: ServerOptions) -> Listener:
+    # The history may have come from a server that is just giving up this address.
+    deadline = time.monotonic() + _MOVING_PATIENCE * (options.history != ())
+    while True:
+        try:
+            return listen(where, mode=options.mode, group=options.group)
+        except AddressInUse:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_MOVING_PAUSE)
+
+
 def _end_core(handle: Handle) -> None:
     # A server that could not start leaves nothing behind, so its native thread is waited for.
     lib.jmk_server_close(handle, 0)
@@ -228,7 +252,7 @@ class Server(Closing):
         publisher = Publisher(handle, address_of(handle))
         try:
             _fill(publisher, options.history, self._max_message)
-            listener = listen(where, mode=options.mode, group=options.group)
+            listener = _listen(where, options)
             self._address = str(listener.address)
             self._control = self._make_control(handle, listener, options)
         except BaseException:

@@ -537,7 +537,7 @@ def test_a_backoff_that_cannot_be_is_refused(
     ("arguments", "error", "words"),
     [
         ({"reconnect": 1}, TypeError, "reconnect is True, False or a Backoff"),
-        ({"ack": "never"}, ValueError, "'after' or 'before'"),
+        ({"ack": "never"}, ValueError, "'after', 'before' or 'manual'"),
         ({"on_gap": "ignore"}, TypeError, "on_gap is 'raise', 'yield', a function or None"),
     ],
 )

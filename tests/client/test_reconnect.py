@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coming back to a server that went away, and what is told of the time between."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -14,7 +13,7 @@ import anyio
 import pytest
 from peers import classic_server
 from support.aio import Run, until
-from support.api import SMALL_LOG, SOON, Task, receive, script_process, sockaddr
+from support.api import SMALL_LOG, SOON, Task, break_connection, receive, script_process, sockaddr
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG, wait_until
 from support.reference import FRAMES, Frame, Welcome, decode_reply, encode_frame, encode_welcome
 from support.servers import Server
@@ -39,12 +38,6 @@ from jumiks._wire.handshake import FIRST_ID
 SLOT = b"x" * 48
 
 all_ways = pytest.mark.parametrize("delivery", DELIVERIES)
-
-
-def break_connection(client: Client[Any] | AsyncClient[Any]) -> None:
-    """As if the kernel had lost it; the server sees that the client left."""
-    with socket.socket(fileno=os.dup(client.fileno())) as sock:
-        sock.shutdown(socket.SHUT_RDWR)
 
 
 # ---- what becomes of the stream ----

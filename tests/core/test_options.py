@@ -149,7 +149,11 @@ RIGHT = (
 
 
 WRONG_OF_CLIENTS: dict[str, tuple[object, ...]] = {
-    "start": ("new", None, True, 100000.0, 0, 99999, 1 << 64),
+    "start": (
+        *("new", None, True, 100000.0, 0, 99999, 1 << 64),
+        *((), (7,), (7, 100000, 1), (7, 99999), (7, 1 << 64), (7, -1), (7, True), (7, "now")),
+        *((0, 100000), (-1, 100000), (1 << 64, 100000), (True, 100000), ("7", 100000)),
+    ),
     "timeout": (-1, "soon", True, float("nan")),
     "wait": (-1, "long", True, float("nan")),
     "delivery": ("fast", None, True, []),

@@ -12,9 +12,9 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from jumiks import Backoff, Client, ConnectionEnded
+from jumiks import AsyncClient, Backoff, Client, ConnectionEnded
 from jumiks._client import link
 from support.base import DEADLINE, wait_until
 from support.servers import preamble
@@ -73,6 +73,12 @@ def sleeps_in(thread: threading.Thread, name: str) -> bool:
         return False
     stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
     return stat.rpartition(")")[2].split()[0] == "S"
+
+
+def break_connection(client: Client[Any] | AsyncClient[Any]) -> None:
+    """As if the kernel had lost it; the server sees that the client left."""
+    with socket.socket(fileno=os.dup(client.fileno())) as sock:
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def receive(client: Client, count: int) -> list[bytes]:

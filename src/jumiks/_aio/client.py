@@ -85,7 +85,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         self,
         where: str | os.PathLike[str],
         *,
-        start: Literal["now", "oldest"] | int = "now",
+        start: Literal["now", "oldest"] | int | tuple[int, int] = "now",
         timeout: float | None = CONNECT_TIMEOUT,
         wait: float | Literal["default"] | None = "default",
         delivery: Delivery = "shared",
@@ -201,7 +201,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
                     if stream.out is not out or stream.taken is not taken:
                         break  # it received otherwise as well; a forked child has none of these
                     if out >= ack_at or monotonic() >= self._slice_ends:
-                        stream.ack(out)
+                        stream.ack_in_loop(out)
                         _, ack_at = stream.next_ack(out)
                         if monotonic() >= self._slice_ends:
                             await pause(0)
@@ -213,7 +213,8 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         """Call `handler` with message after message, until the server closes in good order.
 
         What it returns is awaited, if that can be. With `ack="after"` a message is acked then, and
-        not if that raised. With `"before"` it is acked first. An exception comes out of here.
+        not if that raised. With `"before"` it is acked first, with `"manual"` by you. An exception
+        comes out of here.
 
         Raises:
             Lagged, Disconnected, ConnectionLost, ProtocolError, Busy: as `receive` does.
@@ -298,7 +299,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
                 await loop.pause(0)  # packets without a message keep coming: let other tasks run
             else:
                 # The socket may have been full of acks: then this one is sent again soon.
-                late = not stream.is_acked(stream.out)
+                late = not stream.acks_have_left()
                 wait = min(left, _ACK_PAUSE if late else LOOK_EVERY if stream.watched else inf)
                 await loop.readable(self.fileno(), self._look, wait)
             code = stream.peek()
@@ -334,8 +335,13 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
 
     @property
     def resume_at(self) -> int:
-        """Where to go on in another process, as `start`; see `Client.resume_at`."""
+        """The packet id to go on at in another process; see `Client.resume_at`."""
         return self._stream.resume_at
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where to go on in another process, as `start`; see `Client.position`."""
+        return self._stream.position
 
     @property
     def lag(self) -> int:

@@ -26,7 +26,7 @@ from .._wire import rights
 from .._wire.address import Address
 from .._wire.connect import connecting
 from .._wire.handshake import Capability, ClientHandshake
-from ..errors import ConnectionLost, ProtocolError, Timeout
+from ..errors import ConnectionLost, ProtocolError, Refused, Timeout
 
 __all__: list[str] = []
 
@@ -48,6 +48,10 @@ _T = TypeVar("_T")
 
 class CannotShareError(Exception):
     """This system does not let us map what the server shares."""
+
+
+class FeedBehind(Refused):
+    """The server's feed has not come yet to where this client goes on."""
 
 
 _Answer: TypeAlias = "tuple[bytes, list[tuple[int, int, bytes]], int, object]"

@@ -83,23 +83,36 @@ class Linker(Connecting):
         delivery: the best to ask for.
         timeout: seconds that each connection may take; None is no limit.
         spin: seconds to look for a message before sleeping, where the log is shared.
+        acks_by_hand: whether no receive acks.
     """
 
     _asks_for_process = True
 
     def __init__(
-        self, where: str | os.PathLike[str], delivery: Delivery, timeout: float | None, spin: float
+        self,
+        where: str | os.PathLike[str],
+        delivery: Delivery,
+        timeout: float | None,
+        spin: float,
+        *,
+        acks_by_hand: bool,
     ) -> None:
         self._where = parse_address(where)
         self._address = str(self._where)
         self._wishes = _CAPABILITIES[delivery]
         self._timeout = timeout
         self._spin = nanoseconds(spin)
+        self._acks_by_hand = acks_by_hand
 
     @property
     def address(self) -> str:
         """Where it connects to, as a user writes it."""
         return self._address
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that each connection may take; None is no limit."""
+        return self._timeout
 
     def connect(
         self, start: int, start_for: Callable[[ServerHello], int] | None
@@ -144,6 +157,7 @@ class Linker(Connecting):
         config = ffi.new("struct jmk_client_config *")
         config.first_id = welcome.first_id if welcome else 0
         config.labels = not hello.extended
+        config.acks_by_hand = self._acks_by_hand
         config.max_lag = hello.max_lag
         config.max_message = hello.max_message or (1 << 32) - 1
         config.arena_size = ARENA_SIZE

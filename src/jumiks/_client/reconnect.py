@@ -20,7 +20,7 @@ from .._green import is_readable
 from .._native import nanoseconds, new_eventfd
 from .._wire.handshake import Status
 from ..errors import Closed, ConnectionEnded, ProtocolError, Refused, Timeout, add_time_tried
-from .connecting import Wait, wait_for
+from .connecting import FeedBehind, Wait, wait_for
 
 __all__ = ["Backoff"]
 
@@ -99,7 +99,7 @@ _LASTING: Final = {
 def _will_pass(error: Exception) -> bool:
     # Is it worth another try, at a server that is being started?
     if isinstance(error, Refused):
-        return error.status in _PASSING
+        return error.status in _PASSING or isinstance(error, FeedBehind)
     if isinstance(error, PermissionError | ProtocolError):
         return False
     return isinstance(error, OSError) and error.errno not in _LASTING

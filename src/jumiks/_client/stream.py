@@ -23,12 +23,13 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 from .. import errors
 from .._gap import Gap, GapReason
 from .._native import Receiver, check, lib
-from .._wire.handshake import FIRST_ID, START_NOW, START_OLDEST, ServerHello
+from .._wire.handshake import FIRST_ID, START_NOW, START_OLDEST, ServerHello, Status
 from ..batch import Batch
 from ..errors import (
     AckError,
@@ -37,9 +38,10 @@ from ..errors import (
     ConnectionLost,
     MessagesLost,
     Overwritten,
+    Refused,
     ServerClosed,
 )
-from .connecting import Wait
+from .connecting import FeedBehind, Wait
 from .endings import ending_of
 from .labels import Labels
 from .link import Delivery, Link, Linker
@@ -59,11 +61,11 @@ else:
 
 __all__: list[str] = []
 
-Ack: TypeAlias = Literal["after", "before"]
-"""When a message counts as handled."""
-
 OnGap: TypeAlias = Callable[[Gap], object] | Literal["raise", "yield"] | None
 """What happens at a gap in the stream."""
+
+Ack: TypeAlias = Literal["after", "before", "manual"]
+"""When a message counts as handled."""
 
 ACK_TIME: Final = 0.01
 """Seconds after which a loop that is slow acks what it has handled."""
@@ -76,6 +78,9 @@ Taken: TypeAlias = "tuple[int, int, int, list[bytes], int]"
 many are missing before the first, themselves, and what a plain server's ids are more than ours."""
 
 _NOTHING: Final[Taken] = (0, 0, 0, [], 0)
+
+_UNTIL_THERE: Final = Backoff(first=0.02, most=0.5)
+"""Waits for a feed that this client is ahead of, and that is on its way."""
 
 
 class _Gaps(NamedTuple):
@@ -108,6 +113,7 @@ class Stream(Generic[Item]):
     Args:
         linker: makes its connections.
         start: the packet id to begin at, or what stands for the newest or the oldest.
+        of: the server that the packet id is of; 0 is any.
         on_gap: what happens at a gap.
         wait: seconds to wait for a server that is not there yet; see `wait_for_server`.
         backoff: when to come back to a server that is gone; None never does.
@@ -119,6 +125,7 @@ class Stream(Generic[Item]):
         linker: Linker,
         *,
         start: int,
+        of: int,
         on_gap: OnGap,
         wait: float | Literal["default"] | None,
         backoff: Backoff | None,
@@ -132,6 +139,8 @@ class Stream(Generic[Item]):
         _streams.add(self)
         self._linker = linker
         self._wanted = start
+        self._wanted_of = of
+        self._goes_on = False  # the try under way asks for an id of the server that it belongs to
         self._on_gap = on_gap
         self._wait = wait
         self._backoff = backoff
@@ -175,9 +184,34 @@ class Stream(Generic[Item]):
 
     def entering(self, ending: ConnectionEnded | None = None) -> Generator[Wait, None, None]:
         """Connect, with one try: for the first time, or after an ending."""
-        start_for = self._start_again if ending else None
-        link = yield from self._linker.connect(self._wanted, start_for)
+        if ending is not None:
+            link = yield from self._going_on(self._start_again)
+        elif self._wanted_of:
+            link = yield from self._until_there()
+        else:
+            link = yield from self._linker.connect(self._wanted, None)
         self._join(link, ending)
+
+    def _going_on(self, start_for: Callable[[ServerHello], int]) -> Generator[Wait, None, Link]:
+        self._goes_on = False
+        try:
+            return (yield from self._linker.connect(START_OLDEST, start_for))
+        except Refused as refused:
+            if refused.status != Status.START or not self._goes_on:
+                raise
+            raise FeedBehind(refused.reason, status=refused.status) from None
+
+    def _until_there(self) -> Generator[Wait, None, Link]:
+        timeout = self._linker.timeout
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        for pause in _UNTIL_THERE.waits():
+            try:
+                return (yield from self._going_on(self._start_there))
+            except FeedBehind:
+                if time.monotonic() + pause > deadline:
+                    raise
+            yield -1, pause
+        raise AssertionError
 
     def tell_at_start(self) -> None:
         """Tell a function of a gap at the start, while the client is made."""
@@ -195,14 +229,23 @@ class Stream(Generic[Item]):
         return last + 1 if last else 0
 
     def _start_again(self, hello: ServerHello) -> int:
+        return self._start_at(self._next(), self.server_id, hello)
+
+    def _start_there(self, hello: ServerHello) -> int:
+        return self._start_at(self._wanted, self._wanted_of, hello)
+
+    def _start_at(self, due: int, server_id: int, hello: ServerHello) -> int:
         if not hello.extended:
             return START_NOW
-        return (self._next() if hello.server_id == self.server_id else 0) or START_OLDEST
+        if hello.server_id != server_id or not due:
+            return START_OLDEST
+        self._goes_on = server_id != 0
+        return due
 
     def _join(self, link: Link, ending: ConnectionEnded | None) -> None:
         hello, first = link.hello, link.first_id
         found = (
-            self._gaps_at_start(first, link.left_out)
+            self._gaps_at_start(hello.server_id, first, link.left_out)
             if ending is None
             else self._gaps_on_return(hello.server_id, first, ending)
         )
@@ -223,8 +266,11 @@ class Stream(Generic[Item]):
         self._gaps = _Gaps(missed, counted, (*known.untold, *gaps))
         self._labels = None if hello.extended else Labels()
 
-    def _gaps_at_start(self, first: int, left_out: int) -> Iterator[Gap]:
-        if FIRST_ID <= self._wanted < first:
+    def _gaps_at_start(self, server_id: int, first: int, left_out: int) -> Iterator[Gap]:
+        if self._wanted_of not in (0, server_id):
+            yield Gap(self._wanted, None, GapReason.RESTARTED)
+            yield from self._gap_before(first)
+        elif FIRST_ID <= self._wanted < first:
             yield Gap(self._wanted, first - 1, GapReason.EVICTED)
         elif self._wanted == START_OLDEST and left_out:
             yield Gap(first - left_out, first - 1, GapReason.EVICTED)
@@ -245,6 +291,11 @@ class Stream(Generic[Item]):
             yield Gap(due, last, GapReason.ENDED)
         elif isinstance(ending, ConnectionLost) and self.delivery != "shared":
             yield Gap(self.shown(due), None, GapReason.RESTARTED)
+        yield from self._gap_before(first)
+
+    @staticmethod
+    def _gap_before(first: int) -> Iterator[Gap]:
+        # What another server's feed had, and this client did not get.
         if first > FIRST_ID:
             yield Gap(FIRST_ID, first - 1, GapReason.EVICTED)
 
@@ -376,11 +427,15 @@ class Stream(Generic[Item]):
         if receiver is None:
             raise Closed(errors.CLOSED.format(what="client"))
         if self._last_batch is not None or self._loans:
-            self._settle_batch()
+            self._settle_batch(self._lent_until())
         self._returned = self.out
         return receiver
 
-    def _settle_batch(self) -> None:
+    def _lent_until(self) -> float:
+        # Views of messages up to this one end at a receive.
+        return inf
+
+    def _settle_batch(self, until: float = inf) -> None:
         # The last batch's memory is about to be used again, or given back. Whoever comes while
         # another thread does this waits for its end, as that reads the memory.
         with self._settling:
@@ -389,7 +444,7 @@ class Stream(Generic[Item]):
             if batch is not None:
                 batch._settle()
             self._last_batch = None
-            while self._loans:
+            while self._loans and self._loans[0].last_id <= until:
                 batch = self._loans[0]
                 batch._take_back()
                 with suppress(ValueError):  # a signal's handler closed this client meanwhile
@@ -503,6 +558,14 @@ class Stream(Generic[Item]):
             or lib.jmk_client_acked_id(handle) >= handled
         )
 
+    def acks_have_left(self) -> bool:
+        """Whether no ack is left for the next receive."""
+        return self.is_acked(self.out)
+
+    def ack_in_loop(self, out: int) -> None:
+        """Ack what a loop has handled."""
+        self.ack(out)
+
     def next_ack(self, out: int) -> tuple[float, int]:
         """Return when a loop that has handed out `out` acks next: at a time, or at a message.
 
@@ -526,6 +589,11 @@ class Stream(Generic[Item]):
         """Where another client would go on."""
         handled = max(self.handled(), self._acked)
         return self.shown(handled + 1) if self.out else self._first
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The same, and of which server that is."""
+        return self.server_id, self.resume_at
 
     def handled(self) -> int:
         """Return the last message that counts as handled, for all we know."""
@@ -645,5 +713,45 @@ class AckingAhead(Stream[Item]):
         return self.out
 
 
-STREAMS: Final[dict[Ack, type[Stream[Any]]]] = {"after": Stream, "before": AckingAhead}
+class AckingByHand(Stream[Item]):
+    """The stream of a client that acks nothing by itself: `ack="manual"`.
+
+    A client that comes back goes on behind what was handed out, so it gets nothing twice.
+    """
+
+    def _join(self, link: Link, ending: ConnectionEnded | None) -> None:
+        if ending is not None:
+            self._settle_batch()  # what is lent is lent by the log before
+        super()._join(link, ending)
+        self._acked = self._acked or max(0, self._first - 1)
+
+    def _lent_until(self) -> float:
+        return self._acked
+
+    def acks_have_left(self) -> bool:
+        """Whether no ack is left for the next receive."""
+        return self.is_acked(self._acked)
+
+    def ack_in_loop(self, out: int) -> None:
+        """Do nothing: the user does."""
+
+    def next_ack(self, out: int) -> tuple[float, int]:  # noqa: ARG002
+        """Return a time, and a message, that never come."""
+        return inf, 1 << 64
+
+    @property
+    def resume_at(self) -> int:
+        """Where another client would go on."""
+        return self.shown(self._acked + 1) if self._acked else self._first
+
+    def handled(self) -> int:
+        """Return the last message that counts as handled."""
+        return self._acked
+
+
+STREAMS: Final[dict[Ack, type[Stream[Any]]]] = {
+    "after": Stream,
+    "before": AckingAhead,
+    "manual": AckingByHand,
+}
 """The stream for each."""
