@@ -10,6 +10,7 @@
 #ifndef JMK_DELAYS_H
 #define JMK_DELAYS_H
 
+#include <errno.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
@@ -30,6 +31,8 @@ static atomic_uint delay_seed; /* 0: no delays */
 static atomic_uint delayed_threads;
 static atomic_int sleeps; /* waits that have begun in threads that are counted */
 static _Thread_local bool counted;
+static _Thread_local long refused_call = -1; /* a number of syscall() that fails here ... */
+static _Thread_local int refused_with; /* ... with this errno */
 
 static void delay(void) {
     static _Thread_local unsigned state, seed;
@@ -139,6 +142,10 @@ long __wrap_syscall(long number, ...) {
         words[i] = va_arg(rest, long);
     va_end(rest);
     delay();
+    if (number == refused_call) {
+        errno = refused_with;
+        return -1;
+    }
     count_sleep(number == SYS_futex && (words[1] & FUTEX_CMD_MASK) == FUTEX_WAIT_BITSET);
     return __real_syscall(number, words[0], words[1], words[2], words[3], words[4], words[5]);
 }
