@@ -266,7 +266,7 @@ class ServerOptions(Options):
         'what happens to a client at its limit. `"disconnect"` cuts it, `"block"` makes `publish` '
         'wait for it, `"skip"` has it miss messages, counted and reported. See docs/lag-policy.md.',
         help="what to do with a client at that limit: disconnect it (the default), wait for it "
-        "(block), or have it miss messages (skip)",
+        "(block), or have it miss messages (skip); --patience says how long to wait first",
     )
     patience: float | Literal["default"] | None = option(
         "default",
@@ -275,11 +275,15 @@ class ServerOptions(Options):
         'not is disconnected, or with `"skip"` skipped. `publish` waits meanwhile, unless another '
         "client is at most half way to its limit. 1 by default; 0 never waits; None, the default "
         'with `"block"`, waits without end.',
+        help="how long a client at that limit has to work off half of it, while the input waits "
+        "(default: 1; with block none, which is no limit)",
     )
     log_size: int = option(
         LOG_SIZE,
         whole(LEAST_LOG_SIZE, MOST_LOG_SIZE, "bytes"),
         "bytes of the log, rounded up to a power of two; allocated at once.",
+        help="bytes of memory for messages, which are also a limit for each client (default: 16M, "
+        "or what --keep and --max-message need)",
     )
     keep: int = option(
         0,
@@ -322,8 +326,8 @@ class ServerOptions(Options):
         None,
         whole(1, MOST_MESSAGE, "bytes", none="a quarter of log_size"),
         "largest message in bytes; a quarter of the log at most, and by default.",
-        help=f"largest message, bytes (default: {LOG_SIZE // 4 >> 20}M, or half of what --keep has "
-        "in bytes if that is more); the log takes at least four times as much memory",
+        help="largest message, bytes (default: a quarter of --log-size); the log takes at least "
+        "four times as much memory",
     )
     max_clients: int = option(
         MAX_CLIENTS, whole(1, _MOST_CLIENTS), "how many clients may be connected at a time."
@@ -487,6 +491,8 @@ class AsyncClientOptions(Options):
         "the best way of getting messages to ask for; `client.delivery` tells what it became. "
         '`"shared"` reads the server\'s log itself, where the server shares it. `"framed"` gets '
         'packets with many messages each, `"classic"` one message per packet, as plain 1.0 does.',
+        help="how to get messages: from the server's log itself (shared, the default, where both "
+        "can), in packets of many (framed) or of one (classic)",
     )
     on_gap: OnGap = option(
         None,

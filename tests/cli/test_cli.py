@@ -177,6 +177,8 @@ def test_an_address_in_use_is_status_3_and_names_the_owner(address: str) -> None
         ("serve", "@x", "--null", "--length-prefixed"),
         ("bench", "--self", "@x"),
         ("top", "@x", "--interval", "-1"),
+        ("serve", "@"),
+        ("status", "x" * 200),
     ],
 )
 def test_wrong_usage_is_status_2(
@@ -186,6 +188,35 @@ def test_wrong_usage_is_status_2(
         main(arguments)
     assert caught.value.code == 2
     assert "usage: jumiks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("lisen @x", "jumiks: error: argument COMMAND: 'lisen': it must be one of serve, listen, "),
+        ("lisen @x", "; did you mean 'listen'?"),
+        ("nothing-like-it", "completion, man\n"),
+        ("listen ticks", "jumiks listen: error: argument ADDRESS: address 'ticks' is neither a"),
+        ("listen ticks", "write '@ticks' for an abstract address, or './ticks' for a socket file"),
+        ("serve --max-lagg 5 @x", "jumiks serve: error: unknown option '--max-lagg'; did you mean"),
+        ("serve @x --no-such=1", "jumiks serve: error: unknown option '--no-such'\n"),
+        ("listen @x -q", "jumiks listen: error: unknown option '-q'"),
+        ("listen @x @y", "jumiks listen: error: unexpected argument '@y'\n"),
+        ("serve @x --on-lag skp", "one of disconnect, block, skip; did you mean 'skip'?"),
+        ("serve @x --max-message 5G", "'5G': it must be from 1 to 4294967231 bytes\n"),
+        ("serve @x --log-size 1K", "'1K': it must be from 64K to 16G bytes\n"),
+        ("serve @x --log-size 1M --keep 600k", "--keep 600k: at most half of --log-size 1M is"),
+        ("serve @x --log-size 1M --max-message 1M", "at most a quarter of --log-size 1M"),
+        ("serve @x --mode 0660", "'@x' makes none: give a path, or --anyone"),
+        ("serve @x --patience soon", "a number of seconds, 0 or more, or 'none' for no limit"),
+    ],
+)
+def test_wrong_usage_says_what_would_be_right(arguments: str, words: str) -> None:
+    status, output, errors = run(*arguments.split())
+    assert (status, output) == (2, b"")
+    assert words in errors
+    name = arguments.split()[0]
+    assert errors.startswith(f"usage: jumiks {name if name in ('serve', 'listen') else '[-h]'}")
 
 
 def test_a_server_that_dies_is_status_4(address: str) -> None:
@@ -319,13 +350,14 @@ def test_an_error_repeats_an_argument_as_it_was_given(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "messages", "size"), [("100", 100, 0), ("64K", 0, 65536), ("20m", 0, 20 << 20)]
+    ("keep", "messages", "size"),
+    [("100", 100, 0), ("64K", 0, 65536), ("20m", 0, 20 << 20), ("1.5MiB", 0, 3 << 19)],
 )
 def test_serve_takes_messages_or_bytes_to_keep(keep: str, messages: int, size: int) -> None:
     assert make_parser().parse_args(["serve", "@x", "--keep", keep]).keep == (messages, size)
 
 
-@pytest.mark.parametrize("keep", ["", "0", "-1", "K", "1.5M", "1T", "x"])
+@pytest.mark.parametrize("keep", ["", "0", "-1", "K", "1.5", "1X", "x", "1e3", "inf"])
 def test_serve_refuses_what_is_no_amount(keep: str) -> None:
     status, _, errors = run("serve", "@x", f"--keep={keep}")
     assert status == 2

@@ -88,6 +88,10 @@ def largest_served(scene: Scene, words: Sequence[str]) -> int:
     )
 
 
+def status_of_a_long_line(scene: Scene, words: Sequence[str]) -> int:
+    return run("serve", scene.address, *words, given=bytes((4 << 20) + 1))[0]
+
+
 def may_anybody(scene: Scene, words: Sequence[str]) -> bool:
     with command("serve", scene.address, *words):
         wait_until(lambda: listens_at(scene.address))
@@ -134,11 +138,11 @@ def listened_before_it_was_served(scene: Scene, words: Sequence[str]) -> tuple[i
     """Status and output of `listen` if the server starts when it was looked for once."""
     servers: list[Server] = []
 
-    def start(_seconds: float) -> None:
+    def start(_wait: object) -> None:
         servers.append(Server(scene.address))
         servers[0].publish(b"here")
 
-    scene.patch.setattr("time.sleep", start)
+    scene.patch.setattr("jumiks._client.connecting.wait_for", start)
     arguments = ["listen", scene.address, "--from", "oldest", "--count", "1"]
     try:
         status = main([*arguments, *words])
@@ -222,6 +226,10 @@ past = partial(listened, start="")
 EFFECTS = [
     Effect("serve", ["--max-lag", "7"], option_of_server("max_lag"), None, 7),
     Effect("serve", ["--on-lag", "skip"], option_of_server("on_lag"), "disconnect", "skip"),
+    Effect("serve", ["--patience", "2.5"], option_of_server("patience"), "default", 2.5),
+    Effect("serve", ["--patience", "none"], option_of_server("patience"), "default", None),
+    Effect("serve", ["--log-size", "64K"], option_of_server("log_size"), LOG_SIZE, 1 << 16),
+    Effect("serve", ["--too-long", "skip"], status_of_a_long_line, 1, 0),
     Effect("serve", ["--keep", "50"], option_of_server("keep"), 0, 50),
     Effect("serve", ["--keep", "64K"], option_of_server("keep_bytes"), 0, 1 << 16),
     Effect("serve", ["--keep", "20M"], option_of_server("log_size"), LOG_SIZE, 40 << 20),
@@ -244,6 +252,7 @@ EFFECTS = [
     Effect("listen", ["--json"], listened, ALL, (0, JSON)),
     Effect("listen", ["--exec", "cat"], listened, ALL, (0, b"abcd")),
     Effect("listen", ["--exec", "cat", "--count", "2"], listened, ALL, (0, b"ab")),
+    Effect("listen", ["--delivery", "framed"], option_of_client("delivery"), "shared", "framed"),
     Effect("listen", ["--reconnect"], option_of_client("reconnect"), False, True),
     Effect("listen", ["--wait", "30"], listened_before_it_was_served, (3, ""), (0, "here\n")),
     Effect("status", ["--json"], partial(output_begins, "status"), "@j", '{"'),

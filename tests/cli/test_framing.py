@@ -2,7 +2,8 @@
 """How messages stand in a stream of bytes, and how large they may be."""
 
 import socket
-from collections.abc import Callable, Sequence
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,7 @@ from support.command import command, finish, listens_at, run
 
 from jumiks import Client, ServerClosed
 from jumiks.cli import framing as framings
-from jumiks.cli.framing import LENGTH, read_messages, write_messages
-
-Split = Callable[[bytes], tuple[list[bytes], bytes]]
+from jumiks.cli.framing import LENGTH, TooLong, read_messages, write_messages
 
 
 @pytest.mark.parametrize("framing", [b"\n", b"\0", LENGTH])
@@ -82,7 +81,8 @@ TOO_LARGE = [
         b"x" * 1025 + b"\nend\n",
         (
             "line 3 is larger than the largest message, 1024 bytes: give --max-message a larger "
-            "size, or --null or --length-prefixed if newlines do not end the messages"
+            "size, say --too-long skip or cut, or --null or --length-prefixed if newlines do not "
+            "end the messages"
         ),
     ),
     (
@@ -91,7 +91,7 @@ TOO_LARGE = [
         b"x" * 1025,
         (
             "message 3 is larger than the largest message, 1024 bytes: give --max-message a larger "
-            "size, or leave out --null if newlines end the messages"
+            "size, say --too-long skip or cut, or leave out --null if newlines end the messages"
         ),
     ),
     (
@@ -100,8 +100,8 @@ TOO_LARGE = [
         b"text",  # read as a length
         (
             "message 3 has a length of 1954047348 bytes, and is larger than the largest message, "
-            "1024 bytes: give --max-message a larger size, or leave out --length-prefixed if no "
-            "length stands before each message"
+            "1024 bytes: give --max-message a larger size, say --too-long skip or cut, or leave "
+            "out --length-prefixed if no length stands before each message"
         ),
     ),
 ]
@@ -143,30 +143,85 @@ def test_each_message_of_the_largest_size_passes_and_none_beyond(
     assert found == messages[:5]
 
 
+@pytest.mark.parametrize("framing", [b"\n", b"\0", LENGTH])
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
+@pytest.mark.parametrize("too_long", ["skip", "cut"])
+def test_what_is_too_long_is_skipped_or_cut_and_told(
+    framing: bytes | str,
+    chunk: int,
+    too_long: TooLong,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("jumiks.cli.framing.CHUNK", chunk)
+    messages = [b"", b"x" * 9, b"y" * 11, b"z" * 10, b"w" * 300, b"", b"v" * 12]
+    file = tmp_path / "stream"
+    with file.open("wb") as stream:
+        write_messages(stream.fileno(), framing, messages)
+    told: list[str] = []
+    with file.open("rb") as stream:
+        parts = list(read_messages(stream.fileno(), framing, 10, too_long, told.append))
+    found = [each for part in parts for each in part]
+    if too_long == "cut":
+        assert found == [each[:10] for each in messages]
+    else:
+        assert found == [each for each in messages if len(each) <= 10]
+    what, done = "line" if framing == b"\n" else "message", {"cut": "cut"}.get(too_long, "skipped")
+    assert told == [
+        f"{what} {number} is {done}: it has {size} bytes, and the largest message 10"
+        for number, size in ((3, 11), (5, 300), (7, 12))
+    ]
+
+
+def test_a_line_without_end_that_is_cut_is_not_gathered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "stream"
+    file.write_bytes(b"x" * 50_000_000)
+    monkeypatch.setattr("jumiks.cli.framing.CHUNK", 1 << 20)
+    tracemalloc.start()
+    with file.open("rb") as stream:
+        assert [*read_messages(stream.fileno(), b"\n", 1000, "cut")] == [[b"x" * 1000]]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10 << 20
+
+
 @pytest.mark.parametrize("framing", [b"\n", LENGTH])
-def test_a_long_message_is_looked_through_once(
+def test_a_long_message_is_copied_once(
     framing: bytes | str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    sizes = []
+    sizes: list[int] = []
+    add = framings._Messages._add
 
-    def counted(split: Split) -> Split:
-        def count(data: bytes) -> tuple[list[bytes], bytes]:
-            sizes.append(len(data))
-            return split(data)
+    def counted(self: framings._Messages, part: bytes) -> None:
+        sizes.append(len(part))
+        add(self, part)
 
-        return count
-
-    by_end = framings._by_end
     monkeypatch.setattr(framings, "CHUNK", 100)
-    monkeypatch.setattr(framings, "_by_length", counted(framings._by_length))
-    monkeypatch.setattr(framings, "_by_end", lambda end: counted(by_end(end)))
+    monkeypatch.setattr(framings._Messages, "_add", counted)
     file = tmp_path / "stream"
     with file.open("wb") as stream:
         write_messages(stream.fileno(), framing, [b"x" * 50_000, b"end"])
     with file.open("rb") as source:
         parts = list(read_messages(source.fileno(), framing, 50_000))
     assert [message for part in parts for message in part] == [b"x" * 50_000, b"end"]
-    assert sum(sizes) < 2 * 50_000
+    assert 50_000 <= sum(sizes) <= 50_003
+
+
+@pytest.mark.parametrize(("too_long", "line"), [("skip", b"b"), ("cut", b"xxxx")])
+def test_serve_goes_on_after_a_line_that_is_too_long(
+    address: str, too_long: str, line: bytes
+) -> None:
+    with command(
+        "serve", address, "--max-message", 4, "--too-long", too_long, "--wait", 1
+    ) as serve:
+        wait_until(lambda: listens_at(address))
+        with Client(address) as client:
+            told = {"skip": "skipped", "cut": "cut"}[too_long]
+            words = f"jumiks: line 2 is {told}: it has 5 bytes, and the largest message 4\n"
+            assert finish(serve, b"a\nxxxxx\nb\n") == (0, b"", words)
+            assert [client.receive(DEADLINE), client.receive(DEADLINE)] == [b"a", line]
 
 
 @pytest.mark.parametrize("size", ["8388608", "8192k", "8M"])
@@ -182,4 +237,4 @@ def test_serve_takes_messages_as_large_as_it_is_told(address: str, size: str) ->
 def test_serve_refuses_a_largest_message_that_no_server_has(address: str) -> None:
     status, _, errors = run("serve", address, "--max-message", "5G")
     assert status == 2
-    assert "--max-message: 5368709120: it must be from 1 to 4294967231 bytes\n" in errors
+    assert "--max-message: '5G': it must be from 1 to 4294967231 bytes\n" in errors

@@ -3,14 +3,16 @@
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from support.api import FOREIGN_ENVIRONMENT
+from support.api import FOREIGN_ENVIRONMENT, sockaddr
 from support.base import DEADLINE
-from support.command import JUMIKS, PIPE, command, finish, run
+from support.command import JUMIKS, command, finish, run
 from support.servers import Server
 
 from jumiks.cli import main
@@ -94,6 +96,11 @@ completions = pytest.mark.parametrize(
         (("jumiks", "completion", "z"), {"zsh"}),
         (("jumiks", "bridge", "st"), {"status"}),
         (("jumiks", "bridge", "out", "--max-b"), {"--max-bytes"}),
+        (("jumiks", "listen", "--delivery", "f"), {"framed"}),
+        # An address may be a file; the value of an option is none, unless it says so.
+        (("jumiks", "listen", "a-f"), {"a-file"}),
+        (("jumiks", "serve", "@x", "--max-lag", "a-f"), set()),
+        (("jumiks", "bridge", "status", "--creds", "a-f"), {"a-file"}),
     ],
 )
 
@@ -103,7 +110,8 @@ def has(shell: str) -> pytest.MarkDecorator:
 
 
 def shell_says(shell: str, script: str, folder: Path) -> set[str]:
-    """The words that a script prints, in an empty folder."""
+    """The words that a script prints, in a folder with one file."""
+    (folder / "a-file").touch()
     done = subprocess.run(
         [shell, "/dev/stdin"],
         input=script,
@@ -155,17 +163,44 @@ def test_fish_completes(words: Sequence[str], found: set[str], tmp_path: Path) -
     assert shell_says("fish", script, tmp_path) == found
 
 
-def test_bash_completes_the_addresses_that_are_served(address: str, tmp_path: Path) -> None:
-    script = f"""
-    eval "$({IN_SHELL} completion bash)"
-    COMP_WORDS=(jumiks listen '{address[:-2]}'); COMP_CWORD=2
-    _jumiks; printf '%s\\n' "${{COMPREPLY[@]}}"
-    """
-    with Server(address):
-        done = subprocess.run(
-            ["bash", "-c", script], stdout=PIPE, text=True, check=True, cwd=tmp_path
-        )
-    assert done.stdout.split() == [address]
+@pytest.mark.parametrize(
+    "shell", [pytest.param(each, marks=has(each)) for each in ("bash", "fish")]
+)
+def test_the_addresses_that_are_served_are_completed(
+    shell: str, address: str, tmp_path: Path
+) -> None:
+    words = ("jumiks", "listen", address[:-2])
+    script = f'eval "$({IN_SHELL} completion bash)"' + ask_as_bash_does(words)
+    if shell == "fish":
+        script = f"{IN_SHELL} completion fish | source; complete -C '{' '.join(words)}'"
+    with Server(address), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(sockaddr(f"{address}-other"))  # not ours
+        other.listen()
+        assert shell_says(shell, script, tmp_path) == {address}
+
+
+@pytest.mark.parametrize("name", ["", "bridge", *commands()])
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_help_fits_the_terminal_and_80_columns(
+    name: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as caught:
+        main([*name.split(), "--help"])
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= max(80, min(columns, 80))
+    examples = [number for number, line in enumerate(lines) if line == "example:"]
+    options = [number for number, line in enumerate(lines) if line == "options:"]
+    assert name == "bridge" or examples < options
+
+
+def test_the_version_is_asked_for_in_two_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("-v", "--version"):
+        with pytest.raises(SystemExit) as caught:
+            main([word])
+        assert caught.value.code == 0
+        assert capsys.readouterr().out == f"jumiks {version('jumiks')}\n"
 
 
 @pytest.mark.parametrize("shell", ["fish", "zsh"])

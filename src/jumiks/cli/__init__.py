@@ -17,6 +17,7 @@ from jumiks.errors import AddressInUse, ConnectionEnded, JumiksError, Lagged, Re
 
 from .parser import make_parser
 from .streams import prepare_streams, say
+from .usage import Parser, UsageError
 
 __all__ = ["main"]
 
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except UsageError as error:
+        parser: Parser = options.parser
+        parser.error(str(error))
     except (Refused, ConnectionRefusedError, FileNotFoundError, AddressInUse) as error:
         _say(error)
         return NOT_THERE

@@ -20,6 +20,7 @@ from jumiks.errors import JumiksError
 from jumiks.systemd import notify
 
 from .status import age, short, table
+from .usage import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +62,7 @@ def _outbound(options: argparse.Namespace) -> Outbound:
     if options.create:
         create = Create(max_bytes=options.max_bytes or 0, replicas=options.replicas or 1)
     elif options.max_bytes or options.replicas:
-        raise ValueError("--max-bytes and --replicas say how to make a stream: give --create too")
+        raise UsageError("--max-bytes and --replicas say how to make a stream: give --create too")
     return Outbound(
         options.address,
         options.url,

@@ -8,11 +8,12 @@ both would be needed at run time.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Final
 
-from .parser import EXAMPLES, make_parser
+from .parser import COMMANDS, EXAMPLES, make_parser
 
 __all__ = ["run"]
 
@@ -81,7 +82,7 @@ def _signature(action: argparse.Action) -> str:
 def _command_lines(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     usage = parser.format_usage().removeprefix("usage: ").split()
     yield f".SS {_roff(' '.join(usage))}"
-    yield _roff(parser.description or "")
+    yield _roff(COMMANDS[name].long)
     for action in _arguments(parser):
         yield ".TP"
         yield f".B {_roff(_signature(action))}"
@@ -119,12 +120,17 @@ def _words(parser: argparse.ArgumentParser) -> list[str]:
     return [name for each in parser._actions for name in each.option_strings]
 
 
-def _values() -> Iterator[tuple[str, str, Sequence[str]]]:
+def _values() -> Iterator[tuple[str, str, argparse.Action]]:
+    """Yield the options of each command that take a value."""
     for name, parser in commands().items():
         for action in _arguments(parser):
             for option in action.option_strings:
-                if action.choices:
-                    yield name, option, [str(each) for each in action.choices]
+                if action.nargs != 0:
+                    yield name, option, action
+
+
+def _choices(action: argparse.Action) -> str:
+    return " ".join(str(each) for each in action.choices or ())
 
 
 def _positional(parser: argparse.ArgumentParser) -> list[str]:
@@ -137,25 +143,40 @@ def _positional(parser: argparse.ArgumentParser) -> list[str]:
     ]
 
 
+def _takes_address(parser: argparse.ArgumentParser) -> bool:
+    return any(each.dest == "address" for each in _arguments(parser))
+
+
+ADDRESSES: Final = (
+    'awk \'$5 == "0005" && $4 == "00010000" && $8 ~ /^@/ { print $8 }\' /proc/net/unix'
+)
+"""Prints abstract addresses that are listened at, by sockets of our type (proc_pid_net(5))."""
+
+
+def _bash_values() -> str:
+    return "\n".join(
+        f'        "{name}:{option}") words="{_choices(action)}" where='
+        f"{' files=yes' if action.metavar == 'FILE' else ''} ;;"
+        for name, option, action in _values()
+    )
+
+
 def _bash() -> str:
     begins = _begins()
     cases = "\n".join(
-        f'        "{name}") words="{" ".join([*_words(parser), *_positional(parser)])}" ;;'
+        f'        "{name}") words="{" ".join([*_words(parser), *_positional(parser)])}"'
+        f"{' where=yes' if _takes_address(parser) else ''} ;;"
         for name, parser in commands().items()
     )
-    groups = {name: words for name, words in begins.items() if words}
     inner = "\n".join(
         f'        {name}) command="{name} ${{COMP_WORDS[2]}}"; '
         f'[ "$COMP_CWORD" -ne 2 ] || words="{" ".join(words)}" ;;'
-        for name, words in groups.items()
-    )
-    values = "\n".join(
-        f'        "{name}:{option}") words="{" ".join(choices)}" ;;'
-        for name, option, choices in _values()
+        for name, words in begins.items()
+        if words
     )
     return f"""# bash completion for jumiks
 _jumiks() {{
-    local current="${{COMP_WORDS[COMP_CWORD]}}" words=""
+    local current="${{COMP_WORDS[COMP_CWORD]}}" words="" where="" files=""
     if [ "$COMP_CWORD" -eq 1 ]; then
         COMPREPLY=($(compgen -W "{" ".join(begins)} --help --version" -- "$current"))
         return
@@ -168,13 +189,15 @@ _jumiks() {{
 {cases}
     esac
     case "$command:${{COMP_WORDS[COMP_CWORD - 1]}}" in
-{values}
+{_bash_values()}
     esac
     # An abstract address, as the kernel lists them, or a path.
-    if [[ $current == @* ]]; then
-        words="$(awk '$8 ~ /^@/ && $4 == "00010000" {{ print $8 }}' /proc/net/unix)"
+    if [ -n "$where" ] && [[ $current != -* ]]; then
+        words="$({ADDRESSES})"
+        files=yes
     fi
-    COMPREPLY=($(compgen -W "$words" -- "$current") $(compgen -f -- "$current"))
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+    [ -z "$files" ] || COMPREPLY+=($(compgen -f -- "$current"))
 }}
 complete -F _jumiks jumiks
 """
@@ -201,10 +224,14 @@ def _fish() -> str:
                 for option in action.option_strings
             )
             if flags:
-                more = f" -x -a '{' '.join(map(str, action.choices))}'" if action.choices else ""
-                lines.append(f"{inside} {flags}{more}")
+                value = " -r -F" if action.metavar == "FILE" else " -x"
+                more = f" -a '{_choices(action)}'" if action.choices else ""
+                lines.append(f"{inside} {flags}{value if action.nargs != 0 else ''}{more}")
         if words := _positional(parser):
             lines.append(f"{inside} -a '{' '.join(words)}'")
+        if _takes_address(parser):
+            served = re.sub(r'(["$])', r"\\\1", ADDRESSES)
+            lines.append(f'{inside} -F -a "({served})"')
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import textwrap
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
@@ -12,11 +14,14 @@ from importlib import import_module
 from math import inf
 from typing import Any, Final, NamedTuple, get_args
 
+from jumiks._client.link import Delivery
 from jumiks._options import AsyncClientOptions, Options, ServerOptions, about, help_of
 from jumiks._server.lag import OnLag
+from jumiks._wire.address import parse_address
 
-from .framing import LENGTH
+from .framing import LENGTH, TooLong
 from .streams import check_output
+from .usage import WIDTH, Parser, Size, has_unit, size_text
 
 __all__ = ["make_parser"]
 
@@ -51,12 +56,13 @@ def _wrong(text: str, what: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"{text!r}: it must be {what}")
 
 
-def _number(text: str, above: bool) -> float:
+def _number(text: str, above: bool, or_none: bool = False) -> float:
     with suppress(ValueError):
         value = float(text)
         if 0 <= value < inf and not (above and value == 0):
             return value
-    raise _wrong(text, f"a number of seconds, {'above 0' if above else '0 or more'}")
+    what = f"a number of seconds, {'above 0' if above else '0 or more'}"
+    raise _wrong(text, what + ", or 'none' for no limit" * or_none)
 
 
 def _positive(text: str) -> float:
@@ -102,21 +108,32 @@ class Keep(NamedTuple):
     bytes: int = 0
 
 
-def _unit(text: str) -> int:
-    return "KMG".find(text[-1:].upper()) + 1 if text else 0
-
-
-def _size(text: str, what: str = "a number of bytes, with a unit (K, M, G) or without") -> int:
-    unit = _unit(text)
-    with suppress(ValueError):
-        if (value := int(text[:-1] if unit else text)) >= 1:
-            return value << 10 * unit
-    raise _wrong(text, what)
+def _size(text: str, what: str = "a number of bytes, with a unit (K, M, G) or without") -> Size:
+    try:
+        return Size.of(text)
+    except ValueError:
+        raise _wrong(text, what) from None
 
 
 def _keep(text: str) -> Keep:
     value = _size(text, "a number of messages, or a number of bytes with a unit: K, M or G")
-    return Keep(bytes=value) if _unit(text) else Keep(messages=value)
+    return Keep(bytes=value) if has_unit(text) else Keep(messages=value)
+
+
+def _patience(text: str) -> float | None:
+    return None if text == "none" else _number(text, above=False, or_none=True)
+
+
+def _where(text: str) -> str:
+    try:
+        parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _where_to_serve(text: str) -> str:
+    return text if text == "systemd" else _where(text)
 
 
 def _group(text: str) -> str | int:
@@ -153,7 +170,12 @@ def _from_table(
             about(one).check(name, value)
         except (TypeError, ValueError) as error:
             # argparse says which option; None cannot be given here.
-            words = str(error).removeprefix(f"{name}=").partition("; None is")[0]
+            words = str(error).partition("; None is")[0]
+            words = words.replace(f"{name}={value}", repr(text), 1).removeprefix(f"{name}=")
+            if isinstance(value, Size):
+                words = re.sub(
+                    r"\b\d{4,}(?=[^']*$)", lambda number: size_text(int(number[0])), words
+                )
             raise argparse.ArgumentTypeError(words) from None
         return value
 
@@ -187,20 +209,12 @@ def _framing(parser: argparse.ArgumentParser) -> None:
 
 
 def _address(parser: argparse.ArgumentParser, **more: str) -> None:
-    parser.add_argument("address", metavar="ADDRESS", help="@name, or a path", **more)  # type: ignore[arg-type]
+    parser.add_argument("address", type=_where, metavar="ADDRESS", help="@name, or a path", **more)  # type: ignore[arg-type]
 
 
-def _serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "address",
-        metavar="ADDRESS",
-        help="@name, a path, or 'systemd' for the socket that systemd has passed",
-    )
-    _framing(parser)
+def _serve_log(parser: argparse.ArgumentParser) -> None:
     option = partial(_from_table, parser, ServerOptions)
-    option("max_lag", _integer, metavar="N")
-    option("on_lag", choices=get_args(OnLag))
-    option("mode", _mode, metavar="MODE")
+    option("log_size", _size, metavar="N[K|M|G]")
     parser.add_argument(
         "--keep",
         type=_keep,
@@ -209,6 +223,29 @@ def _serve(parser: argparse.ArgumentParser) -> None:
         help=help_of(ServerOptions, "keep"),
     )
     option("max_message", _size, metavar="N[K|M|G]")
+    parser.add_argument(
+        "--too-long",
+        choices=get_args(TooLong),
+        default="fail",
+        help="what to do with a message that is larger: end there (the default), skip it, or cut "
+        "it; what is skipped or cut is told with its line number",
+    )
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "address",
+        type=_where_to_serve,
+        metavar="ADDRESS",
+        help="@name, a path, or 'systemd' for the socket that systemd has passed",
+    )
+    _framing(parser)
+    option = partial(_from_table, parser, ServerOptions)
+    option("max_lag", _integer, metavar="N")
+    option("on_lag", choices=get_args(OnLag))
+    option("patience", _patience, metavar="SECONDS|none")
+    _serve_log(parser)
+    option("mode", _mode, metavar="MODE")
     option("group", _group, metavar="GROUP")
     parser.add_argument("--anyone", action="store_true", help=help_of(ServerOptions, "allow"))
     parser.add_argument(
@@ -233,6 +270,7 @@ def _listen(parser: argparse.ArgumentParser) -> None:
     option("start", _start, flag="--from", metavar="oldest|now|ID")
     parser.add_argument("--count", type=_count, metavar="N", help="end after N messages")
     option("wait", _seconds, metavar="SECONDS")
+    option("delivery", choices=get_args(Delivery))
     option("reconnect", action="store_true")
     parser.add_argument(
         "--json",
@@ -331,7 +369,9 @@ def _records(parser: argparse.ArgumentParser) -> None:
 
 
 def _bridge_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", metavar="SOURCE", help="the feed's address: @name, or a path")
+    parser.add_argument(
+        "address", type=_where, metavar="SOURCE", help="the feed's address: @name, or a path"
+    )
     _url(parser)
     parser.add_argument(
         "--subject", metavar="S", help="subject of the records (NATS; default: the stream's)"
@@ -359,7 +399,9 @@ def _bridge_out(parser: argparse.ArgumentParser) -> None:
 
 def _bridge_in(parser: argparse.ArgumentParser) -> None:
     _url(parser)
-    parser.add_argument("address", metavar="ADDRESS", help="where to serve: @name, or a path")
+    parser.add_argument(
+        "address", type=_where, metavar="ADDRESS", help="where to serve: @name, or a path"
+    )
     parser.add_argument(
         "--history",
         type=_size,
@@ -395,6 +437,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "address",
         nargs="?",
+        type=_where,
         metavar="ADDRESS",
         help="count the messages of this server, for the given time",
     )
@@ -506,12 +549,18 @@ class _ShowVersion(argparse.Action):
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; what it returns has `run`, to be called with it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="jumiks",
-        description="One-to-many messaging for processes on one Linux machine.",
-        allow_abbrev=False,
+        description=_described(
+            "One-to-many messaging for processes on one Linux machine: one serves, any number "
+            "listen.",
+            "jumiks serve @log < lines & jumiks listen @log --wait 5",
+        ),
+        epilog="'jumiks COMMAND --help' has more. The exit statuses are in 'jumiks man'.",
     )
-    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "-v", "--version", action=_ShowVersion, nargs=0, help="show the version and exit"
+    )
     commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
     groups: dict[str, Any] = {}
     for name, command in COMMANDS.items():
@@ -520,13 +569,12 @@ def make_parser() -> argparse.ArgumentParser:
             above = commands.add_parser(group, help=GROUPS[group], description=GROUPS[group])
             groups[group] = above.add_subparsers(dest=group, metavar="COMMAND", required=True)
         one = (groups[group] if group else commands).add_parser(
-            own,
-            help=command.short,
-            description=command.long,
-            epilog=f"example:\n  {EXAMPLES[name]}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            own, help=command.short, description=_described(command.long, EXAMPLES[name])
         )
         command.fill(one)
-        one.set_defaults(run=_later(command.module))
+        one.set_defaults(run=_later(command.module), parser=one)
     return parser
+
+
+def _described(text: str, example: str) -> str:
+    return f"{textwrap.fill(text, WIDTH - 2)}\n\nexample:\n  {example}"

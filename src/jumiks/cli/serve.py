@@ -13,6 +13,7 @@ from jumiks.systemd import listen_socket, notify
 
 from .framing import read_messages
 from .streams import say, standard_input
+from .usage import Size, UsageError
 
 __all__ = ["run"]
 
@@ -33,7 +34,10 @@ def run(options: argparse.Namespace) -> int:
         notify("READY=1")
         if options.wait:
             server.wait_for_clients(options.wait)
-        for messages in read_messages(descriptor, options.framing, server.max_message):
+        largest = server.max_message
+        for messages in read_messages(
+            descriptor, options.framing, largest, options.too_long, tell=say
+        ):
             server.publish_many(messages)
         _say_if_nobody_heard(server)
     except BaseException:
@@ -57,14 +61,39 @@ def _say_if_nobody_heard(server: Server) -> None:
         )
 
 
+def _log_size(options: argparse.Namespace) -> int:
+    # What is too much is told in the words that were typed, and with the option that has to change.
+    keep: Size = options.keep.bytes
+    largest: Size | None = options.max_message
+    if not isinstance(options.log_size, Size):  # it was not given
+        return max(LOG_SIZE, 2 * keep, min(4 * (largest or 0), MOST_LOG_SIZE))
+    size: Size = options.log_size
+    room = 1 << (size - 1).bit_length()  # as the server rounds it
+    if 2 * keep > room:
+        raise UsageError(
+            f"--keep {keep.text}: at most half of --log-size {size.text} is kept, as clients need "
+            "room too: give a smaller --keep or a larger --log-size"
+        )
+    if largest is not None and 4 * largest > room:
+        raise UsageError(
+            f"--max-message {largest.text}: it is at most a quarter of --log-size {size.text}: "
+            "give a smaller --max-message or a larger --log-size"
+        )
+    return size
+
+
 def _make(options: argparse.Namespace) -> Server:
-    # The server judges what is too much, and names the option for it.
-    room = min(4 * (options.max_message or 0), MOST_LOG_SIZE)
+    if options.address.startswith("@") and (options.mode is not None or options.group is not None):
+        raise UsageError(
+            f"--mode and --group are for the file that a path makes, and {options.address!r} makes "
+            "none: give a path, or --anyone"
+        )
     return Server(
         listen_socket() if options.address == "systemd" else options.address,
         max_lag=options.max_lag,
         on_lag=options.on_lag,
-        log_size=max(LOG_SIZE, 2 * options.keep.bytes, room),
+        patience=options.patience,
+        log_size=_log_size(options),
         keep=options.keep.messages,
         keep_bytes=options.keep.bytes,
         max_message=options.max_message,
