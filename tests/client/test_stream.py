@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stream below both clients: what it takes, hands out and acks, without a wait."""
 
+import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import pytest
+from support import reference
+from support.api import Task, sleeps_in
 from support.base import DEADLINE, DELIVERIES, wait_until
+from support.reference import Message
 from support.servers import Server
+from support.wire import listening, one_connection
 
-from jumiks import Batch, ConnectionLost, Delivery
+from jumiks import Batch, Client, ConnectionLost, Delivery
 from jumiks._client.connecting import in_thread
 from jumiks._client.stream import NOTHING_YET, Stream
 from jumiks._options import AsyncClientOptions
@@ -102,3 +109,49 @@ def test_without_a_way_back_the_ending_is_raised(address: str) -> None:
             stream.way_back(ending)
         assert caught.value is ending
         assert stream.way is None
+
+
+@pytest.mark.parametrize("delivery", ["framed", "classic"])
+def test_a_slow_loop_acks_after_ten_milliseconds(
+    address: str, monkeypatch: pytest.MonkeyPatch, delivery: Delivery
+) -> None:
+    now = time.monotonic()
+    with Server(address) as server, Client(address, delivery=delivery) as client:
+        server.publish_many(MESSAGES)
+        wait_until(lambda: server.clients()[0].sent_id == LAST)
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        messages = iter(client)
+        next(messages)
+        now += 0.0099
+        next(messages)
+        assert not client._stream.is_acked(FIRST_ID)
+        now += 0.0002
+        next(messages)
+        assert client._stream.is_acked(FIRST_ID + 1)
+
+
+def test_an_ack_waits_for_a_socket_that_is_full(address: str) -> None:
+    # More acks than a socket takes, to a server that reads none of them at first.
+    count, read = 2000, threading.Event()
+    acks: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        connection.send(reference.encode_classic_hello())
+        connection.recv(4096)
+        for number in range(count):
+            connection.send(reference.encode_classic(Message(FIRST_ID + number, b"")))
+        assert read.wait(DEADLINE)
+        connection.settimeout(3)
+        with suppress(TimeoutError):
+            while len(acks) < count:
+                acks.append(connection.recv(16))
+
+    with listening(address) as listener, one_connection(listener, serve):
+        with Client(address) as client:
+            for _ in range(count):
+                client.receive(DEADLINE)
+            task = Task(client.ack)
+            wait_until(lambda: task.done or sleeps_in(task.thread, "ack"))
+            read.set()
+            task.result()
+            wait_until(lambda: len(acks) == count)

@@ -2,11 +2,14 @@
 """What a callback may do in the control thread: anything but wait for clients there."""
 
 import logging
+import threading
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
+from support.api import Task
 from support.base import DEADLINE, wait_until
 from support.servers import Server
 from support.wire import FIRST_ID, raw_client
@@ -124,3 +127,52 @@ def test_a_logging_handler_that_publishes_does_not_stop_the_control_thread(addre
             log.removeHandler(handler)
             log.setLevel(level)
     assert ADVICE in raised[0]
+
+
+WAITS: dict[str, Callable[[Server], object]] = {
+    "wait_for_clients": lambda server: server.wait_for_clients(2),
+    "publish": lambda server: server.publish(b"x"),
+    "drain": lambda server: server.drain(),
+    "reserve": lambda server: server.reserve(8).__enter__(),
+}
+
+
+def let_look_once_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have waiters look when the thread was told to end, as they may, and sleep again by then."""
+    control = server._control
+    close = control.close
+
+    def slowly(handle: Any) -> None:
+        close(handle)
+        wait_until(lambda: all(each.locked() for each in control.changes._waiters))
+
+    monkeypatch.setattr(control, "close", slowly)
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS.keys())
+def test_a_close_ends_each_wait_though_a_callback_is_not_through(
+    address: str, wait: Callable[[Server], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The control thread stands still, so it is the close itself that has to end the wait.
+    called, through = threading.Event(), threading.Event()
+
+    def callback(*_: object) -> None:
+        called.set()
+        through.wait()
+
+    options = {"on_lag": "block", "max_lag": 1}
+    with Server(address, on_connect=callback, **options) as server:  # type: ignore[arg-type]
+        with raw_client(server, address):
+            assert called.wait(DEADLINE)
+            server.publish(b"x")
+            waiter = Task(lambda: wait(server))
+            waiter.sleeps_in("<lambda>")
+            let_look_once_more(server, monkeypatch)
+            closer = Task(server.close)
+            try:
+                with pytest.raises(Closed):
+                    waiter.result()
+                assert not closer.done
+            finally:
+                through.set()
+            closer.result()

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import select
 import socket
 import struct
 import subprocess
@@ -37,7 +38,7 @@ from jumiks import (
     Timeout,
 )
 from jumiks._server.control import Control
-from jumiks._server.monitors import MOST
+from jumiks._server.monitors import MOST, Monitors
 from jumiks._wire.handshake import FIRST_ID, Capability, Status
 from jumiks._wire.status import parse_status
 from jumiks.cli.status import Sample, report
@@ -234,6 +235,43 @@ def test_an_answer_costs_what_it_takes_of_a_processor(
         first.status()
         with nullcontext() if answered else pytest.raises(Timeout, match="no status within"):
             second.status()
+
+
+@pytest.mark.parametrize(
+    ("took", "pause"), [(0.0, 0.02), (0.001, 0.02), (0.01, 0.19), (0.1, 1.9), (2.0, 38.0)]
+)
+def test_monitors_get_a_twentieth_of_the_control_thread(
+    monkeypatch: pytest.MonkeyPatch, took: float, pause: float
+) -> None:
+    now, used = 1000.0, 7.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "thread_time", lambda: used)
+
+    def status() -> Iterator[str]:
+        nonlocal used
+        used += took
+        yield "{}"
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, select.epoll() as epoll:
+        ours.setblocking(False)
+        epoll.register(ours.fileno(), select.EPOLLIN)
+        monitors = Monitors(None, epoll, status)
+        monitors.add(ours, Peer.of(ours), 1 << 15)
+        theirs.send(ASK)
+        monitors.handle(ours.fileno(), select.EPOLLIN)
+        assert read_answer(theirs)
+        theirs.send(ASK)
+        monitors.handle(ours.fileno(), select.EPOLLIN)
+        assert monitors.deadline == pytest.approx(1000 + pause)
+        now += pause - 1e-6
+        monitors.expire(now)
+        assert len(list(monitors._waiting())) == 1
+        now += 2e-6
+        monitors.expire(now)
+        assert list(monitors._waiting()) == []
+        assert read_answer(theirs)
+        monitors.close()
 
 
 def test_a_monitor_that_asks_without_end_keeps_no_other_from_an_answer(
