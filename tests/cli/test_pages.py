@@ -71,6 +71,7 @@ def test_the_manual_page_has_all_commands_options_and_exit_statuses(
         assert f".B {status}\n" in page
 
 
+@pytest.mark.no_core
 @pytest.mark.skipif(shutil.which("man") is None, reason="there is no man to format it")
 def test_the_manual_page_is_sound_roff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["man"])
@@ -132,6 +133,7 @@ def ask_as_bash_does(words: Sequence[str]) -> str:
     """
 
 
+@pytest.mark.no_core
 @has("bash")
 @completions
 def test_bash_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
@@ -139,6 +141,7 @@ def test_bash_completes(words: Sequence[str], found: set[str], tmp_path: Path) -
     assert shell_says("bash", script + ask_as_bash_does(words), tmp_path) == found
 
 
+@pytest.mark.no_core
 @has("zsh")
 @completions
 def test_zsh_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
@@ -153,6 +156,7 @@ def test_zsh_completes(words: Sequence[str], found: set[str], tmp_path: Path) ->
     assert {word for word in said if word.startswith(words[-1])} == found
 
 
+@pytest.mark.no_core
 @has("fish")
 @completions
 def test_fish_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
@@ -163,6 +167,7 @@ def test_fish_completes(words: Sequence[str], found: set[str], tmp_path: Path) -
     assert shell_says("fish", script, tmp_path) == found
 
 
+@pytest.mark.no_core
 @pytest.mark.parametrize(
     "shell", [pytest.param(each, marks=has(each)) for each in ("bash", "fish")]
 )
@@ -203,6 +208,7 @@ def test_the_version_is_asked_for_in_two_ways(capsys: pytest.CaptureFixture[str]
         assert capsys.readouterr().out == f"jumiks {version('jumiks')}\n"
 
 
+@pytest.mark.no_core
 @pytest.mark.parametrize("shell", ["fish", "zsh"])
 def test_the_other_shells_have_all_words(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["completion", shell])

@@ -9,6 +9,8 @@ import pytest
 from support.base import ROOT
 from support.c import Build, run
 
+pytestmark = pytest.mark.no_core  # the C targets are built with sanitizers anyway
+
 FUZZ = ROOT / "tests" / "fuzz"
 CORPUS = FUZZ / "corpus"
 TARGETS = sorted(path.stem.removeprefix("fuzz_") for path in FUZZ.glob("fuzz_*.c"))

@@ -10,6 +10,8 @@ from typing import NamedTuple, Self, TypeAlias
 import pytest
 from support.base import ROOT
 
+pytestmark = pytest.mark.no_core
+
 DOC = (ROOT / "docs/security.md").read_text("utf-8")
 TRIES = DOC.partition("## What a peer can try")[2]
 ROWS = [
