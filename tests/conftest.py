@@ -61,12 +61,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if USE_UVLOOP:
         for item in items:
             item.add_marker(needs("uvloop"))
-    if not config.getoption("--not-again"):
-        return
-    names = set(config.cache.get(NOTES, []))
-    again = [item for item in items if item.nodeid not in names]
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in names])
-    items[:] = again
+    names = set(config.cache.get(NOTES, [])) if config.getoption("--not-again") else set()
+    left_out = {
+        item
+        for item in items
+        if item.nodeid in names or (not SHARE_LOG and item.get_closest_marker("only_shared"))
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -402,7 +402,7 @@ def test_views_hold_nothing_back_once_they_are_handled(run: Run, address: str, w
     run(main)
 
 
-@pytest.mark.skipif(BEST != "shared", reason="what was sent cannot be given up")
+@pytest.mark.only_shared  # what was sent cannot be given up
 def test_what_the_server_gave_up_while_it_was_there_is_a_gap_and_no_timeout(
     run: Run, address: str
 ) -> None:

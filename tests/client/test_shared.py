@@ -17,7 +17,7 @@ import pytest
 from cffi import FFI
 from support import reference
 from support.api import Task, read_to_end, run_script, script_process
-from support.base import DEADLINE, DELIVERIES, SHARE_LOG, wait_until
+from support.base import DEADLINE, DELIVERIES, wait_until
 from support.reference import Frame, Message
 from support.servers import Server
 from support.shared import (
@@ -42,7 +42,7 @@ from jumiks import (
 )
 from jumiks._server.lag import OnLag
 
-pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
+pytestmark = pytest.mark.only_shared
 
 SMALL = 1 << 16
 """Bytes of the smallest log."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import reference
 from support.api import Task, read_to_end
-from support.base import DEADLINE, GUARDED, SHARE_LOG, wait_until
+from support.base import DEADLINE, GUARDED, wait_until
 from support.reference import BYE, CRITICAL, DATA, Frame, Welcome
 from support.rights import is_held, pipe, send_descriptor
 from support.shared import (
@@ -45,7 +45,7 @@ from jumiks import (
     Timeout,
 )
 
-pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
+pytestmark = pytest.mark.only_shared
 
 
 def written(frame: bytes, head: int | None = None) -> Callable[[HandMadeLog], object]:

@@ -10,11 +10,11 @@ from pathlib import Path
 import peers
 import pytest
 from support.api import Task, script_process
-from support.base import DEADLINE, ROOT, SHARE_LOG
+from support.base import DEADLINE, ROOT
 from support.servers import Server
 from support.wire import FIRST_ID
 
-pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
+pytestmark = pytest.mark.only_shared
 
 EXAMPLES = ROOT / "examples"
 SMALL = 1 << 16

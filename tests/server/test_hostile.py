@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import reference
-from support.base import DEADLINE, GUARDED, SHARE_LOG, descriptors, wait_until
+from support.base import DEADLINE, GUARDED, descriptors, wait_until
 from support.hostile import ends
 from support.reference import (
     Message,
@@ -270,7 +270,7 @@ def test_acks_that_tell_nothing_new_are_read_at_a_bounded_pace(address: str, fra
         assert not harassed.ends  # to repeat an ack is no error
 
 
-@pytest.mark.skipif(not SHARE_LOG, reason="the log is not shared in this run")
+@pytest.mark.only_shared
 def test_idle_acks_of_one_that_shares_the_log_are_read_at_a_bounded_pace(address: str) -> None:
     with Harassed(address) as harassed, HandMadeClient(address) as client:
         harassed.publish()

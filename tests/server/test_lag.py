@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, suppress
 
 import pytest
-from support.base import DEADLINE, SHARE_LOG, wait_until
+from support.base import DEADLINE, wait_until
 from support.lag import (
     LOG,
     PATIENCE,
@@ -506,7 +506,7 @@ def test_the_clock_of_a_client_starts_when_it_is_in_the_way(address: str) -> Non
             assert_cuts(server, False)  # because of both, and the other's last ack is an old one
 
 
-@pytest.mark.skipif(not SHARE_LOG, reason="it is asked in the shared log's cursor page")
+@pytest.mark.only_shared
 @pytest.mark.parametrize(("on_lag", "asked"), [("block", [True, False]), ("skip", [False, True])])
 def test_the_client_that_sets_the_pace_is_asked_to_report(
     address: str, on_lag: jumiks.OnLag, asked: list[bool]

@@ -26,6 +26,7 @@ from support.lag import (
     both_modes,
     both_ways,
     one_by_one,
+    paths_of_frames,
     publishing,
     serving,
 )
@@ -396,14 +397,12 @@ def test_a_late_joiner_that_stops_has_no_more_than_max_lag_in_flight(address: st
             assert not ends
 
 
-@all_paths
+@paths_of_frames
 @all_policies
 @pytest.mark.parametrize("behind", [1, 5])
 def test_the_limit_of_one_that_starts_within_it_is_exact_at_once(
     address: str, path: str, on_lag: jumiks.OnLag, behind: int
 ) -> None:
-    if path == "classic":
-        pytest.skip("plain 1.0 cannot start in the past")
     with serving(address, max_lag=5, on_lag=on_lag, patience=PATIENCE[on_lag]) as (server, ends):
         as_batch(server, 100)
         with acking_by_hand(server, address, path, start=FIRST_ID + 100 - behind):
@@ -418,13 +417,11 @@ def test_the_limit_of_one_that_starts_within_it_is_exact_at_once(
                 assert server.stats().log_held == 0
 
 
-@all_paths
+@paths_of_frames
 @all_policies
 def test_one_that_starts_in_the_past_may_fall_behind_by_its_limit_more(
     address: str, path: str, on_lag: jumiks.OnLag
 ) -> None:
-    if path == "classic":
-        pytest.skip("plain 1.0 cannot start in the past")
     with serving(address, max_lag=5, on_lag=on_lag, patience=PATIENCE[on_lag]) as (server, ends):
         as_batch(server, 100)
         with acking_by_hand(server, address, path, start=FIRST_ID) as ack:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import reference
-from support.base import DEADLINE, REFUSES, SHARE_LOG, descriptors, wait_until
+from support.base import DEADLINE, REFUSES, descriptors, wait_until
 from support.reference import BYE, FRAMES, Bye, Fragment, Frame, Message, Welcome
 from support.shared import RING, WAKE_PACKET, HandMadeLog, served_by, shake_hands
 from support.wire import (
@@ -44,9 +44,8 @@ from jumiks import (
 TOP = (1 << 64) - 1
 BYE_SIZE = 64
 
-only_shared = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
 all_ways = pytest.mark.parametrize(
-    "delivery", ["classic", "framed", pytest.param("shared", marks=only_shared)]
+    "delivery", ["classic", "framed", pytest.param("shared", marks=pytest.mark.only_shared)]
 )
 
 
@@ -204,7 +203,9 @@ def is_over(reading: int) -> bool:
 # ---- the goodbye ----
 
 
-@pytest.mark.parametrize("delivery", ["framed", pytest.param("shared", marks=only_shared)])
+@pytest.mark.parametrize(
+    "delivery", ["framed", pytest.param("shared", marks=pytest.mark.only_shared)]
+)
 def test_a_bye_of_every_length_is_an_end_or_a_protocol_error(
     address: str, delivery: Delivery
 ) -> None:
@@ -219,7 +220,9 @@ def test_a_bye_of_every_length_is_an_end_or_a_protocol_error(
             assert "sent a BYE of" in str(error)
 
 
-@pytest.mark.parametrize("delivery", ["framed", pytest.param("shared", marks=only_shared)])
+@pytest.mark.parametrize(
+    "delivery", ["framed", pytest.param("shared", marks=pytest.mark.only_shared)]
+)
 def test_a_bye_of_any_figures_is_a_documented_end(address: str, delivery: Delivery) -> None:
     rounds = 60
     for number in range(rounds):
@@ -252,7 +255,9 @@ def test_an_empty_packet_is_a_protocol_error(address: str, delivery: Delivery) -
     assert "an empty packet" in str(error)
 
 
-@pytest.mark.parametrize("delivery", ["framed", pytest.param("shared", marks=only_shared)])
+@pytest.mark.parametrize(
+    "delivery", ["framed", pytest.param("shared", marks=pytest.mark.only_shared)]
+)
 @pytest.mark.parametrize("size", [100, 70_000, 212_000])
 def test_rubbish_of_any_size_is_a_protocol_error(
     address: str, delivery: Delivery, size: int
@@ -331,7 +336,9 @@ def test_a_message_that_claims_4_gib_takes_no_more_memory_than_came_of_it(addres
             assert resident_bytes() - before < 4 << 20
 
 
-@pytest.mark.parametrize("delivery", ["framed", pytest.param("shared", marks=only_shared)])
+@pytest.mark.parametrize(
+    "delivery", ["framed", pytest.param("shared", marks=pytest.mark.only_shared)]
+)
 def test_a_server_that_sends_without_end_what_is_skipped_is_a_timeout(
     address: str, delivery: Delivery
 ) -> None:
@@ -393,7 +400,7 @@ def test_what_a_server_sends_is_read_though_it_takes_no_acks(
 # ---- the log that is shared ----
 
 
-@only_shared
+@pytest.mark.only_shared
 @pytest.mark.parametrize("first", [TOP, TOP - 1])
 def test_ids_in_a_log_that_begin_anew_are_a_protocol_error(address: str, first: int) -> None:
     def script(connection: socket.socket, log: HandMadeLog) -> None:
@@ -410,7 +417,7 @@ def test_ids_in_a_log_that_begin_anew_are_a_protocol_error(address: str, first: 
     assert isinstance(error, ProtocolError)
 
 
-@only_shared
+@pytest.mark.only_shared
 @pytest.mark.parametrize("back", [8, 32, 4096, RING, 1 << 63])
 def test_a_log_whose_offsets_would_overflow_is_a_protocol_error(address: str, back: int) -> None:
     start = (1 << 64) - back
@@ -428,7 +435,7 @@ def test_a_log_whose_offsets_would_overflow_is_a_protocol_error(address: str, ba
     assert "which cannot be for a reader at" in str(error)
 
 
-@only_shared
+@pytest.mark.only_shared
 def test_a_log_that_changes_while_it_is_read_ends_in_a_documented_error(address: str) -> None:
     # Its frames, its end and its tail jump about under the reader, which never leaves the log.
     def script(connection: socket.socket, log: HandMadeLog) -> None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from support import reference
-from support.base import DEADLINE, SHARE_LOG, wait_until
+from support.base import DEADLINE, wait_until
 from support.reference import Reply
 from support.servers import Server
 from support.shared import CURSOR
@@ -21,7 +21,7 @@ from jumiks import Client
 from jumiks._native import lib
 from jumiks._server import pages
 
-pytestmark = pytest.mark.skipif(not SHARE_LOG, reason="there are no pages")
+pytestmark = pytest.mark.only_shared
 
 
 @contextmanager

@@ -26,9 +26,8 @@ from support.wire import HELLO, REPLY, Harassed, dial, has_spares, raw_client
 from jumiks import Client, ConnectionLost, Delivery, EndReason, Lagged, OnLag, Timeout
 from jumiks._server.newcomers import MAX_JOINING
 
-only_shared = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
 all_ways = pytest.mark.parametrize(
-    "delivery", ["classic", "framed", pytest.param("shared", marks=only_shared)]
+    "delivery", ["classic", "framed", pytest.param("shared", marks=pytest.mark.only_shared)]
 )
 
 
@@ -462,7 +461,7 @@ def test_a_server_killed_at_any_step_of_its_making_leaves_an_address_that_can_be
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["framed", pytest.param("shared", marks=only_shared)])
+@pytest.mark.parametrize("what", ["framed", pytest.param("shared", marks=pytest.mark.only_shared)])
 def test_a_client_killed_at_any_step_of_its_making_disturbs_nobody(address: str, what: str) -> None:
     step = 1
     with Harassed(address) as harassed:

@@ -398,7 +398,7 @@ def test_where_no_descriptor_can_be_sent_packets_are(
         assert "gets packets, as it cannot be given the log: Too many references" in caplog.text
 
 
-@pytest.mark.skipif(not SHARE_LOG, reason="no descriptor is sent")
+@pytest.mark.only_shared
 @pytest.mark.usefixtures("no_descriptor_can_be_sent")
 def test_an_ack_before_packets_take_the_place_of_the_log_breaks_the_rules(
     address: str, held: Held

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jumiks import ClientInfo, EndReason, Timeout
-from support.base import DEADLINE, SHARE_LOG, wait_until
+from support.base import DEADLINE, wait_until
 from support.servers import Server
 from support.shared import hand_made_client
 from support.wire import raw_client
@@ -93,13 +93,9 @@ def acking_by_hand(server: Server, address: str, path: str, start: int = 0) -> I
             yield client.ack
 
 
-all_paths = pytest.mark.parametrize(
-    "path",
-    [
-        "classic",
-        "framed",
-        pytest.param("shared", marks=pytest.mark.skipif(not SHARE_LOG, reason="it is not shared")),
-    ],
-)
+_FRAMES = ["framed", pytest.param("shared", marks=pytest.mark.only_shared)]
+all_paths = pytest.mark.parametrize("path", ["classic", *_FRAMES])
+paths_of_frames = pytest.mark.parametrize("path", _FRAMES)
+"""Those of clients that may start in the past, as plain 1.0 cannot."""
 
 PATIENCE: dict[str, float | None] = {"disconnect": 0, "block": None, "skip": 0}

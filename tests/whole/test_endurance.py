@@ -55,10 +55,10 @@ def test_the_others_receive_while_half_of_the_clients_are_stopped(tmp_path: Path
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("kind", ["classic", "framed", "shared"])
+@pytest.mark.parametrize(
+    "kind", ["classic", "framed", pytest.param("shared", marks=pytest.mark.only_shared)]
+)
 def test_a_storm_of_connections_is_let_in_while_messages_go_on(tmp_path: Path, kind: str) -> None:
-    if kind == "shared" and not SHARE_LOG:
-        pytest.skip("the log is not shared")
     found = figures_of("storm", tmp_path, "--rounds", "1", "--seconds", "0.3", "--kind", kind)
     assert found["connections a second"]["median"] > 0
 

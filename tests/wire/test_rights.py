@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from support import reference
-from support.base import DEADLINE, GUARDED, REFUSES, SHARE_LOG, threads, wait_until
+from support.base import DEADLINE, GUARDED, REFUSES, threads, wait_until
 from support.reference import Frame
 from support.servers import Server
 from support.shared import HandMadeLog, hand_made_client, shake_hands
@@ -45,9 +45,8 @@ from jumiks._wire.listener import listen
 LINGER = 30
 SOON = 10.0
 
-only_shared = pytest.mark.skipif(not SHARE_LOG, reason="it is about shared logs alone")
 all_ways = pytest.mark.parametrize(
-    "delivery", ["classic", "framed", pytest.param("shared", marks=only_shared)]
+    "delivery", ["classic", "framed", pytest.param("shared", marks=pytest.mark.only_shared)]
 )
 ACK = reference.encode_ack(FIRST_ID)
 GOOD = reference.encode_frames([Frame(FIRST_ID, b"fine")])
@@ -342,7 +341,7 @@ def test_a_descriptor_in_the_handshake_is_an_error_at_once(
         assert isinstance(caught.value, ProtocolError) == sent[0]
 
 
-@only_shared
+@pytest.mark.only_shared
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_descriptor_in_place_of_the_log_is_an_error_at_once(
     address: str, kernel: str, lingering: Lingering, place: int
@@ -409,7 +408,7 @@ def test_a_descriptor_that_is_unread_when_a_client_closes_holds_up_nobody(
             del client
 
 
-@only_shared
+@pytest.mark.only_shared
 def test_where_the_kernel_refuses_them_none_can_come_once_a_client_has_its_log(
     address: str,
 ) -> None:
