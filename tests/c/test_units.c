@@ -78,7 +78,7 @@ static void acks_go_out_every_ten_ms(void) {
 /* An ack by hand waits for as long as it may for a socket that takes no more, and then gives up. */
 static void an_ack_waits_for_its_time(void) {
     struct jmk_client_config config = {.arena_size = 1 << 20,
-                                       .mode = JMK_CLASSIC,
+                                       .delivery = JMK_CLASSIC,
                                        .max_message = 100,
                                        .max_packet = 262144,
                                        .first_id = JMK_FIRST_ID};
