@@ -111,11 +111,6 @@ static int place_session(struct jmk_server *server, struct jmk_session *session,
     return error;
 }
 
-/* All sessions that hold a descriptor, and memory of the kernel with it. */
-static uint32_t places_taken(const struct jmk_server *server) {
-    return server->live_count + server->ending_count + server->unread_count;
-}
-
 static int attach(struct jmk_server *server, struct jmk_session *session, uint64_t start,
                   uint32_t *left_out) {
     struct epoll_event event = {.events = session->watched};
@@ -124,7 +119,9 @@ static int attach(struct jmk_server *server, struct jmk_session *session, uint64
 
     if (atomic_load(&server->closing))
         return JMK_E_CLOSED;
-    if (places_taken(server) >= server->config.max_clients)
+    /* All that hold a descriptor, and memory of the kernel with it. */
+    if (server->live_count + server->ending_count + server->unread_count >=
+        server->config.max_clients)
         return JMK_E_NO_SLOT;
     error = find_slot(server, &slot);
     if (error)

@@ -293,11 +293,6 @@ static bool others_turn(jmk_server *server) {
     return found;
 }
 
-/* Ask the pacing client for the ack that lets the publisher go on. True if there is news already. */
-static bool ask_pace(struct jmk_server *server, const struct verdict *verdict) {
-    return verdict->pace && jmk_pump_request_ack(server, verdict->pace, verdict->wanted);
-}
-
 /* Make rounds until they change nothing. Under pump_lock. */
 static struct verdict judge_again(struct jmk_server *server, size_t size) {
     struct verdict verdict;
@@ -308,7 +303,8 @@ static struct verdict judge_again(struct jmk_server *server, size_t size) {
         verdict = judge(server, size, jmk_now());
         jmk_admit_update(server);
         if (!verdict.again && !verdict.open && ++polls < MOST_POLLS)
-            verdict.again = ask_pace(server, &verdict);
+            verdict.again =
+                verdict.pace && jmk_pump_request_ack(server, verdict.pace, verdict.wanted);
     } while (verdict.again);
     return verdict;
 }

@@ -227,7 +227,7 @@ def test_a_batch_that_is_under_way_is_not_cut_in_by_another(run: Run, address: s
                 async with anyio.create_task_group() as group:
                     group.start_soon(server.publish_many_wait, numbers(10))
                     await until(lambda: server._in_batch)
-                    with pytest.raises(Timeout, match="await this one instead"):
+                    with pytest.raises(Timeout, match="await publish_many_wait instead"):
                         server.publish_many([b"another"])
                     with pytest.raises(Timeout, match="under way all the time"):
                         await server.publish_many_wait([b"another"], 0)

@@ -31,12 +31,6 @@ def make_socket(*, takes_descriptors: bool = False) -> socket.socket:
     return sock
 
 
-def _for_client(where: Address) -> Address:
-    if where.ready is not None:
-        raise TypeError("a client takes '@name' or a path; a ready-made socket is for a server")
-    return where
-
-
 def connecting(
     where: Address, timeout: float | None, *, takes_descriptors: bool = False
 ) -> Generator[tuple[socket.socket | None, float], None, None]:
@@ -59,7 +53,8 @@ def connecting(
             listens there.
         TypeError: it is a ready-made socket.
     """
-    _for_client(where)
+    if where.ready is not None:
+        raise TypeError("a client takes '@name' or a path; a ready-made socket is for a server")
     sock = make_socket(takes_descriptors=takes_descriptors)
     try:
         for wait in _pauses(None if timeout is None else time.monotonic() + timeout):
@@ -69,7 +64,7 @@ def connecting(
             except BlockingIOError:
                 yield None, wait
         else:
-            raise _no_place(where, timeout)
+            raise Timeout(errors.NO_PLACE.format(address=where.text, timeout=timeout))
     except BaseException:
         sock.close()
         raise
@@ -83,10 +78,6 @@ def _try_connect(sock: socket.socket, where: Address) -> None:
         raise  # its backlog is full
     except OSError as error:
         raise _explain_connect(error, where) from error
-
-
-def _no_place(where: Address, timeout: float | None) -> Timeout:
-    return Timeout(errors.NO_PLACE.format(address=where.text, timeout=timeout))
 
 
 def _explain_connect(error: OSError, where: Address) -> OSError:
