@@ -4,6 +4,7 @@
 import errno
 import gc
 import logging
+import os
 import random
 import signal
 import socket
@@ -269,18 +270,18 @@ def test_the_way_back_is_logged(path: Path, caplog: pytest.LogCaptureFixture) ->
         for _ in range(3):  # the same failure many times
             with pytest.raises(Timeout):
                 client.receive(0.1)
-        path.touch()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left_behind:
+            left_behind.bind(os.fspath(path))
         with pytest.raises(Timeout):
             client.receive(0.1)
-        path.unlink()
         with Server(path) as server:
             server.publish(b"back")
             assert client.receive(DEADLINE) == b"back"
-    ended, absent, no_socket, back = lines_of(caplog, path)
+    ended, absent, no_server, back = lines_of(caplog, path)
     assert "the server closed" in ended
     assert ended.endswith("; coming back to it")
     assert ": there is no socket at this path" in absent
-    assert "this is a file, no socket" in no_socket
+    assert "no server listens on this socket file" in no_server
     assert f"{path}: back after " in back
 
 
