@@ -8,7 +8,7 @@ import anyio
 import pytest
 from peers import classic_server
 from support.aio import Run, until
-from support.api import SOON, Task, receive
+from support.api import SOON, Task, break_connection, receive
 from support.base import DEADLINE, DELIVERIES, wait_until
 from support.servers import Server
 
@@ -17,6 +17,7 @@ from jumiks import (
     Backoff,
     Client,
     Delivery,
+    EndReason,
     Gap,
     GapReason,
     Peer,
@@ -205,3 +206,18 @@ def test_a_client_in_an_event_loop_goes_on_and_waits_likewise(address: str, run:
             assert got == [b"four"]
 
     run(main)
+
+
+@all_ways
+def test_a_connection_that_breaks_before_its_first_message_keeps_the_start(
+    address: str, delivery: Delivery
+) -> None:
+    with Server(address, server_id=FEED, history=FIVE) as server:
+        start = (FEED, FIRST_ID + 3)
+        with Client(
+            address, start=start, delivery=delivery, reconnect=SOON, on_gap="raise"
+        ) as client:
+            break_connection(client)
+            wait_until(lambda: server.endings[EndReason.LEFT])
+            assert client.position == start
+            assert receive(client, 2) == FIVE[3:]
