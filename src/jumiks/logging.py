@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log records for other processes: `Handler` publishes them as JSON, `Listener` hands them on.
+
+In the program that logs::
+
+    with Server("@app-logs", on_lag="skip") as server:
+        logging.getLogger().addHandler(Handler(server))
+
+In any number of others::
+
+    with Listener("@app-logs", logging.StreamHandler()):
+        ...
+
+Both follow `logging.handlers.QueueHandler` and `QueueListener` where those have a rule.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+from ._gap import Gap
+from .client import Client, Keywords
+from .errors import Closed
+from .server import Server
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Handler", "Listener", "record_from_json", "record_to_json"]
+
+_WORDS: Final = ("name", "levelname", "pathname", "filename", "module", "funcName", "threadName")
+_MAYBE_WORDS: Final = ("processName", "exc_text", "stack_info", "taskName")
+_NUMBERS: Final = ("levelno", "lineno", "thread", "process")
+_TIMES: Final = ("created", "msecs", "relativeCreated")
+_LOCAL: Final = {"msg", "message", "args", "exc_info"}
+_OWN: Final = "jumiks.logging"
+_LOOK: Final = 0.2
+"""Seconds between two looks at whether to stop, while the server is not there."""
+
+
+_formatter: Final = logging.Formatter()
+_mine = threading.local()
+
+
+def record_to_json(record: logging.LogRecord) -> bytes:
+    """Write a record as a JSON object, with the names of its attributes.
+
+    `msg` is the whole message, with its arguments; `exc_text` has the traceback. What was given as
+    `extra` is there too: what JSON does not know stands as its `repr`.
+    """
+    found = {name: value for name, value in vars(record).items() if name not in _LOCAL}
+    found["msg"] = record.getMessage()
+    if record.exc_info and not record.exc_text:
+        found["exc_text"] = _formatter.formatException(record.exc_info)
+    return json.dumps(found, default=repr, skipkeys=True).encode("utf-8", "backslashreplace")
+
+
+def record_from_json(data: Buffer) -> logging.LogRecord:
+    """Make the record that `record_to_json` wrote.
+
+    Attributes of the wrong type are left out, and so are names that would hide a method of
+    `logging.LogRecord`. So handlers can work with whatever a server sends.
+
+    Raises:
+        ValueError: it is no JSON object, or it has no `msg`.
+    """
+    try:
+        found = json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no record: {len(bytes(data))} bytes that are no JSON") from error
+    if not isinstance(found, dict) or not isinstance(found.get("msg"), str):
+        raise ValueError("no record: it must be a JSON object with a text named 'msg'")
+    record = logging.LogRecord("", logging.INFO, "", 0, found.pop("msg"), None, None)
+    for name, value in found.items():
+        if _fits(name, value):
+            setattr(record, name, value)
+    return record
+
+
+def _fits(name: str, value: object) -> bool:
+    if name in _WORDS:
+        return isinstance(value, str)
+    if name in _MAYBE_WORDS:
+        return value is None or isinstance(value, str)
+    if name in _NUMBERS:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if name in _TIMES:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e11
+    return name not in _LOCAL and not hasattr(logging.LogRecord, name) and name[:2] != "__"
+
+
+class Handler(logging.Handler):
+    """Publishes each record as JSON.
+
+    It never waits: a record that finds no room in the log is dropped, and counted in `dropped`. So
+    are records that are larger than the server's `max_message`, records that jumiks logs while it
+    publishes one, records after the server was closed, and records in a forked child, which has no
+    part in its parent's server. For records of children, put a `QueueHandler` in them and a
+    `QueueListener` with this handler in the parent.
+
+    Args:
+        server: where to publish. Its lag policy decides about clients that are slow; with "block" a
+            slow client makes this handler drop records, so "skip" fits better.
+        level: of the least important records that are published.
+    """
+
+    def __init__(self, server: Server, level: int | str = logging.NOTSET) -> None:
+        if not isinstance(server, Server):
+            raise TypeError(f"server={server!r}: it must be a jumiks.Server")
+        super().__init__(level)
+        self._server = server
+        self._pid = os.getpid()
+        self.dropped = 0
+        """Records that were not published, in this process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Publish a record, or count it as dropped; `handleError` is told what has no JSON."""
+        if getattr(_mine, "publishes", False) or os.getpid() != self._pid:
+            self.dropped += 1
+            return
+        _mine.publishes = True
+        try:
+            data = record_to_json(record)
+        except Exception:
+            self.dropped += 1
+            self.handleError(record)
+        else:
+            self._publish(data)
+        finally:
+            _mine.publishes = False
+
+    def _publish(self, data: bytes) -> None:
+        try:
+            self._server.publish(data, timeout=0)
+        except Exception:  # a program must not end because nobody can hear it
+            self.dropped += 1
+
+
+class Listener:
+    """Hands the records of a server to local handlers, in a thread.
+
+    It waits for a server that is not there yet, and comes back to one that was restarted. A gap
+    becomes a record of the logger "jumiks.logging", of level WARNING, that says what was lost.
+
+    Args:
+        address: the server's.
+        handlers: get each record; as with `QueueListener`, filters of loggers are not asked again.
+        respect_handler_level: whether a handler gets only records of its level or above.
+        options: for `jumiks.Client`; `reconnect` and `wait` are as this class needs them.
+
+    Raises:
+        TypeError: an argument is wrong.
+
+    Attributes:
+        lost: records that were lost; those of a gap of unknown size count as one.
+        unreadable: messages that were no records; they are left out.
+        error: what ended the thread, if it was not `stop`: for example `jumiks.Refused`.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str],
+        *handlers: logging.Handler,
+        respect_handler_level: bool = False,
+        options: Keywords | None = None,
+    ) -> None:
+        for handler in handlers:
+            if not isinstance(handler, logging.Handler):
+                raise TypeError(f"{handler!r} is no logging.Handler")
+        self._address = address
+        self._handlers = handlers
+        self._respect = respect_handler_level
+        self._options: Keywords = {**(options or {}), "reconnect": True, "wait": _LOOK}
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._client: Client[bytes | Gap] | None = None
+        self.lost = 0
+        self.unreadable = 0
+        self.error: Exception | None = None
+
+    def start(self) -> None:
+        """Begin to listen. Records that are published before it has connected do not come."""
+        if self._thread is not None:
+            raise RuntimeError("this listener was started already")
+        self._stop.clear()
+        self.error = None
+        self._thread = threading.Thread(target=self._listen, name="jumiks-listener", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what it has received is handled first. It may be started again."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._stop.set()
+        if self._client is not None:
+            self._client.close()
+        thread.join()
+
+    def __enter__(self) -> Listener:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Hand one record to each handler."""
+        for handler in self._handlers:
+            if self._respect and record.levelno < handler.level:
+                continue
+            try:
+                handler.handle(record)
+            except Exception:  # of a handler that does not keep to its own rule
+                handler.handleError(record)
+
+    def _listen(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._follow()
+        except Closed:
+            pass  # by stop
+        except Exception as error:
+            self.error = error
+            self.handle(
+                _own_record(logging.ERROR, f"no more records come from {self._address}: {error}")
+            )
+
+    def _follow(self) -> None:
+        try:
+            client = Client(self._address, on_gap="yield", **self._options)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        self._client = client
+        with client:
+            while not self._stop.is_set():
+                self._take(client.receive())
+
+    def _take(self, item: bytes | Gap) -> None:
+        if isinstance(item, Gap):
+            self.lost += item.count or 1
+            self.handle(
+                _own_record(logging.WARNING, f"records were lost: {item} ({item.reason.value})")
+            )
+            return
+        try:
+            record = record_from_json(item)
+        except ValueError:
+            self.unreadable += 1
+        else:
+            self.handle(record)
+
+
+def _own_record(level: int, text: str) -> logging.LogRecord:
+    return logging.LogRecord(_OWN, level, __file__, 0, text, None, None)

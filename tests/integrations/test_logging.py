@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records of the standard library's logging, published and handed on."""
+
+import asyncio
+import json
+import logging
+import logging.handlers
+import multiprocessing
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from support.api import SMALL_LOG
+from support.base import DEADLINE, wait_until
+from support.servers import Server
+
+from jumiks import Client, Refused
+from jumiks.logging import Handler, Listener, record_from_json, record_to_json
+
+
+class Kept(logging.Handler):
+    """Keeps the records that it is handed."""
+
+    def __init__(self, level: int = logging.NOTSET) -> None:
+        super().__init__(level)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
+
+
+@contextmanager
+def logger_of(handler: logging.Handler) -> Iterator[logging.Logger]:
+    logger = logging.Logger("app.part", logging.DEBUG)
+    logger.addHandler(handler)
+    yield logger
+    logger.removeHandler(handler)
+
+
+def made(message: str = "hello %s", *args: object, **extra: object) -> logging.LogRecord:
+    record = logging.LogRecord("app", logging.WARNING, "/a/b.py", 7, message, args, None, "work")
+    vars(record).update(extra)
+    return record
+
+
+# ---- records ----
+
+
+def test_a_record_keeps_what_local_handlers_use() -> None:
+    try:
+        raise KeyError("lost")
+    except KeyError:
+        record = logging.LogRecord("app", 40, "/a/b.py", 7, "at %d", (3,), sys.exc_info(), "work")
+    record.user = "u"  # as `extra` does
+    form = logging.Formatter(
+        "%(asctime)s %(name)s %(levelname)s %(filename)s:%(lineno)d %(user)s %(message)s"
+    )
+    again = record_from_json(record_to_json(record))
+    assert form.format(again) == form.format(record)
+    assert "KeyError: 'lost'" in form.format(again)
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"raw", "\ud800", {(1, 2): 3}])
+def test_what_json_does_not_know_does_not_stop_a_record(value: object) -> None:
+    again = record_from_json(record_to_json(made("hello", thing=value)))
+    assert again.getMessage() == "hello"
+
+
+def test_percent_signs_of_a_message_are_not_arguments() -> None:
+    assert (
+        record_from_json(record_to_json(made("100 %% of %s", "it"))).getMessage() == "100 % of it"
+    )
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"3", b"{", b"\xff", b"{}", b'{"msg": 3}', b"[" * 100_000]
+)
+def test_what_is_no_record_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match="no record: "):
+        record_from_json(data)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"getMessage": "x"},
+        {"args": [1]},
+        {"exc_info": True},
+        {"levelno": "high"},
+        {"levelno": True},
+        {"created": 1e300},
+        {"created": "now"},
+        {"name": None},
+        {"exc_text": 3},
+        {"stack_info": []},
+        {"__class__": "x"},
+        {"lineno": [1]},
+    ],
+)
+def test_a_hostile_record_can_be_handled(hostile: dict[str, object]) -> None:
+    found = json.loads(record_to_json(made("hello"))) | hostile
+    record = record_from_json(json.dumps(found).encode())
+    text = logging.Formatter("%(asctime)s %(name)s %(levelno)d %(lineno)d %(message)s").format(
+        record
+    )
+    assert text.endswith("hello")
+    assert not logging.Filter("other").filter(record)
+
+
+# ---- the handler ----
+
+
+def test_records_arrive_in_order_at_each_listener(address: str, kept: Kept) -> None:
+    other = Kept()
+    with Server(address) as server, Listener(address, kept), Listener(address, other):
+        server.wait_for_clients(2, DEADLINE)
+        with logger_of(Handler(server)) as logger:
+            for number in range(100):
+                logger.info("number %d", number)
+        wait_until(lambda: len(kept.records) == len(other.records) == 100)
+    for each in (kept, other):
+        assert [r.getMessage() for r in each.records] == [f"number {n}" for n in range(100)]
+        assert {r.name for r in each.records} == {"app.part"}
+
+
+def test_a_handler_never_waits_and_counts_what_it_dropped(address: str) -> None:
+    with Server(address, on_lag="block", max_lag=2, log_size=SMALL_LOG) as server:
+        with Client(address), logger_of(handler := Handler(server)) as logger:
+            began = time.monotonic()
+            for number in range(1000):
+                logger.info("number %d", number)
+            assert time.monotonic() - began < DEADLINE
+            assert handler.dropped == 1000 - server.stats().published > 0
+
+
+@pytest.mark.parametrize("what", ["too large", "closed", "reserved"])
+def test_a_record_that_cannot_be_published_is_dropped(
+    address: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Server(address, max_message=4096, log_size=SMALL_LOG) as server:
+        with logger_of(handler := Handler(server)) as logger:
+            if what == "too large":
+                logger.info("x" * 5000)
+            elif what == "closed":
+                server.close()
+                logger.info("x")
+            else:
+                with server.reserve(8):
+                    logger.info("x")
+            assert handler.dropped == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_what_jumiks_logs_while_a_record_is_published_is_dropped(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(address) as server, logger_of(handler := Handler(server)) as logger:
+        publish = server.publish
+
+        def loud(data: bytes, timeout: float | None = None) -> int:
+            logger.info("from within")
+            return publish(data, timeout)
+
+        monkeypatch.setattr(server, "publish", loud)
+        logger.info("once")
+        assert handler.dropped == 1
+        assert server.stats().published == 1
+
+
+def test_a_server_may_publish_what_it_logs_of_its_clients(address: str, kept: Kept) -> None:
+    jumiks = logging.getLogger("jumiks")
+    with Server(address) as server, Listener(address, kept):
+        server.wait_for_clients(1, DEADLINE)
+        jumiks.addHandler(handler := Handler(server))
+        level = jumiks.level
+        jumiks.setLevel(logging.DEBUG)
+        try:
+            with Client(address):
+                pass
+            wait_until(lambda: any(r.name == "jumiks" for r in kept.records))
+        finally:
+            jumiks.setLevel(level)
+            jumiks.removeHandler(handler)
+
+
+def test_a_record_that_cannot_be_formatted_is_told_as_logging_does(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Server(address) as server, logger_of(handler := Handler(server)) as logger:
+        logger.info("%d", "no number")
+        assert handler.dropped == 1
+    assert "Logging error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["@name", None, 3])
+def test_a_handler_takes_a_server(wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"server=.*: it must be a jumiks\.Server"):
+        Handler(wrong)  # type: ignore[arg-type]
+
+
+def test_threads_log_at_the_same_time(address: str, kept: Kept) -> None:
+    with Server(address) as server, Listener(address, kept):
+        server.wait_for_clients(1, DEADLINE)
+        with logger_of(Handler(server)) as logger:
+
+            def work() -> None:
+                for _ in range(200):
+                    logger.info("x")
+
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        wait_until(lambda: len(kept.records) == 800)
+
+
+def test_asyncio_logs_without_waiting(address: str, kept: Kept) -> None:
+    async def work(logger: logging.Logger) -> None:
+        logger.info("from a task")
+        await asyncio.sleep(0)
+
+    with Server(address) as server, Listener(address, kept):
+        server.wait_for_clients(1, DEADLINE)
+        with logger_of(Handler(server)) as logger:
+            asyncio.run(work(logger))
+        wait_until(lambda: bool(kept.records))
+    assert kept.records[0].getMessage() == "from a task"
+
+
+# ---- processes ----
+
+
+def test_a_forked_child_drops_its_records(address: str) -> None:
+    with Server(address) as server, logger_of(handler := Handler(server)) as logger:
+        child = os.fork()
+        if child == 0:
+            logger.info("from the child")
+            os._exit(handler.dropped)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        assert handler.dropped == 0
+        assert server.stats().published == 0
+
+
+def test_children_log_through_a_queue_of_their_parent(address: str, kept: Kept) -> None:
+    """As the handler's documentation says."""
+    context = multiprocessing.get_context("fork")
+    records = context.Queue()
+    with Server(address) as server, Listener(address, kept):
+        server.wait_for_clients(1, DEADLINE)
+        hand_on = logging.handlers.QueueListener(records, Handler(server))
+        worker = context.Process(target=log_in_a_worker, args=(records,))
+        worker.start()
+        hand_on.start()
+        worker.join(DEADLINE)
+        wait_until(lambda: len(kept.records) == 3)
+        hand_on.stop()
+    assert {r.process for r in kept.records} == {worker.pid}
+    records.close()
+
+
+def log_in_a_worker(records: "multiprocessing.Queue[logging.LogRecord]") -> None:
+    with logger_of(logging.handlers.QueueHandler(records)) as logger:
+        for number in range(3):
+            logger.warning("number %d", number)
+
+
+# ---- the listener ----
+
+
+def test_a_listener_waits_for_its_server_and_comes_back(address: str, kept: Kept) -> None:
+    with Listener(address, kept) as listener:
+        for _ in range(2):
+            with Server(address) as server:
+                server.wait_for_clients(1, DEADLINE)
+                with logger_of(Handler(server)) as logger:
+                    logger.info("hello")
+                server.drain(DEADLINE)
+        wait_until(lambda: [r.getMessage() for r in kept.records].count("hello") == 2)
+    assert listener.error is None
+
+
+def test_a_listener_stops_while_nobody_serves(address: str) -> None:
+    with Listener(address) as listener:
+        pass
+    listener.stop()
+    listener.start()
+    with pytest.raises(RuntimeError, match="was started already"):
+        listener.start()
+    listener.stop()
+
+
+def test_a_gap_is_a_record(address: str, kept: Kept) -> None:
+    stuck, go_on = threading.Event(), threading.Event()
+
+    class Stuck(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            stuck.set()
+            assert go_on.wait(DEADLINE)
+
+    with Server(address, on_lag="skip", max_lag=4, patience=0) as server:
+        with Listener(address, Stuck(), kept) as listener, Client(address):
+            server.wait_for_clients(2, DEADLINE)
+            with logger_of(Handler(server)) as logger:
+                logger.info("first")
+                assert stuck.wait(DEADLINE)
+                for number in range(100):
+                    logger.info("number %d", number)
+                go_on.set()
+                wait_until(lambda: listener.lost > 0)
+                logger.info("last")
+                wait_until(lambda: kept.records[-1].getMessage() == "last")
+    told = [r for r in kept.records if r.name == "jumiks.logging"]
+    assert told
+    assert all(r.levelno == logging.WARNING for r in told)
+    assert "records were lost: messages" in told[0].getMessage()
+    assert len(kept.records) - len(told) + listener.lost == 102
+
+
+def test_messages_that_are_no_records_are_counted(address: str, kept: Kept) -> None:
+    with Server(address) as server, Listener(address, kept) as listener:
+        server.wait_for_clients(1, DEADLINE)
+        server.publish_many([b"\x00", b"[]", record_to_json(made("hello"))])
+        wait_until(lambda: len(kept.records) == 1)
+        assert listener.unreadable == 2
+
+
+def test_a_handler_gets_its_level_only_if_it_is_asked_for(address: str) -> None:
+    high, low = Kept(logging.ERROR), Kept()
+    listener = Listener(address, high, low, respect_handler_level=True)
+    listener.handle(made())
+    assert (len(high.records), len(low.records)) == (0, 1)
+    Listener(address, high).handle(made())
+    assert len(high.records) == 1
+
+
+def test_a_handler_that_raises_does_not_end_a_listener(
+    address: str, kept: Kept, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            raise OSError("broken")
+
+    Listener(address, Broken(), kept).handle(made("hello", queue.Queue()))
+    assert len(kept.records) == 1
+    assert "broken" in capsys.readouterr().err
+
+
+def test_what_ends_a_listener_is_told(address: str, kept: Kept) -> None:
+    with Server(address, allow=lambda peer: False), Listener(address, kept) as listener:
+        wait_until(lambda: listener.error is not None)
+    assert isinstance(listener.error, Refused)
+    assert kept.records[0].getMessage().startswith(f"no more records come from {address}: ")
+
+
+def test_wrong_arguments_of_a_listener_are_found_at_once(address: str) -> None:
+    with pytest.raises(TypeError, match=r"'stderr' is no logging\.Handler"):
+        Listener(address, "stderr")  # type: ignore[arg-type]
