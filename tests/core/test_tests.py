@@ -33,6 +33,12 @@ ALLOWED = {
 }
 
 
+def test_no_two_files_have_one_name() -> None:
+    """In one run pytest would not collect the second."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted(names) == sorted({*names})
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
 def test_servers_have_the_delivery_of_the_run(path: Path) -> None:
     found = DIRECT.findall(path.read_text("utf-8"))
