@@ -89,10 +89,10 @@ def metrics(server: Server | AsyncServer, most_clients: int = MOST_CLIENTS) -> I
         endings,
     )
     worst = sorted(server.clients(), key=lambda info: info.lag, reverse=True)[:most_clients]
-    labels = ("address", "client", "pid")
+    labels = ("address", "client", "pid", "name")
     for index, (name, kind, text) in enumerate(_OF_CLIENTS):
         samples = tuple(
-            ((address, str(info.key), str(info.pid)), float(_of_client(info)[index]))
+            ((address, str(info.key), str(info.pid), info.name), float(_of_client(info)[index]))
             for info in worst
         )
         yield Metric(f"jumiks_client_{name}", kind, text, labels, samples)

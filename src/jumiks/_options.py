@@ -23,7 +23,7 @@ from ._peer import group_id
 from ._server import access, lag
 from ._server.lag_watch import LAG_WARNING, check_lag_warning
 from ._server.monitors import check_monitor
-from ._wire.handshake import FIRST_ID, START_NOW, START_OLDEST
+from ._wire.handshake import FIRST_ID, NAME_SIZE, START_NOW, START_OLDEST
 from ._wire.listener import check_mode
 
 if TYPE_CHECKING:
@@ -185,6 +185,20 @@ def _position(name: str, pair: tuple[object, ...] | list[object]) -> tuple[int, 
 
 def _time(name: str, value: object) -> object:
     nanoseconds(value, name)
+    return value
+
+
+def _name(name: str, value: object) -> object:
+    if value is None:
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is a text or None, not {value!r}")
+    size = len(value.encode("utf-8", "replace"))
+    if size > NAME_SIZE or not value.isprintable():
+        what = f"{size} bytes" if size > NAME_SIZE else "control characters"
+        raise ValueError(
+            f"{name}={value!r}: it has {what}: it must be printable, and at most {NAME_SIZE} bytes"
+        )
     return value
 
 
@@ -476,6 +490,13 @@ class AsyncClientOptions(Options):
     timeout: float | None = option(
         CONNECT_TIMEOUT, _time, "seconds to connect and shake hands, per try; None is no limit."
     )
+    name: str | None = option(
+        None,
+        _name,
+        "what the client calls itself, at most 64 bytes of UTF-8: the server's user sees it in "
+        "`ClientInfo`, `jumiks status`, logs and metrics. None is the program's name.",
+        help="what to be called in the server's status (default: the program's name)",
+    )
     wait: float | Literal["default"] | None = option(
         "default",
         _wait,
@@ -535,7 +556,7 @@ class AsyncClientOptions(Options):
         of, start = start if isinstance(start, tuple) else (0, start)
         by_hand = self.ack == "manual"
         return STREAMS[self.ack](
-            Linker(where, self.delivery, self.timeout, spin, acks_by_hand=by_hand),
+            Linker(where, self.delivery, self.timeout, spin, acks_by_hand=by_hand, name=self.name),
             start=start,
             of=of,
             on_gap=self.on_gap,

@@ -64,6 +64,8 @@ class Peer:
         groups: its supplementary groups; none are known if there are more than 256.
         command: its program's name when it was let in. The program chooses it, so show it, but base
             no rule on it. It is "" where the kernel cannot vouch for it (before Linux 6.5).
+        name: what a client calls itself (`Client(name=...)`), at most 64 bytes and printable; ""
+            before it has said so. It may be anything, so it proves nothing.
     """
 
     pid: int
@@ -71,6 +73,11 @@ class Peer:
     gid: int
     groups: frozenset[int] = field(default=frozenset(), compare=False, repr=False)
     command: str = field(default="", compare=False, repr=False)
+    name: str = field(default="", compare=False, repr=False)
+
+    def __str__(self) -> str:
+        name = f", {self.name!r}" if self.name else ""
+        return f"{self!r}{name}"
 
     @classmethod
     def of(cls, sock: socket.socket) -> "Peer":

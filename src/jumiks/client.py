@@ -60,6 +60,7 @@ class Keywords(TypedDict, total=False):
 
     start: Literal["now", "oldest"] | int | tuple[int, int]
     timeout: float | None
+    name: str | None
     wait: float | Literal["default"] | None
     delivery: Delivery
     ack: Ack
@@ -119,6 +120,7 @@ class Client(Closing, Generic[Item]):
         *,
         start: Literal["now", "oldest"] | int | tuple[int, int] = "now",
         timeout: float | None = CONNECT_TIMEOUT,
+        name: str | None = None,
         wait: float | Literal["default"] | None = "default",
         delivery: Delivery = "shared",
         on_gap: OnGap = None,

@@ -258,7 +258,7 @@ _ADVICE = {
 }
 _COMMAND_ADVICE = {
     "messages": "use 'serve --max-lag' with a larger number, or 'serve --on-lag block'",
-    "bytes": "use 'serve --on-lag block'",
+    "bytes": "use 'serve --log-size' with a larger size, or 'serve --on-lag block'",
 }
 
 
@@ -276,6 +276,7 @@ class Lagged(ConnectionEnded):
         last_lost: the last one, inclusive.
         oldest_kept: the oldest message the server could still send; 0 if unknown.
         resume_at: the packet id to go on at, with `Client(..., start=...)`; 0 if unknown.
+        name: what the client calls itself, if it was given a name.
     """
 
     def __init__(
@@ -290,7 +291,9 @@ class Lagged(ConnectionEnded):
         last_lost: int = 0,
         oldest_kept: int = 0,
         resume_at: int = 0,
+        name: str = "",
     ) -> None:
+        self.name = name
         self.limit_kind = limit_kind
         self.limit = limit
         self.lag = lag
@@ -312,11 +315,12 @@ class Lagged(ConnectionEnded):
         return f"{self._figures()}; {self._loss()}; {self._remedy(start)}{words}"
 
     def _figures(self) -> str:
+        who = f" ({self.name})" if self.name else ""
         setting = "max_lag" if self.limit_kind == "messages" else "log_size"
         acked = f"the last ack was for {self.last_acked}" if self.last_acked else "it never acked"
         behind = f"{counted(self.lag, 'message')} ({self.lag_bytes} bytes) behind"
         return (
-            f"the server cut this client, which was {behind} and at its limit of {self.limit} "
+            f"the server cut this client{who}, which was {behind} and at its limit of {self.limit} "
             f"{self.limit_kind} ({setting}) when another message was published; {acked}"
         )
 

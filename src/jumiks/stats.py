@@ -112,9 +112,18 @@ class ClientInfo:
         """What its program is called, by its own word; "" if that is not known."""
         return self.peer.command
 
+    @property
+    def name(self) -> str:
+        """What it calls itself (`Client(name=...)`), or else its program; "" if neither is known.
+
+        It may be anything: show it, but base no rule on it.
+        """
+        return self.peer.name or self.peer.command
+
     def __str__(self) -> str:
+        name = f"{self.peer.name!r}, " if self.peer.name else ""
         return (
-            f"client {self.key} (process {self.pid}, {self.delivery}): "
+            f"client {self.key} ({name}process {self.pid}, {self.delivery}): "
             f"{counted(self.lag, 'message')} behind: "
             f"{self.queued} queued, {self.kernel_bytes} bytes in the kernel, "
             f"{self.unacked} sent and not acked"

@@ -252,6 +252,7 @@ EFFECTS = [
     Effect("listen", ["--json"], listened, ALL, (0, JSON)),
     Effect("listen", ["--exec", "cat"], listened, ALL, (0, b"abcd")),
     Effect("listen", ["--exec", "cat", "--count", "2"], listened, ALL, (0, b"ab")),
+    Effect("listen", ["--name", "tail"], option_of_client("name"), None, "tail"),
     Effect("listen", ["--delivery", "framed"], option_of_client("delivery"), "shared", "framed"),
     Effect("listen", ["--reconnect"], option_of_client("reconnect"), False, True),
     Effect("listen", ["--wait", "30"], listened_before_it_was_served, (3, ""), (0, "here\n")),

@@ -155,6 +155,7 @@ WRONG_OF_CLIENTS: dict[str, tuple[object, ...]] = {
         *((0, 100000), (-1, 100000), (1 << 64, 100000), (True, 100000), ("7", 100000)),
     ),
     "timeout": (-1, "soon", True, float("nan")),
+    "name": (1, b"feed", "x" * 65, "\x1b[2J", "two\nlines"),
     "wait": (-1, "long", True, float("nan")),
     "delivery": ("fast", None, True, []),
     "on_gap": ("function", 1, True),

@@ -63,7 +63,8 @@ def test_a_scrape_has_the_server_s_figures(address: str) -> None:
         assert found[plain("jumiks_log_used_bytes")] == stats.log_used
         assert found[plain("jumiks_clients")] == 1
         (info,) = server.clients()
-        labels = frozenset({("client", str(info.key)), ("pid", str(os.getpid()))})
+        pid = str(os.getpid())
+        labels = frozenset({("client", str(info.key)), ("pid", pid), ("name", info.name)})
         assert found["jumiks_client_lag_messages", labels] == 6
         assert found["jumiks_client_lag_bytes", labels] == info.lag_bytes
         assert found["jumiks_client_acked_messages_total", labels] == 4

@@ -87,6 +87,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         *,
         start: Literal["now", "oldest"] | int | tuple[int, int] = "now",
         timeout: float | None = CONNECT_TIMEOUT,
+        name: str | None = None,
         wait: float | Literal["default"] | None = "default",
         delivery: Delivery = "shared",
         on_gap: OnGap = None,

@@ -24,7 +24,7 @@ __all__: list[str] = []
 
 
 def ending_of(
-    code: int, handle: Handle, *, address: str, delivery: Delivery, due: int
+    code: int, handle: Handle, *, address: str, delivery: Delivery, due: int, name: str
 ) -> Exception:
     """Return what a code of the core stands for, which a receive is about to raise.
 
@@ -33,6 +33,7 @@ def ending_of(
         handle: the connection.
         address: of the server.
         delivery: how the connection gets messages.
+        name: what the client was told to call itself; "" if nothing.
         due: the id of the next message that the user has neither got nor been told to miss.
     """
     if code == lib.JMK_E_PROTOCOL:
@@ -40,7 +41,7 @@ def ending_of(
     if code == lib.JMK_E_LOST:
         return _lost(handle, address, delivery, due)
     if code == lib.JMK_E_END:
-        return _goodbye(handle)
+        return _goodbye(handle, name)
     try:
         check(code, "client")
     except Exception as error:
@@ -60,7 +61,7 @@ def _lost(handle: Handle, address: str, delivery: Delivery, due: int) -> Connect
     return ConnectionLost(reason, first_lost=due, last_lost=last)
 
 
-def _goodbye(handle: Handle) -> ConnectionEnded:
+def _goodbye(handle: Handle, name: str) -> ConnectionEnded:
     words = ffi.new("struct jmk_goodbye *")
     lib.jmk_client_goodbye(handle, words)
     if words.reason == lib.JMK_R_LAGGED:
@@ -74,6 +75,7 @@ def _goodbye(handle: Handle) -> ConnectionEnded:
             last_lost=words.last_lost,
             oldest_kept=words.oldest_id,
             resume_at=lib.jmk_client_last_id(handle) + 1,
+            name=name,
         )
     if words.reason == lib.JMK_R_PROTOCOL:
         return ProtocolError(errors.BLAMED)

@@ -7,6 +7,7 @@ import _socket
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Generator
 from math import inf
@@ -17,7 +18,7 @@ from .._native import Receiver, address_of, check, ffi, lib, nanoseconds, owned
 from .._wire import rights
 from .._wire.address import parse_address
 from .._wire.handshake import UNTOLD_PACKET, Capability, ClientHandshake, ServerHello
-from ..errors import ConnectionLost, ProtocolError
+from ..errors import ConnectionLost, ProtocolError, printable
 from .connecting import (
     CannotShareError,
     Connecting,
@@ -59,6 +60,15 @@ _DELIVERIES: Final[dict[int, Delivery]] = {
 }
 
 
+def program_name() -> str:
+    """Return what this program is called: its script, or its module if `python -m` ran it."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None and spec.name:
+        return str(spec.name).removesuffix(".__main__")
+    script = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
+    return script if script not in ("", "-", "-c") else "python"
+
+
 class Link(NamedTuple):
     """A connection with its welcome: what the core works on, and what was agreed."""
 
@@ -84,6 +94,7 @@ class Linker(Connecting):
         timeout: seconds that each connection may take; None is no limit.
         spin: seconds to look for a message before sleeping, where the log is shared.
         acks_by_hand: whether no receive acks.
+        name: what the client calls itself; None is the program's name.
     """
 
     _asks_for_process = True
@@ -96,6 +107,7 @@ class Linker(Connecting):
         spin: float,
         *,
         acks_by_hand: bool,
+        name: str | None = None,
     ) -> None:
         self._where = parse_address(where)
         self._address = str(self._where)
@@ -103,6 +115,9 @@ class Linker(Connecting):
         self._timeout = timeout
         self._spin = nanoseconds(spin)
         self._acks_by_hand = acks_by_hand
+        self.given_name = printable(name or "")
+        """What the user named the client; "" if nothing."""
+        self._name = program_name() if name is None else name
 
     @property
     def address(self) -> str:
@@ -132,6 +147,7 @@ class Linker(Connecting):
                 start,
                 min(ARENA_SIZE, (1 << 32) - 1 if framed else CLASSIC_PACKET),
                 start_for=start_for,
+                name=self._name,
             )
             try:
                 with descriptors_received() as received:

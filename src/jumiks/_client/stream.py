@@ -501,7 +501,12 @@ class Stream(Generic[Item]):
         if handle is None:
             return Closed(errors.CLOSED.format(what="client"))
         return ending_of(
-            code, handle, address=self.address, delivery=self.delivery, due=self._next()
+            code,
+            handle,
+            address=self.address,
+            delivery=self.delivery,
+            due=self._next(),
+            name=self._linker.given_name,
         )
 
     def way_back(self, ending: Exception) -> Return:

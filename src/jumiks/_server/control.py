@@ -362,7 +362,9 @@ class Control:
     def _welcome(self, newcomer: Newcomer, attached: Attached) -> None:
         key, cursor = attached.key, attached.cursor_fd
         command = peer_command(newcomer.sock, newcomer.peer.pid)
-        peer = self.peers[key] = replace(newcomer.peer, command=command)
+        peer = self.peers[key] = replace(
+            newcomer.peer, command=command, name=newcomer.handshake.name
+        )
         self._let_in_of[peer.uid] += 1
         welcomed = True
         try:

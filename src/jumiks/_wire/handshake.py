@@ -60,6 +60,7 @@ _START_RULE = (
 _TEXT_LIMIT = 512
 _WHOLE_VERSION = 6
 _EXTENDED = 8
+_REPLY_SIZE = 24
 _WELCOME_SIZE = 16
 _SHARED_WELCOME_SIZE = 24
 # Beyond this a first number is no version that will ever be: another protocol was answering.
@@ -240,6 +241,22 @@ class Welcome:
         return cls(**found)
 
 
+NAME_SIZE: Final = 64
+"""Bytes of a client's name."""
+
+
+def encode_name(name: str) -> bytes:
+    """Return what a client says of its name behind the fields of its reply."""
+    raw = printable(name).encode("utf-8", "replace")[:NAME_SIZE]
+    return raw.decode("utf-8", "ignore").encode()  # the cut may have gone through a character
+
+
+def decode_name(reply: bytes) -> str:
+    """Return the name in a client's reply, fit for terminals and logs; "" if it gives none."""
+    raw = reply[_REPLY_SIZE:].partition(b"\0")[0][:NAME_SIZE]
+    return printable(raw.decode("utf-8", "replace")).strip()[:NAME_SIZE]
+
+
 _LAYOUTS: Final[Mapping[type[Any], _Layout]] = {
     ServerHello: _Layout(ServerHello, before="HHH"),
     ClientHello: _Layout(ClientHello, before="HHH", behind="4x"),
@@ -360,6 +377,8 @@ class ServerHandshake:
         self.state = State.HELLO
         self.peer: ClientHello | None = None
         """What the client said, once it was read."""
+        self.name = ""
+        """What the client calls itself; it may be anything."""
         self.granted = _NONE
         """What is wanted, offered and known; nothing before a good reply, nor after a bad one.
 
@@ -391,6 +410,7 @@ class ServerHandshake:
         if not _agree(self._hello.version, self.peer.version):
             return Status.VERSION
         if self.extended:
+            self.name = decode_name(packet)
             if not _is_start(self.peer.start):
                 return Status.MALFORMED
             self.granted = _grant(_known(self.peer.capabilities & self._hello.capabilities))
@@ -441,6 +461,7 @@ class ClientHandshake:
         start: `START_NOW`, `START_OLDEST`, or the packet id to resume at.
         max_packet: the largest packet it takes, bytes; 0 is no wish.
         start_for: chooses the start by the server's hello, instead of `start`.
+        name: what it calls itself; at most `NAME_SIZE` bytes are sent.
 
     Raises:
         ValueError: no server could understand that start or that size.
@@ -453,6 +474,7 @@ class ClientHandshake:
         max_packet: int = 0,
         *,
         start_for: Callable[[ServerHello], int] | None = None,
+        name: str = "",
     ) -> None:
         if not _is_start(start):
             raise ValueError(_START_RULE.format(start))
@@ -467,6 +489,7 @@ class ClientHandshake:
         """The server's verdict, once it was read; a classic server gives none."""
         self._reply = ClientHello(VERSION, capabilities, start, max_packet)
         self._start_for = start_for
+        self._name = encode_name(name)
 
     @property
     def done(self) -> bool:
@@ -525,7 +548,7 @@ class ClientHandshake:
             most = min(self._reply.max_packet or UNTOLD_PACKET, UNTOLD_PACKET)
             self._reply = replace(self._reply, max_packet=most)
         if hello.extended:
-            return State.WELCOME, self._reply.encode()
+            return State.WELCOME, self._reply.encode() + self._name
         if self._reply.start != START_NOW:
             raise Refused(errors.ONLY_NOW, status=Status.START)
         return State.DONE, ClientHello(VERSION, extended=False).encode()

@@ -15,6 +15,7 @@ from .._gap import Gap
 from .._peer import Peer
 from ..errors import ProtocolError, printable
 from ..stats import ClientInfo, ServerStats
+from .handshake import NAME_SIZE
 
 __all__ = ["ServerStatus"]
 
@@ -59,7 +60,7 @@ def as_json(
     for index, info in enumerate(clients):
         one: dict[str, object] = {name: getattr(info, name) for name in PLAIN}
         one |= {"pid": info.peer.pid, "uid": info.peer.uid, "gid": info.peer.gid}
-        one["command"] = info.command
+        one |= {"command": info.command, "name": info.name}
         one["lost"] = [info.lost.first, info.lost.last] if info.lost else None
         yield (", " if index else "") + json.dumps(one)
     yield "]}"
@@ -137,6 +138,10 @@ def _word(value: object) -> str:
     return printable(str(value or ""))
 
 
+def _short_word(value: object) -> str:
+    return _word(value)[:NAME_SIZE]
+
+
 def _number(found: Mapping[str, object], name: str) -> int:
     value = found.get(name, 0)
     if not isinstance(value, int) or not 0 <= value <= _MOST_NUMBER:
@@ -164,7 +169,13 @@ def _client(found: Mapping[str, object]) -> ClientInfo:
     figures = {name: _number(found, name) for name in names}
     pid, uid, gid = (_number(found, name) for name in ("pid", "uid", "gid"))
     return ClientInfo(
-        peer=Peer(pid, uid, gid, command=_word(found.get("command"))),
+        peer=Peer(
+            pid,
+            uid,
+            gid,
+            command=_short_word(found.get("command")),
+            name=_short_word(found.get("name")),
+        ),
         delivery=_word(found.get("delivery")),
         since=_moment(found, "since"),
         last_ack=None if found.get("last_ack") is None else _moment(found, "last_ack"),

@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
         options.address,
         start=options.start,
         wait=options.wait,
+        name=options.name,
         delivery=options.delivery,
         on_gap=_tell,
         reconnect=options.reconnect,

@@ -270,6 +270,7 @@ def _listen(parser: argparse.ArgumentParser) -> None:
     option("start", _start, flag="--from", metavar="oldest|now|ID")
     parser.add_argument("--count", type=_count, metavar="N", help="end after N messages")
     option("wait", _seconds, metavar="SECONDS")
+    option("name", str, metavar="NAME")
     option("delivery", choices=get_args(Delivery))
     option("reconnect", action="store_true")
     parser.add_argument(
