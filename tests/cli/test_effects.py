@@ -22,6 +22,7 @@ from support.command import command, finish, listens_at, run
 from support.servers import Server
 
 from jumiks import Client, Refused, ServerClosed
+from jumiks._client.connecting import wait_for
 from jumiks._options import LOG_SIZE
 from jumiks._wire.handshake import FIRST_ID
 from jumiks._wire.status import ServerStatus, parse_status
@@ -138,7 +139,10 @@ def listened_before_it_was_served(scene: Scene, words: Sequence[str]) -> tuple[i
     """Status and output of `listen` if the server starts when it was looked for once."""
     servers: list[Server] = []
 
-    def start(_wait: object) -> None:
+    def start(wait: tuple[int, float]) -> None:
+        if servers:
+            wait_for(wait)  # for its hello
+            return
         servers.append(Server(scene.address))
         servers[0].publish(b"here")
 
