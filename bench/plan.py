@@ -56,9 +56,11 @@ IN_PLACE = ("jumiks-views", "jumiks-reserve-views", "iceoryx2-views")
 NOT_CLASSIC = tuple(name for name in (*EVERYBODY, *IN_PLACE) if name != "jumiks-classic")
 LOOPS = ("jumiks", "jumiks-asyncio", "jumiks-uvloop")
 FEW = ("jumiks", "jumiks-framed", "pyzmq", "socket", "iceoryx2")
+WHOLE_BATCHES = ("jumiks-arrays", "jumiks-frames", "jumiks", "pyzmq", "core-shared")
 QUICK_C = ("c-send", "c-packets", "core-classic", "core-framed", "core-shared", "c-memcpy")
 
 BATCHED = "deliveries per second, batched"
+AT_ONCE = "deliveries per second, arrays and frames"
 SINGLY = "deliveries per second, one by one"
 IN_LOOPS = "deliveries per second, in an event loop"
 LATENCY = "latency"
@@ -147,6 +149,32 @@ PLANS = (
         NOT_CLASSIC,
         [Ratio("jumiks", BEST, target=1.3), Ratio("jumiks-reserve-views", "iceoryx2-views")],
         rounds=3,
+    ),
+    same(
+        AT_ONCE,
+        Work(64, 1),
+        WHOLE_BATCHES,
+        [
+            Ratio("jumiks-arrays", "pyzmq", target=50.0),
+            Ratio("jumiks-arrays", "core-shared", target=0.7),
+            Ratio("jumiks-frames", "core-shared", target=0.7),
+        ],
+        WHOLE_BATCHES,
+        name="64 B, 1 client, arrays and frames",
+        rounds=5,
+    ),
+    same(
+        AT_ONCE,
+        Work(64, 8),
+        WHOLE_BATCHES,
+        [
+            Ratio("jumiks-arrays", "pyzmq", target=50.0),
+            Ratio("jumiks-arrays", "core-shared", target=0.6),
+            Ratio("jumiks-frames", "core-shared"),
+        ],
+        WHOLE_BATCHES,
+        name="64 B, 8 clients, arrays and frames",
+        rounds=5,
     ),
     same(
         SINGLY,

@@ -137,6 +137,11 @@ def _floor(mode: str) -> Contestant:
     return Contestant("floor", program=("cc", "gcc"), publisher={"mode": mode})
 
 
+def _at_once(how: str) -> Contestant:
+    option = {"at_once": how}
+    return Contestant("jumiks", ("numpy", "numpy"), publisher=option, subscriber=option)
+
+
 _REDIS = ("redis", "redis[hiredis]")
 
 CONTESTANTS = {
@@ -148,6 +153,8 @@ CONTESTANTS = {
     "jumiks-reserve-views": Contestant(
         "jumiks", publisher={"reserve": True}, subscriber={"views": True}
     ),
+    "jumiks-arrays": _at_once("arrays"),
+    "jumiks-frames": _at_once("frames"),
     "jumiks-asyncio": Contestant("jumiks", subscriber={"loop": "asyncio"}),
     "jumiks-uvloop": Contestant("jumiks", ("uvloop", "uvloop"), subscriber={"loop": "uvloop"}),
     "pyzmq": Contestant("pyzmq", ("zmq", "pyzmq"), keeps=(3e6, 2e9)),
