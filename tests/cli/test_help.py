@@ -28,9 +28,10 @@ def test_bench_measures_this_machine_and_loses_nothing() -> None:
     status, output, errors = run("bench", "--self", "--seconds", "1")
     assert (status, errors) == (0, "")
     lines = output.decode().splitlines()
-    assert len(lines) == 5
-    assert all("msg/s" in line and "LOST" not in line for line in lines[:4])
-    assert "p50" in lines[4]
+    assert len(lines) == 6
+    assert all("msg/s" in line and "LOST" not in line for line in lines[:5])
+    assert lines[2].startswith("64 B, as arrays, 1 client ")
+    assert "p50" in lines[5]
 
 
 def test_bench_counts_what_comes_from_a_server(address: str) -> None:

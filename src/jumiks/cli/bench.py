@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`jumiks bench`: a quick measurement of this machine, or of what a server sends.
 
-    python -m jumiks.cli.bench ADDRESS COUNT
+    python -m jumiks.cli.bench ADDRESS COUNT [rows]
 
 is a client of the first: it prints "connected", receives COUNT messages, and prints its figures as
-JSON.
+JSON. With "rows" it takes each batch as one object, and not as a list of messages.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def measure_self(seconds: float) -> None:
     works: list[tuple[str, Callable[[float], str]]] = [
         ("64 B, in batches, 1 client", lambda share: throughput(64, 1, True, share)),
         ("64 B, in batches, 4 clients", lambda share: throughput(64, 4, True, share)),
+        ("64 B, as arrays, 1 client", lambda share: throughput(64, 1, True, share, True)),
         ("64 B, one by one, 1 client", lambda share: throughput(64, 1, False, share)),
         ("64 KiB, in batches, 1 client", lambda share: throughput(65536, 1, True, share)),
         (f"64 B, {LATENCY_RATE} per second, latency", latency),
@@ -76,9 +77,11 @@ def measure_self(seconds: float) -> None:
 
 
 @contextmanager
-def clients(address: str, count: int, messages: int) -> Iterator[list[subprocess.Popen[str]]]:
+def clients(
+    address: str, count: int, messages: int, *how: str
+) -> Iterator[list[subprocess.Popen[str]]]:
     """Start client processes and yield them connected; kill those that still run at the end."""
-    command = [sys.executable, "-m", "jumiks.cli.bench", address, str(messages)]
+    command = [sys.executable, "-m", "jumiks.cli.bench", address, str(messages), *how]
     with ExitStack() as stack:
         found = []
         for _ in range(count):
@@ -99,15 +102,18 @@ def _figures(process: subprocess.Popen[str]) -> dict[str, float]:
     return found
 
 
-def throughput(size: int, count: int, batched: bool, seconds: float) -> str:
+def throughput(size: int, count: int, batched: bool, seconds: float, rows: bool = False) -> str:
     """Publish for a while; return deliveries/s of all clients together."""
     address = f"@jumiks-bench-{os.getpid()}"
-    messages = [bytes(size)] * BATCH if size < 4096 else [bytes(size)] * 16
-    with Server(address, on_lag="block") as server, clients(address, count, 0) as processes:
+    many = BATCH if size < 4096 else 16
+    messages = [bytes(size)] * many
+    array = memoryview(bytes(size * many)).cast("B", (many, size))
+    how = ["rows"] * rows
+    with Server(address, on_lag="block") as server, clients(address, count, 0, *how) as processes:
         begin = time.monotonic()
         while time.monotonic() - begin < seconds:
             if batched:
-                server.publish_many(messages)
+                server.publish_many(array if rows else messages)
             else:
                 for message in messages:
                     server.publish(message)
@@ -137,7 +143,7 @@ def latency(seconds: float) -> str:
     return f"p50 {found['p50']:.0f} us, p99 {found['p99']:.0f} us"
 
 
-def client_end(address: str, total: int) -> None:
+def client_end(address: str, total: int, how: str = "") -> None:
     """Receive all messages, or `total` with their latency, and print figures."""
     with Client(address) as client:
         print("connected", flush=True)
@@ -152,6 +158,9 @@ def client_end(address: str, total: int) -> None:
         else:
             count = 0
             try:
+                while how == "rows":
+                    with client.receive_many() as batch:
+                        count += len(batch.rows())
                 while True:
                     count += len(list(client.receive_many()))
             except ServerClosed:
@@ -160,4 +169,4 @@ def client_end(address: str, total: int) -> None:
 
 
 if __name__ == "__main__":
-    client_end(sys.argv[1], int(sys.argv[2]))
+    client_end(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
