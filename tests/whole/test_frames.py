@@ -18,6 +18,7 @@ from support.reference import DATA, FRAGMENT, Frame, WireError, decode_frames, e
 from support.servers import AsyncServer, Server
 
 from jumiks import Batch, Client, Closed, Delivery, MessageTooLarge, Timeout
+from jumiks._native import gather_frames
 from jumiks._wire.handshake import FIRST_ID
 
 every_delivery = pytest.mark.parametrize("delivery", ["shared", "framed", "classic"])
@@ -269,6 +270,17 @@ def test_many_times_the_log_of_frames_is_published_as_one(address: str) -> None:
         received = Task(lambda: receive(client, len(payloads)))
         assert len(server.publish_frames(framed(payloads), timeout=DEADLINE)) == len(payloads)
         assert received.result() == payloads
+
+
+def test_a_buffer_that_changes_after_the_check_changes_no_size(server: Server) -> None:
+    # As a shared log does whose server is hostile: what was checked is what is copied.
+    frames = bytearray(framed([b"one", b"two"]))
+    with Client(server.address) as client:
+        found = gather_frames(frames)
+        frames[0:4] = frames[24:28] = b"\xff" * 4
+        frames[16:19] = b"ONE"
+        assert server._turns().append_many(found, 0, 0)[:2] == (0, 2)
+        assert receive(client, 2) == [b"ONE", b"two"]
 
 
 def reference_says(data: bytes) -> list[bytes] | None:
