@@ -7,6 +7,7 @@
  */
 #include <sys/mman.h>
 
+#include "server/pump.h"
 #include "waiters.h"
 
 #define MOMENT (JMK_SECOND / 20)
@@ -101,6 +102,33 @@ static void an_ack_waits_for_its_time(void) {
     CHECK(jmk_client_acked_id(client) < batch.first_id);
     jmk_client_free(client);
     close(ends[0]);
+}
+
+/* A send finds out that the client is gone, before anybody has read what it sent. */
+static void acks_count_that_came_before_the_end(void) {
+    static const uint32_t deliveries[] = {JMK_CLASSIC, JMK_FRAMED};
+
+    for (size_t i = 0; i < 2; i++) {
+        uint64_t id, word = htole64(JMK_FIRST_ID);
+        struct jmk_event event;
+        struct peer peer;
+
+        make_server(JMK_BLOCK, 0, -1);
+        peer = attach(deliveries[i], true, true);
+        await_sent(&peer, publish(SIZE, 1));
+        await_parked();
+        jmk_server_lock(server);
+        CHECK(send(peer.fd, &word, sizeof word, 0) == sizeof word);
+        leave(&peer);
+        CHECK_EQUAL(jmk_server_append(server, zeros, SIZE, &id), 0);
+        jmk_pump_send(server);
+        jmk_server_unlock(server);
+        CHECK_EQUAL(jmk_server_next_event(server, &event), 0);
+        CHECK_EQUAL(event.kind, JMK_EVENT_GONE);
+        CHECK_EQUAL(event.account.reason, JMK_R_LEFT);
+        CHECK_EQUAL(event.account.acked_id, JMK_FIRST_ID);
+        server = jmk_server_free(server);
+    }
 }
 
 /* ---- waits ---- */
@@ -203,7 +231,9 @@ static void a_socket_takes_two_packets(void) {
 }
 
 static void the_largest_message_comes_in_fragments(void) {
+    struct jmk_slice batch[] = {{large, sizeof large - 1}, {large, sizeof large}};
     struct peer peer;
+    size_t done = 0;
     uint64_t id;
 
     make_server(JMK_BLOCK, 0, -1);
@@ -214,6 +244,11 @@ static void the_largest_message_comes_in_fragments(void) {
     receive_to(&peer, id);
     ack(&peer, id);
     CHECK_EQUAL(jmk_server_append(server, large, sizeof large, &id), JMK_E_TOO_LARGE);
+    CHECK_EQUAL(jmk_server_append_many(server, &batch[0], 1, &done, &id), 0);
+    receive_to(&peer, id);
+    ack(&peer, id);
+    done = 0;
+    CHECK_EQUAL(jmk_server_append_many(server, &batch[1], 1, &done, &id), JMK_E_TOO_LARGE);
     leave(&peer);
 }
 
@@ -336,6 +371,7 @@ static const struct {
 } units[] = {
     UNIT(acks_go_out_every_ten_ms),
     UNIT(an_ack_waits_for_its_time),
+    UNIT(acks_count_that_came_before_the_end),
     UNIT(a_wait_ends_at_its_deadline),
     UNIT(a_long_wait_looks_at_signals),
     UNIT(a_socket_takes_two_packets),

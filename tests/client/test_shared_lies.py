@@ -660,7 +660,7 @@ def test_a_client_that_sends_a_descriptor_beside_the_log_is_refused_or_cut(
                 assert not harassed.ends
 
 
-@pytest.mark.parametrize("answer", [FIRST_ID - 1, FIRST_ID + 50, (1 << 64) - 1])
+@pytest.mark.parametrize("answer", [FIRST_ID - 1, FIRST_ID + 12, FIRST_ID + 50, (1 << 64) - 1])
 def test_an_answer_that_cannot_be_ends_that_connection(address: str, answer: int) -> None:
     with Harassed(address, on_lag="skip", max_lag=10, patience=0) as harassed:
         with hand_made_client(harassed.server, address) as client:
@@ -669,6 +669,7 @@ def test_an_answer_that_cannot_be_ends_that_connection(address: str, answer: int
                 harassed.publish()
                 harassed.witness.wait_for(len(harassed.published))
             assert client.control().kind == SKIP
+            assert harassed.server.stats().next_id == FIRST_ID + 12
             client.sock.send(reference.encode_ack(answer) + bytes(8))
             ends_with_protocol(client, harassed)
 
