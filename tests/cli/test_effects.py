@@ -7,11 +7,12 @@ to look at, what is seen without the option, and what is seen with it.
 
 import json
 import os
+import select
 import signal
+import termios
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from jumiks._wire.status import ServerStatus, parse_status
 from jumiks.cli import main
 from jumiks.cli.pages import commands
 from jumiks.cli.parser import make_parser
-from jumiks.cli.status import HEAD, Sample, report
+from jumiks.cli.status import Sample, report
 
 
 class Scene(NamedTuple):
@@ -353,9 +354,11 @@ CLIENTS = [
         "key": key,
         "pid": 0,
         "uid": 0,
-        "command": f"program{key}",
+        "name": f"program{key}",
         "delivery": "framed",
         "lag": lag,
+        "worst_lag": {1: 7, 2: 95, 3: 20}[key],
+        "skipped": 6 if key == 2 else 0,
         "lag_bytes": 60_000 // key,
         "sent_id": 100200 + key,
         "acked_id": acked,
@@ -376,44 +379,106 @@ BEFORE = told(
 NOW = told(now=110.0, started=10.0, max_lag=100, monitors=2, stats=STATS, clients=CLIENTS)
 """Ten seconds later; the third client is new, and was let in 80 s ago by its own word."""
 
+HEAD = [
+    *("NAME", "PID", "USER", "DELIVERY", "LAG", "LIMIT", "WORST", "SKIPPED"),
+    *("MSG/S", "ACKED/S", "BYTES/S", "SENT", "ACKED", "AGE"),
+]
 ROWS = [
-    ["0", "program2", "root", "framed", "90", "100202", "100150", "20", "10.0k", "1m30s"],
-    ["0", "program3", "root", "framed", "20", "100203", "100160", "4", "2625", "1m20s"],
-    ["0", "program1", "root", "framed", "5", "100201", "-", "20", "5000", "1m40s"],
+    [f"program{number}", "0", "root", "framed", *figures]
+    for number, figures in (
+        (1, ["5", "92%", "7", "0", "20", "20", "4.9K", "100201", "-", "1m40s"]),
+        (2, ["90", "90%", "95", "6", "20", "20", "9.8K", "100202", "100150", "1m30s"]),
+        (3, ["20", "31%", "20", "0", "4", "4", "2.6K", "100203", "100160", "1m20s"]),
+    )
 ]
 
 
-def test_status_shows_each_figure_in_its_place_and_the_slowest_first() -> None:
+def test_status_shows_each_figure_in_its_place_and_the_nearest_to_a_limit_first() -> None:
     address, log, rate, policy, nothing, *table = report(Sample(NOW, BEFORE))
     assert address == "@a  a process that cannot be seen from here, up 1m40s, 3 clients, 2 monitors"
-    assert log == (
-        "log     400 messages, 100100 to 100499; 5000B of 65.5kB used, 4000B not acked by all"
-    )
-    assert rate == "rate    40 msg/s, 8000B/s; next id 100500"
-    assert policy == "policy  skip at 100 messages"
+    assert log == "log     400 messages, 100100 to 100499; 4.9K of 64K used"
+    assert rate == "rate    40 msg/s, 7.8K/s published; 44 msg/s acked by all together"
+    assert policy == "policy  skip at 100 messages; nearest to it: 5 messages, 92%"
     assert nothing == ""
-    assert [line.split() for line in table] == [list(HEAD), *ROWS]
+    assert [line.split() for line in table] == [HEAD, *ROWS]
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 140])
+def test_a_narrow_terminal_gets_fewer_columns_and_no_broken_line(width: int) -> None:
+    lines = report(Sample(NOW, BEFORE), width)
+    assert max(map(len, lines)) <= width
+    titles = lines[5].split()
+    assert titles == [name for name in HEAD if name in titles]
+    assert titles[0] == "NAME"
+    assert "LIMIT" in titles
+    assert (titles == HEAD) == (width >= 140)
+    for line, row in zip(lines[6:], ROWS, strict=True):
+        found = dict(zip(HEAD, row, strict=True))
+        assert line.split() == [found[name] for name in titles]
+
+
+def shown(view: Any, width: int = 200, height: int = 40) -> list[str]:
+    return [str(line) for line in view.lines(Sample(NOW, BEFORE), width, height)]
 
 
 @needs("rich")
-def test_top_shows_the_same_and_the_client_nearest_to_a_limit_first() -> None:
-    from rich.console import Console
+def test_top_shows_the_same_and_what_was_lately() -> None:
+    from jumiks.cli.top import View
 
-    from jumiks.cli.top import picture
+    view = View()
+    for _ in range(12):
+        view.note(Sample(NOW, BEFORE))
+    *head, nothing, titles, first, second, third, keys = shown(view)
+    assert head == report(Sample(NOW, BEFORE))[:4]
+    assert nothing == ""
+    assert titles.split() == [*HEAD, "LATELY"]
+    for line, row, step in zip((first, second, third), ROWS, "██▃", strict=True):
+        assert line.split() == [*row, step * 10]
+    assert keys.startswith("by LIMIT ")
+    colours = [str(line.style) for line in view.lines(Sample(NOW, BEFORE), 200, 40)][6:9]
+    assert colours == ["red", "red", "green"]
 
-    def shown(**more: Any) -> list[str]:
-        console = Console(width=200, file=StringIO(), **more)
-        with console.capture() as capture:
-            console.print(picture(Sample(NOW, BEFORE)))
-        return capture.get().splitlines()
 
-    *head, titles, first, second, third = shown()
-    assert head[:4] == report(Sample(NOW, BEFORE))[:4]
-    assert titles.split() == [*HEAD, "LIMIT"]
-    # The last of them by messages is the first by bytes of the log.
-    rows = [ROWS[2], *ROWS[:2]]
-    for line, row in zip((first, second, third), rows, strict=True):
-        assert line.split()[: len(row)] == row
-    in_colour = shown(color_system="standard", force_terminal=True)[-3:]
-    for line, colour in zip(in_colour, ("31", "31", "32"), strict=True):
-        assert f"\x1b[{colour}m" in line
+@needs("rich")
+def test_the_keys_of_top_sort_help_and_end() -> None:
+    from jumiks.cli.top import SORTS, View
+
+    view = View()
+    order = []
+    for name in SORTS:
+        assert view.sort == name
+        order.append([line.split()[0][-1] for line in shown(view)[6:9]])
+        view.press("s")
+    assert order == [["1", "2", "3"], ["2", "3", "1"], ["1", "2", "3"], ["2", "1", "3"], [*"123"]]
+    view.press("r")
+    assert [line.split()[0][-1] for line in shown(view)[6:9]] == ["3", "2", "1"]
+    view.press("h")
+    assert shown(view)[0].startswith("q  ")
+    assert all(len(line) <= 30 for line in shown(view, 30))
+    view.press("q")
+    assert not view.ended
+    assert len(shown(view, height=11)) == 10
+    assert "and 1 more" in shown(view, height=10)
+    view.press("q")
+    assert view.ended
+
+
+@needs("rich")
+def test_top_ends_with_q_and_leaves_the_terminal_as_it_was(address: str) -> None:
+    ours, theirs = os.openpty()
+    try:
+        before = termios.tcgetattr(theirs)
+        with Server(address), command("top", address, stdin=theirs, stdout=theirs) as top:
+            seen = b""
+            while b"policy" not in seen:
+                seen += os.read(ours, 4096)
+            assert termios.tcgetattr(theirs) != before
+            os.write(ours, b"q")
+            while top.poll() is None:
+                if select.select([ours], [], [], 0.01)[0]:
+                    os.read(ours, 4096)
+            assert top.returncode == 0
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        os.close(ours)
+        os.close(theirs)

@@ -16,7 +16,18 @@ from jumiks import Client, Monitor
 from jumiks._peer import process_name
 from jumiks._wire.handshake import FIRST_ID
 from jumiks._wire.status import parse_status
-from jumiks.cli.status import Sample, age, as_ascii, report, short, user_of
+from jumiks.cli.status import (
+    Sample,
+    age,
+    as_ascii,
+    cut,
+    report,
+    short,
+    size_of,
+    table,
+    user_of,
+    width_of,
+)
 from jumiks.stats import share
 
 
@@ -28,7 +39,7 @@ def test_status_shows_clients_and_log(address: str) -> None:
     lines = output.decode().splitlines()
     assert lines[0].startswith(f"{address}  process {os.getpid()} ")
     assert f"7 messages, {FIRST_ID} to {FIRST_ID + 6}" in lines[1]
-    assert lines[3] == "policy  disconnect at 100 messages"
+    assert lines[3] == "policy  disconnect at 100 messages; nearest to it: 7 messages, 7%"
     head, row = (line.split() for line in lines[5:7])
     found = dict(zip(head, row, strict=True))
     assert (found["PID"], found["DELIVERY"], found["LAG"]) == (str(os.getpid()), BEST, "7")
@@ -70,15 +81,16 @@ def test_rates_are_taken_between_two_looks(address: str) -> None:
 
 
 @needs("rich")
-def test_top_shows_a_bar_for_each_client(address: str) -> None:
+def test_top_shows_how_near_to_its_limit_each_client_is_and_was(address: str) -> None:
     with Server(address, max_lag=10) as server, Client(address):
         server.publish_many([b"message"] * 9)
         wide = {**os.environ, "COLUMNS": "120"}
         with command("top", address, "--interval", "0.01", "--count", 2, env=wide) as top:
             status, output, errors = finish(top)
     assert (status, errors) == (0, "")
-    assert "LIMIT" in output.decode()
-    assert "━" * 16 in output.decode()
+    assert "LATELY" in output.decode()
+    assert " 90% " in output.decode()
+    assert "██" in output.decode()
 
 
 def test_without_rich_top_says_how_to_get_it_and_status_works(address: str) -> None:
@@ -121,3 +133,17 @@ def test_a_process_that_cannot_be_seen_from_here_has_a_dash_or_a_number() -> Non
     process.wait()
     assert process_name(process.pid) == ""
     assert user_of(2**32 - 2) == str(2**32 - 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1000, "1000"), (1024, "1K"), (24_000, "23.4K"), (1 << 24, "16M"), (5e12, "4.5T")],
+)
+def test_sizes_have_the_units_of_the_options(value: float, text: str) -> None:
+    assert size_of(value) == text
+
+
+def test_names_take_the_columns_that_a_terminal_gives_them() -> None:
+    assert (width_of("abc"), width_of("遅い"), width_of("e\N{COMBINING ACUTE ACCENT}")) == (3, 4, 1)
+    assert cut("遅い遅い", 5) == "遅い…"
+    assert table([["NAME", "LAG"], ["遅い", "5"]]) == ["NAME  LAG", "遅い    5"]

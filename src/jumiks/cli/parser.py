@@ -490,8 +490,8 @@ COMMANDS: Final = {
     ),
     "top": Command(
         "show the status live",
-        "Show the status live, with a bar per client: its lag as a share of its limit. Needs rich: "
-        "pip install rich.",
+        "Show the status live, with the history of each client's lag. Keys: q ends, s sorts, r "
+        "reverses, h helps. Needs rich: pip install rich.",
         _top,
         "top",
     ),

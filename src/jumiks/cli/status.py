@@ -6,24 +6,36 @@ from __future__ import annotations
 import argparse
 import json
 import pwd
+import shutil
+import sys
 import time
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from jumiks import errors
 from jumiks._peer import process_name
 from jumiks._wire.status import ServerStatus
+from jumiks.errors import counted
 from jumiks.monitor import Monitor
-from jumiks.stats import ClientInfo
+from jumiks.stats import ClientInfo, share
 
 __all__ = ["run"]
 
-HEAD: Final = (
-    *("PID", "COMMAND", "USER", "DELIVERY", "LAG", "SENT", "ACKED", "MSG/S", "BYTES/S", "AGE"),
-)
 _PLAIN: Final = frozenset(map(chr, range(0x20, 0x7F)))
-LEFT: Final = {"COMMAND", "USER", "DELIVERY"}
+LEFT: Final = {"NAME", "USER", "DELIVERY", "LATELY"}
+"""Columns of words; the others are numbers."""
+
+DROPPED: Final = (
+    *("SENT", "ACKED", "BYTES/S", "DELIVERY", "USER", "AGE", "PID", "LATELY", "WORST", "SKIPPED"),
+    *("MSG/S", "ACKED/S"),
+)
+"""Columns that a narrow terminal has no room for, in this order."""
+
+_NAME: Final = 24
+_GAP: Final = 2
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,7 +46,9 @@ def run(options: argparse.Namespace) -> int:
             print(as_ascii(status.raw))
             return 0
         time.sleep(options.interval)
-        for line in report(Sample(monitor.status(), status)):
+        # In a pipe no column is left out.
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+        for line in report(Sample(monitor.status(), status), width):
             print(line)
     return 0
 
@@ -51,7 +65,7 @@ def as_ascii(text: str) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sample:
     """A status and an earlier one, for rates."""
 
@@ -63,12 +77,32 @@ class Sample:
         """The time between the two."""
         return max(self.status.now - self.before.now, 1e-9)
 
-    def rates(self, info: ClientInfo) -> tuple[float, float]:
-        """A client's messages/s and bytes/s."""
-        past = next((each for each in self.before.clients if each.key == info.key), None)
-        messages, size = (past.messages, past.bytes) if past else (0, 0)
-        seconds = self.seconds if past else max(self.status.now - info.since, 1e-9)
-        return (info.messages - messages) / seconds, (info.bytes - size) / seconds
+    def rates(self, info: ClientInfo) -> tuple[float, float, float]:
+        """Return a client's messages/s, acked messages/s and bytes/s."""
+        past = self.past.get(info.key)
+        acked = info.messages - info.unacked
+        if past is None:
+            seconds = max(self.status.now - info.since, 1e-9)
+            return info.messages / seconds, acked / seconds, info.bytes / seconds
+        return (
+            (info.messages - past.messages) / self.seconds,
+            (acked - past.messages + past.unacked) / self.seconds,
+            (info.bytes - past.bytes) / self.seconds,
+        )
+
+    @cached_property
+    def past(self) -> dict[int, ClientInfo]:
+        """The earlier figures of each client."""
+        return {each.key: each for each in self.before.clients}
+
+    def share(self, info: ClientInfo) -> float:
+        """Return how far a client is on its way to a limit; 1 is there."""
+        return share(info, self.status.max_lag, self.status.stats.log_size)
+
+    @property
+    def acked(self) -> float:
+        """The acked messages/s of all clients together."""
+        return sum(self.rates(info)[1] for info in self.status.clients)
 
     @property
     def published(self) -> tuple[float, float]:
@@ -123,62 +157,122 @@ def limit(status: ServerStatus) -> str:
     return f"{status.on_lag} at {least}"
 
 
-def _several(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
 def server_lines(sample: Sample) -> list[str]:
-    """Return the lines on the server and its log."""
-    status, stats = sample.status, sample.status.stats
+    """Return the lines on the server and its log, which agree with the rows on its clients."""
+    status, stats, infos = sample.status, sample.status.stats, sample.status.clients
     messages, size = sample.published
     count = stats.next_id - stats.oldest_id
     who = f"{program(status)}, up {age(status.now - status.started)}"
-    crowd = f"{_several(stats.clients, 'client')}, {_several(status.monitors, 'monitor')}"
-    used = f"{short(stats.log_used)}B of {short(stats.log_size)}B used"
-    held = f"{short(stats.log_held)}B not acked by all"
-    kept = _several(count, "message")
+    crowd = f"{counted(len(infos), 'client')}, {counted(status.monitors, 'monitor')}"
+    used = f"{size_of(stats.log_used)} of {size_of(stats.log_size)} used"
+    kept = counted(count, "message")
     kept += f", {stats.oldest_id} to {stats.next_id - 1}" if count else ""
+    rate = f"{short(messages)} msg/s, {size_of(size)}/s published"
+    policy = limit(status)
+    if infos:
+        rate += f"; {short(sample.acked)} msg/s acked by all together"
+        worst = worst_first(sample)[0]
+        policy += f"; nearest to it: {worst.lag} messages, {100 * sample.share(worst):.0f}%"
     return [
         f"{status.address}  {who}, {crowd}",
-        f"log     {kept}; {used}, {held}",
-        f"rate    {short(messages)} msg/s, {short(size)}B/s; next id {stats.next_id}",
-        f"policy  {limit(status)}",
+        f"log     {kept}; {used}",
+        f"rate    {rate}",
+        f"policy  {policy}",
     ]
 
 
-def cells(sample: Sample, info: ClientInfo) -> tuple[str, ...]:
-    """Return a client's row of the table."""
-    messages, size = sample.rates(info)
-    return (
-        str(info.pid),
-        info.command or "-",
-        user_of(info.uid),
-        info.delivery,
-        str(info.lag),
-        str(info.sent_id or "-"),
-        str(info.acked_id or "-"),
-        short(messages),
-        short(size),
-        age(sample.status.now - info.since),
+def cells(sample: Sample, info: ClientInfo) -> dict[str, str]:
+    """Return a client's row of the table, by column."""
+    messages, acked, size = sample.rates(info)
+    return {
+        "NAME": cut(info.name or "-", _NAME),
+        "PID": str(info.pid),
+        "USER": user_of(info.uid),
+        "DELIVERY": info.delivery,
+        "LAG": str(info.lag),
+        "LIMIT": f"{100 * sample.share(info):.0f}%",
+        "WORST": str(info.worst_lag),
+        "SKIPPED": str(info.skipped),
+        "MSG/S": short(messages),
+        "ACKED/S": short(acked),
+        "BYTES/S": size_of(size),
+        "SENT": str(info.sent_id or "-"),
+        "ACKED": str(info.acked_id or "-"),
+        "AGE": age(sample.status.now - info.since),
+    }
+
+
+def size_of(value: float) -> str:
+    """Return a number of bytes in about four digits, with the units that options take."""
+    for unit in ("", "K", "M", "G", "T"):
+        if value < 1023.5 or unit == "T":
+            whole = value >= 99.95 or value == int(value)
+            return f"{value:.0f}{unit}" if whole else f"{value:.1f}{unit}"
+        value /= 1024
+    raise AssertionError
+
+
+def width_of(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    return sum(
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1
+        for each in text
     )
+
+
+def cut(text: str, width: int) -> str:
+    """Return a text that takes no more columns; what is missing is marked."""
+    if width_of(text) <= width:
+        return text
+    while width_of(text) >= width:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of text in columns; the first one is the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(
-            text.ljust(width) if name in LEFT else text.rjust(width)
+        (" " * _GAP)
+        .join(
+            text + " " * (width - width_of(text))
+            if name in LEFT
+            else " " * (width - width_of(text)) + text
             for name, text, width in zip(rows[0], row, widths, strict=True)
-        ).rstrip()
+        )
+        .rstrip()
         for row in rows
     ]
 
 
-def report(sample: Sample) -> list[str]:
-    """Return the whole status as lines."""
-    clients = sorted(sample.status.clients, key=lambda info: info.lag, reverse=True)
-    lines = server_lines(sample)
-    if clients:
-        lines += ["", *table([HEAD, *(cells(sample, info) for info in clients)])]
+def fitting(rows: Sequence[Mapping[str, str]], width: int) -> list[list[str]]:
+    """Return the head and the rows, without the columns that there is no room for.
+
+    Args:
+        rows: each with a text for each column; one at least.
+        width: of the terminal.
+    """
+    widths = {
+        name: max(len(name), *(width_of(row[name]) for row in rows)) + _GAP for name in rows[0]
+    }
+    for name in DROPPED:
+        if sum(widths.values()) - _GAP <= width:
+            break
+        widths.pop(name, None)
+    return [list(widths), *([row[name] for name in widths] for row in rows)]
+
+
+def worst_first(sample: Sample) -> list[ClientInfo]:
+    """Return the clients, the one nearest to a limit first."""
+    return sorted(
+        sample.status.clients, key=lambda info: (sample.share(info), info.lag), reverse=True
+    )
+
+
+def report(sample: Sample, width: int = sys.maxsize) -> list[str]:
+    """Return the whole status as lines of a terminal that has so many columns."""
+    lines = [cut(line, width) for line in server_lines(sample)]
+    rows = [cells(sample, info) for info in worst_first(sample)]
+    if rows:
+        lines += ["", *(cut(line, width) for line in table(fitting(rows, width)))]
     return lines

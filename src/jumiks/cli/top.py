@@ -4,57 +4,177 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
+import shutil
 import sys
+import termios
 import time
-from operator import itemgetter
+import tty
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from jumiks.errors import JumiksError
 from jumiks.monitor import Monitor
-from jumiks.stats import share
+from jumiks.stats import ClientInfo
 
-from .status import HEAD, LEFT, Sample, cells, server_lines
+from .status import Sample, cells, cut, fitting, server_lines, table
 
 try:
     from rich.console import Console, Group
     from rich.live import Live
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
     from rich.text import Text
 except ImportError as error:
     raise JumiksError("top needs rich, which is not installed: pip install rich") from error
 
 __all__ = ["run"]
 
-_BAR: Final = 20
+STEPS: Final = "▁▂▃▄▅▆▇█"
+LATELY: Final = 10
+"""How many updates the history of a client's lag shows."""
+
+_HELP: Final = (
+    "q       end",
+    "s       sort by the next column: LIMIT, LAG, ACKED/S, SKIPPED, NAME",
+    "r       sort the other way round",
+    "h, ?    this help; any key ends it",
+    "",
+    "LIMIT   lag as a share of the nearest limit: max_lag, or the log's bytes",
+    "LATELY  LIMIT in the last updates, the newest on the right",
+    "WORST   the largest lag that was seen, messages",
+    "MSG/S   messages sent, or offered in the shared log; ACKED/S: those it has handled",
+)
+
+SORTS: Final[dict[str, Callable[[Sample, ClientInfo], tuple[float, str]]]] = {
+    "LIMIT": lambda sample, info: (-sample.share(info), info.name),
+    "LAG": lambda _, info: (-info.lag, info.name),
+    "ACKED/S": lambda sample, info: (-sample.rates(info)[1], info.name),
+    "SKIPPED": lambda _, info: (-info.skipped, info.name),
+    "NAME": lambda _, info: (0, info.name),
+}
+
+
+class View:
+    """What is shown, and what was seen of each client lately."""
+
+    def __init__(self) -> None:
+        self.sort = "LIMIT"
+        self.backwards = False
+        self.help = False
+        self.ended = False
+        self._lately: dict[int, deque[float]] = {}
+
+    def press(self, key: str) -> None:
+        """Do what a key says."""
+        names = list(SORTS)
+        if self.help:
+            self.help = False
+        elif key == "q":
+            self.ended = True
+        elif key == "s":
+            self.sort = names[(names.index(self.sort) + 1) % len(names)]
+        elif key == "r":
+            self.backwards = not self.backwards
+        elif key in ("h", "?"):
+            self.help = True
+
+    def note(self, sample: Sample) -> None:
+        """Remember how near to its limit each client is; forget those that are gone."""
+        before, self._lately = self._lately, {}
+        for info in sample.status.clients:
+            seen = self._lately[info.key] = before.get(info.key) or deque(maxlen=LATELY)
+            seen.append(sample.share(info))
+
+    def _history(self, info: ClientInfo) -> str:
+        seen = self._lately.get(info.key, ())
+        return "".join(STEPS[min(len(STEPS) - 1, int(part * len(STEPS)))] for part in seen)
+
+    def lines(self, sample: Sample, width: int, height: int) -> Iterator[Text]:
+        """Return what the screen shows, in so many columns and lines."""
+        if self.help:
+            yield from (Text(cut(line, width)) for line in _HELP)
+            return
+        head = server_lines(sample)
+        yield from (Text(cut(line, width)) for line in head)
+        infos = sorted(
+            sample.status.clients,
+            key=lambda info: SORTS[self.sort](sample, info),
+            reverse=self.backwards,
+        )
+        room = max(1, height - len(head) - 4)
+        rows = [{**cells(sample, info), "LATELY": self._history(info)} for info in infos[:room]]
+        yield Text("")
+        if rows:
+            titles, *shown = table(fitting(rows, width))
+            yield Text(cut(titles, width), style="bold")
+            for line, info in zip(shown, infos, strict=False):
+                yield Text(cut(line, width), style=_colour(sample.share(info)))
+        if len(infos) > room:
+            yield Text(f"and {len(infos) - room} more")
+        yield Text(
+            cut(f"by {self.sort}   s: sort  r: reverse  h: help  q: end", width), style="dim"
+        )
+
+
+def _colour(part: float) -> str:
+    return "red" if part > 0.8 else "yellow" if part > 0.5 else "green"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show the status again and again, until Ctrl-C or `--count`."""
-    left = sys.maxsize if options.count is None else options.count
-    console = Console()
-    with Monitor(options.address) as monitor:
-        before = monitor.status()
+    """Show the status again and again, until `q`, Ctrl-C or `--count`."""
+    left: int = sys.maxsize if options.count is None else options.count
+    console, view = Console(), View()
+    with Monitor(options.address) as monitor, _keys() as keys:
+        sample = Sample(*[monitor.status()] * 2)
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-            while left:
-                time.sleep(options.interval)
-                status = monitor.status()
-                live.update(picture(Sample(status, before)), refresh=True)
-                before = status
+            while left and not view.ended:
+                for key in keys(options.interval):
+                    view.press(key)
+                    if key == "q":
+                        break
+                    live.update(_picture(view, sample), refresh=True)
+                sample = Sample(monitor.status(), sample.status)
+                view.note(sample)
+                live.update(_picture(view, sample), refresh=True)
                 left -= 1
     return 0
 
 
-def picture(sample: Sample) -> Group:
-    """Return what the screen shows."""
-    table = Table(box=None, pad_edge=False)
-    for name in HEAD:
-        table.add_column(name, justify="left" if name in LEFT else "right")
-    table.add_column("LIMIT")
-    status = sample.status
-    shares = [(share(info, status.max_lag, status.stats.log_size), info) for info in status.clients]
-    for part, info in sorted(shares, key=itemgetter(0), reverse=True):
-        style = "red" if part > 0.8 else "yellow" if part > 0.5 else "green"
-        bar = ProgressBar(1.0, min(part, 1.0), _BAR, complete_style=style, finished_style=style)
-        table.add_row(*map(Text, cells(sample, info)), bar)
-    return Group(*map(Text, server_lines(sample)), Text(""), table)
+def _picture(view: View, sample: Sample) -> Group:
+    size = shutil.get_terminal_size()
+    lines = list(view.lines(sample, size.columns, size.lines))
+    for line in lines:
+        line.no_wrap = True
+    return Group(*lines)
+
+
+@contextmanager
+def _keys() -> Iterator[Callable[[float], Iterator[str]]]:
+    """What yields the keys that are pressed within so many seconds, if a terminal is there."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        yield _wait
+        return
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield _pressed
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _wait(seconds: float) -> Iterator[str]:
+    time.sleep(seconds)
+    yield from ()
+
+
+def _pressed(seconds: float) -> Iterator[str]:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if select.select([sys.stdin], [], [], left)[0]:
+            keys = os.read(sys.stdin.fileno(), 64).decode("latin-1")
+            if not keys:
+                raise KeyboardInterrupt  # the terminal is gone
+            if not keys.startswith("\x1b"):  # an arrow is no letter
+                yield from keys
