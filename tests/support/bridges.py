@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bridges in a process of their own, as users run them, and what their far readers have got."""
 
+import asyncio
 import struct
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Literal
+from typing import Any, Literal
 
 from jumiks import Client, Gap, JumiksError
+from jumiks.bridge import Create, Inbound, Outbound
 
 from .base import DEADLINE, wait_until
 from .servers import Server
@@ -200,3 +202,53 @@ def same(reader: Reader, publisher: Publisher) -> None:
             else (len(reader.numbers), len(expected))
         )
         raise AssertionError(f"the ledgers differ: {wrong}, gaps {reader.gaps}")
+
+
+class Inside:
+    """A bridge in a thread of this process.
+
+    Args:
+        bridge: made, and not run yet.
+    """
+
+    def __init__(self, bridge: Outbound | Inbound) -> None:
+        self.bridge = bridge
+        self.problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._go, name="bridge")
+
+    def _go(self) -> None:
+        try:
+            asyncio.run(self.bridge.run())
+        except BaseException as error:
+            self.problem = error
+
+    def __enter__(self) -> "Inside":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bridge.close()
+        self._thread.join()
+
+    def join(self) -> BaseException | None:
+        """Wait until it has ended by itself; returns what it raised."""
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive()
+        return self.problem
+
+    def state(self) -> str:
+        return self.bridge.stats().state
+
+    def is_in(self, state: str) -> Callable[[], bool]:
+        return lambda: self.state() == state
+
+
+@contextmanager
+def inside(
+    source: str, url: str, far: str, *, create: Create | None = None, **options: Any
+) -> Iterator[tuple[Outbound, Inbound]]:
+    """A bridge out and a bridge in, in threads of this process."""
+    outbound = Outbound(source, url, create=create or Create(), **options)
+    inbound = Inbound(url, far, history=1 << 20, wait=DEADLINE, share_log=True)
+    with Inside(outbound), Inside(inbound):
+        yield outbound, inbound

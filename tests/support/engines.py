@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real engines, each in a process and a folder of its own, on a free port of this machine."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -93,6 +94,58 @@ class RealEngine:
                 return sock.recv(5) in (b"+PONG", b"-NOAU")
         except OSError:
             return False
+
+    def _speak(self, *commands: tuple[object, ...]) -> None:
+        """Send commands to Redis."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as sock:
+            for words in commands:
+                parts = [each if isinstance(each, bytes) else str(each).encode() for each in words]
+                lines = [b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]
+                sock.sendall(b"*%d\r\n" % len(parts) + b"".join(lines))
+                answer = sock.recv(4096)
+                assert not answer.startswith(b"-"), answer
+
+    def _ask(self, subject: str, body: bytes, headers: dict[str, str] | None = None) -> bytes:
+        """Send a request to NATS, and return the answer."""
+
+        async def ask() -> bytes:
+            client = await nats.connect(f"nats://127.0.0.1:{self.port}")
+            try:
+                return bytes((await client.request(subject, body, 5, headers=headers)).data)
+            finally:
+                await client.close()
+
+        import nats
+
+        answer = asyncio.run(ask())
+        assert b'"error"' not in answer, answer
+        return answer
+
+    def delete_stream(self) -> None:
+        """Delete the stream, as its admin does."""
+        if self.kind == "jetstream":
+            self._ask("$JS.API.STREAM.DELETE.TICKS", b"")
+        else:
+            self._speak(("DEL", "ticks", "{ticks}:at"))
+
+    def poison(self, first: int, count: int, server: int) -> None:
+        """Append a record whose body is not what its headers say."""
+        last = first + count - 1
+        headers = {
+            "Jumiks-Format": "1",
+            "Jumiks-Seq": str(first),
+            "Jumiks-Count": str(count),
+            "Jumiks-Server": str(server),
+            "Jumiks-First": str(first),
+        }
+        if self.kind == "jetstream":
+            self._ask("TICKS", b"nonsense", headers)
+            return
+        fields = [word for pair in headers.items() for word in pair]
+        self._speak(
+            ("XADD", "ticks", f"{last}-0", *fields, "Body", "nonsense"),
+            ("HSET", "{ticks}:at", "stream", last, "source", last),
+        )
 
     def strike(self, number: int) -> None:
         """Send it a signal."""

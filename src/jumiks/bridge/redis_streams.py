@@ -281,18 +281,21 @@ class RedisStreams(Engine):
             for number, fields in found:
                 at = number
                 yield _record(number, fields)
-            answer = await self._ask(client.xread({self._key: at}, count=READ_RECORDS, block=BLOCK))
+            # Whether it is the same stream is asked behind what was read. One that was made anew may
+            # have lower ids, which the read would wait behind.
+            pipe = client.pipeline(transaction=False)
+            pipe.xread({self._key: at}, count=READ_RECORDS, block=BLOCK)
+            pipe.hmget(self._at, ["created", "stream"])
+            answer, (now, stream) = await self._ask(pipe.execute())
+            self._check_same(created, at, now, stream)
             found = answer[0][1] if answer else []
-            if not found:
-                await self._check_same(created, at)
 
-    async def _check_same(self, created: str, at: bytes | str) -> None:
-        # One that was deleted and made anew has lower ids, which the read would wait behind.
-        now, stream = await self._ask(self._open().hmget(self._at, ["created", "stream"]))
-        before = int((at.decode() if isinstance(at, bytes) else at).partition("-")[0])
-        if (now or b"").decode() != created:
+    def _check_same(
+        self, created: str, at: bytes | str, now: bytes | None, stream: bytes | None
+    ) -> None:
+        if _text(now or b"") != created:
             raise EngineError(f"{self.target}: the stream is another one now", "another stream")
-        if int(stream or 0) < before:
+        if int(stream or 0) < int(_text(at).partition("-")[0]):
             raise EngineError(f"{self.target}: the stream went back", "went back")
 
     async def back(self, size: int) -> int:
