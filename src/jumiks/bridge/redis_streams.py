@@ -281,7 +281,7 @@ class RedisStreams(Engine):
             for number, fields in found:
                 at = number
                 yield _record(number, fields)
-            # Whether it is the same stream is asked behind what was read. One that was made anew may
+            # That it is the same stream is asked behind what was read: one that was made anew may
             # have lower ids, which the read would wait behind.
             pipe = client.pipeline(transaction=False)
             pipe.xread({self._key: at}, count=READ_RECORDS, block=BLOCK)
