@@ -6,7 +6,7 @@ from asyncio import Future
 from collections.abc import AsyncIterator
 from itertools import count
 
-from jumiks.bridge.engine import Create, Credentials, Engine, StreamInfo, Tail, Target
+from jumiks.bridge.engine import Create, Credentials, Engine, Mark, StreamInfo, Tail, Target
 from jumiks.bridge.errors import Conflict, over
 from jumiks.bridge.record import Record, Unreadable
 
@@ -20,6 +20,8 @@ class Store:
         self.records: list[Record | Unreadable] = []
         self.mark = 0
         """Appends that were ever stored, but for those that were rolled back."""
+        self.names: list[str] = []
+        """Of the records, as `Mark` wants it."""
         self.created = f"stream {next(_made)}"
         self.down = False
         self.lose_answers = False
@@ -32,6 +34,10 @@ class Store:
     def change(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
+
+    def end(self) -> Mark:
+        """What the next append must expect."""
+        return Mark(self.mark, self.names[-1] if self.names else "")
 
     def cut(self) -> None:
         """End all connections."""
@@ -50,17 +56,17 @@ class Store:
             self.cut()
         keep = max(0, len(self.records) - records)
         self.mark -= len(self.records) - keep
-        del self.records[keep:]
+        del self.records[keep:], self.names[keep:]
 
     def delete(self) -> None:
         """Delete the stream; the next open with `create` makes it anew."""
         self.cut()
-        self.records, self.mark = [], 0
+        self.records, self.names, self.mark = [], [], 0
         self.created = f"stream {next(_made)}"
 
     def trim(self, records: int) -> None:
         """Drop the oldest records."""
-        del self.records[:records]
+        del self.records[:records], self.names[:records]
 
 
 class MemoryEngine(Engine):
@@ -107,33 +113,41 @@ class MemoryEngine(Engine):
     async def last(self) -> Tail:
         self._check()
         if not self.store.records:
-            return Tail(None, self.store.mark)
+            return Tail(None, self.store.end())
         record = self.store.records[-1]
         assert isinstance(record, Record)
-        return Tail(record.end, self.store.mark)
+        return Tail(record.end, self.store.end())
 
-    async def append(self, previous: int, record: Record) -> Future[None]:
+    async def append(self, previous: Mark, record: Record) -> Future[None]:
+        # It takes a moment, so several are in flight.
         self._check()
-        store, future = self.store, asyncio.get_running_loop().create_future()
-        if store.lose_appends:
-            asyncio.get_running_loop().call_soon(self.cut)
-            self._flying.append(future)
-            return future
-        if store.mark != previous:
-            future.set_exception(Conflict(f"{self.target}: {store.mark}, not {previous}"))
-            return future
-        store.records.append(record)
-        store.mark += 1
-        store.change()
-        if store.lose_answers:
-            self._flying.append(future)
-            asyncio.get_running_loop().call_soon(self.cut)
-        else:
-            future.set_result(None)
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._flying.append(future)
+        loop.call_later(0.0002, self._arrive, previous, record, future)
         return future
 
-    def after(self, previous: int, record: Record) -> int:
-        return previous + 1
+    def _arrive(self, previous: Mark, record: Record, future: Future[None]) -> None:
+        store = self.store
+        if not self._there or store.lose_appends:
+            self.cut()
+            return
+        if store.end() != previous:
+            if not future.done():
+                text = f"{self.target}: it ends with {store.end()}, not with {previous}"
+                future.set_exception(Conflict(text))
+            return
+        store.records.append(record)
+        store.mark += 1
+        store.names.append(self.after(previous, record).name)
+        store.change()
+        if store.lose_answers:
+            self.cut()
+        elif not future.done():
+            future.set_result(None)
+
+    def after(self, previous: Mark, record: Record) -> Mark:
+        return Mark(previous.number + 1, f"{id(self)} {record.last}")
 
     async def read(self, start: int) -> AsyncIterator[Record | Unreadable]:
         at = 0

@@ -149,17 +149,33 @@ def _redacted(parts: SplitResult) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
+class Mark(NamedTuple):
+    """What an append expects the stream to end with; what it means is the engine's own business.
+
+    Records are in flight, each with the mark behind the one before. So a mark must tell records of
+    this connection from those of any other: a number that counts records is not enough. The record
+    behind one that was refused would be stored if another bridge was just as far.
+
+    Args:
+        number: where the stream ends.
+        name: of the record there; "" if it has none.
+    """
+
+    number: int
+    name: str = ""
+
+
 class Tail(NamedTuple):
     """Where a stream ends.
 
     Args:
         position: what its last record says; None if it has no record.
-        mark: what the next append expects, a number of the engine's own.
+        mark: what the next append expects.
         stored: when the last record was stored, seconds since 1970, as far as that is known.
     """
 
     position: Position | None
-    mark: int
+    mark: Mark
     stored: float | None = None
 
 
@@ -235,7 +251,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    async def append(self, previous: int, record: Record) -> Future[None]:
+    async def append(self, previous: Mark, record: Record) -> Future[None]:
         """Send a record off, to be stored if the stream still ends at `previous`.
 
         Returns once the record is on its way. What is returned is done once the engine has stored
@@ -243,7 +259,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def after(self, previous: int, record: Record) -> int:
+    def after(self, previous: Mark, record: Record) -> Mark:
         """Return what the append behind this one expects."""
 
     @abstractmethod

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NATS JetStream: one stream with one subject; an append names the stream's last sequence number.
+"""NATS JetStream: one stream with one subject; an append names the stream's last record.
+
+The sequence number alone would not do (see `Mark`), so each record also has a message id of its
+own, and names that of the record before it.
 
 The client's own publish for JetStream never answers where the server refuses. So records go out as
 plain messages whose answers come to an inbox of ours. Reading needs no durable consumer: an
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 from asyncio import Future
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -22,7 +26,7 @@ from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from .engine import Create, Engine, StreamInfo, Tail
+from .engine import Create, Engine, Mark, StreamInfo, Tail
 from .errors import (
     Conflict,
     EngineError,
@@ -50,7 +54,8 @@ PULL_BYTES: Final = 8 << 20
 PULL_SECONDS: Final = 30.0
 HEARTBEAT: Final = 2.0
 
-_WRONG_SEQUENCE: Final = {10071, 10164}
+_NAME: Final = "Nats-Msg-Id"
+_WRONG_END: Final = {10070, 10071, 10164}
 _NO_STREAM: Final = 10059
 _NO_MESSAGE: Final = 10037
 _PULL_IS_OVER: Final = ("Exceeds MaxBytes", "Batch Completed")
@@ -122,6 +127,7 @@ class JetStream(Engine):
 
         self._flying: dict[str, Future[None]] = {}
         self._pulls: set[_Pull] = set()
+        self._own = os.urandom(6).hex()  # no other connection's record has such a message id
         self._numbers = count(1)
         try:
             await asyncio.wait_for(
@@ -251,19 +257,22 @@ class JetStream(Engine):
         while True:
             state = (await self._info())["state"]
             if not state["messages"]:
-                return Tail(None, state["last_seq"])
+                return Tail(None, Mark(state["last_seq"]))
             found = await self._message({"last_by_subj": self.subject})
             if found is None:
                 continue  # it has gone since
-            sequence, record, stored = found
+            sequence, record, stored, name = found
             if sequence > state["last_seq"]:
                 continue  # one more was stored in between
             if isinstance(record, Unreadable):
                 raise Unfit(f"{self.target}: its last record is none of a bridge: {record}")
             # The one behind it may have been deleted by hand; the next append goes behind that.
-            return Tail(record.end, state["last_seq"], _seconds(stored))
+            mark = Mark(state["last_seq"], name if sequence == state["last_seq"] else "")
+            return Tail(record.end, mark, _seconds(stored))
 
-    async def _message(self, what: dict[str, Any]) -> tuple[int, Record | Unreadable, str] | None:
+    async def _message(
+        self, what: dict[str, Any]
+    ) -> tuple[int, Record | Unreadable, str, str] | None:
         found = await self._request(
             f"STREAM.MSG.GET.{self.target.stream}", what, may_lack=_NO_MESSAGE
         )
@@ -272,7 +281,7 @@ class JetStream(Engine):
         message = found["message"]
         headers = _headers(_decoded(message.get("hdrs")))
         body = _decoded(message.get("data"))
-        return message["seq"], _record(headers, body), message["time"]
+        return message["seq"], _record(headers, body), message["time"], headers.get(_NAME, "")
 
     async def _request(
         self, subject: str, body: dict[str, Any], may_lack: int = 0
@@ -306,20 +315,23 @@ class JetStream(Engine):
     def _failure(self, error: dict[str, Any]) -> EngineError:
         code, words = error.get("err_code", 0), error.get("description", "")
         text = f"{self.target}: {words} (NATS error {code})"
-        if code in _WRONG_SEQUENCE:
+        if code in _WRONG_END:
             return Conflict(text)
         state = "full" if "maximum" in words or "insufficient" in words else "refuses"
         return EngineError(text, _STATES.get(code, state))
 
     # ---- appending ----
 
-    async def append(self, previous: int, record: Record) -> Future[None]:
+    async def append(self, previous: Mark, record: Record) -> Future[None]:
         """Send a record off; see `Engine.append`."""
         client, future = self._open(), asyncio.get_running_loop().create_future()
         number = str(next(self._numbers))
         self._flying[number] = future
         headers = record.headers()
-        headers["Nats-Expected-Last-Sequence"] = str(previous)
+        headers["Nats-Expected-Last-Sequence"] = str(previous.number)
+        if previous.name:
+            headers["Nats-Expected-Last-Msg-Id"] = previous.name
+        headers[_NAME] = self.after(previous, record).name
         assert self.subject is not None
         try:
             await client.publish(self.subject, record.body, f"{self._inbox}.{number}", headers)
@@ -329,9 +341,9 @@ class JetStream(Engine):
             raise EngineError(f"{self.target}: {error}") from None
         return future
 
-    def after(self, previous: int, record: Record) -> int:  # noqa: ARG002
-        """Return the sequence number that a record gets."""
-        return previous + 1
+    def after(self, previous: Mark, record: Record) -> Mark:
+        """Return the sequence number and the message id that a record gets."""
+        return Mark(previous.number + 1, f"{record.last}.{self._own}")
 
     async def _answered(self, message: Msg) -> None:
         future = self._flying.pop(message.subject.rpartition(".")[2], None)

@@ -29,7 +29,7 @@ from .._gap import Gap, GapReason
 from .._wire.handshake import FIRST_ID
 from ..batch import Batch
 from ..errors import Closed, JumiksError, Overwritten
-from .engine import Create, Credentials, StreamInfo, make_engine
+from .engine import Create, Credentials, Mark, StreamInfo, make_engine
 from .errors import (
     Conflict,
     EngineError,
@@ -194,9 +194,9 @@ class Outbound(Life):
         self._sent: Position | None = None
         self._known = False
         """Whether these two are; before that the engine is asked."""
-        self._mark = 0
+        self._mark = Mark(0)
         """What the next append expects."""
-        self._acked_mark = 0
+        self._acked_mark = Mark(0)
         self._unacked: deque[Record] = deque()
         """Made and not acked, whether or not they are in flight now."""
         self._flying: deque[Future[None]] = deque()
@@ -264,7 +264,7 @@ class Outbound(Life):
 
     # ---- where to go on ----
 
-    async def _align(self, found: Position | None, mark: int, before: StreamInfo | None) -> None:
+    async def _align(self, found: Position | None, mark: Mark, before: StreamInfo | None) -> None:
         """Compare what the engine has with what was sent to it."""
         if not self._known:
             self._start_at(found)

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .engine import Create, Engine, StreamInfo, Tail
+from .engine import Create, Engine, Mark, StreamInfo, Tail
 from .errors import (
     Conflict,
     EngineError,
@@ -210,18 +210,24 @@ class RedisStreams(Engine):
         stream, server, source, stored = await self._ask(client.hmget(self._at, names))
         if stream is None:
             await self.info()  # raises if the key is not ours
-            return Tail(None, 0)
+            return Tail(None, Mark(0))
         position = Position(int(stream), int(server), int(source))
-        return Tail(position, position.stream, float(stored or 0) or None)
+        return Tail(position, Mark(position.stream), float(stored or 0) or None)
 
     # ---- appending ----
 
-    async def append(self, previous: int, record: Record) -> Future[None]:
+    async def append(self, previous: Mark, record: Record) -> Future[None]:
         """Send a record off; see `Engine.append`."""
         if self._sender is None or self._sender.done():
             raise over(self.target)
         end = record.end
-        words: list[bytes | str | int] = [previous, end.stream, end.server, end.source, self._most]
+        words: list[bytes | str | int] = [
+            previous.number,
+            end.stream,
+            end.server,
+            end.source,
+            self._most,
+        ]
         for name, value in record.headers().items():
             words += (name, value)
         words += ("Body", record.body)
@@ -231,9 +237,9 @@ class RedisStreams(Engine):
         await asyncio.sleep(0)
         return future
 
-    def after(self, previous: int, record: Record) -> int:  # noqa: ARG002
-        """Return the stream id that a record ends with."""
-        return record.last
+    def after(self, previous: Mark, record: Record) -> Mark:  # noqa: ARG002
+        """Return the stream id that a record ends with, which names what is before it."""
+        return Mark(record.last)
 
     async def _send(self) -> None:
         # All that waits goes out as one pipeline.
