@@ -243,7 +243,11 @@ class Inbound(Life):
         while position is not None and due <= position.stream:
             record = await anext(records)
             self._note_record()
-            if isinstance(record, Unreadable) or not record.count:
+            if isinstance(record, Unreadable):
+                history.clear()
+                size, due = 0, max(due, record.last + 1)
+                continue
+            if not record.count:
                 continue
             self._lineage.note(record)
             if not self._ends(record) or record.seq != due:

@@ -44,7 +44,8 @@ LARGEST: Final = 64 << 20
 """The largest body, bytes; Redis itself takes more, and has it in memory several times."""
 
 APPEND: Final = """\
-local at = redis.call('HGET', KEYS[2], 'stream') or '0'
+local place = redis.call('HMGET', KEYS[2], 'stream', 'server', 'source')
+local at = place[1] and table.concat(place, ' ') or '0'
 if at ~= ARGV[1] then
   return redis.error_reply('CONFLICT the stream ends at ' .. at .. ', not at ' .. ARGV[1])
 end
@@ -64,9 +65,9 @@ if most > 0 then
 end
 return redis.status_reply('OK')
 """
-"""KEYS: the stream, its position. ARGV: the stream id that it ends at, that of the new end, the
-source's server_id and id there, the bytes that it may keep (0: all), then fields and values, the
-body last."""
+"""KEYS: the stream, its position. ARGV: the end that is expected (stream id, server_id, source id;
+or 0), the same three of the new end, the bytes that it may keep (0: all), then fields and values,
+the body last."""
 
 
 class RedisStreams(Engine):
@@ -212,7 +213,7 @@ class RedisStreams(Engine):
             await self.info()  # raises if the key is not ours
             return Tail(None, Mark(0))
         position = Position(int(stream), int(server), int(source))
-        return Tail(position, Mark(position.stream), float(stored or 0) or None)
+        return Tail(position, _mark(position), float(stored or 0) or None)
 
     # ---- appending ----
 
@@ -221,13 +222,8 @@ class RedisStreams(Engine):
         if self._sender is None or self._sender.done():
             raise over(self.target)
         end = record.end
-        words: list[bytes | str | int] = [
-            previous.number,
-            end.stream,
-            end.server,
-            end.source,
-            self._most,
-        ]
+        expected = f"{previous.number} {previous.name}".rstrip()
+        words: list[bytes | str | int] = [expected, *end, self._most]
         for name, value in record.headers().items():
             words += (name, value)
         words += ("Body", record.body)
@@ -238,8 +234,8 @@ class RedisStreams(Engine):
         return future
 
     def after(self, previous: Mark, record: Record) -> Mark:  # noqa: ARG002
-        """Return the stream id that a record ends with, which names what is before it."""
-        return Mark(record.last)
+        """Return where a record ends, in the stream and at its source."""
+        return _mark(record.end)
 
     async def _send(self) -> None:
         # All that waits goes out as one pipeline.
@@ -329,6 +325,10 @@ class RedisStreams(Engine):
                 return record
             first = "(" + found[0][0].decode()
         return None
+
+
+def _mark(end: Position) -> Mark:
+    return Mark(end.stream, f"{end.server} {end.source}")
 
 
 def _text(value: bytes | str) -> str:
