@@ -173,7 +173,7 @@ def test_a_gap_reaches_the_far_reader_with_both_its_ends(engine: RealEngine, add
         with inside(address, engine.url, far) as (out, _), Reader(far) as reader:
             wait_until(lambda: number_in(reader, 4999))
             assert oldest > FIRST + 10
-            assert reader.numbers[0] == oldest - FIRST
+            assert next(each for each in reader.numbers if each >= 10) == oldest - FIRST
             assert out.stats().gaps == {"evicted": 1}
             assert out.stats().lost == oldest - FIRST - 10
 

@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Final
 
 from .engine import Engine
@@ -19,6 +20,7 @@ log = logging.getLogger("jumiks.bridge")
 
 FIRST_WAIT: Final = 0.05
 LONGEST_WAIT: Final = 2.0
+CANCEL_AGAIN: Final = 0.2
 SAY_AGAIN: Final = 60.0
 """Seconds after which an error that goes on is logged again."""
 
@@ -50,6 +52,7 @@ class Life(ABC):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self._closed = asyncio.Event()
 
     @property
     def stream(self) -> str:
@@ -70,20 +73,37 @@ class Life(ABC):
         try:
             if self._closing:
                 return
-            await asyncio.wait([self._task])
+            await self._until_closed(self._task)
             if not self._task.cancelled():
                 self._task.result()
         finally:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await self._stop(self._task)
             self.state = "closed"
             await self._finish()
+
+    async def _until_closed(self, task: asyncio.Task[None]) -> None:
+        closed = asyncio.ensure_future(self._closed.wait())
+        try:
+            await asyncio.wait([task, closed], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            closed.cancel()
+        if not task.done():
+            await self._stop(task)
+
+    async def _stop(self, task: asyncio.Task[None]) -> None:
+        # A library in between may take the cancellation for its own.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=CANCEL_AGAIN)
+        if not task.cancelled():
+            task.exception()  # it was raised already, or comes too late to matter
 
     def close(self) -> None:
         """Have `run` come to its end in good order; any thread may call it, and more than once."""
         self._closing = True
-        if self._loop is not None and self._task is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._task.cancel)
+        with suppress(RuntimeError):  # its loop is closed by now
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._closed.set)
 
     @abstractmethod
     async def _work(self) -> None:
