@@ -76,6 +76,10 @@ class JetStream(Engine):
     async def open(self, create: Create | None = None) -> StreamInfo:
         """Connect to the first of the hosts that answers; see `Engine.open`."""
         await self.close()
+        self._flying: dict[str, Future[None]] = {}
+        self._pulls: set[_Pull] = set()
+        self._own = os.urandom(6).hex()  # no other connection's record has such a message id
+        self._numbers = count(1)
         failure: EngineError | None = None
         for host, port in self.target.hosts:
             try:
@@ -125,10 +129,6 @@ class JetStream(Engine):
         async def note(error: Exception) -> None:
             problems.append(error)
 
-        self._flying: dict[str, Future[None]] = {}
-        self._pulls: set[_Pull] = set()
-        self._own = os.urandom(6).hex()  # no other connection's record has such a message id
-        self._numbers = count(1)
         try:
             await asyncio.wait_for(
                 client.connect(
@@ -154,6 +154,9 @@ class JetStream(Engine):
             if isinstance(error, Exception):
                 raise _refusal(where, problems[0] if problems else error) from None
             raise
+        await self._begin(client)
+
+    async def _begin(self, client: Client) -> None:
         self._client = client
         self._limit = client.max_payload
         self._inbox = client.new_inbox()
