@@ -32,6 +32,7 @@ EXAMPLES: Final = {
     "listen": "jumiks listen @log --from oldest | grep error",
     "status": "jumiks status @log --json | jq .stats.published",
     "top": "jumiks top @log",
+    "ls": "jumiks ls --json | jq '.[] | select(.worst_share > 0.5)'",
     "bridge out": "jumiks bridge out @ticks nats://host/TICKS --create --max-bytes 10G",
     "bridge in": "jumiks bridge in nats://host/TICKS @ticks",
     "bridge status": "jumiks bridge status redis://host/ticks",
@@ -300,6 +301,21 @@ def _status(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _ls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    for name, default, what in (
+        ("interval", 0.5, "seconds between the two measurements of rates"),
+        ("timeout", 1.0, "seconds that each server has for an answer"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=_positive,
+            default=default,
+            metavar="SECONDS",
+            help=f"{what} (default: {default:g})",
+        )
+
+
 def _top(parser: argparse.ArgumentParser) -> None:
     _address(parser)
     parser.add_argument(
@@ -494,6 +510,14 @@ COMMANDS: Final = {
         "reverses, h helps. Needs rich: pip install rich.",
         _top,
         "top",
+    ),
+    "ls": Command(
+        "list the servers on this machine",
+        "List the servers on this machine that this user may see: address, process, program, "
+        "clients, rate, and the client nearest to its limit. A server that does not let this user "
+        "look, or does not answer, has the reason in its row.",
+        _ls,
+        "ls",
     ),
     "bridge out": Command(
         "append a local feed to a stream of an engine",

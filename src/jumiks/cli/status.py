@@ -46,11 +46,14 @@ def run(options: argparse.Namespace) -> int:
             print(as_ascii(status.raw))
             return 0
         time.sleep(options.interval)
-        # In a pipe no column is left out.
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-        for line in report(Sample(monitor.status(), status), width):
+        for line in report(Sample(monitor.status(), status), terminal_width()):
             print(line)
     return 0
+
+
+def terminal_width() -> int:
+    """Return how many columns there are for the output: in a pipe none is left out."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
 def as_ascii(text: str) -> str:
