@@ -436,6 +436,10 @@ print("through", flush=True)
 """
 
 
+STEP = 61
+"""Steps between two that are tried. Each run begins at another one, so in time all are tried."""
+
+
 def killed_at(where: object, what: str, step: int) -> bool:
     """Run a constructor up to a step, where its process is killed; False if it got through."""
     with script_process(KILLED, where, what, step) as process:
@@ -450,20 +454,20 @@ def killed_at(where: object, what: str, step: int) -> bool:
 def test_a_server_killed_at_any_step_of_its_making_leaves_an_address_that_can_be_had(
     path: Path,
 ) -> None:
-    step = 1
+    step = random.randint(1, STEP)
     while killed_at(path, "server", step):
         with Server(path) as server, Client(path) as client:
             server.publish(b"%d" % step)
             assert client.receive(DEADLINE) == b"%d" % step
         assert not path.exists()
-        step += 61
+        step += STEP
     assert step > 100
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["framed", pytest.param("shared", marks=pytest.mark.only_shared)])
 def test_a_client_killed_at_any_step_of_its_making_disturbs_nobody(address: str, what: str) -> None:
-    step = 1
+    step = random.randint(1, STEP)
     with Harassed(address) as harassed:
         before = len(descriptors())
         while killed_at(address, what, step):
@@ -471,6 +475,6 @@ def test_a_client_killed_at_any_step_of_its_making_disturbs_nobody(address: str,
             harassed.witness.wait_for(len(harassed.published))
             wait_until(lambda: harassed.server.stats().clients == 1)
             wait_until(lambda: len(descriptors()) <= before)
-            step += 61
+            step += STEP
         assert step > 100
         assert {reason for _, reason in harassed.ends} <= {EndReason.LEFT}
