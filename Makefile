@@ -188,7 +188,8 @@ coverage: ## 7 min: Count which lines of C and Python the tests run
 	$(COV)/bin/python -m gcovr --root . --filter csrc/ --json-summary build/coverage/c.json build/coverage
 	$(PYTHON) .ci/check_coverage.py build/coverage/c.json build/coverage/python.json
 
-mutation: $(BUILT) ## 20 min: See whether the tests notice small changes of the policy and the handshake
+# make mutation ARGS="--seed 2 csrc/server/lag.c"; after make coverage it is quicker.
+mutation: $(BUILT) ## 20 min: See whether the tests notice small changes of C and Python, a random sample
 	$(PY) tests/mutation/mutate.py $(ARGS)
 
 dist: $(BUILT) ## 30 s: Build sdist and wheel, look into them, install and try each

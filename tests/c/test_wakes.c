@@ -487,11 +487,6 @@ static uint64_t fill(const struct peer *peer, bool slowly) {
     return sent;
 }
 
-static void await_acked(const struct peer *peer, uint64_t id) {
-    while (account_of(peer).acked_id < id)
-        poll(NULL, 0, 1);
-}
-
 static char packet[1 << 18];
 
 static void take_one(const struct peer *peer) {
@@ -634,6 +629,7 @@ static void a_slow_stream_wakes_nobody(uint32_t delivery) {
 
 /* The places of clients that do not close their ends are given up after a second, welcome or not. */
 static void a_goodbye_that_is_not_answered(uint32_t delivery) {
+    uint64_t word = htole64(JMK_FIRST_ID - 1);
     struct peer peer, newcomer;
 
     make_server(JMK_BLOCK, 0, -1);
@@ -642,6 +638,9 @@ static void a_goodbye_that_is_not_answered(uint32_t delivery) {
     await_parked();
     CHECK_EQUAL(jmk_server_disconnect(server, peer.key, JMK_R_KICKED), 0);
     CHECK_EQUAL(jmk_server_disconnect(server, newcomer.key, JMK_R_KICKED), 0);
+    CHECK(send(peer.fd, &word, sizeof word, 0) == sizeof word); /* which is read, and no more */
+    await_parked();
+    CHECK(rounds_within(5) < 20);
     await_event(JMK_EVENT_CLOSED);
     await_event(JMK_EVENT_CLOSED);
     leave(&peer);

@@ -157,6 +157,11 @@ static inline void await_sent(const struct peer *peer, uint64_t id) {
         poll(NULL, 0, 1);
 }
 
+static inline void await_acked(const struct peer *peer, uint64_t id) {
+    while (account_of(peer).acked_id < id)
+        poll(NULL, 0, 1);
+}
+
 /* Let the thread park, so that nothing but a wake-up has it look. */
 static inline void await_parked(void) {
     do

@@ -1,66 +1,105 @@
 # SPDX-License-Identifier: Apache-2.0
 """Change one operator, number or statement at a time, and see whether a test notices.
 
-    python tests/mutation/mutate.py [FILE ...]        from the project's root
+    python tests/mutation/mutate.py [--seed 1] [--sample 300] [--seconds 1200] [FILE ...]
 
-Each mutant is tried in a process of its own, by the tests of its file, up to the first that fails.
-What no test noticed is printed; docs/coverage.md has the reason for each that stays so.
+Run it from the project's root. It takes all of csrc/ and src/jumiks/, or the files that are named,
+and tries a random sample of their mutants, for as long as it may; a prefix of a random sample is
+one too. It prints what no test noticed, and a table of scores. docs/coverage.md has the last such
+table, and the reason for each mutant that stays.
+
+A mutant is tried in a copy of src/ by the tests that run the changed line, up to the first that
+fails. `make coverage` notes which tests these are, for Python. For C, and where nothing is noted
+(other threads and processes run much of the package), it is the tests of the file, below.
 """
 
+import argparse
 import ast
 import copy
-import importlib.machinery
-import importlib.util
-import itertools
-import math
 import os
+import random
 import re
 import runpy
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from importlib.abc import MetaPathFinder
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
-import pytest
-
-PATIENCE = 8.0
-"""Times as long as without a change a mutant's tests may take; one that hangs is noticed too."""
-
-AT_ONCE = 2 * (os.cpu_count() or 1)
-"""Mutants that are tried at a time; many a test waits."""
-
 BUILD = Path("build/mutation")
+NOTED = Path("build/coverage/python/data")
+"""What `make coverage` leaves: lines, by the test that ran them."""
+
+LONGEST = 240.0
+"""Seconds after which tests of a mutant hang, and so have noticed it."""
+
+MOST_TESTS = 40
+"""More tests than that run many a line; then the tests of the file will do."""
+
+CORES = os.cpu_count() or 1
+
+C_PROGRAMS = ["test_frame", "test_log", "test_client", "test_guard", "test_wakes", "test_units"]
+"""Tests of the core alone, the quickest first."""
+
 TESTS = {
-    "src/jumiks/_server/lag.py": ["tests/whole/test_bad_input.py", "tests/server/test_lag.py"],
-    "src/jumiks/_wire/handshake.py": [
-        "tests/wire/test_handshake.py",
-        "tests/wire/test_protocol_doc.py",
-    ],
-    "csrc/server/lag.c": [
-        "tests/server/test_lag.py",
-        "tests/server/test_server.py",
-        "tests/server/test_keep.py",
-    ],
+    "csrc/server/": "server/test_server server/test_lag server/test_keep client/test_shared",
+    "csrc/client/": "client/test_client client/test_shared client/test_hostile_server "
+    "client/test_ends",
+    "csrc/python/": "client/test_lent server/test_publish whole/test_frames client/test_client",
+    "csrc/": "client/test_client client/test_shared machine/test_seccomp machine/test_fork",
+    "_wire/handshake.py": "wire/test_handshake wire/test_protocol_doc",
+    "_wire/address.py": "wire/test_address",
+    "_wire/listener.py": "wire/test_address server/test_server",
+    "_wire/": "wire/test_codecs wire/test_monitor wire/test_rights wire/test_address "
+    "client/test_client",
+    "_server/lag.py": "server/test_lag whole/test_bad_input",
+    "_server/lag_watch.py": "server/test_watch",
+    "_server/monitors.py": "wire/test_monitor",
+    "_server/access.py": "server/test_access server/test_quota",
+    "_server/pages.py": "server/test_pages",
+    "_server/journal.py": "server/test_quota server/test_strangers server/test_server",
+    "_server/": "server/test_welcome server/test_callbacks server/test_quota server/test_strangers "
+    "server/test_figures server/test_server",
+    "_client/reconnect.py": "client/test_backoff client/test_reconnect",
+    "_client/labels.py": "client/test_labels",
+    "_client/": "client/test_stream client/test_client client/test_client_life client/test_ends "
+    "client/test_reconnect client/test_by_hand",
+    "_aio/server.py": "client/test_aio_server client/test_cancelled",
+    "_aio/": "client/test_aio client/test_cancelled",
+    "_loops.py": "client/test_aio client/test_cancelled",
+    "bridge/": "bridge",
+    "cli/": "cli",
+    "_metrics.py": "integrations server/test_figures",
+    "prometheus.py": "integrations",
+    "opentelemetry.py": "integrations",
+    "systemd.py": "integrations",
+    "stats.py": "server/test_figures cli/test_status",
+    "errors.py": "whole/test_errors client/test_ends",
+    "_options.py": "core/test_options whole/test_bad_input",
+    "monitor.py": "wire/test_monitor",
+    "_peer.py": "server/test_access server/test_welcome",
+    "_green.py": "machine/test_green",
+    "batch.py": "client/test_lent client/test_client whole/test_frames",
+    "client.py": "client/test_client client/test_client_life client/test_deadlines "
+    "client/test_stream",
+    "server.py": "server/test_publish server/test_callbacks server/test_turn server/test_server",
+    "": "client/test_client client/test_client_life machine/test_exit whole/test_errors",
 }
-POLICY = re.compile(r"^/\* ---- the policy; .*?(?=^/\* ---- waiting)", re.MULTILINE | re.DOTALL)
-"""What is changed of lag.c."""
-
-RUN = "--run"
-"""How this program starts itself for one mutant."""
-
-UNCHANGED = "unchanged"
-"""The first mutant is none: a failure of its would say that all others fail for no reason."""
+"""The tests of a file: those of the first of these that its path has."""
 
 
 class Mutant(NamedTuple):
-    module: str
+    path: str
     line: int
     what: str
     source: str
@@ -109,12 +148,16 @@ def changed(node: ast.AST) -> Iterator[ast.AST | None]:
             yield ast.Constant(number + 1)
         case ast.IfExp():
             yield ast.IfExp(other.test, other.orelse, other.body)
-        case ast.Return(value=value) if value is not None:
+        case ast.Return(value=value) if value is not None and ast.unparse(value) != "None":
             yield ast.Return(ast.Constant(None))
         case ast.Raise() | ast.Assign(targets=[ast.Attribute()]):
             yield ast.Pass()
         case ast.Expr(value=ast.Call()):
             yield ast.Pass()
+
+
+def is_for_types_alone(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def places(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
@@ -123,17 +166,21 @@ def places(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
         if name in ("annotation", "returns", "decorator_list"):
             continue
         for index, child in enumerate(value if isinstance(value, list) else [value]):
-            if isinstance(child, ast.AST):
+            if isinstance(child, ast.AST) and not is_for_types_alone(child):
                 yield node, name, index if isinstance(value, list) else None, child
                 yield from places(child)
 
 
-def python_mutants(path: str) -> Iterator[Mutant]:
+def python_mutants(path: str, wanted: Collection[int] = ()) -> Iterator[Mutant | None]:
+    """All mutants of a file, in order; None for those that are not wanted."""
     tree = ast.parse(Path(path).read_text("utf-8"))
-    module = path.removeprefix("src/").removesuffix(".py").replace("/", ".")
-    yield Mutant(module, 0, UNCHANGED, ast.unparse(tree))
+    number = 0
     for parent, name, index, child in places(tree):
         for new in changed(child):
+            number += 1
+            if number - 1 not in wanted:
+                yield None
+                continue
             stored = getattr(parent, name)
             before = ast.unparse(child)
             if index is None:
@@ -142,7 +189,7 @@ def python_mutants(path: str) -> Iterator[Mutant]:
                 stored[index] = new
             source = ast.unparse(ast.fix_missing_locations(tree))
             after = ast.unparse(new) if new is not None else ""
-            yield Mutant(module, getattr(child, "lineno", 0), f"{before}  ->  {after}", source)
+            yield Mutant(path, getattr(child, "lineno", 0), f"{before}  ->  {after}", source)
             if index is None:
                 setattr(parent, name, child)
             else:
@@ -154,150 +201,288 @@ def python_mutants(path: str) -> Iterator[Mutant]:
 C_SWAPS = (
     *((r"&&", "||"), (r"\|\|", "&&"), (r"==", "!="), (r"!=", "==")),
     *((r" <= ", " < "), (r" >= ", " > "), (r" < ", " <= "), (r" > ", " >= ")),
-    *((r" \+ ", " - "), (r" - ", " + "), (r" / 2", " / 3")),
+    *((r" \+ ", " - "), (r" - ", " + "), (r" / (?=\d)", " * "), (r" % ", " / ")),
     *((r"\btrue\b", "false"), (r"\bfalse\b", "true"), (r"(?<=[( ])!(?=[a-z])", "")),
-    *((r"= 0;", "= 1;"), (r"= now;", "= 0;"), (r"^ +jmk_pump_\w+\(.*\);$", ";")),
+    *((r"= 0;", "= 1;"), (r"= now;", "= 0;"), (r"\bbreak;", ";"), (r"\bcontinue;", ";")),
+    (r"^ +[a-z][\w>.-]*\([^;{}]*\);$", ";"),  # a call
+    (r"^ +[a-z][\w>.\[\]-]* [-+]?= [^;{}]*;$", ";"),  # an assignment
+    (r"(?<=^#define )([A-Z_]+) (?=\d+\b)", r"\1 2*"),
 )
 
 
-def c_mutants(path: str) -> Iterator[Mutant]:
+def c_mutants(path: str, wanted: Collection[int] = ()) -> Iterator[Mutant | None]:
+    """The same for C."""
     text = Path(path).read_text("utf-8")
-    policy = POLICY.search(text)
-    assert policy is not None
-    yield Mutant("jumiks._core", 0, UNCHANGED, text)
-    code = re.sub(r"/\*.*?\*/", lambda found: " " * len(found[0]), policy[0], flags=re.DOTALL)
+    code = re.sub(r"/\*.*?\*/", lambda found: " " * len(found[0]), text, flags=re.DOTALL)
+    number = 0
     for pattern, new in C_SWAPS:
         for found in re.finditer(pattern, code, re.MULTILINE):
-            start, end = (policy.start() + at for at in found.span())
+            number += 1
+            if number - 1 not in wanted:
+                yield None
+                continue
+            start, end = found.span()
             line = text.count("\n", 0, start) + 1
-            what = f"{text.splitlines()[line - 1].strip()}  [{found[0].strip()} -> {new.strip()}]"
-            yield Mutant("jumiks._core", line, what, text[:start] + new + text[end:])
+            with_new = found.expand(new)
+            what = (
+                f"{text.splitlines()[line - 1].strip()}  [{found[0].strip()} -> {with_new.strip()}]"
+            )
+            yield Mutant(path, line, what, text[:start] + with_new + text[end:])
+
+
+def mutants(path: str, wanted: Collection[int] = ()) -> Iterator[Mutant | None]:
+    return (c_mutants if path.endswith(".c") else python_mutants)(path, wanted)
 
 
 class Core:
-    """The core's object files, to which a changed one is linked."""
+    """The core's object files, to which a changed one is linked: as a module, and for C tests."""
 
     def __init__(self) -> None:
         describe = runpy.run_path("csrc/build_core.py")
         generated = BUILD / "_core.c"
         describe["ffibuilder"]().emit_c_code(str(generated))
-        include = sysconfig.get_path("include")
-        self.compile = ["cc", "-std=c11", "-D_GNU_SOURCE", "-O1", "-fPIC", "-pthread", "-w"]
-        self.compile += ["-Icsrc", f"-I{include}", "-c", "-o"]
-        self.objects = []
-        for source in [*describe["core_sources"](), generated]:
-            self.objects.append(str(BUILD / f"{Path(source).stem}.o"))
-            subprocess.run([*self.compile, self.objects[-1], str(source)], check=True)
+        base = ["cc", "-std=c11", "-D_GNU_SOURCE", "-O1", "-pthread", "-w", "-Icsrc"]
+        self.for_module = [*base, "-fPIC", f"-I{sysconfig.get_path('include')}"]
+        self.for_tests = [*base, "-DJMK_POINTS"]
+        self.module = [*describe["core_sources"](), str(generated)]
+        self.tested = [each for each in self.module if each.startswith(("csrc/s", "csrc/c"))]
+        self.programs = [f"tests/c/{name}.c" for name in C_PROGRAMS]
+        with ThreadPoolExecutor(CORES) as pool:
+            jobs = [pool.submit(self._compile, self.for_module, each, "m") for each in self.module]
+            jobs += [
+                pool.submit(self._compile, self.for_tests, each, "t")
+                for each in [*self.tested, *self.programs]
+            ]
+        for job in jobs:
+            job.result()
 
-    def link(self, base: Path) -> Path | None:
-        """The module's file with a changed lag.c; None if that is no C."""
-        command = [*self.compile, f"{base}.o", f"{base}.c"]
-        if subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
-            return None
-        others = [each for each in self.objects if not each.endswith("/lag.o")]
-        link = ["cc", "-shared", "-pthread", "-o", f"{base}.so", f"{base}.o", *others]
-        subprocess.run(link, check=True)
-        return base.with_suffix(".so")
+    @staticmethod
+    def _object(source: str, kind: str, folder: Path) -> str:
+        return str(folder / f"{Path(source).stem}.{kind}.o")
+
+    def _compile(self, command: list[str], source: str, kind: str, folder: Path = BUILD) -> bool:
+        output = self._object(source, kind, folder)
+        done = subprocess.run(
+            [*command, "-c", source, "-o", output], stderr=subprocess.PIPE, text=True
+        )
+        if done.returncode and folder == BUILD:
+            sys.exit(done.stderr)
+        return done.returncode == 0
+
+    def _objects(self, sources: list[str], changed: str, kind: str, folder: Path) -> list[str]:
+        return [self._object(each, kind, folder if each == changed else BUILD) for each in sources]
+
+    def link(self, mutant: Mutant, tree: Path) -> bool:
+        """Put a changed module into a tree; False if the change is no C."""
+        source = str(tree / Path(mutant.path).name)
+        Path(source).write_text(mutant.source, "utf-8")
+        if not self._compile(self.for_module, source, "m", tree):
+            return False
+        (module,) = (tree / "src/jumiks").glob("_core*.so")
+        module.unlink()
+        objects = self._objects(self.module, mutant.path, "m", tree)
+        subprocess.run(["cc", "-shared", "-pthread", "-o", str(module), *objects], check=True)
+        return True
+
+    def programs_with(self, mutant: Mutant, tree: Path) -> Iterator[str]:
+        """Yield C tests that are linked to a changed file."""
+        if mutant.path not in self.tested:
+            return
+        self._compile(self.for_tests, str(tree / Path(mutant.path).name), "t", tree)
+        objects = self._objects(self.tested, mutant.path, "t", tree)
+        for program in self.programs:
+            flags = Path(program).with_suffix(".flags")
+            own = [f"@{flags}"] if flags.exists() else []
+            file = str(tree / Path(program).stem)
+            test = self._object(program, "t", BUILD)
+            subprocess.run(["cc", "-pthread", *own, test, *objects, "-o", file], check=True)
+            yield file
+
+
+# ---- which tests
+
+
+def tests_of(path: str) -> list[str]:
+    names = next(tests for part, tests in TESTS.items() if part in path)
+    return [
+        f"tests/{name}" if Path(f"tests/{name}").is_dir() else f"tests/{name}.py"
+        for name in names.split()
+    ]
+
+
+def noted_tests(path: str, line: int) -> list[str]:
+    """The tests that ran a line in `make coverage`; none if that is not known."""
+    if not NOTED.exists():
+        return []
+    query = (
+        "SELECT DISTINCT context, numbits FROM line_bits JOIN context ON context.id = context_id "
+        "JOIN file ON file.id = file_id WHERE file.path LIKE ? AND context != ''"
+    )
+    found = set()
+    with closing(sqlite3.connect(NOTED)) as noted:
+        for context, bits in noted.execute(query, (f"%/{path.removeprefix('src/')}",)):
+            if line // 8 < len(bits) and bits[line // 8] & 1 << line % 8:
+                found.update(named(context))
+    return sorted(found) if len(found) <= MOST_TESTS else []
+
+
+@cache
+def named(context: str) -> list[str]:
+    """The test that coverage calls `module.function`; two folders may have such a module."""
+    module, _, function = context.rpartition(".")
+    return [
+        f"{file}::{function}"
+        for file in Path("tests").rglob(f"{module.rpartition('.')[2]}.py")
+        if f"def {function}(" in file.read_text("utf-8")
+    ]
 
 
 # ---- trying
 
 
-class Finder(MetaPathFinder):
-    """Imports a changed module in place of the real one.
+def passes(command: Sequence[str], tree: Path) -> bool:
+    """Whether a program ends well, in time."""
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str((tree / "src").resolve())},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        # A shell has it ignored by what runs in the background, and some tests press Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        return process.wait(LONGEST) == 0
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
+            process.wait()
+
+
+def pytest(*tests: str) -> list[str]:
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    return [sys.executable, "-m", "pytest", *options, *tests]
+
+
+class Failures:
+    """Tells a failure that a mutant causes from one that happens without it as well."""
+
+    def __init__(self) -> None:
+        self._sound: dict[tuple[str, ...], bool] = {}
+        self._lock = threading.Lock()
+
+    def cause(self, tests: list[str], tree: Path) -> bool | None:
+        """Whether one of these fails in a tree; None if one does on what is not changed, too."""
+        if passes(pytest(*tests), tree):
+            return False
+        with self._lock:
+            if tuple(tests) not in self._sound:
+                self._sound[tuple(tests)] = passes(pytest(*tests), Path())
+            return self._sound[tuple(tests)] or None
+
+
+def is_noticed(mutant: Mutant, core: Core, failures: Failures, tree: Path) -> bool | None:
+    """Whether a test fails; None if it does not compile, or tests fail without it, too."""
+    shutil.copytree("src", tree / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    noted: list[str] = []
+    if mutant.path.endswith(".c"):
+        if not core.link(mutant, tree):
+            return None
+        if not all(passes([each], tree) for each in core.programs_with(mutant, tree)):
+            return True
+    else:
+        (tree / mutant.path).write_text(mutant.source, "utf-8")
+        noted = noted_tests(mutant.path, mutant.line)
+    batches = [noted] if noted else []
+    batches += [[each] for each in tests_of(mutant.path)]
+    unsure = False
+    for each in batches:
+        noticed = failures.cause(each, tree)
+        if noticed:
+            return True
+        unsure = unsure or noticed is None
+    return None if unsure else False
+
+
+class Campaign:
+    """Tries mutants until the time is over, and counts.
 
     Args:
-        module: its name.
-        file: where it is, Python or compiled.
+        seconds: how long.
     """
 
-    def __init__(self, module: str, file: str) -> None:
-        self.module = module
-        self.file = file
+    def __init__(self, seconds: float) -> None:
+        self.core = Core()
+        self.failures = Failures()
+        self.ends = time.monotonic() + seconds
+        self.tried: Counter[str] = Counter()
+        self.noticed: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._number = 0
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != self.module:
-            return None
-        return importlib.util.spec_from_file_location(name, self.file)
-
-
-def run_tests(module: str, file: str, *tests: str) -> int:
-    """Run tests on a changed module; what pytest says of them."""
-    # A shell has it ignored by what runs in the background, and some tests press Ctrl-C.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.meta_path.insert(0, Finder(module, file))
-    return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])
-
-
-class Trial(NamedTuple):
-    """A mutant that is being tried, and until when."""
-
-    mutant: Mutant
-    process: subprocess.Popen[bytes]
-    deadline: float
-
-
-def start(mutant: Mutant, file: Path, tests: Sequence[str], seconds: float) -> Trial:
-    command = [sys.executable, __file__, RUN, mutant.module, str(file), *tests]
-    nothing = subprocess.DEVNULL
-    process = subprocess.Popen(
-        command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
-    )
-    return Trial(mutant, process, time.monotonic() + seconds)
-
-
-def ended(trials: list[Trial]) -> Iterator[Mutant]:
-    """Wait until a trial has ended, or hangs; yields the mutant if no test noticed it."""
-    while True:
-        for trial in trials:
-            if trial.process.poll() is None and time.monotonic() < trial.deadline:
-                continue
-            with suppress(ProcessLookupError):
-                os.killpg(trial.process.pid, signal.SIGKILL)  # and whatever it started
-            trials.remove(trial)
-            if trial.process.wait() == 0:
-                yield trial.mutant
+    def attempt(self, mutant: Mutant) -> None:
+        if time.monotonic() >= self.ends:
             return
-        time.sleep(0.02)
+        with self._lock:
+            self._number += 1
+            tree = BUILD / f"tree{self._number}"
+        noticed = is_noticed(mutant, self.core, self.failures, tree)
+        shutil.rmtree(tree)
+        with self._lock:
+            if noticed is None:
+                return
+            module = str(Path(mutant.path).parent)
+            self.tried[module] += 1
+            self.noticed[module] += noticed
+            if not noticed:
+                print(f"  {mutant.path}:{mutant.line}: {mutant.what}", flush=True)
+
+    def report(self) -> None:
+        print("\n| module | tried | noticed | score |\n|---|---|---|---|")
+        for name in sorted(self.tried):
+            tried, noticed = self.tried[name], self.noticed[name]
+            print(f"| {name} | {tried} | {noticed} | {noticed / tried:.0%} |")
+        tried, noticed = self.tried.total(), self.noticed.total()
+        print(f"| all | {tried} | {noticed} | {noticed / max(tried, 1):.0%} |")
 
 
-def survivors(
-    path: str, mutants: Iterable[Mutant], core: Core | None, seconds: float
-) -> Iterator[Mutant]:
-    """Try mutants of a file, some at once, each for so many seconds; yields the unnoticed."""
-    trials: list[Trial] = []
-    for number, mutant in enumerate(mutants):
-        source = BUILD / f"mutant{number}{Path(path).suffix}"
-        source.write_text(mutant.source, "utf-8")
-        file = core.link(source.with_suffix("")) if core else source
-        if file is None:
-            continue  # it does not compile
-        if len(trials) >= AT_ONCE:
-            yield from ended(trials)
-        trials.append(start(mutant, file, TESTS[path], seconds))
-    while trials:
-        yield from ended(trials)
+def sample(paths: Sequence[str], seed: int, size: int) -> list[Mutant]:
+    """Choose mutants of files, in a random order that the seed gives."""
+    all_places = [(path, n) for path in paths for n in range(sum(1 for _ in mutants(path)))]
+    print(f"{len(all_places)} mutants of {len(paths)} files; seed {seed}", flush=True)
+    chosen = random.Random(seed).sample(all_places, min(size, len(all_places)))
+    made: dict[tuple[str, int], Mutant] = {}
+    for path in {path for path, _ in chosen}:
+        wanted = {n for of, n in chosen if of == path}
+        for number, mutant in enumerate(mutants(path, wanted)):
+            if mutant is not None:
+                made[path, number] = mutant
+    return [made[place] for place in chosen]
+
+
+def files() -> list[str]:
+    found = [*Path("csrc").glob("*/*.c"), *Path("src/jumiks").rglob("*.py")]
+    return sorted(str(path) for path in found)
 
 
 def main() -> None:
-    left = 0
-    BUILD.mkdir(parents=True, exist_ok=True)
-    for path in sys.argv[1:] or TESTS:
-        core = Core() if path.endswith(".c") else None
-        mutants = c_mutants(path) if core else python_mutants(path)
-        begin = time.monotonic()
-        if not list(survivors(path, itertools.islice(mutants, 1), core, math.inf)):
-            sys.exit(f"{path}: its tests fail without a change, too")
-        seconds = PATIENCE * (time.monotonic() - begin)
-        for mutant in survivors(path, mutants, core, seconds):
-            left += 1
-            print(f"  {path}:{mutant.line}: {mutant.what}", flush=True)
-    print(f"{left} that no test noticed")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sample", type=int, default=300, metavar="MUTANTS")
+    parser.add_argument("--seconds", type=float, default=1200.0)
+    parser.add_argument("files", nargs="*")
+    options = parser.parse_args()
+    shutil.rmtree(BUILD, ignore_errors=True)
+    BUILD.mkdir(parents=True)
+    chosen = sample(options.files or files(), options.seed, options.sample)
+    campaign = Campaign(options.seconds)
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(campaign.attempt, chosen))
+    campaign.report()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [RUN]:
-        sys.exit(run_tests(*sys.argv[2:]))
     main()
