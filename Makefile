@@ -70,7 +70,7 @@ PYTHONS ?= python3.11 python3.12 python3.13 python3.14
 PYTHON_TESTS ?= tests/cli tests/integrations $(patsubst %,tests/client/test_%.py,aio aio_server client client_life \
     deadlines ends labels lent reconnect) $(patsubst %,tests/machine/test_%.py,exit fork namespaces processes subinterpreters) \
     $(patsubst %,tests/server/test_%.py,access callbacks keep publish server turn watch) tests/docs/test_docstrings.py \
-    $(patsubst %,tests/wire/test_%.py,address monitor rights) $(patsubst %,tests/whole/test_%.py,bad_input errors)
+    $(patsubst %,tests/wire/test_%.py,address monitor rights) $(patsubst %,tests/whole/test_%.py,arrays bad_input errors frames)
 
 test-pythons: $(BUILT) ## 2 min: Run the tests that Python matters to with each other Python that is here
 	PY=$(PY) .ci/test_pythons "$(PYTHONS)" $(PYTEST) -p no:cacheprovider $(PYTHON_TESTS)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of one size as arrays: `rows`, `array`, `receive_array`, and arrays to publish."""
+"""Messages of one size as arrays: `rows`, `array`, `receive_array`, and arrays to publish.
+
+`make test` has numpy (extra `dev`); `make sanitize` and `make test-pythons` have none (`test`).
+"""
 
 from __future__ import annotations
 
