@@ -52,7 +52,7 @@ class Bridges(RuleBasedStateMachine):
         self.start_bridge()
 
     def run(self, what: Any) -> Any:
-        return self.loop.run_until_complete(asyncio.wait_for(what, DEADLINE))
+        return self.loop.run_until_complete(asyncio.wait_for(what, 3 * DEADLINE))
 
     async def make(self) -> Store:
         return Store()
@@ -220,7 +220,7 @@ class Bridges(RuleBasedStateMachine):
 
 TestBridges = Bridges.TestCase
 TestBridges.settings = hypothesis.settings(
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(hypothesis.HealthCheck),

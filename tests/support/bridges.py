@@ -109,7 +109,7 @@ class Publisher(threading.Thread):
         first: the first number.
     """
 
-    def __init__(self, server: Server, rate: int = 20_000, size: int = 64, first: int = 0) -> None:
+    def __init__(self, server: Server, rate: int = 5_000, size: int = 64, first: int = 0) -> None:
         super().__init__(name="publisher", target=self._go)
         self._server = server
         self._rate = rate
@@ -189,7 +189,7 @@ def both(source: str, url: str, far: str, *words: str) -> Iterator[tuple[Bridge,
 
 def same(reader: Reader, publisher: Publisher) -> None:
     """Wait until all is there; fail unless it is all of it, once, and in order."""
-    wait_until(reader.has(publisher.next - publisher.first))
+    wait_until(reader.has(publisher.next - publisher.first), 3 * DEADLINE)
     expected = list(range(publisher.first, publisher.next))
     if reader.numbers != expected:
         wrong = (

@@ -2,6 +2,7 @@
 """Real engines, each in a process and a folder of its own, on a free port of this machine."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,10 @@ import pytest
 
 from .base import wait_until
 
-KINDS = ("jetstream", "redis")
+NAMES = {"jetstream": ("nats", "tls", "TICKS"), "redis": ("redis", "rediss", "ticks")}
+"""The schemes of an engine's URLs, without TLS and with it, and the name of its stream."""
+
+KINDS = tuple(NAMES)
 
 
 def program(kind: str) -> str | None:
@@ -53,9 +57,13 @@ class RealEngine:
         kind: one of `KINDS`.
         folder: where its data is.
         words: further arguments of its program.
+        tls: whether it speaks TLS alone.
     """
 
-    def __init__(self, kind: str, folder: Path, words: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, kind: str, folder: Path, words: tuple[str, ...] = (), *, tls: bool = False
+    ) -> None:
+        self.tls = tls
         require(kind)
         self.kind = kind
         self.folder = folder
@@ -66,7 +74,8 @@ class RealEngine:
     @property
     def url(self) -> str:
         """The URL of its stream."""
-        scheme, name = ("nats", "TICKS") if self.kind == "jetstream" else ("redis", "ticks")
+        plain, secure, name = NAMES[self.kind]
+        scheme = secure if self.tls else plain
         return f"{scheme}://127.0.0.1:{self.port}/{name}"
 
     def start(self) -> None:
@@ -76,7 +85,8 @@ class RealEngine:
         if self.kind == "jetstream":
             words = [found, "-a", "127.0.0.1", "-p", port, "-js", "-sd", str(self.folder)]
         else:
-            words = [found, "--bind", "127.0.0.1", "--port", port, "--dir", str(self.folder)]
+            words = [found, "--bind", "127.0.0.1", "--dir", str(self.folder)]
+            words += ["--port", "0", "--tls-port", port] if self.tls else ["--port", port]
             words += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen([*words, *self.words], stdout=log, stderr=log)
@@ -90,6 +100,8 @@ class RealEngine:
             with socket.create_connection(("127.0.0.1", self.port), 1) as sock:
                 if self.kind == "jetstream":
                     return sock.recv(4) == b"INFO"
+                if self.tls:
+                    return True
                 sock.sendall(b"PING\r\n")
                 return sock.recv(5) in (b"+PONG", b"-NOAU")
         except OSError:
@@ -127,6 +139,33 @@ class RealEngine:
             self._ask("$JS.API.STREAM.DELETE.TICKS", b"")
         else:
             self._speak(("DEL", "ticks", "{ticks}:at"))
+
+    def make_stream(self, config: dict[str, object]) -> None:
+        """Make the stream of JetStream, as its admin does."""
+        whole = {"name": "TICKS", "subjects": ["TICKS"], "storage": "file", **config}
+        self._ask("$JS.API.STREAM.CREATE.TICKS", json.dumps(whole).encode())
+
+    def make_room(self) -> None:
+        """Let the engine take more."""
+        if self.kind == "jetstream":
+            whole = {"name": "TICKS", "subjects": ["TICKS"], "storage": "file", "max_bytes": -1}
+            whole["discard"] = "new"
+            self._ask("$JS.API.STREAM.UPDATE.TICKS", json.dumps(whole).encode())
+        else:
+            self._speak(("CONFIG", "SET", "maxmemory", "0"))
+
+    def store_something_else(self) -> None:
+        """Store what no bridge has made under the stream's name."""
+        if self.kind == "jetstream":
+            self.make_stream({})
+            self._ask("TICKS", b"not a record")
+        else:
+            self._speak(("XADD", "ticks", "*", "field", "value"))
+
+    def leader_of_stream(self) -> int:
+        """Which node of a cluster leads the stream."""
+        found = json.loads(self._ask("$JS.API.STREAM.INFO.TICKS", b""))
+        return int(found["cluster"]["leader"].removeprefix("node"))
 
     def poison(self, first: int, count: int, server: int) -> None:
         """Append a record whose body is not what its headers say."""

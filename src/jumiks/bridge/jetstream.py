@@ -149,8 +149,7 @@ class JetStream(Engine):
             if secure and not _is_secure(client):
                 raise no_tls(where)
         except BaseException as error:
-            with suppress(Exception):
-                await client.close()
+            await _discard(client)
             if isinstance(error, Exception):
                 raise _refusal(where, problems[0] if problems else error) from None
             raise
@@ -176,8 +175,7 @@ class JetStream(Engine):
         if client is None:
             return
         await self._ended()
-        with suppress(Exception):
-            await asyncio.wait_for(client.close(), 1)
+        await _discard(client)
 
     def _open(self) -> Client:
         client = self._client
@@ -541,6 +539,12 @@ def _seconds(text: str) -> float:
 def _is_secure(client: Client) -> bool:
     writer = getattr(client._transport, "_io_writer", None)
     return writer is not None and writer.get_extra_info("ssl_object") is not None
+
+
+async def _discard(client: Client) -> None:
+    # It may wait for the end of a TLS connection that never was one.
+    with suppress(Exception):
+        await asyncio.wait_for(client.close(), 1)
 
 
 def _timed_out(error: BaseException) -> bool:

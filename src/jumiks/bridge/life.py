@@ -115,12 +115,12 @@ class Life(ABC):
 
     def _problem(self, error: BaseException, state: str = "") -> None:
         words = str(error) or type(error).__name__
-        self.state = state or (error.state if isinstance(error, EngineError) else "failed")
+        state = state or (error.state if isinstance(error, EngineError) else "failed")
         now = time.monotonic()
         if words != self.problem or now >= self._said_at + SAY_AGAIN:
-            log.warning("%s: %s", self.state, words)
+            log.warning("%s: %s", state, words)
             self._said_at = now
-        self.problem = words
+        self.problem, self.state = words, state
 
     def _problem_over(self) -> None:
         if self.problem:

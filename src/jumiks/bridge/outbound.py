@@ -210,18 +210,18 @@ class Outbound(Life):
         self._stored_at = 0.0
         self._conflict_at = float("-inf")
         self._counts = _Counts()
+        self._waits = Backoff()
+        """Between tries at the engine; the shortest again once it has stored something."""
 
     # ---- the whole ----
 
     async def _work(self) -> None:
-        waits = Backoff()
         while True:
             try:
                 await self._begin()
-                waits.reset()
                 await self._pump()
             except Unfit as error:
-                if not self._info:
+                if not self._counts.engines:
                     raise  # wrong from the start: say so, and end
                 self._problem(error)
             except Standby as error:
@@ -229,7 +229,7 @@ class Outbound(Life):
                 continue
             except EngineError as error:
                 self._problem(error)
-            await asyncio.sleep(waits.next())
+            await asyncio.sleep(self._waits.next())
 
     async def _finish(self) -> None:
         # What the engine acks now need not be sent again by the next bridge.
@@ -252,7 +252,6 @@ class Outbound(Life):
         self._ground()
         before = self._info
         self._info = await self._engine.open(self._create)
-        self._counts.engines += 1
         if before is None:
             found = self._info
             log.info("%s", opened_words(self._engine.target, found.engine, found.records))
@@ -260,7 +259,9 @@ class Outbound(Life):
         await self._align(tail.position, tail.mark, before)
         self._mark = self._acked_mark = tail.mark
         self._last_sign = self._stored_at = time.monotonic()
-        self._problem_over()
+        self._counts.engines += 1
+        if not self._unacked:
+            self._problem_over()  # else once the first of these is stored
 
     # ---- where to go on ----
 
@@ -413,6 +414,7 @@ class Outbound(Life):
             return
         tail = await self._engine.last()
         self._last_sign = time.monotonic()
+        self._waits.reset()
         if tail.mark != self._mark:
             raise Conflict(f"{self._engine.target}: it ends elsewhere than it did")
 
@@ -454,6 +456,9 @@ class Outbound(Life):
         record = self._unacked.popleft()
         self._acked_mark = self._engine.after(self._acked_mark, record)
         self._last_ack = self._last_sign = time.monotonic()
+        self._waits.reset()
+        if self.problem:
+            self._problem_over()
         self._stored(record)
         self._acked = record.end
         if self._source is not None and self._acked.server:
