@@ -26,7 +26,7 @@ C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -We
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check test-slow test-uvloop test-pythons test-c fuzz fuzz-handshake model \
-    lint lint-types lint-style lint-c format sanitize coverage mutation dist bench bench-quick \
+    lint lint-types lint-style lint-c format sanitize coverage mutation dist libs-c install-c bench bench-quick \
     bench-check bench-baseline endurance clean
 
 help: ## 1 s: Show what there is
@@ -46,6 +46,41 @@ $(BUILT): $(BUILD_INPUTS)
 	@touch $@
 
 venv: $(BUILT) ## 30 s: Make .venv with everything for development
+
+# The library for programs in C, which needs no Python: make install-c PREFIX=/usr.
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+C_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+C_ABI := 1
+C_LIB := build/c
+C_NAME := libjumiks.so.$(C_ABI)
+C_BUILD = -std=c11 -D_GNU_SOURCE -O3 -fPIC -fno-semantic-interposition -pthread -Icsrc $(CFLAGS)
+
+$(C_LIB)/%.o: csrc/%.c $(wildcard csrc/*.h csrc/*/*.h)
+	@mkdir -p $(@D)
+	$(CC) $(C_BUILD) -c -o $@ $<
+
+$(C_LIB)/$(C_NAME): $(CORE:csrc/%.c=$(C_LIB)/%.o) csrc/libjumiks.map
+	$(CC) -shared -pthread -Wl,-soname,$(C_NAME),-Bsymbolic-functions,--version-script=csrc/libjumiks.map \
+	    $(LDFLAGS) -o $@ $(filter %.o,$^)
+
+$(C_LIB)/libjumiks.a: $(CORE:csrc/%.c=$(C_LIB)/%.o)
+	rm -f $@
+	$(AR) rcsD $@ $^
+
+libs-c:
+	@$(MAKE) --no-print-directory --silent -j $$(nproc) $(C_LIB)/$(C_NAME) $(C_LIB)/libjumiks.a
+
+install-c: libs-c ## 15 s: Install the library for programs in C (PREFIX=/usr/local, DESTDIR=)
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
+	install -m 644 csrc/jumiks.h $(DESTDIR)$(INCLUDEDIR)/jumiks.h
+	install -m 644 $(C_LIB)/libjumiks.a $(DESTDIR)$(LIBDIR)/libjumiks.a
+	install -m 755 $(C_LIB)/$(C_NAME) $(DESTDIR)$(LIBDIR)/libjumiks.so.$(C_VERSION)
+	ln -sf libjumiks.so.$(C_VERSION) $(DESTDIR)$(LIBDIR)/$(C_NAME)
+	ln -sf $(C_NAME) $(DESTDIR)$(LIBDIR)/libjumiks.so
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+	    -e 's|@VERSION@|$(C_VERSION)|' csrc/jumiks.pc.in >$(DESTDIR)$(LIBDIR)/pkgconfig/jumiks.pc
 
 demo: $(BUILT) ## 20 s: Publish a library's worth of lines to five very different clients
 	$(PY) examples/demo.py

@@ -32,8 +32,12 @@ def cut_cdef(header: str) -> str:
 
 
 def core_sources() -> list[str]:
-    """Return all C files, as paths from the project's root; `_objects` is in the same library."""
-    return [f"{HERE.name}/{path.relative_to(HERE)}" for path in sorted(HERE.glob("*/*.c"))]
+    """Return the C files, as paths from the project's root; `_objects` is in the same library.
+
+    Those of connect/ are for libjumiks alone: Python connects by itself.
+    """
+    files = [path for path in sorted(HERE.glob("*/*.c")) if path.parent.name != "connect"]
+    return [f"{HERE.name}/{path.relative_to(HERE)}" for path in files]
 
 
 def core_headers() -> list[str]:

@@ -6,6 +6,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /*
  * What stands between the two marks below is read twice: by the C compiler, and by cffi as its
  * cdef. So it is plain C: no preprocessor lines, attributes or inline bodies.
@@ -516,5 +520,91 @@ uint64_t jmk_client_published_id(const jmk_client *client);
 int jmk_client_close(jmk_client *client);
 
 /* cdef: end */
+
+/*
+ * ---- connecting: for programs in C ----
+ *
+ * This part is in libjumiks alone: Python connects and shakes hands by itself.
+ */
+
+/* Beside those of enum jmk_error. */
+enum jmk_connect_error {
+    JMK_E_REFUSED = 100, /* the server refused: see status and reason */
+    JMK_E_VERSION = 101  /* it speaks another version of the protocol: see version */
+};
+
+/* Where a client begins: one of these, or the id of a message. */
+enum jmk_start { JMK_START_NOW = 0, JMK_START_OLDEST = 1 };
+
+/* Why a server refused, as its welcome says; later servers may know more. */
+enum jmk_refusal {
+    JMK_REFUSED_VERSION = 1,
+    JMK_REFUSED_NOT_ALLOWED = 2, /* this user may not connect */
+    JMK_REFUSED_TOO_MANY = 3,    /* all places are taken */
+    JMK_REFUSED_START = 4, /* the start is beyond the next id; or a plain 1.0 server has none */
+    JMK_REFUSED_CLOSING = 5,
+    JMK_REFUSED_MALFORMED = 6,
+    JMK_REFUSED_INTERNAL = 7
+};
+
+/* How a server broke the protocol before its first message; each with two facts. */
+enum jmk_handshake_fault {
+    JMK_HANDSHAKE_NONE = 0,
+    JMK_HANDSHAKE_HELLO, /* too short: bytes, the least */
+    JMK_HANDSHAKE_WELCOME, /* too short: bytes, the least */
+    JMK_HANDSHAKE_DESCRIPTORS, /* another number than due: how many, or more; how many are due */
+    JMK_HANDSHAKE_START, /* before what was asked for: first_id, start */
+    JMK_HANDSHAKE_LEFT_OUT, /* more than there are ids before it: left_out, first_id */
+    JMK_HANDSHAKE_GRANT /* not asked for, or not alone: granted bits, bits asked for */
+};
+
+struct jmk_connect_options {
+    const char
+        *address; /* "@name" is abstract; a path has a "/" in it; at most 107 bytes of either */
+    uint32_t delivery; /* enum jmk_delivery: the best to ask for; JMK_SHARED is what most want */
+    uint32_t acks_by_hand; /* as in jmk_client_config */
+    uint64_t start; /* enum jmk_start, or the id of a message to begin with */
+    uint64_t server_id; /* start is an id of this server; from another, take the oldest; 0 = any */
+    int64_t timeout; /* for all of it, ns; negative = no limit */
+    int64_t spin; /* as in jmk_client_config */
+};
+
+enum { JMK_REASON_SIZE = 512 }; /* bytes */
+
+/* What the server said, as far as it did, and what was agreed. */
+struct jmk_connected {
+    uint64_t server_id; /* 0 = not given, as by a plain 1.0 server */
+    uint64_t oldest_id; /* at the time of its hello */
+    uint64_t next_id;
+    uint64_t max_lag; /* messages; 0 = none, or not given */
+    uint64_t first_id; /* the first message that will come; 0 = not given */
+    uint64_t found; /* with fault: see there */
+    uint64_t due;
+    uint32_t max_message; /* bytes; 0 = not given */
+    uint32_t left_out; /* messages that it has before first_id and did not give */
+    uint32_t delivery; /* enum jmk_delivery */
+    uint32_t status; /* after JMK_E_REFUSED: enum jmk_refusal */
+    uint32_t fault; /* after JMK_E_PROTOCOL: enum jmk_handshake_fault */
+    uint16_t version[3]; /* of the protocol it speaks */
+    uint16_t zero;
+    char reason[JMK_REASON_SIZE +
+                1]; /* after JMK_E_REFUSED: its words, with no control characters */
+};
+
+/*
+ * Connect to a server, shake hands, and make a client. Where the log cannot be read here, it connects
+ * again and gets packets. facts is filled in whatever the result is.
+ *
+ * 0, or: JMK_E_TIMEOUT; JMK_E_REFUSED; JMK_E_VERSION; JMK_E_PROTOCOL (no jumiks server, or a broken
+ * one); JMK_E_LOST: it closed before it was through; JMK_E_LOG, JMK_E_SHAPE: as of jmk_client_new;
+ * -EINVAL, -ENAMETOOLONG: options that make no sense; -EINTR: a signal came, call again; -errno of
+ * connect(2), of which -ECONNREFUSED, -ENOENT and -EACCES are usual.
+ */
+int jmk_connect(jmk_client **out, const struct jmk_connect_options *options,
+                struct jmk_connected *facts);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

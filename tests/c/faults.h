@@ -58,6 +58,8 @@ enum call {
     epoll_pwait2_,
     futex_,
     pthread_create_,
+    socket_,
+    connect_,
     setsockopt_,
     getsockopt_,
     ioctl_,
@@ -102,6 +104,8 @@ static const struct call_kind calls[CALLS] = {
     [epoll_pwait2_] = {"epoll_pwait2", {EINTR, ENOSYS, EPERM}},
     [futex_] = {"futex", {EINTR, EAGAIN}},
     [pthread_create_] = {"pthread_create", {EAGAIN, EPERM}},
+    [socket_] = {"socket", {EMFILE, ENFILE, ENOMEM, ENOBUFS, EACCES}},
+    [connect_] = {"connect", {EAGAIN, EINTR, ECONNREFUSED, EACCES, ENOENT}},
     [setsockopt_] = {"setsockopt", {ENOMEM, ENOBUFS}},
     [getsockopt_] = {"getsockopt", {ENOBUFS}},
     [ioctl_] = {"ioctl", {EINVAL}},
@@ -205,6 +209,8 @@ WRAP(int, -1, inotify_init1, (int flags), (flags))
 WRAP(int, -1, inotify_add_watch, (int fd, const char *path, uint32_t events), (fd, path, events))
 WRAP(int, -1, epoll_wait, (int fd, struct epoll_event *out, int most, int timeout),
      (fd, out, most, timeout))
+WRAP(int, -1, socket, (int domain, int type, int protocol), (domain, type, protocol))
+WRAP(int, -1, connect, (int fd, const struct sockaddr *to, socklen_t size), (fd, to, size))
 WRAP(int, -1, setsockopt, (int fd, int level, int name, const void *value, socklen_t size),
      (fd, level, name, value, size))
 WRAP(int, -1, getsockopt, (int fd, int level, int name, void *value, socklen_t *size),

@@ -12,7 +12,7 @@
  * those that were never come to; -f SCENARIO:CALL:SITE:ERROR:NTH:TIMES, as it is named when it
  * fails, runs that one in this process, for a debugger.
  */
-#include "scenario.h"
+#include "connects.h"
 
 #include <signal.h>
 #include <sys/wait.h>
@@ -75,6 +75,13 @@ static const struct scenario scenarios[] = {
      STEADY,
      {pthread_create_, 0, EAGAIN, 2, FOR_EVER},
      JMK_GUARD_ALWAYS},
+    {"connect, shared", JMK_BLOCK, 1u << JMK_SHARED, 0, {0}, JMK_GUARD_NONE},
+    {"connect, packets",
+     JMK_BLOCK,
+     1u << JMK_FRAMED,
+     0,
+     {connect_, 0, EAGAIN, 1, 2},
+     JMK_GUARD_NONE},
 };
 
 #define SCENARIOS (sizeof scenarios / sizeof *scenarios)
@@ -188,7 +195,7 @@ static void begin(struct run *run) {
     condition = scenario->condition;
     fault = run->fault;
     ledger = run->ledger;
-    _exit(play());
+    _exit((int)(scenario->roles ? play() : play_connect()));
 }
 
 static const char *error_text(int error) {
@@ -364,7 +371,7 @@ static int run_one(const char *words) {
     }
     CHECK(scenario != NULL);
     condition = scenario->condition;
-    puts(outcome_names[play()]);
+    puts(outcome_names[scenario->roles ? play() : play_connect()]);
     return 0;
 }
 

@@ -24,6 +24,7 @@ CANNOT_FAIL = {
     *("pthread_mutex_trylock", "pthread_mutex_unlock"),
     *("pthread_attr_init", "pthread_attr_destroy", "pthread_detach"),
     *("pthread_attr_setdetachstate", "pthread_attr_setstacksize"),
+    *("strnlen", "memchr"),
     # These two can, but nothing depends on the first, and nobody could be told of the second.
     *("pthread_setname_np", "pthread_atfork"),
 }

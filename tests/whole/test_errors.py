@@ -31,7 +31,7 @@ from jumiks.errors import (
 
 pytestmark = pytest.mark.no_core
 
-HEADER = (ROOT / "csrc/jumiks.h").read_text("utf-8")
+HEADER = (ROOT / "csrc/jumiks.h").read_text("utf-8").partition("/* cdef: end */")[0]
 
 LAGGED = Lagged(
     limit_kind="messages",

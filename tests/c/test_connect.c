@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Hello and welcome of any length and content: nothing is read beyond the packet, and what is taken is right. */
+#include "connect/handshake.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+
+static const uint8_t hello[48] = {1, 0,        0,           0,    0,       0,           3,
+                                  0, 0x11,     [16] = 0xa0, 0x86, 1,       [24] = 0xa1, 0x86,
+                                  1, [32] = 9, [40] = 0,    2,    [44] = 7};
+static struct jmk_connected facts;
+static struct jmk_handshake shake;
+
+/* In memory of its own length, so that a sanitizer sees each byte that is read behind it. */
+static int read_hello(const uint8_t *packet, size_t length, uint8_t *reply, size_t *size) {
+    uint8_t *copy = malloc(length ? length : 1);
+    int code;
+
+    CHECK(copy != NULL);
+    memcpy(copy, packet, length);
+    memset(&facts, 0, sizeof facts);
+    code = jmk_handshake_hello(&shake, copy, length, &facts, reply, size);
+    free(copy);
+    return code;
+}
+
+static int read_welcome(const uint8_t *packet, size_t length) {
+    uint8_t *copy = malloc(length ? length : 1);
+    int code;
+
+    CHECK(copy != NULL);
+    memcpy(copy, packet, length);
+    memset(&facts, 0, sizeof facts);
+    code = jmk_handshake_welcome(&shake, copy, length, &facts);
+    free(copy);
+    return code;
+}
+
+static void a_field_that_is_cut_is_zero(void) {
+    uint8_t reply[JMK_LONG_REPLY];
+    size_t size;
+
+    for (size_t length = 0; length <= sizeof hello; length++) {
+        int code;
+
+        shake = (struct jmk_handshake){.wishes = JMK_CAN_FRAMES};
+        code = read_hello(hello, length, reply, &size);
+        CHECK_EQUAL(code, length < 6 ? JMK_E_PROTOCOL : 0);
+        if (code)
+            continue;
+        CHECK_EQUAL(size, length < 8 ? 6 : JMK_LONG_REPLY);
+        CHECK_EQUAL(facts.server_id, length < 16 ? 0 : 0x11);
+        CHECK_EQUAL(facts.oldest_id, length < 24 ? 0 : 100000);
+        CHECK_EQUAL(facts.next_id, length < 32 ? 0 : 100001);
+        CHECK_EQUAL(facts.max_lag, length < 40 ? 0 : 9);
+        CHECK_EQUAL(shake.max_packet, length < 44 ? JMK_UNTOLD_PACKET : 512);
+        CHECK_EQUAL(facts.max_message, length < 48 ? 0 : 7);
+    }
+}
+
+static void a_reply_says_what_is_asked_for(void) {
+    static const uint8_t due[JMK_LONG_REPLY] = {1, 0, 0, 0, 0, 0, 3, 0, 0xa5, 0x86,
+                                                1, 0, 0, 0, 0, 0, 0, 0, 0x40};
+    uint8_t reply[JMK_LONG_REPLY];
+    size_t size;
+
+    shake = (struct jmk_handshake){.wishes = JMK_CAN_FRAMES | JMK_CAN_LOG, .start = 100005};
+    CHECK_EQUAL(read_hello(hello, sizeof hello, reply, &size), 0);
+    CHECK_EQUAL(size, JMK_LONG_REPLY);
+    CHECK_EQUAL(memcmp(reply, due, size), 0);
+    CHECK_EQUAL(read_hello(hello, 40, reply, &size), 0); /* it names no packet: we do */
+    CHECK_EQUAL(reply[18], JMK_UNTOLD_PACKET >> 16);
+    shake.wishes = 0;
+    CHECK_EQUAL(read_hello(hello, sizeof hello, reply, &size), 0);
+    CHECK_EQUAL(reply[18], JMK_UNTOLD_PACKET >> 16); /* classic packets have no other limit */
+}
+
+/* Whatever comes, the code and the facts go together. */
+static void any_welcome_is_taken_or_told(void) {
+    uint8_t packet[64];
+
+    for (int i = 0; i < 200000; i++) {
+        size_t length = any_below(sizeof packet + 1);
+        int code;
+
+        for (size_t at = 0; at < sizeof packet; at++)
+            packet[at] = (uint8_t)(any_below(3) ? 0 : any_below(256));
+        packet[0] = packet[0] < 200 ? 0 : packet[0];
+        packet[1] = 0;
+        shake = (struct jmk_handshake){.wishes = (uint16_t)any_below(4), .extended = 1};
+        code = read_welcome(packet, length);
+        CHECK(code == 0 || code == JMK_E_PROTOCOL || code == JMK_E_REFUSED);
+        CHECK_EQUAL(code == JMK_E_PROTOCOL, facts.fault != 0);
+        CHECK_EQUAL(code == JMK_E_REFUSED, facts.status != 0);
+        CHECK(code || !(shake.granted & ~shake.wishes));
+        CHECK(code || !facts.left_out || facts.left_out <= facts.first_id - JMK_FIRST_ID);
+    }
+}
+
+int main(void) {
+    a_field_that_is_cut_is_zero();
+    a_reply_says_what_is_asked_for();
+    any_welcome_is_taken_or_told();
+    return 0;
+}
