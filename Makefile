@@ -277,6 +277,7 @@ endurance: $(BUILT) ## 5 min: Kill, stop, flood and soak it (docs/endurance.md)
 	$(ENDURE).storm --kind framed --json $(FIGURES)/storm-framed.json
 	$(ENDURE).storm --kind shared --json $(FIGURES)/storm-shared.json
 	$(ENDURE).halfopen --goal 0 --json $(FIGURES)/halfopen.json
+	$(ENDURE).bridge --json $(FIGURES)/bridge.json
 	$(ENDURE).soak --seconds $(SOAK) --every 1 --csv $(FIGURES)/soak.csv --json $(FIGURES)/soak.json
 
 clean: ## 1 s: Remove all that the others made
