@@ -474,6 +474,23 @@ jmk_client *jmk_client_free(jmk_client *client);
 int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
                        struct jmk_batch *out);
 
+/* What jmk_client_look_ahead finds. */
+enum jmk_outlook {
+    JMK_WOULD_WAIT = 0, /* nothing to do before the socket is readable ... */
+    JMK_HAS_MORE = 1,   /* something is there, or the server may be waiting for an ack */
+    JMK_WANTS_ROOM = 2  /* ... or writable: it was too full for an ack */
+};
+
+/*
+ * For a user that polls the socket: would the next receive have something to do at once, after all up
+ * to `out` was handed out? An enum jmk_outlook, or -EBUSY while another thread receives. `waited`: the
+ * receive before has just found nothing. The last batch stays as it is.
+ */
+int jmk_client_look_ahead(jmk_client *client, uint64_t out, int waited);
+
+/* The pidfd that jmk_client_watch was given; -1: there is none, or the server was seen dead. */
+int jmk_client_server_fd(const jmk_client *client);
+
 /*
  * Ack all up to handled now (each packet, on a classic connection). Waits for up to timeout where the
  * socket is full of acks that the server has not read yet; what it did not take goes with the next.

@@ -22,6 +22,8 @@
 
 #include "common/os.h"
 
+#define LEAST_OWED 16384 /* bytes: a quarter of the smallest log */
+
 /* ---- making and closing ---- */
 
 int jmk_client_new(jmk_client **out, int fd, const struct jmk_client_config *config) {
@@ -68,6 +70,10 @@ jmk_client *jmk_client_make(int fd, const struct jmk_client_config *config, int 
 
 void jmk_client_watch(jmk_client *client, int pidfd) {
     client->server_fd = pidfd;
+}
+
+int jmk_client_server_fd(const jmk_client *client) {
+    return client->server_fd;
 }
 
 static int usable(const struct jmk_client *client) {
@@ -150,6 +156,7 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
         return JMK_E_ACK;
     if (client->config.acks_by_hand)
         handled = client->by_hand;
+    client->handled = handled;
     if (handled > atomic_load(&client->acked_id) && client->ops->ack_is_due(client, handled))
         client->ops->send_ack(client, handled);
     for (bool again = false; !error; again = true) {
@@ -178,6 +185,34 @@ int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
     error = receive(client, handled, timeout, out);
     atomic_store(&client->busy, false);
     return error;
+}
+
+/*
+ * Is so much of what was handed out not acked that the server may be waiting for it? A receive acks it,
+ * so a user that polls must come back. In a shared log a batch is a small part of the log.
+ */
+static bool holds_up_server(const struct jmk_client *client, uint64_t out) {
+    uint64_t acked = atomic_load(&client->acked_id), quarter = client->config.max_lag / 4;
+    uint64_t bytes = client->config.max_message;
+
+    if (client->config.acks_by_hand || out <= acked)
+        return false;
+    if (bytes < LEAST_OWED)
+        bytes = LEAST_OWED;
+    return (client->config.max_lag && out - acked >= (quarter ? quarter : 1)) ||
+           (client->config.delivery != JMK_SHARED && client->packets.unacked_bytes > bytes);
+}
+
+int jmk_client_look_ahead(jmk_client *client, uint64_t out, int waited) {
+    enum jmk_outlook found = JMK_HAS_MORE;
+
+    if (usable(client) || atomic_exchange(&client->busy, true))
+        return -EBUSY;
+    if (!atomic_load(&client->closed) && client->state == JMK_OPEN &&
+        (waited || !holds_up_server(client, out)))
+        found = client->ops->look_ahead(client, waited != 0);
+    atomic_store(&client->busy, false);
+    return (int)found;
 }
 
 int jmk_client_batch_is_intact(const jmk_client *client) {

@@ -32,6 +32,8 @@ struct jmk_delivery_ops {
     int (*send_ack)(struct jmk_client *client, uint64_t handled);
     /* Is that due before what has come is indexed? */
     bool (*ack_is_due)(const struct jmk_client *client, uint64_t handled);
+    /* See jmk_client_look_ahead; the connection is open. */
+    enum jmk_outlook (*look_ahead)(struct jmk_client *client, bool waited);
     /* Hold the memory of the last batch. NULL: there was none. */
     struct jmk_held *(*hold_batch)(struct jmk_client *client);
     /* Is the last batch still what was received? NULL: always. */
@@ -86,6 +88,7 @@ struct jmk_client {
     _Atomic uint64_t acked_id;
     uint64_t next_id; /* at the earliest; 0 = anything */
     uint64_t by_hand; /* what jmk_client_ack was told last */
+    uint64_t handled; /* what the last receive was to ack */
 
     struct jmk_packet_state packets;
     struct jmk_reader *reader;

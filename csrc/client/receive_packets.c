@@ -475,11 +475,22 @@ static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t de
     return error == -EAGAIN ? wait_and_read(client, handled, deadline) : error;
 }
 
+/* Packets that wait for room for their labels wait for acks; so they count as nothing there. */
+static enum jmk_outlook look_ahead(struct jmk_client *client, bool waited) {
+    const struct jmk_packet_state *packets = &client->packets;
+
+    if (packets->stopped || (packets->taken < packets->filled && !(waited && packets->labels)))
+        return JMK_HAS_MORE;
+    return waited && client->handled > atomic_load(&client->acked_id) ? JMK_WANTS_ROOM
+                                                                      : JMK_WOULD_WAIT;
+}
+
 const struct jmk_delivery_ops jmk_receive_packets = {
     .index_batch = index_batch,
     .wait_for_more = wait_for_more,
     .send_ack = send_ack,
     .ack_is_due = ack_is_due,
+    .look_ahead = look_ahead,
     .hold_batch = hold_batch,
     .free = free_packets,
 };

@@ -13,7 +13,8 @@
  *
  * Sleeping: send_shared.c shows why no wake-up is lost. The client stores the number of this sleep, an
  * odd one, loads the log's end once more, and waits for the socket. A receive that ran out of time
- * leaves the number there, so that the socket becomes readable for a user who polls it.
+ * leaves the number there, so that the socket becomes readable for a user who polls it. For one who
+ * always does, look_ahead stores it after each receive that leaves nothing to read.
  *
  * A pin is a batch in use through views. Acks stop in front of it until a thread, any thread, drops it.
  * The reader lives as long as its client or a pin.
@@ -72,7 +73,8 @@ struct jmk_reader {
     uint64_t told; /* what the server wanted when it was told last */
     bool overtaken; /* frames were given up before they were read: a packet that says so comes */
     bool skipping; /* told to skip; */
-    bool answered; /* and has said how far it had come */
+    bool answered; /* and has said how far it had come ... */
+    bool refused; /* ... or found the socket full */
     struct batch_start {
         uint64_t offset, id, next_id, last_id;
     } batch; /* where the last batch began, and what was known before it */
@@ -284,6 +286,12 @@ static void store_ack(struct jmk_reader *reader) {
     }
 }
 
+/* Told to skip, with nothing left to read? */
+static bool owes_answer(const struct jmk_reader *reader) {
+    return reader->skipping && !reader->answered &&
+           (reader->id > reader->last || reader->overtaken);
+}
+
 /*
  * Told to skip, with all handled that was read, and nothing left to read: say how far that was.
  * -EAGAIN if the socket takes no more now.
@@ -292,10 +300,11 @@ static int answer_if_due(struct jmk_client *client, uint64_t handled) {
     struct jmk_reader *reader = client->reader;
     uint64_t words[2] = {htole64(handled), 0};
 
-    if (!reader->skipping || reader->answered || handled != reader->id - 1 ||
-        (reader->id <= reader->last && !reader->overtaken))
+    if (!owes_answer(reader) || handled != reader->id - 1)
         return 0;
-    if (jmk_connection_refused(send(client->fd, words, sizeof words, MSG_DONTWAIT | MSG_NOSIGNAL)))
+    reader->refused =
+        jmk_connection_refused(send(client->fd, words, sizeof words, MSG_DONTWAIT | MSG_NOSIGNAL));
+    if (reader->refused)
         return -EAGAIN;
     JMK_POINT(JMK_AT_ANSWERED);
     reader->answered = true;
@@ -596,6 +605,21 @@ static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t de
     return JMK_E_TIMEOUT;
 }
 
+/* The answer to SKIP goes with the next receive, which the user must come back for. */
+static enum jmk_outlook look_ahead(struct jmk_client *client, bool waited) {
+    struct jmk_reader *reader = client->reader;
+    bool answer = owes_answer(reader);
+
+    if (has_news(client) || (answer && !waited && !client->config.acks_by_hand))
+        return JMK_HAS_MORE;
+    if (reader->sleep % 2 == 0)
+        atomic_store(&reader->cursor->sleeping, ++reader->sleep);
+    reader->polled = true;
+    if (has_news(client))
+        return JMK_HAS_MORE;
+    return answer && reader->refused ? JMK_WANTS_ROOM : JMK_WOULD_WAIT;
+}
+
 static bool batch_is_intact(const struct jmk_client *client) {
     return still_there(client->reader, client->reader->batch.offset);
 }
@@ -615,6 +639,7 @@ const struct jmk_delivery_ops jmk_receive_shared = {
     .wait_for_more = wait_for_more,
     .send_ack = send_ack,
     .ack_is_due = ack_is_due,
+    .look_ahead = look_ahead,
     .hold_batch = hold_batch,
     .batch_is_intact = batch_is_intact,
     .drop_batch = drop_batch,

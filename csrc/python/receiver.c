@@ -106,6 +106,15 @@ static PyObject *receive_slices(PyObject *object, PyObject *args) {
                          PyLong_FromVoidPtr((void *)(uintptr_t)self->batch.items));
 }
 
+static PyObject *has_batch(PyObject *object, PyObject *handled) {
+    const struct receiver *self = (struct receiver *)object;
+    unsigned long long id = PyLong_AsUnsignedLongLong(handled);
+
+    if (PyErr_Occurred())
+        return NULL;
+    return PyBool_FromLong(self->batch.count && self->batch.first_id > id);
+}
+
 static PyObject *receiver_drop(PyObject *object, PyObject *unused) {
     (void)unused;
     drop_batch((struct receiver *)object);
@@ -114,6 +123,8 @@ static PyObject *receiver_drop(PyObject *object, PyObject *unused) {
 
 static PyMethodDef receiver_methods[] = {
     {"drop", receiver_drop, METH_NOARGS, "Count the last batch as never received."},
+    {"has_batch", has_batch, METH_O,
+     "has_batch(handled): whether the last batch lies behind that, so that it comes again."},
     {"receive_list", receive_list, METH_VARARGS,
      "receive_list(handled, timeout): (first id, last id, lost, list of bytes, shift), or a return "
      "code."},

@@ -161,20 +161,24 @@ class Client(Closing, Generic[Item]):
         if timeout is not None:
             nanoseconds(timeout)
         stream = self._stream
-        out = stream.out + 1
-        first, last, _, messages, _ = stream.taken
-        if out > last:
-            if not stream.advance():
-                gap = self._wait_for(stream.take, timeout)
-                if gap is not None:
-                    return stream.hand_out_gap(gap)
+        try:
             out = stream.out + 1
             first, last, _, messages, _ = stream.taken
-        elif stream.handle is None:
-            raise Closed(errors.CLOSED.format(what="client"))
-        message = messages[out - first]
-        stream.out = out
-        return message
+            if out > last:
+                if not stream.advance():
+                    gap = self._wait_for(stream.take, timeout)
+                    if gap is not None:
+                        return stream.hand_out_gap(gap)
+                out = stream.out + 1
+                first, last, _, messages, _ = stream.taken
+            elif stream.handle is None:
+                raise Closed(errors.CLOSED.format(what="client"))
+            message = messages[out - first]
+            stream.out = out
+            return message
+        except BaseException:
+            stream.show_rest()
+            raise
 
     @overload
     def receive_many(self: Client[bytes], timeout: float | None = None) -> Batch: ...
@@ -186,8 +190,13 @@ class Client(Closing, Generic[Item]):
         Args, Raises: as for `receive`. With `ack="before"` all of them count as handled. With
         `ack="manual"` views of a shared log last until the batch is acked.
         """
-        found: Batch | Gap = self._wait_for(self._stream.batch, timeout)  # type: ignore[assignment]
-        return self._stream.hand_out(found)
+        found: Batch | Gap
+        try:
+            found = self._wait_for(self._stream.batch, timeout)  # type: ignore[assignment]
+            return self._stream.hand_out(found)
+        except BaseException:
+            self._stream.show_rest()
+            raise
 
     @overload
     def receive_array(
@@ -221,8 +230,13 @@ class Client(Closing, Generic[Item]):
         def take(limit: int) -> NDArray[np.void] | Gap | int:
             return self._stream.array(wanted, limit)
 
-        found: NDArray[np.void] | Gap = self._wait_for(take, timeout)  # type: ignore[assignment]
-        return self._stream.hand_out(found)
+        found: NDArray[np.void] | Gap
+        try:
+            found = self._wait_for(take, timeout)  # type: ignore[assignment]
+            return self._stream.hand_out(found)
+        except BaseException:
+            self._stream.show_rest()
+            raise
 
     def __iter__(self) -> Iterator[Item]:
         """Receive message after message, until the server closes in good order, or this client.
@@ -263,6 +277,9 @@ class Client(Closing, Generic[Item]):
                         due, ack_at = stream.next_ack(out)
         except (ServerClosed, Closed):
             return
+        except BaseException:
+            stream.show_rest()
+            raise
 
     def run(self, handler: Callable[[Item], object]) -> None:
         """Call `handler` with message after message, until the server closes in good order.
@@ -405,12 +422,22 @@ class Client(Closing, Generic[Item]):
         return self._stream.missed
 
     def fileno(self) -> int:
-        """The connection's descriptor, to wait until it is readable.
+        """A descriptor that is readable whenever a receive would not wait.
 
-        Some messages may have been read already: before waiting, `receive_many(0)` until `Timeout`.
+        That is: a message or a gap is there, or the end, or an error. It is for `select`, `poll`
+        and `epoll` (level- or edge-triggered) and for event loops, stays the same number when the
+        client reconnects, and is closed with the client. Take it out of your loop before `close`.
+        Do nothing with it but wait.
+
+        Once it is readable, receive with a timeout of 0, and take `Timeout` for "not yet": now and
+        then it is readable for what is not a message. So a client that comes back to its server
+        takes its steps, and acks go out that the server may be waiting for. Edge-triggered: receive
+        until `Timeout`.
+
+        Call it first in the thread that receives. From then on each receive looks ahead, which
+        costs it up to a few system calls.
         """
-        self._stream.open()
-        return self._stream.descriptor
+        return self._stream.readiness()
 
     def __repr__(self) -> str:
         return f"<jumiks.Client {self._stream}>"

@@ -17,6 +17,7 @@ import pytest
 from support import reference
 from support.api import (
     Task,
+    descriptor_of,
     handler,
     interrupted_in,
     often,
@@ -200,7 +201,7 @@ def test_the_context_manager_closes_also_after_an_exception(server: Server) -> N
 
 def test_a_closed_client_gives_its_descriptor_back_while_it_lives(server: Server) -> None:
     client = Client(server.address)
-    descriptor = client.fileno()
+    descriptor = descriptor_of(client)
     place = os.readlink(f"/proc/self/fd/{descriptor}")
     client.close()
 

@@ -75,9 +75,14 @@ def sleeps_in(thread: threading.Thread, name: str) -> bool:
     return stat.rpartition(")")[2].split()[0] == "S"
 
 
+def descriptor_of(client: Client[Any] | AsyncClient[Any]) -> int:
+    """Its connection's own; `fileno` is another, for its user to poll."""
+    return client._stream.descriptor
+
+
 def break_connection(client: Client[Any] | AsyncClient[Any]) -> None:
     """As if the kernel had lost it; the server sees that the client left."""
-    with socket.socket(fileno=os.dup(client.fileno())) as sock:
+    with socket.socket(fileno=os.dup(descriptor_of(client))) as sock:
         sock.shutdown(socket.SHUT_RDWR)
 
 

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from support.api import SMALL_LOG
+from support.api import SMALL_LOG, descriptor_of
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG
 from support.servers import Server
 
@@ -247,7 +247,10 @@ class Model(RuleBasedStateMachine):
     @rule(ledger=ledgers)
     def break_connection(self, ledger: Ledger) -> None:
         if not ledger.over:
-            with socket.socket(fileno=os.dup(ledger.client.fileno())) as sock, suppress(OSError):
+            with (
+                socket.socket(fileno=os.dup(descriptor_of(ledger.client))) as sock,
+                suppress(OSError),
+            ):
                 sock.shutdown(socket.SHUT_RDWR)
 
     @rule(ledger=consumes(ledgers))

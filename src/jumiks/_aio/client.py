@@ -302,7 +302,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
                 # The socket may have been full of acks: then this one is sent again soon.
                 late = not stream.acks_have_left()
                 wait = min(left, _ACK_PAUSE if late else LOOK_EVERY if stream.watched else inf)
-                await loop.readable(self.fileno(), self._look, wait)
+                await loop.readable(stream.descriptor, self._look, wait)
             code = stream.peek()
 
     # ---- acks ----
@@ -355,10 +355,8 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         return self._stream.missed
 
     def fileno(self) -> int:
-        """The connection's descriptor."""
-        stream = self._open()
-        stream.open()
-        return stream.descriptor
+        """A descriptor that is readable whenever a receive would not wait; see `Client.fileno`."""
+        return self._open().readiness()
 
     def __repr__(self) -> str:
         state = "not there yet" if self._inside is None else str(self._stream)

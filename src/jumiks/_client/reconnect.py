@@ -280,6 +280,9 @@ class Comer(Protocol):
     def drop(self) -> None:
         """Let go of a connection that was made while the client was closed."""
 
+    def wait_on_way(self, descriptor: int, seconds: float) -> None:
+        """Have whoever polls the client come back then, or once the descriptor is readable."""
+
 
 class Return:
     """The way back to a server, from its ending on, whoever waits.
@@ -354,6 +357,7 @@ class Return:
             if left > 0 and (descriptor < 0 or not is_readable(descriptor)):
                 return False
             self._in_step = True
+            client.wait_on_way(-1, inf)  # a step may close what is waited for
             try:
                 self._wait = next(self._steps)
             except StopIteration:
@@ -364,11 +368,13 @@ class Return:
             except BaseException:
                 client.way = None
                 self._finish()
+                client.wait_on_way(-1, 0)  # the next receive has it told again
                 raise
             finally:
                 self._in_step = False
             self._stop_if_closed()
             self._until = time.monotonic() + self._wait[1]
+            client.wait_on_way(*self._wait)
         return False
 
     def _stop_if_closed(self) -> None:

@@ -45,6 +45,7 @@ from .connecting import FeedBehind, Wait
 from .endings import ending_of
 from .labels import Labels
 from .link import Delivery, Link, Linker
+from .readiness import Readiness
 from .reconnect import Backoff, Effort, Return, wait_for_server
 
 if TYPE_CHECKING:
@@ -119,6 +120,11 @@ class Stream(Generic[Item]):
         backoff: when to come back to a server that is gone; None never does.
         ack_patience: nanoseconds that an ack may wait for room in the socket.
     """
+
+    _readiness: Readiness | None = None
+    """From the first time on that its user wants to poll it."""
+    _kept_back = 0
+    """The last of `taken`, if it is not in the bounds of that yet; else 0."""
 
     def __init__(
         self,
@@ -252,6 +258,8 @@ class Stream(Generic[Item]):
         gaps: list[Gap] = list(found)
         self.handle, self.receiver = link.handle, link.receiver
         self.descriptor = link.descriptor
+        if self._readiness is not None:
+            self._readiness.watch(self.descriptor, lib.jmk_client_server_fd(self.handle))
         self.delivery = link.delivery
         self.watched = link.watched
         self._quarter = max(1, hello.max_lag // 4) if hello.max_lag else 1 << 63
@@ -312,27 +320,101 @@ class Stream(Generic[Item]):
             check(lib.JMK_E_FORKED, "client")
         return handle
 
+    # ---- being polled ----
+
+    def readiness(self) -> int:
+        """Return the descriptor that is readable whenever a receive would not wait.
+
+        From the first call on, whatever hands something out first looks whether more is there. So
+        the last message of `taken` gets into its bounds by `advance` alone.
+        """
+        handle = self.open()
+        with self.lock:
+            ready = self._readiness
+            if ready is None:
+                ready = self._readiness = Readiness()
+                if self.way is not None:
+                    self.wait_on_way(*self.way.due())
+                else:
+                    ready.watch(self.descriptor, lib.jmk_client_server_fd(handle))
+                    if self.taken[1] - self.out > 1:
+                        self._keep_last(self.taken)
+                    if not self._has_more():
+                        self._look_ahead(self.out)
+        return ready.fileno()
+
+    def _has_more(self) -> bool:
+        # Without a look into the core?
+        receiver = self.receiver
+        return (
+            self.has_taken()
+            or bool(self._gaps.untold)
+            or (receiver is not None and receiver.has_batch(self.out))
+        )
+
+    def _look_ahead(self, out: int, *, more: bool = False, waited: bool = False) -> None:
+        # `out` is about to be handed out. `waited`: a receive has found nothing, and acked.
+        ready, handle = self._readiness, self.handle
+        if ready is None or handle is None or not self.is_ours():
+            return
+        found = lib.JMK_HAS_MORE if more else lib.jmk_client_look_ahead(handle, out, waited)
+        # If another thread is receiving, its user comes back once for nothing.
+        quiet = (lib.JMK_WOULD_WAIT, lib.JMK_WANTS_ROOM)
+        ready.show(more=found not in quiet, wants_room=found == lib.JMK_WANTS_ROOM)
+
+    def show_rest(self) -> None:
+        """Have a poll find what is taken; it was kept from being handed out."""
+        if self._readiness is not None and self.is_ours() and self._has_more():
+            self._readiness.show(more=True)
+
+    def wait_on_way(self, descriptor: int, seconds: float) -> None:
+        """Have a poll end once the way back can be gone on with.
+
+        Args:
+            descriptor: what that waits for, until it is readable; -1 is none.
+            seconds: until it is time in any case.
+        """
+        if self._readiness is not None:
+            self._readiness.wait(descriptor, seconds)
+
+    def _keep_last(self, found: Taken) -> None:
+        first, last, lost, messages, shift = found
+        self._kept_back = last
+        self.taken = first, last - 1, lost, messages, shift
+
     # ---- taking ----
 
     def has_taken(self) -> bool:
         """Whether there are messages that the core is not needed for."""
-        return self.out < self.taken[1]
+        return self.out < self.taken[1] or self.out + 1 == self._kept_back
 
     def rest(self) -> list[bytes]:
         """Return the messages of `taken` that are not handed out yet."""
         first, last, _, messages, _ = self.taken
-        return messages[self.out + 1 - first : last + 1 - first] if self.out >= first else messages
+        whole = self.out < first and not self._kept_back
+        return messages if whole else messages[self.out + 1 - first : last + 1 - first]
 
     def forget_taken(self) -> None:
         """Drop messages that will not be handed out."""
         self.taken = _NOTHING
+        self._kept_back = 0
 
     def advance(self) -> bool:
         """Have the next message in `taken` if the core is not needed for that; else False.
 
         It is asked once all of `taken` is handed out.
         """
-        return False
+        last = self._kept_back
+        if not last or self.out + 1 != last or self.handle is None:
+            return False
+        self._look_ahead(last)
+        self._take_in_last()
+        return True
+
+    def _take_in_last(self) -> None:
+        first, _, lost, messages, shift = self.taken
+        self.taken = first, self._kept_back, lost, messages, shift
+        self._kept_back = 0
 
     def take(self, limit: int) -> Gap | int | None:
         """Take what is there into `taken`, in one call; or return a gap that comes first.
@@ -343,11 +425,15 @@ class Stream(Generic[Item]):
         Returns:
             None once there are messages, or a code of the core if there are none.
         """
+        if self._kept_back and self.advance():
+            return None
         if self._gaps.untold and (gap := self._tell()) is not None:
             return gap
         self.taken = _NOTHING  # while it waits it keeps none of the old ones in memory
         found: Taken | int = self.prepare().receive_list(self.out, limit)
         if isinstance(found, int):
+            if self._readiness is not None:
+                self._look_ahead(self.out, waited=True)
             return found
         first_id, _, lost, _, shift = found
         if self._labels is not None:
@@ -360,7 +446,14 @@ class Stream(Generic[Item]):
         return None
 
     def _keep(self, found: Taken) -> None:
-        self.taken = found
+        if self._readiness is None:
+            self.taken = found
+        elif found[1] > found[0]:
+            self._look_ahead(self.out, more=True)
+            self._keep_last(found)
+        else:
+            self._look_ahead(found[1])
+            self.taken = found
 
     def batch(self, limit: int) -> Batch | Gap | int:
         """Return all that is there, which `hand_out` hands out; or a gap that comes first.
@@ -368,11 +461,16 @@ class Stream(Generic[Item]):
         Args, returns: as for `take`.
         """
         if self.has_taken() and self.handle is not None:
+            if self._kept_back:
+                self._take_in_last()
+            self._look_ahead(self.taken[1])
             return self._batch_of(self.rest())
         if self._gaps.untold and (gap := self._tell()) is not None:
             return gap
         found: tuple[int, int, int, int, int] | int = self.prepare().receive_slices(self.out, limit)
         if isinstance(found, int):
+            if self._readiness is not None:
+                self._look_ahead(self.out, waited=True)
             return found
         first_id, lost, shift, count, items = found
         if self._labels is not None:
@@ -384,6 +482,8 @@ class Stream(Generic[Item]):
         batch = Batch(self.shown(first_id), count, client=self.open(), items=items, loans=loans)
         self._last_batch = weakref.ref(batch)
         self._batch_due = first_id, first_id + count - 1
+        if self._readiness is not None:
+            self._look_ahead(self._batch_due[1])
         return batch
 
     def array(self, dtype: np.dtype[np.void], limit: int) -> NDArray[np.void] | Gap | int:
@@ -419,7 +519,10 @@ class Stream(Generic[Item]):
         if self.has_taken() or self.receiver is None or self._gaps.untold:
             return 0
         found = self.prepare().receive_slices(self.out, 0)
-        return found if isinstance(found, int) else 0
+        code = found if isinstance(found, int) else 0
+        if self._readiness is not None:
+            self._look_ahead(self.out, more=code not in NOTHING_YET, waited=True)
+        return code
 
     def prepare(self) -> Receiver:
         """Return what takes from the core, whose next call uses the last batch's memory again."""
@@ -464,6 +567,10 @@ class Stream(Generic[Item]):
         # What is due is told; what is to be handed out is returned, and `hand_out` follows.
         while self._gaps.untold:
             gap = self._gaps.untold[0]
+            if self._readiness is not None:
+                receiver = self.receiver
+                behind = receiver is not None and receiver.has_batch(self.out)
+                self._look_ahead(self.out, more=behind or len(self._gaps.untold) > 1)
             if self._on_gap == "yield":
                 return gap
             if self._on_gap == "raise":
@@ -630,6 +737,8 @@ class Stream(Generic[Item]):
         """Close the connection, and ack what was handled, if no other thread is receiving."""
         if not self.is_ours():
             self.handle = self.receiver = None
+            if self._readiness is not None:
+                self._readiness.leave()
             return
         if sys.is_finalizing():
             # A thread that stands still for ever may hold the lock, or be on the way back.
@@ -642,6 +751,8 @@ class Stream(Generic[Item]):
                 way, self.way = self.way, None
                 if way is not None:
                     way.end()
+                if self._readiness is not None:
+                    self._readiness.close()
             handle = self._closing
         if handle is None:
             return
@@ -686,6 +797,8 @@ class AckingAhead(Stream[Item]):
             return False
         # As `ack` does, without one more call per message.
         check(lib.jmk_client_ack(self.open(), due, self._ack_patience), "client")
+        if self._readiness is not None:
+            self._look_ahead(due, more=due < last)
         self.taken = first, due, lost, messages, shift
         return True
 
@@ -711,6 +824,7 @@ class AckingAhead(Stream[Item]):
             return found
         first, last, _, messages, _ = self._ahead
         self.ack(last)
+        self._look_ahead(last)
         return self._batch_of(messages[self.out + 1 - first :])
 
     def handled(self) -> int:
