@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bridge in makes of the records it is given, with an engine in memory."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from support.base import DEADLINE
+from support.memory_engine import MemoryEngine, Store
+
+from jumiks import AsyncClient, Gap
+from jumiks.bridge import Inbound, inbound, life
+from jumiks.bridge.record import Record, Unreadable, make_frames
+
+FIRST = 100_000
+A, B = 7, 8
+"""Sources."""
+
+
+def data(seq: int, count: int, server: int = A, first: int = 0, mark: bytes = b"") -> Record:
+    """A record of messages that say their stream ids."""
+    first = first or seq
+    words = [b"%d%b" % (each, mark) for each in range(seq, seq + count)]
+    return Record(seq, count, server, first, make_frames(first, words))
+
+
+class Scene:
+    """A bridge in that runs, and a client of it that notes what it is given."""
+
+    def __init__(self, address: str, store: Store) -> None:
+        self.store = store
+        self.bridge = Inbound("redis://here/ticks", address, share_log=True)
+        self.address = address
+        self.got: list[bytes | Gap] = []
+
+    def add(self, *records: Record | Unreadable) -> None:
+        self.store.records.extend(records)
+        self.store.names.extend("" for _ in records)
+        self.store.change()
+
+    async def read(self) -> None:
+        while not self.bridge.stats().server_id:
+            await asyncio.sleep(0.002)
+        async with AsyncClient(
+            self.address, start="oldest", on_gap="yield", reconnect=True
+        ) as client:
+            async for item in client:
+                self.got.append(item)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        while not condition():
+            await asyncio.sleep(0.002)
+
+    def messages(self) -> list[int]:
+        return [int(each) for each in self.got if isinstance(each, bytes)]
+
+    def gaps(self) -> list[tuple[int, int | None]]:
+        return [(each.first, each.last) for each in self.got if isinstance(each, Gap)]
+
+
+@pytest.fixture
+def play(address: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return what runs a scene, with the records that are there before it."""
+    pytest.importorskip("redis", reason="a URL needs a client, though no engine is asked")
+    monkeypatch.setattr(life, "FIRST_WAIT", 0.001)
+
+    def run(work: Callable[[Scene], Awaitable[object]], *before: Record | Unreadable) -> Scene:
+        async def whole() -> Scene:
+            store = Store()
+            monkeypatch.setattr(inbound, "make_engine", lambda *_: MemoryEngine(store))
+            scene = Scene(address, store)
+            scene.add(*before)
+            running = asyncio.create_task(scene.bridge.run())
+            reading = asyncio.create_task(scene.read())
+            try:
+                await work(scene)
+            finally:
+                reading.cancel()
+                scene.bridge.close()
+                await asyncio.gather(running, reading, return_exceptions=True)
+            return scene
+
+        return asyncio.run(asyncio.wait_for(whole(), DEADLINE))
+
+    return run
+
+
+def test_a_hole_in_the_ids_is_a_gap(play: Any) -> None:
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == 5)
+        scene.add(data(FIRST + 8, 2))
+        await scene.until(lambda: len(scene.messages()) == 7)
+
+    scene = play(work, data(FIRST, 5))
+    assert scene.messages() == [*range(FIRST, FIRST + 5), FIRST + 8, FIRST + 9]
+    assert scene.gaps() == [(FIRST + 5, FIRST + 7)]
+    assert scene.bridge.stats().gaps == {"evicted": 1}
+    assert scene.bridge.stats().lost == 3
+
+
+def test_messages_that_come_again_are_dropped_by_their_ids(play: Any) -> None:
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == 5)
+        # The engine went back, and was filled again in other packs.
+        scene.store.roll_back(1)
+        scene.add(data(FIRST, 3), data(FIRST + 3, 4))
+        await scene.until(lambda: len(scene.messages()) == 7)
+
+    scene = play(work, data(FIRST, 5))
+    assert scene.messages() == list(range(FIRST, FIRST + 7))
+    assert scene.gaps() == []
+    assert scene.bridge.stats().restarts == 0
+
+
+def test_the_same_ids_of_another_source_are_another_feed(play: Any) -> None:
+    servers = []
+
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == 5)
+        servers.append(scene.bridge.stats().server_id)
+        scene.store.roll_back(1)
+        scene.add(data(FIRST, 2), Record(FIRST + 2, 1, B, FIRST, b"", "restarted", None))
+        scene.add(data(FIRST + 3, 4, B, FIRST))
+        await scene.until(lambda: FIRST + 6 in scene.messages())
+        servers.append(scene.bridge.stats().server_id)
+
+    scene = play(work, data(FIRST, 5))
+    # Ids 100003 and 100004 were messages of A that are lost now; those of B must not be taken for
+    # them.
+    assert servers[0] != servers[1]
+    assert scene.messages()[-4:] == [FIRST + 3, FIRST + 4, FIRST + 5, FIRST + 6]
+    assert scene.bridge.stats().restarts == 1
+
+
+def test_a_gap_of_unknown_size_takes_one_id_and_a_mark_none(play: Any) -> None:
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == 5)
+        scene.add(Record(FIRST + 5, 0, A, FIRST + 5))
+        scene.add(Record(FIRST + 5, 1, B, FIRST, b"", "restarted", None))
+        scene.add(Record(FIRST + 6, 0, B, FIRST), data(FIRST + 6, 3, B, FIRST))
+        await scene.until(lambda: len(scene.messages()) == 8)
+
+    scene = play(work, data(FIRST, 5))
+    assert scene.gaps() == [(FIRST + 5, FIRST + 5)]
+    assert scene.bridge.stats().unknown_gaps == 1
+    assert scene.bridge.stats().gaps == {"restarted": 1}
+
+
+def test_a_record_without_headers_is_counted_and_its_ids_are_told(play: Any) -> None:
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == 5)
+        scene.add(Unreadable("nonsense"), data(FIRST + 7, 2))
+        await scene.until(lambda: len(scene.messages()) == 7)
+
+    scene = play(work, data(FIRST, 5))
+    assert scene.gaps() == [(FIRST + 5, FIRST + 6)]
+    assert scene.bridge.stats().gaps == {"unreadable": 1, "evicted": 1}
+
+
+def test_a_message_that_the_far_log_does_not_take_is_a_gap(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == 5)
+        words = [b"%d" % (FIRST + 5), bytes(1 << 26), b"%d" % (FIRST + 7)]
+        scene.add(Record(FIRST + 5, 3, A, FIRST + 5, make_frames(FIRST + 5, words)))
+        await scene.until(lambda: len(scene.messages()) == 7)
+
+    scene = play(work, data(FIRST, 5))
+    assert scene.messages() == [*range(FIRST, FIRST + 6), FIRST + 7]
+    assert scene.gaps() == [(FIRST + 6, FIRST + 6)]
+    assert scene.bridge.stats().gaps == {"too-large": 1}
