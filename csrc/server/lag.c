@@ -304,7 +304,7 @@ static struct verdict judge_again(struct jmk_server *server, size_t size) {
         jmk_admit_update(server);
         if (!verdict.again && !verdict.open && ++polls < MOST_POLLS)
             verdict.again =
-                verdict.pace && jmk_pump_request_ack(server, verdict.pace, verdict.wanted);
+                verdict.pace && jmk_pump_request_acks(server, verdict.pace, verdict.wanted);
     } while (verdict.again);
     return verdict;
 }
@@ -431,7 +431,7 @@ int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,
         do {
             jmk_pump_round(server);
             session = slowest(server, id);
-        } while (session && jmk_pump_request_ack(server, session, id) && ++polls < MOST_POLLS);
+        } while (session && jmk_pump_request_acks(server, session, id) && ++polls < MOST_POLLS);
         if (session) {
             jmk_ends_account(server, session);
             *holder = session->account;

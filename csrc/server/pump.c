@@ -185,14 +185,26 @@ void jmk_pump_round(struct jmk_server *server) {
     jmk_admit_update(server);
 }
 
-bool jmk_pump_request_ack(struct jmk_server *server, struct jmk_session *session, uint64_t id) {
+static bool request_ack(struct jmk_session *session, uint64_t id) {
     if (!session->page || atomic_load(&session->page->wanted) == id)
         return false;
     JMK_POINT(JMK_AT_ASKS);
     atomic_store(&session->page->wanted, id);
     session->idle_acks -= session->idle_acks > 0; /* its page may tell as much as the answer */
     JMK_POINT(JMK_AT_WANTED);
-    return poll_acks(server);
+    return true;
+}
+
+bool jmk_pump_request_acks(struct jmk_server *server, struct jmk_session *slowest, uint64_t id) {
+    bool asked = request_ack(slowest, id);
+
+    for (uint32_t i = 0; i < server->live_count; i++) {
+        struct jmk_session *session = server->live[i];
+
+        if (session->state == JMK_LIVE && session->acked_id == slowest->acked_id)
+            asked = request_ack(session, id) || asked;
+    }
+    return asked && poll_acks(server);
 }
 
 /* ---- the thread ---- */

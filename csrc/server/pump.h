@@ -20,9 +20,10 @@ void jmk_pump_inline(struct jmk_server *server);
 bool jmk_pump_send(struct jmk_server *server);
 
 /*
- * Ask a session, if its client reads the log, to send a packet with its ack of id or above. True if any
- * ack was found after that: then look again before waiting.
+ * Ask the slowest session, and those that are just as far, for a packet with an ack of id or above, if
+ * their clients read the log. All of them, as the ack of one alone changes nothing that anybody is woken
+ * for, so nobody would ask the next. True if any ack was found after that: then look again before waiting.
  */
-bool jmk_pump_request_ack(struct jmk_server *server, struct jmk_session *session, uint64_t id);
+bool jmk_pump_request_acks(struct jmk_server *server, struct jmk_session *slowest, uint64_t id);
 
 #endif

@@ -13,8 +13,8 @@
  * client the message, or both. The server wakes a client once per sleep: `woken` is the number of the
  * sleep that it ended last. A socket that is too full for a wake-up is readable, so it needs none.
  *
- * No ack is lost either. A publisher that waits for acks stores the id that it wants from one client
- * (`wanted` in that client's page), then loads that client's ack. The client stores its ack, then loads
+ * No ack is lost either. A publisher that waits for acks stores the id that it wants from the slowest
+ * client, or from each that is just as far (`wanted` in a client's page), then loads these clients' acks. The client stores its ack, then loads
  * `wanted`, and sends the ack as a packet if that is asked for. Again all four are sequentially
  * consistent. A client that handles messages slowly may ack below the wanted id, so waiters poll again
  * after a moment anyway.

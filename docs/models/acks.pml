@@ -11,8 +11,8 @@
  *   B receive_shared.c send_wanted_ack `atomic_load(&reader->cursor->wanted)`
  *   C receive_shared.c send_wanted_ack `send(client->fd, &word, sizeof word, MSG_DONTWAIT | MSG_NOSIGNAL)`
  *   D send_shared.c poll_acks `atomic_load(&session->page->acked_id)`
- *   E pump.c jmk_pump_request_ack `atomic_store(&session->page->wanted, id)`
- *   F pump.c jmk_pump_request_ack `poll_acks(server)`
+ *   E pump.c request_ack `atomic_store(&session->page->wanted, id)`
+ *   F pump.c jmk_pump_request_acks `poll_acks(server)`
  *   G lag.c sleep_on `jmk_futex_wait(&server->progress, seen,`
  *
  * It is good if both come to their end: a lost ack leaves the server asleep, an invalid end state.

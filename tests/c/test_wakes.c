@@ -68,6 +68,41 @@ static void an_ack_that_makes_room(uint32_t delivery) {
     leave(&peer);
 }
 
+/* The ack of the first makes no room, and it is the other's that the publisher waits for then. */
+static void acks_of_two_that_are_equally_far(uint32_t delivery, bool other_first, enum wait wait) {
+    struct waiter waiter = {.wait = wait};
+    struct peer peers[2];
+    uint64_t id;
+
+    make_server(JMK_BLOCK, 2, -1);
+    peers[0] = join(other_first ? JMK_SHARED : delivery);
+    peers[1] = join(other_first ? delivery : JMK_SHARED);
+    id = publish(SIZE, 2);
+    waiter.id = id;
+    receive_to(&peers[0], id);
+    receive_to(&peers[1], id);
+    start(&waiter);
+    ack(&peers[0], id);
+    await_acked(&peers[0], id);
+    await_parked();
+    ack(&peers[1], id);
+    wakes(&waiter, 0);
+    leave(&peers[0]);
+    leave(&peers[1]);
+}
+
+static void acks_that_make_room_together(uint32_t delivery) {
+    acks_of_two_that_are_equally_far(delivery, false, ROOM);
+}
+
+static void acks_that_make_room_in_another_order(uint32_t delivery) {
+    acks_of_two_that_are_equally_far(delivery, true, ROOM);
+}
+
+static void acks_that_are_awaited_together(uint32_t delivery) {
+    acks_of_two_that_are_equally_far(delivery, false, ACKED);
+}
+
 /* Then it changes neither what may enter the log nor what has to stay. */
 static void an_ack_of_the_fastest(uint32_t delivery) {
     struct waiter waiter = {.wait = ROOM};
@@ -734,6 +769,9 @@ static const struct {
     SCENARIO(ONCE, a_discard),
     SCENARIO(ALL, a_batch_that_is_given_up),
     SCENARIO(ALL, an_ack_that_makes_room),
+    SCENARIO(ALL, acks_that_make_room_together),
+    SCENARIO(ALL, acks_that_make_room_in_another_order),
+    SCENARIO(ALL, acks_that_are_awaited_together),
     SCENARIO(ALL, an_ack_of_the_fastest),
     SCENARIO(ALL, a_client_that_leaves),
     SCENARIO(ALL, a_client_that_is_sent_away),
