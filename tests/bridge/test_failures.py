@@ -22,8 +22,8 @@ from jumiks.bridge.record import Record
 pytestmark = pytest.mark.slow
 
 FIRST = 100_000
-LOG = 1 << 16
-"""Small, so that the log wraps."""
+LOG = 1 << 20
+"""More than is ever published, so that no gap is the log's."""
 
 
 class Bridges(RuleBasedStateMachine):
@@ -61,7 +61,7 @@ class Bridges(RuleBasedStateMachine):
 
     def start_source(self) -> None:
         async def start() -> Any:
-            return await AsyncServer(self.address, share_log=True, log_size=LOG, on_lag="skip")
+            return await AsyncServer(self.address, share_log=True, log_size=LOG, on_lag="block")
 
         self.epoch += 1
         self.published[self.epoch] = 0
@@ -101,7 +101,7 @@ class Bridges(RuleBasedStateMachine):
     def publish(self, count: int, size: int) -> None:
         async def publish() -> None:
             begin = self.published[self.epoch]
-            self.source.publish_many(
+            await self.source.publish_many_wait(
                 b"%d %d " % (self.epoch, begin + each) + bytes(size) for each in range(count)
             )
 
