@@ -121,11 +121,6 @@ class Stream(Generic[Item]):
         ack_patience: nanoseconds that an ack may wait for room in the socket.
     """
 
-    _readiness: Readiness | None = None
-    """From the first time on that its user wants to poll it."""
-    _kept_back = 0
-    """The last of `taken`, if it is not in the bounds of that yet; else 0."""
-
     def __init__(
         self,
         linker: Linker,
@@ -171,11 +166,12 @@ class Stream(Generic[Item]):
         self._last_batch: weakref.ref[Batch] | None = None
         self._loans: list[Batch] = []  # those whose views are of the log itself
         self._settling = threading.RLock()  # over the last batch's memory, and what is lent
-        # It covers the handle and the way back. It may be taken twice: a signal's handler may close
-        # the client while this thread holds it.
+        # Over the handle and the way back; a signal's handler may close the client under it.
         self.lock = threading.RLock()
         self.way: Return | None = None
         """The way back to a server that is gone, while it is under way."""
+        self._readiness: Readiness | None = None  # from the first time that its user wants it on
+        self._kept_back = 0  # the last of `taken`, which is not in its bounds yet; 0: there is none
 
     # ---- connecting ----
 
