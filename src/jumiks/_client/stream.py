@@ -322,7 +322,7 @@ class Stream(Generic[Item]):
         """Return the descriptor that is readable whenever a receive would not wait.
 
         From the first call on, whatever hands something out first looks whether more is there. So
-        the last message of `taken` gets into its bounds by `advance` alone.
+        the last message of `taken` gets into its bounds by another `take`.
         """
         handle = self.open()
         with self.lock:
@@ -400,8 +400,11 @@ class Stream(Generic[Item]):
 
         It is asked once all of `taken` is handed out.
         """
+        return False
+
+    def _advance_to_last(self) -> bool:
         last = self._kept_back
-        if not last or self.out + 1 != last or self.handle is None:
+        if self.out + 1 != last or self.handle is None:
             return False
         self._look_ahead(last)
         self._take_in_last()
@@ -421,7 +424,7 @@ class Stream(Generic[Item]):
         Returns:
             None once there are messages, or a code of the core if there are none.
         """
-        if self._kept_back and self.advance():
+        if self._kept_back and self._advance_to_last():
             return None
         if self._gaps.untold and (gap := self._tell()) is not None:
             return gap
