@@ -167,9 +167,9 @@ def test_its_first_use_may_come_in_the_middle(address: str, delivery: Delivery) 
         assert next(loop) == b"one"
         assert has_come(client)
         assert next(loop) == b"two"
-        assert is_readable(client)
+        assert has_come(client)
         assert next(loop) == b"three"
-        assert not is_readable(client)
+        settle(client)
         server.publish(b"four")
         assert has_come(client)
         assert next(loop) == b"four"
@@ -181,7 +181,11 @@ def test_a_batch_takes_the_rest_of_what_was_taken_singly(address: str, delivery:
         server.publish_many([b"one", b"two", b"three"])
         assert has_come(client)
         assert client.receive(0) == b"one"
-        assert list(client.receive_many(0)) == [b"two", b"three"]
+        taken: list[bytes] = []
+        while len(taken) < 2:  # packets may come one by one
+            assert has_come(client)
+            taken += client.receive_many(0)
+        assert taken == [b"two", b"three"]
         settle(client)
 
 
