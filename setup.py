@@ -32,6 +32,11 @@ if SANITIZE:
     COMPILE += [*sanitizers, "-O1", "-g", "-fno-omit-frame-pointer", "-UNDEBUG"]
     LINK += sanitizers
 
+if KIND == "plain":
+    # What goes to users has no paths of the machine that built it, and is half the size.
+    COMPILE += ["-g0"]
+    LINK += ["-Wl,--strip-all"]
+
 if COVERAGE:
     # Many threads count at once.
     COMPILE += ["--coverage", "-fprofile-update=atomic", "-O0", "-g"]
@@ -45,6 +50,10 @@ class BuildExt(build_ext):
         """Compile and link all modules."""
         if DEV:
             self._be_strict_with_our_own()
+        # Some Pythons have modules look for libraries where that Python is.
+        self.compiler.linker_so = [
+            word for word in self.compiler.linker_so if not word.startswith("-Wl,-rpath")
+        ]
         for extension in self.extensions:
             extension.extra_compile_args = COMPILE
             extension.extra_link_args = LINK

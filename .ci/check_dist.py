@@ -68,7 +68,10 @@ def check_wheel(path: Path) -> None:
         sys.exit(f"{path.name} is not for the stable ABI of Python 3.11 and later")
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
+        libraries = [archive.read(name) for name in names if name.endswith(".so")]
     check_names(path, names, IN_WHEEL)
+    if any(b".debug_info" in each or bytes(Path.home()) + b"/" in each for each in libraries):
+        sys.exit(f"{path.name} has debug information, or paths of this machine")
     foreign = [name for name in names if not name.startswith(("jumiks/", "jumiks-"))]
     if foreign:
         sys.exit(f"{path.name} installs more than jumiks: {foreign}")
