@@ -239,9 +239,9 @@ OF_SERVER: dict[str, tuple[str, Literal["counter", "gauge"]]] = {
     "pump_inline_rounds": ("inline_rounds", "counter"),
     "publish_waits": ("waits", "counter"),
     "clients": ("clients", "gauge"),
+    "cursor_pages": ("cursor_pages", "gauge"),
     "unread_clients": ("unread", "gauge"),
     "kernel_bytes": ("kernel_bytes", "gauge"),
-    "cursor_pages": ("cursor_pages", "gauge"),
     "log_size_bytes": ("log_size", "gauge"),
     "log_used_bytes": ("log_used", "gauge"),
     "log_held_bytes": ("log_held", "gauge"),
@@ -259,6 +259,7 @@ def test_each_figure_of_a_server_but_ids_is_a_metric() -> None:
     assert {field for field, _ in OF_SERVER.values()} == figures
 
 
+CALLED = "reader"
 CLIENTS = {1: (3, 30, 100, 60), 2: (9, 20, 90, 40), 3: (5, 50, 80, 70)}
 """Of each client by its key: lag, bytes of it, messages, those it acked."""
 
@@ -270,7 +271,7 @@ Figures = dict[tuple[str, frozenset[tuple[str, str]]], tuple[str, float]]
 def still(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Return a server whose figures stay as they are, each of another value."""
     stats = ServerStats(**{each.name: 7 + at for at, each in enumerate(fields(ServerStats))})
-    with Server(address) as server, Client(address):
+    with Server(address) as server, Client(address, name=CALLED):
         (like,) = server.clients()
         clients = tuple(
             replace(like, key=key, lag=lag, lag_bytes=size, messages=sent, unacked=sent - acked)
@@ -295,7 +296,7 @@ def due(server: Server, most_clients: int) -> Figures:
         labels = frozenset({("reason", reason.name.lower())})
         found["disconnects", labels] = ("counter", 40 + at)
     for key in (2, 3, 1)[:most_clients]:
-        labels = frozenset({("client", str(key)), ("pid", str(os.getpid()))})
+        labels = frozenset({("client", str(key)), ("pid", str(os.getpid())), ("name", CALLED)})
         for (name, kind), figure in zip(OF_CLIENT.items(), CLIENTS[key], strict=True):
             found[f"client_{name}", labels] = (kind, figure)
     return found
@@ -378,7 +379,7 @@ def test_each_metric_is_its_figure_and_a_counter_stays_one(
 
 
 def test_each_figure_of_a_server_is_a_metric_but_for_a_few() -> None:
-    left_out = {"oldest_id", "next_id", "cursor_pages"}
+    left_out = {"oldest_id", "next_id"}
     assert {field for field, _ in OF_SERVER.values()} | left_out == {
         each.name for each in fields(ServerStats)
     }
