@@ -9,11 +9,13 @@
 
 #include "jumiks.h"
 
+#define CHECK_FAILED 70 /* no status that a test gives on purpose: EX_SOFTWARE of sysexits.h */
+
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
         if (!(condition)) {                                                                        \
             fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                \
-            exit(1);                                                                               \
+            exit(CHECK_FAILED);                                                                    \
         }                                                                                          \
     } while (0)
 
@@ -24,7 +26,7 @@
         if (is != wanted) {                                                                        \
             fprintf(stderr, "%s:%d: %s is %llu, not %llu\n", __FILE__, __LINE__, #left,            \
                     (unsigned long long)is, (unsigned long long)wanted);                           \
-            exit(1);                                                                               \
+            exit(CHECK_FAILED);                                                                    \
         }                                                                                          \
     } while (0)
 
