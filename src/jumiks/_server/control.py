@@ -321,11 +321,11 @@ class Control:
             self._newcomers.refuse(newcomer, Status.MALFORMED, text)
             return
         granted = newcomer.handshake.granted
-        mode, limit = lib.JMK_CLASSIC, wish.max_packet
+        delivery, limit = lib.JMK_CLASSIC, wish.max_packet
         if Capability.FRAMES in granted:
-            mode = lib.JMK_SHARED if Capability.LOG in granted else lib.JMK_FRAMED
-            if mode == lib.JMK_SHARED and self._has_too_many_pages(newcomer.peer):
-                mode = lib.JMK_FRAMED
+            delivery = lib.JMK_SHARED if Capability.LOG in granted else lib.JMK_FRAMED
+            if delivery == lib.JMK_SHARED and self._has_too_many_pages(newcomer.peer):
+                delivery = lib.JMK_FRAMED
             limit = min(newcomer.max_packet, wish.max_packet or newcomer.max_packet)
         attached = ffi.new("struct jmk_attached *")
         # The core may close its descriptor at any moment from now on, so it gets one of its own.
@@ -335,11 +335,11 @@ class Control:
             self._newcomers.refuse(newcomer, Status.TOO_MANY_CLIENTS, no_descriptors())
             return
         start = wish.start if newcomer.handshake.extended else 0
-        code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
-        if code < 0 and mode == lib.JMK_SHARED:
+        code = lib.jmk_server_attach(self._handle, descriptor, delivery, limit, start, attached)
+        if code < 0 and delivery == lib.JMK_SHARED:
             self._journal.log(logging.WARNING, _NO_LOG, newcomer.peer, os.strerror(-code))
-            mode = lib.JMK_FRAMED
-            code = lib.jmk_server_attach(self._handle, descriptor, mode, limit, start, attached)
+            delivery = lib.JMK_FRAMED
+            code = lib.jmk_server_attach(self._handle, descriptor, delivery, limit, start, attached)
         if code:
             os.close(descriptor)
             if code == -errno.EMFILE:
