@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import functools
 import importlib
 import os
 import sys
@@ -111,12 +112,15 @@ _open_servers: weakref.WeakSet[Server] = weakref.WeakSet()
 def _end_with_interpreter() -> None:
     # A subinterpreter that ends with a thread is a fatal error of the whole process, so there the
     # threads have to go. The process itself ends beside them.
-    if not _in_main_interpreter():
+    if _open_servers and not _in_main_interpreter():
         for server in list(_open_servers):
             server._end_now(_EXIT_PATIENCE)
 
 
+@functools.cache
 def _in_main_interpreter() -> bool:
+    # Asked when a server is made, as CPython 3.12 ends an interpreter when the last id of it goes:
+    # at its end, to ask for its id would end it a second time, which is a fatal error.
     try:
         interpreters = importlib.import_module(_INTERPRETERS)
     except ImportError:
@@ -269,6 +273,7 @@ class Server(Closing):
             if self._control.thread.is_alive():  # it had started when a signal's handler raised
                 self._control.thread.join()
             raise
+        _in_main_interpreter()
         _open_servers.add(self)
 
     def _make_control(self, handle: Handle, listener: Listener, options: ServerOptions) -> Control:
