@@ -194,15 +194,15 @@ SAN_LIBRARY = $(if $(findstring thread,$(SANITIZE)),libtsan,libasan).so
 SAN_PYTEST = LD_PRELOAD="$$($(CC) -print-file-name=$(SAN_LIBRARY))" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
     $(SAN)/bin/python $(PYTEST)
-# These start commands and examples. What C does for them with packets, it does in others too.
-NOT_WITH_PACKETS := $(patsubst %,--ignore=tests/%,cli docs integrations)
+# What these start takes long to start with a sanitizer, and what C does for it, it does in other tests too.
+SAN_LEAVES_OUT := $(patsubst %,--ignore=tests/%,cli docs integrations)
 
 sanitize: ## 6 min: Run the tests on a build with sanitizers (SANITIZE=thread for that one)
 	test -x $(SAN)/bin/python || $(PYTHON) -m venv $(SAN)
 	$(SAN)/bin/python $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
 	JUMIKS_SANITIZE=$(SANITIZE) $(SAN)/bin/python $(PIP_INSTALL) --no-build-isolation '.[test]'
-	$(SAN_PYTEST) -m "not no_core"
-	JUMIKS_TEST_SHARE_LOG=0 $(SAN_PYTEST) -m "not no_core and not slow" --not-again $(NOT_WITH_PACKETS)
+	$(SAN_PYTEST) -m "not no_core" $(SAN_LEAVES_OUT)
+	JUMIKS_TEST_SHARE_LOG=0 $(SAN_PYTEST) -m "not no_core and not slow" --not-again $(SAN_LEAVES_OUT)
 
 # Each of the two runs has lines that the other has not. Counts are added up over all processes.
 coverage: COV := .venv-cov
