@@ -301,6 +301,8 @@ class Check:
 
     def _end(self, words: list[int], servers: Mapping[int, ServerNotes]) -> None:
         kind, first_lost, last_lost, resume, _ = words
+        if first_lost == FIRST_ID != self.expected and self.comes_back:
+            self._move(servers)  # cut by the next server before it had anything of that
         server = servers.get(self.server)
         last = self.expected - 1
         if first_lost:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from endurance.common import FIRST_ID, Failed
-from endurance.ledger import NOW, Check, End, Ledger, Mode, Note, ServerNotes, payload
+from endurance.ledger import COMES_BACK, NOW, Check, End, Ledger, Mode, Note, ServerNotes, payload
 from endurance.soak import judge
 from support.base import ROOT, SHARE_LOG
 
@@ -91,7 +91,7 @@ SERVERS = {
 }
 
 
-def ledger(mode: Mode = Mode.SHARED, random_id: int = 77, begun: int = FIRST_ID + 9) -> Ledger:
+def ledger(mode: int = Mode.SHARED, random_id: int = 77, begun: int = FIRST_ID + 9) -> Ledger:
     """Of a client that has connected."""
     made = Ledger()
     made.note(Note.CONNECTED, mode, NOW, random_id, 1, begun)
@@ -194,6 +194,18 @@ def test_going_on_elsewhere_than_where_it_was_is_noticed() -> None:
     made.note(Note.CONNECTED, Mode.SHARED, FIRST_ID + 20, 77, 1, FIRST_ID + 50)
     made.got(FIRST_ID + 22, FIRST_ID + 60, 1)
     with pytest.raises(Failed, match="message 100022 where 100020 was due"):
+        check(made)
+
+
+def test_one_that_the_next_server_cuts_at_once_has_moved() -> None:
+    made = ledger(Mode.SHARED | COMES_BACK, random_id=78)
+    made.got(FIRST_ID, FIRST_ID + 9, 2)
+    made.note(Note.END, End.LAGGED, FIRST_ID, FIRST_ID + 30, FIRST_ID)
+    assert check(made).counts["moved"] == 1
+    made = ledger(Mode.SHARED | COMES_BACK, random_id=78)
+    made.got(FIRST_ID, FIRST_ID + 8, 2)
+    made.note(Note.END, End.LAGGED, FIRST_ID, FIRST_ID + 30, FIRST_ID)
+    with pytest.raises(Failed, match="it went on at the next server, at 100008 of the 100009"):
         check(made)
 
 
