@@ -201,7 +201,7 @@ sanitize: ## 6 min: Run the tests on a build with sanitizers (SANITIZE=thread fo
 	test -x $(SAN)/bin/python || $(PYTHON) -m venv $(SAN)
 	$(SAN)/bin/python $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
 	JUMIKS_SANITIZE=$(SANITIZE) $(SAN)/bin/python $(PIP_INSTALL) --no-build-isolation '.[test]'
-	$(SAN_PYTEST) -m "not no_core" $(SAN_LEAVES_OUT)
+	$(SAN_PYTEST) -m "not no_core and not slow" $(SAN_LEAVES_OUT)
 	JUMIKS_TEST_SHARE_LOG=0 $(SAN_PYTEST) -m "not no_core and not slow" --not-again $(SAN_LEAVES_OUT)
 
 # Each of the two runs has lines that the other has not. Counts are added up over all processes.
