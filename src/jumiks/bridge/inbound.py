@@ -13,10 +13,10 @@ import logging
 import os
 import time
 from bisect import bisect_right
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypedDict, Unpack
 
 from .._options import LOG_SIZE
@@ -25,9 +25,9 @@ from .._server.lag import OnLag
 from .._wire.handshake import FIRST_ID
 from ..errors import MessageTooLarge
 from .engine import Credentials, StreamInfo, make_engine
-from .errors import EngineError, Unfit, lost_words, opened_words
+from .errors import EngineError, Unfit, opened_words
 from .far import Far, far_id
-from .life import Backoff, Life
+from .life import Backoff, Counts, Life
 from .record import Record, Unreadable
 
 __all__ = ["Inbound", "InboundStats"]
@@ -90,16 +90,9 @@ class InboundStats:
 
 
 @dataclass(slots=True)
-class _Counts:
-    records: int = 0
-    messages: int = 0
-    bytes: int = 0
-    engines: int = 0
+class _Counts(Counts):
     repeated: int = 0
     restarts: int = 0
-    gaps: Counter[str] = field(default_factory=Counter)
-    lost: int = 0
-    unknown: int = 0
 
 
 class _Lineage:
@@ -267,7 +260,7 @@ class Inbound(Life):
         self._counts.bytes += size
 
     def _ends(self, record: Record) -> Sequence[int]:
-        # Where its messages end. None: it makes no sense, and its ids are a gap.
+        # Where its messages end. Empty: it cannot be read, and its ids are a gap.
         try:
             return record.ends()
         except Unreadable as error:
@@ -328,11 +321,7 @@ class Inbound(Life):
         self._last_record = time.monotonic()
 
     def _gap(self, kind: str, lost: int | None) -> None:
-        counts = self._counts
-        counts.gaps[kind] += 1
-        counts.lost += lost or 0
-        counts.unknown += lost is None
-        log.warning("%s", lost_words(self._far.next_id, lost, kind))
+        self._counts.note_gap(self._far.next_id, lost, kind)
 
     def stats(self) -> InboundStats:
         """All figures, of one moment."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both bridges share: running until they are closed, their state, and waits that grow."""
+"""What both bridges share: running until they are closed, state, counts, and waits that grow."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 from .engine import Engine
-from .errors import EngineError
+from .errors import EngineError, lost_words
 
 __all__: list[str] = []
 
@@ -39,6 +41,32 @@ class Backoff:
         """Return the next one, seconds."""
         wait, self._wait = self._wait, min(2 * self._wait, LONGEST_WAIT)
         return wait * (0.5 + random.random() / 2)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What both bridges count."""
+
+    records: int = 0
+    messages: int = 0
+    bytes: int = 0
+    engines: int = 0
+    gaps: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    unknown: int = 0
+
+    def note_gap(self, first: int, lost: int | None, kind: str) -> None:
+        """Count a gap, and log it.
+
+        Args:
+            first: the stream id of its first message.
+            lost: messages in it; None if that is unknown.
+            kind: why they are lost.
+        """
+        self.gaps[kind] += 1
+        self.lost += lost or 0
+        self.unknown += lost is None
+        log.warning("%s", lost_words(first, lost, kind))
 
 
 class Life(ABC):

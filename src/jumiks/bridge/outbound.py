@@ -19,10 +19,10 @@ import os
 import random
 import time
 from asyncio import Future, Task
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from .._gap import Gap, GapReason
@@ -36,11 +36,10 @@ from .errors import (
     Standby,
     TooLarge,
     Unfit,
-    lost_words,
     no_answer,
     opened_words,
 )
-from .life import Backoff, Life
+from .life import Backoff, Counts, Life
 from .record import GapKind, Position, Record, frame_ends, split_frames
 from .source import Source
 
@@ -119,17 +118,10 @@ class OutboundStats:
 
 
 @dataclass(slots=True)
-class _Counts:
-    records: int = 0
-    messages: int = 0
-    bytes: int = 0
+class _Counts(Counts):
     sources: int = 0
-    engines: int = 0
     conflicts: int = 0
     rewinds: int = 0
-    gaps: Counter[str] = field(default_factory=Counter)
-    lost: int = 0
-    unknown: int = 0
 
 
 class Outbound(Life):
@@ -606,11 +598,7 @@ class Outbound(Life):
         return first if self._sent is None else self._sent.stream + 1
 
     def _note(self, record: Record) -> Record:
-        counts = self._counts
-        counts.gaps[record.gap] += 1
-        counts.lost += record.lost or 0
-        counts.unknown += record.lost is None
-        log.warning("%s", lost_words(record.seq, record.lost, record.gap))
+        self._counts.note_gap(record.seq, record.lost, record.gap)
         return record
 
     # ---- asking ----
