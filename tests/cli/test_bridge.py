@@ -90,10 +90,12 @@ def test_sigterm_ends_a_bridge_in_good_order_and_metrics_say_what_it_did(address
 def test_a_url_that_names_no_stream_or_tells_a_secret_is_refused(
     url: str, words: str, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bridge", "status", url]) == 1
-    errors = capsys.readouterr().err
-    assert words in errors
-    assert "secret" not in errors
+    for arguments in (["status", url], ["out", address, url], ["in", url, address]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["bridge", *arguments])
+        errors = capsys.readouterr().err
+        assert words in errors
+        assert "secret" not in errors
 
 
 def test_hosts_of_a_cluster_and_a_user_are_read_from_the_url_and_no_user_is_shown() -> None:

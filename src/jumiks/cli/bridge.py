@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from jumiks.bridge import Create, Credentials, Inbound, Outbound
@@ -38,11 +38,21 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(format="jumiks bridge: %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("jumiks").setLevel(logging.WARNING)  # each client that comes and goes
     logging.getLogger("jumiks.bridge").setLevel(logging.INFO)
-    bridge = _outbound(options) if options.bridge == "out" else _inbound(options)
+    with _usage():
+        bridge = _outbound(options) if options.bridge == "out" else _inbound(options)
     with ExitStack() as stack:
         if options.metrics is not None:
             _serve_metrics(stack, bridge, *options.metrics)
         return asyncio.run(_run(bridge))
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    # What a bridge refuses of its arguments is a wrong use of the command.
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
 
 
 def credentials_of(options: argparse.Namespace) -> Credentials:
@@ -145,7 +155,8 @@ def _serve_metrics(stack: ExitStack, bridge: Outbound | Inbound, host: str, port
 
 
 def _status(options: argparse.Namespace) -> int:
-    found = asyncio.run(look(options.url, credentials_of(options)))
+    with _usage():
+        found = asyncio.run(look(options.url, credentials_of(options)))
     if options.json:
         print(json.dumps(found.as_json()))
         return 0
