@@ -188,8 +188,9 @@ int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
 }
 
 /*
- * Is so much of what was handed out not acked that the server may be waiting for it? A receive acks it,
- * so a user that polls must come back. In a shared log a batch is a small part of the log.
+ * May the server be waiting for acks of what was handed out? It may if that is a quarter of max_lag, or
+ * much memory. Only a receive sends them, so a user that polls must come back. A batch in a shared log is a
+ * small part of it.
  */
 static bool holds_up_server(const struct jmk_client *client, uint64_t out) {
     uint64_t acked = atomic_load(&client->acked_id), quarter = client->config.max_lag / 4;

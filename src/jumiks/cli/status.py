@@ -273,7 +273,7 @@ def worst_first(sample: Sample) -> list[ClientInfo]:
 
 
 def report(sample: Sample, width: int = sys.maxsize) -> list[str]:
-    """Return the whole status as lines of a terminal that has so many columns."""
+    """Return the whole status as lines, cut to a terminal's width in columns."""
     lines = [cut(line, width) for line in server_lines(sample)]
     rows = [cells(sample, info) for info in worst_first(sample)]
     if rows:

@@ -92,7 +92,7 @@ class View:
         return "".join(STEPS[min(len(STEPS) - 1, int(part * len(STEPS)))] for part in seen)
 
     def lines(self, sample: Sample, width: int, height: int) -> Iterator[Text]:
-        """Return what the screen shows, in so many columns and lines."""
+        """Return the lines of a screen of this width (columns) and height (lines)."""
         if self.help:
             yield from (Text(cut(line, width)) for line in _HELP)
             return
@@ -152,7 +152,7 @@ def _picture(view: View, sample: Sample) -> Group:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], Iterator[str]]]:
-    """What yields the keys that are pressed within so many seconds, if a terminal is there."""
+    """Yield a function: it yields the keys pressed within a number of seconds, at a terminal."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
         yield _wait
         return
