@@ -17,6 +17,8 @@ PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 unexport PYTHONDONTWRITEBYTECODE
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+# The pip that comes with a Python may know no dependency groups.
+BUILD_TOOLS = 'pip>=25.1' 'setuptools>=77' 'cffi>=2'
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*.py csrc/*.h csrc/*/*.[ch])
 CORE := $(filter-out csrc/python/%,$(wildcard csrc/*/*.c))
 C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/peers/*.[ch] tests/endurance/*.[ch] bench/*.[ch] \
@@ -40,9 +42,9 @@ $(BUILT): $(BUILD_INPUTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	    "jumiks needs Python 3.11 or later: make PYTHON=/path/to/python3")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
+	$(PY) $(PIP_INSTALL) $(BUILD_TOOLS)
 	rm -f src/jumiks/*.so # one that is not built any more would be imported before a .py of its name
-	$(PY) $(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	$(PY) $(PIP_INSTALL) --no-build-isolation --editable . --group dev
 	@touch $@
 
 venv: $(BUILT) ## 30 s: Make .venv with everything for development
@@ -199,8 +201,8 @@ SAN_LEAVES_OUT := $(patsubst %,--ignore=tests/%,cli docs integrations)
 
 sanitize: ## 6 min: Run the tests on a build with sanitizers (SANITIZE=thread for that one)
 	test -x $(SAN)/bin/python || $(PYTHON) -m venv $(SAN)
-	$(SAN)/bin/python $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
-	JUMIKS_SANITIZE=$(SANITIZE) $(SAN)/bin/python $(PIP_INSTALL) --no-build-isolation '.[test]'
+	$(SAN)/bin/python $(PIP_INSTALL) $(BUILD_TOOLS)
+	JUMIKS_SANITIZE=$(SANITIZE) $(SAN)/bin/python $(PIP_INSTALL) --no-build-isolation . --group test
 	$(SAN_PYTEST) -m "not no_core and not slow" $(SAN_LEAVES_OUT)
 	JUMIKS_TEST_SHARE_LOG=0 $(SAN_PYTEST) -m "not no_core and not slow" --not-again $(SAN_LEAVES_OUT)
 
@@ -209,8 +211,8 @@ coverage: COV := .venv-cov
 coverage: ## 7 min: Count which lines of C and Python the tests run
 	rm -rf build/coverage
 	test -x $(COV)/bin/python || $(PYTHON) -m venv $(COV)
-	$(COV)/bin/python $(PIP_INSTALL) 'setuptools>=77' 'cffi>=2'
-	JUMIKS_COVERAGE=1 $(COV)/bin/python $(PIP_INSTALL) --no-build-isolation '.[coverage]'
+	$(COV)/bin/python $(PIP_INSTALL) $(BUILD_TOOLS)
+	JUMIKS_COVERAGE=1 $(COV)/bin/python $(PIP_INSTALL) --no-build-isolation . --group coverage
 	@mkdir -p build/coverage/c build/coverage/python
 	@set -e; for name in $(C_TESTS); do \
 	    $(CC) $(C_FLAGS) --coverage -fprofile-update=atomic -o build/coverage/c/$$name tests/c/$$name.c $(CORE); \
@@ -238,7 +240,7 @@ RESULTS := bench/results
 BENCH_BUILT := $(VENV)/.bench-built
 
 $(BENCH_BUILT): $(BUILT)
-	$(PY) $(PIP_INSTALL) --no-build-isolation --editable '.[dev,bench]'
+	$(PY) $(PIP_INSTALL) --no-build-isolation --editable . --group dev --group bench
 	@mkdir -p $(RESULTS)
 	@touch $@
 

@@ -17,7 +17,9 @@ from jumiks.cli import main
 pytestmark = pytest.mark.no_core
 
 HEADER = (ROOT / "csrc/jumiks.h").read_text("utf-8")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT = PYPROJECT["project"]
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,41 @@ def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> No
 def test_cffi_is_all_that_is_needed_at_run_time() -> None:
     required = importlib.metadata.requires("jumiks") or []
     assert [need for need in required if "extra ==" not in need] == ["cffi>=2"]
+
+
+NAME = re.compile(r"[\w.-]+")
+
+
+def plain(name: str) -> str:
+    return name.replace("_", "-").lower()
+
+
+def test_extras_are_what_the_package_itself_imports() -> None:
+    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py"))
+    imported = set(re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE))
+    modules: dict[str, set[str]] = {}
+    for module, packages in importlib.metadata.packages_distributions().items():
+        for package in packages:
+            modules.setdefault(plain(package), set()).add(module)
+    needs = [need for extra in PROJECT["optional-dependencies"].values() for need in extra]
+    names = [plain(NAME.findall(need)[0]) for need in needs]
+    assert names
+    # One that is not installed is looked at where it is.
+    assert [name for name in names if name in modules and not modules[name] & imported] == []
+
+
+def test_every_group_that_is_installed_is_there() -> None:
+    scripts = MAKEFILE + (ROOT / ".ci/test_pythons").read_text("utf-8")
+    used = set(re.findall(r"--group (\w+)", scripts))
+    assert {"dev", "test", "coverage", "bench"} <= used <= set(PYPROJECT["dependency-groups"])
+
+
+def test_every_python_that_is_classified_is_tested() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    classified = [each.removeprefix(prefix) for each in PROJECT["classifiers"] if prefix in each]
+    tested = re.findall(r"python3\.(\d+)", MAKEFILE.partition("PYTHONS ?=")[2].splitlines()[0])
+    assert classified == tested
+    assert PROJECT["requires-python"] == f">=3.{tested[0]}"
 
 
 def test_type_checkers_find_the_types() -> None:
