@@ -268,3 +268,20 @@ def test_a_stopped_engine_loses_nothing(
             publisher.stop()
             same(reader, publisher)
             assert reader.gaps == []
+
+
+def test_an_engine_that_stops_for_five_seconds_loses_nothing(
+    engine: RealEngine, address: str
+) -> None:
+    far = f"{address}-far"
+    with Server(address, share_log=True) as source, Publisher(source) as publisher:
+        with inside(address, engine.url, far) as (out, _), Reader(far) as reader:
+            wait_until(reader.has(1000))
+            engine.strike(signal.SIGSTOP)
+            wait_until(lambda: (out.stats().ack_age or 0) > 5)
+            engine.strike(signal.SIGCONT)
+            before = len(reader.numbers)
+            wait_until(reader.has(before + 10_000))
+            publisher.stop()
+            same(reader, publisher)
+            assert reader.gaps == []

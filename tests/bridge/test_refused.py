@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines that do not let a bridge in, have no room, or have a stream that is none of its own."""
+"""Engines that have no room or no leader, or have a stream that is none of a bridge's own."""
 
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,42 +12,9 @@ from support.bridges import Inside, Publisher, Reader, message, same
 from support.engines import KINDS, RealEngine, free_port, require, running
 from support.servers import Server
 
-from jumiks.bridge import Create, Credentials, EngineError, Inbound, Outbound
+from jumiks.bridge import Create, EngineError, Inbound, Outbound
 
 pytestmark = pytest.mark.slow
-
-PASSWORD = "open sesame"
-
-
-def words_with_password(kind: str) -> list[str]:
-    return (
-        ["--user", "bridge", "--pass", PASSWORD]
-        if kind == "jetstream"
-        else ["--requirepass", PASSWORD]
-    )
-
-
-def with_user(engine: RealEngine) -> str:
-    return engine.url.replace("://", "://bridge@") if engine.kind == "jetstream" else engine.url
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_wrong_password_is_a_state_and_nothing_is_lost_meanwhile(
-    kind: str, address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "password"
-    file.write_text("wrong\n")
-    credentials = Credentials(password_file=str(file))
-    with running(kind, *words_with_password(kind)) as engine:
-        with Server(address, share_log=True) as source:
-            out = Outbound(address, with_user(engine), create=Create(), credentials=credentials)
-            with Inside(out) as bridge:
-                wait_until(bridge.is_in("not allowed"))
-                assert "does not let this user in" in out.stats().problem
-                source.publish_many([message(each) for each in range(100)])
-                file.write_text(f"{PASSWORD}\nand no more")
-                wait_until(lambda: out.stats().messages == 100)
-    assert PASSWORD not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,91 +72,6 @@ def test_a_stream_that_is_not_there_ends_a_bridge_at_once(
     with Inside(bridge) as running_bridge:
         problem = running_bridge.join()
     assert "there is no such stream; --create makes it" in str(problem)
-
-
-# ---- TLS
-
-
-@contextmanager
-def certificates() -> Iterator[Path]:
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl here to make certificates")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for who in ("ca", "other"):
-            subprocess.run(
-                [
-                    "openssl",
-                    "req",
-                    "-x509",
-                    "-newkey",
-                    "ec",
-                    "-pkeyopt",
-                    "ec_paramgen_curve:prime256v1",
-                    "-nodes",
-                    "-days",
-                    "2",
-                    "-subj",
-                    f"/CN={who}",
-                    "-addext",
-                    "basicConstraints=critical,CA:TRUE",
-                    "-addext",
-                    "subjectAltName=IP:127.0.0.1",
-                    "-keyout",
-                    f"{name}/{who}.key",
-                    "-out",
-                    f"{name}/{who}.pem",
-                ],
-                check=True,
-                capture_output=True,
-            )
-        yield folder
-
-
-def tls_words(kind: str, folder: Path) -> list[str]:
-    if kind == "jetstream":
-        return ["--tls", "--tlscert", f"{folder}/ca.pem", "--tlskey", f"{folder}/ca.key"]
-    return [
-        "--tls-cert-file",
-        f"{folder}/ca.pem",
-        "--tls-key-file",
-        f"{folder}/ca.key",
-        "--tls-ca-cert-file",
-        f"{folder}/ca.pem",
-        "--tls-auth-clients",
-        "no",
-    ]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_tls_is_verified(kind: str, address: str) -> None:
-    with certificates() as folder, ExitStack() as stack:
-        engine = RealEngine(kind, folder, tuple(tls_words(kind, folder)), tls=True)
-        stack.callback(engine.stop)
-        engine.start()
-        with Server(address, share_log=True) as source:
-            source.publish(b"message")
-            wrong = Credentials(tls_ca=f"{folder}/other.pem")
-            out = Outbound(address, engine.url, create=Create(), credentials=wrong)
-            with Inside(out) as bridge:
-                wait_until(bridge.is_in("tls"))
-            right = Credentials(tls_ca=f"{folder}/ca.pem")
-            out = Outbound(address, engine.url, create=Create(), credentials=right)
-            with Inside(out):
-                wait_until(lambda: out.stats().messages == 1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_engine_without_tls_gets_no_password(kind: str, address: str, tmp_path: Path) -> None:
-    file = tmp_path / "password"
-    file.write_text(PASSWORD)
-    with certificates() as folder, running(kind, *words_with_password(kind)) as engine:
-        credentials = Credentials(tls_ca=f"{folder}/ca.pem", password_file=str(file))
-        out = Outbound(address, with_user(engine), create=Create(), credentials=credentials)
-        with Inside(out) as bridge:
-            wait_until(lambda: out.stats().problem != "")
-            assert bridge.state() in ("tls", "unreachable", "no answer")
-            assert out.stats().records == 0
 
 
 # ---- a cluster

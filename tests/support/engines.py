@@ -201,10 +201,10 @@ class RealEngine:
 
 
 @contextmanager
-def running(kind: str, *words: str) -> Iterator[RealEngine]:
+def running(kind: str, *words: str, tls: bool = False) -> Iterator[RealEngine]:
     """An engine that runs, and is gone at the end with all its data."""
     with tempfile.TemporaryDirectory(prefix="jmk-engine-") as folder:
-        engine = RealEngine(kind, Path(folder), words)
+        engine = RealEngine(kind, Path(folder), words, tls=tls)
         try:
             engine.start()
             yield engine

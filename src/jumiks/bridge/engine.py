@@ -9,6 +9,7 @@ the bridge then opens it anew.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from abc import ABC, abstractmethod
 from asyncio import Future
@@ -19,13 +20,16 @@ from pathlib import Path
 from typing import ClassVar, Final, NamedTuple
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from .errors import EngineError, not_installed
+from .errors import no_file, no_key, no_pem, not_installed
 from .record import Position, Record, Unreadable
 
 __all__ = ["Create", "Credentials", "Engine", "StreamInfo"]
 
 PASSWORD: Final = "JUMIKS_BRIDGE_PASSWORD"
 """The environment variable that has the password, if no file has it."""
+
+_SEED: Final = re.compile("^SU[A-Z2-7]{56}$", re.MULTILINE)
+_TOKEN: Final = "BEGIN NATS USER JWT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,18 @@ class Credentials:
         """The password, read anew each time, so that it may change."""
         if self.password_file is None:
             return os.environ.get(PASSWORD)
-        return Path(self.password_file).read_text("utf-8").partition("\n")[0]
+        return _read(self.password_file, "not allowed").partition("\n")[0]
+
+    def check_keys(self) -> None:
+        """Look into the files of NATS, whose client does not say what is wrong with one.
+
+        Raises:
+            EngineError: one cannot be read, or has no key.
+        """
+        for path in filter(None, (self.creds, self.nkey)):
+            text = _read(path, "not allowed")
+            if not _SEED.search(text) or (path == self.creds and _TOKEN not in text):
+                raise no_key(path, path == self.creds)
 
     @property
     def asks_for_tls(self) -> bool:
@@ -78,19 +93,25 @@ class Credentials:
         """Return what verifies the other end; that cannot be switched off.
 
         Raises:
-            OSError: a file cannot be read.
-            EngineError: it has no certificate, or no key.
+            EngineError: a file cannot be read, or has no certificate, or no key.
         """
+        files = [path for path in (self.tls_ca, self.tls_cert, self.tls_key) if path]
+        for path in files:
+            _read(path, "tls")
         try:
             context = ssl.create_default_context(cafile=self.tls_ca)
             if self.tls_cert:
                 context.load_cert_chain(self.tls_cert, self.tls_key)
         except ssl.SSLError as error:
-            files = ", ".join(filter(None, (self.tls_ca, self.tls_cert, self.tls_key)))
-            raise EngineError(
-                f"{files}: no PEM certificate or key: {error.reason}", "tls"
-            ) from None
+            raise no_pem(files, error.reason) from None
         return context
+
+
+def _read(path: str, state: str) -> str:
+    try:
+        return Path(path).read_text("utf-8", "replace")
+    except OSError as error:
+        raise no_file(path, error.strerror or str(error), state) from None
 
 
 @dataclass(frozen=True, slots=True)

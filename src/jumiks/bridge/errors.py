@@ -68,6 +68,27 @@ def not_allowed(where: object, words: str) -> EngineError:
     return EngineError(f"{where}: it does not let this user in: {words}", "not allowed")
 
 
+def no_file(path: str, words: str, state: str) -> EngineError:
+    """Make the error for a file to log in with that cannot be read; it may come into being."""
+    return EngineError(f"{path}: {words}", state)
+
+
+def no_key(path: str, with_token: bool) -> EngineError:
+    """Make the error for a file without a key of NATS."""
+    needs = "a user's JWT and the seed of its key" if with_token else "the seed of a user's key"
+    return EngineError(f"{path}: it must have {needs}, a line that begins with SU", "not allowed")
+
+
+def no_pem(paths: list[str], words: str) -> EngineError:
+    """Make the error for files of TLS that have something else."""
+    return EngineError(f"{', '.join(paths)}: no PEM certificate or key: {words}", "tls")
+
+
+def cut_at_once(where: object, words: str) -> EngineError:
+    """Make the error for an engine that ends a connection without TLS at its first word."""
+    return EngineError(f"{where}: {words}; if it speaks TLS alone, the URL begins with rediss://")
+
+
 def tls_failed(where: object, words: str) -> EngineError:
     """Make the error for a certificate that one of both ends does not take."""
     return EngineError(f"{where}: TLS failed: {words}", "tls")

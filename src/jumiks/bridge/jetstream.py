@@ -76,7 +76,8 @@ class JetStream(Engine):
     async def open(self, create: Create | None = None) -> StreamInfo:
         """Connect to the first of the hosts that answers; see `Engine.open`."""
         await self.close()
-        self._flying: dict[str, Future[None]] = {}
+        self._flying: dict[str, tuple[int, Future[None]]] = {}
+        """By the answer's subject: the sequence number that is due, and who waits."""
         self._pulls: set[_Pull] = set()
         self._own = os.urandom(6).hex()  # no other connection's record has such a message id
         self._numbers = count(1)
@@ -106,6 +107,7 @@ class JetStream(Engine):
 
             return give
 
+        self.credentials.check_keys()
         user, password = self.target.user, self.credentials.password
         options: dict[str, Any] = {}
         if secure:
@@ -162,7 +164,7 @@ class JetStream(Engine):
         await client.subscribe(f"{self._inbox}.*", cb=self._answered)
 
     async def _ended(self) -> None:
-        for future in self._flying.values():
+        for _, future in self._flying.values():
             if not future.done():
                 future.set_exception(over(self.target))
         self._flying.clear()
@@ -326,13 +328,13 @@ class JetStream(Engine):
     async def append(self, previous: Mark, record: Record) -> Future[None]:
         """Send a record off; see `Engine.append`."""
         client, future = self._open(), asyncio.get_running_loop().create_future()
-        number = str(next(self._numbers))
-        self._flying[number] = future
+        number, behind = str(next(self._numbers)), self.after(previous, record)
+        self._flying[number] = behind.number, future
         headers = record.headers()
         headers["Nats-Expected-Last-Sequence"] = str(previous.number)
         if previous.name:
             headers["Nats-Expected-Last-Msg-Id"] = previous.name
-        headers[_NAME] = self.after(previous, record).name
+        headers[_NAME] = behind.name
         assert self.subject is not None
         try:
             await client.publish(self.subject, record.body, f"{self._inbox}.{number}", headers)
@@ -344,21 +346,28 @@ class JetStream(Engine):
 
     def after(self, previous: Mark, record: Record) -> Mark:
         """Return the sequence number and the message id that a record gets."""
-        return Mark(previous.number + 1, f"{record.last}.{self._own}")
+        # A mark ends where the record before it does, and must not pass for a repeat of that one.
+        sequence = previous.number + 1
+        return Mark(sequence, f"{record.last}.{sequence}.{self._own}")
 
     async def _answered(self, message: Msg) -> None:
-        future = self._flying.pop(message.subject.rpartition(".")[2], None)
+        number = message.subject.rpartition(".")[2]
+        due, future = self._flying.pop(number, (0, None))
         if future is None or future.done():
             return
         if not message.data:  # the status of a message that nobody took
             text = f"{self.target}: the stream is gone, or its leader is"
             future.set_exception(EngineError(text, "no stream"))
             return
-        error = json.loads(message.data).get("error")
-        if error is None:
-            future.set_result(None)
-        else:
+        answer = json.loads(message.data)
+        error = answer.get("error")
+        if error is not None:
             future.set_exception(self._failure(error))
+        elif answer.get("seq") != due:  # it was taken for a repeat of an earlier one
+            text = f"{self.target}: it acked record {answer.get('seq')}, and {due} was due"
+            future.set_exception(Conflict(text))
+        else:
+            future.set_result(None)
 
     # ---- reading ----
 

@@ -533,12 +533,12 @@ class Outbound(Life):
                 end = ends[index + count - 1]
                 number = first + index
                 body = bytes(frames[begin:end])
-                size = len(body) if not self._plain else int.from_bytes(body[:4], "little")
+                size = int.from_bytes(body[:4], "little")
                 if self._plain:
                     body = body[16 : 16 + size]
                 if not batch.valid:
                     raise Overwritten(number, upto)
-                if size > self._engine.largest:
+                if len(body) > self._engine.largest:
                     yield self._too_large(server, number, size)
                 else:
                     yield self._record(server, number, count, body)
@@ -586,8 +586,8 @@ class Outbound(Life):
 
     def _too_large(self, server: int, number: int, size: int) -> Record:
         text = (
-            f"message {number} of {size} bytes is larger than a record may be, "
-            f"{self._engine.largest} bytes: raise the engine's limit"
+            f"message {number} of {size} bytes is too large for a record, which has at most "
+            f"{self._engine.largest} bytes with the message's frame: raise the engine's limit"
         )
         if self._on_too_large == "stop":
             raise TooLarge(f"{text}, or take --on-too-large gap")

@@ -25,6 +25,7 @@ from .errors import (
     Conflict,
     EngineError,
     Unfit,
+    cut_at_once,
     no_answer,
     no_stream,
     not_allowed,
@@ -54,9 +55,8 @@ local created = redis.call('TIME')
 redis.call('HSETNX', KEYS[2], 'created', created[1] .. '.' .. created[2])
 redis.call('HSET', KEYS[2], 'stream', ARGV[2], 'server', ARGV[3], 'source', ARGV[4],
   'stored', created[1])
-local most = tonumber(ARGV[5])
+local most, size = tonumber(ARGV[5]), redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[#ARGV])
 if most > 0 then
-  local size = redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[#ARGV])
   while size > most and redis.call('XLEN', KEYS[1]) > 1 do
     local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
     redis.call('XDEL', KEYS[1], oldest[1])
@@ -142,7 +142,12 @@ class RedisStreams(Engine):
                 **options,
             )
             setattr(self, name, client)
-            await self._ask(client.ping(), where)
+            try:
+                await client.ping()
+            except (errors.RedisError, OSError) as error:
+                if not secure and isinstance(error.__context__, ConnectionResetError):
+                    raise cut_at_once(where, str(error)) from None
+                raise _failure(where, error) from None
         assert self._client is not None
         self._script = await self._ask(self._client.script_load(APPEND), where)
 
