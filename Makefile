@@ -192,9 +192,11 @@ format: $(BUILT) ## 2 s: Rewrite all files in the house's format
 # Installed, not editable: that would put instrumented modules where the others import them from.
 SAN := .venv-san
 SAN_LIBRARY = $(if $(findstring thread,$(SANITIZE)),libtsan,libasan).so
-# For Python alone: a shell that libtsan is loaded into crashes.
+# For Python alone: a shell that libtsan is loaded into crashes. Some tests leave a server open at exit,
+# and some start threads in a forked child: neither is a race, which is what TSan is here for.
 SAN_PYTEST = LD_PRELOAD="$$($(CC) -print-file-name=$(SAN_LIBRARY))" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+    TSAN_OPTIONS=report_thread_leaks=0:die_after_fork=0 \
     $(SAN)/bin/python $(PYTEST)
 # What these start takes long to start with a sanitizer, and what C does for it, it does in other tests too.
 SAN_LEAVES_OUT := $(patsubst %,--ignore=tests/%,cli docs integrations)
