@@ -33,7 +33,7 @@ CANNOT_FAIL = {
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    return Build(tmp_path_factory.mktemp("core"))
+    return Build(tmp_path_factory, "core")
 
 
 def test_there_are_tests() -> None:

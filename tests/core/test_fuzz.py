@@ -26,7 +26,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     # The same core that is fuzzed: with batches that a short input can fill.
     flags = re.findall(r"-DJMK_MAX_ITEMS=\d+", (ROOT / "Makefile").read_text("utf-8"))
     assert len(flags) == 1
-    return Build(tmp_path_factory.mktemp("core"), *flags)
+    return Build(tmp_path_factory, "core-to-fuzz", *flags)
 
 
 def test_every_target_has_a_corpus() -> None:

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 )
 from support import reference
 from support.base import ROOT
-from support.c import CORE, FLAGS, run
+from support.c import CORE, FLAGS, folder_of_the_run, made_once, run
 
 pytestmark = pytest.mark.no_core
 
@@ -242,9 +242,11 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("core") / "core.so"
+    library = folder_of_the_run(tmp_path_factory) / "core-with-a-clock.so"
     options = ["-shared", "-fPIC", "-Wl,--wrap=clock_gettime"]
-    run(compiler, *FLAGS, *options, *CORE, ROOT / "tests" / "c" / "clock.c", "-o", library)
+    with made_once(library) as to_be_made:
+        if to_be_made:
+            run(compiler, *FLAGS, *options, *CORE, ROOT / "tests" / "c" / "clock.c", "-o", library)
     ffi: Any = FFI()
     header = (ROOT / "csrc" / "jumiks.h").read_text("utf-8")
     ffi.cdef(header.partition("/* cdef: begin */")[2].partition("/* cdef: end */")[0])

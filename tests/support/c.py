@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests that compile C share: all warnings, and sanitizers if the compiler has them."""
 
+import fcntl
+import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,17 +62,50 @@ def links(compiler: str, flags: list[str], folder: Path) -> bool:
     return subprocess.run(command, capture_output=True, env=ENVIRONMENT).returncode == 0
 
 
-class Build:
-    """The core, compiled once for all tests of a module; `flags` are further ones."""
+def folder_of_the_run(factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run of pytest have."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+
+@contextmanager
+def made_once(made: Path) -> Iterator[bool]:
+    """Whether this is to be made now; else another worker has made it, or makes it meanwhile."""
+    with Path(f"{made}.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        to_be_made = not lock.read()
+        yield to_be_made
+        if to_be_made:
+            lock.write("made")
+
+
+class Build:
+    """The core, compiled once for all tests of a run.
+
+    Args:
+        factory: of the folder.
+        name: of this build.
+        flags: further ones.
+    """
+
+    def __init__(self, factory: pytest.TempPathFactory, name: str, *flags: str) -> None:
         compiler = shutil.which("cc")
         if compiler is None:
             pytest.skip("no C compiler")
-        self.command = [compiler, *FLAGS, *flags]
-        if links(compiler, SANITIZERS, folder):
-            self.command += SANITIZERS
+        folder = folder_of_the_run(factory) / name
+        folder.mkdir(exist_ok=True)
         self.objects = [folder / f"{source.stem}.o" for source in CORE]
+        built = folder / "command"
+        with made_once(built) as to_be_made:
+            if to_be_made:
+                sanitizers = SANITIZERS if links(compiler, SANITIZERS, folder) else []
+                self.command = [compiler, *FLAGS, *flags, *sanitizers]
+                self._compile()
+                built.write_text(json.dumps(self.command))
+        self.command = json.loads(built.read_text())
+
+    def _compile(self) -> None:
         compilers = [
             subprocess.Popen(
                 [*self.command, "-c", str(source), "-o", str(built)],

@@ -3,7 +3,6 @@
 
 import array
 import errno
-import fcntl
 import os
 import runpy
 import shutil
@@ -21,7 +20,7 @@ from cffi import FFI
 from support import reference
 from support.api import Task
 from support.base import DEADLINE, ROOT, descriptors, wait_until
-from support.c import ENVIRONMENT, run
+from support.c import ENVIRONMENT, folder_of_the_run, made_once, run
 from support.reference import Welcome
 from support.servers import Server
 from support.shared import HandMadeLog
@@ -39,12 +38,10 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where `make install-c` has installed the library, once for all workers."""
     if not (shutil.which("cc") and shutil.which("make")):
         pytest.skip("no C compiler, or no make")
-    folder = tmp_path_factory.getbasetemp().parent / f"libjumiks-{os.getppid()}"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "lib/pkgconfig/jumiks.pc").exists():
-            words = [f"PREFIX={folder}", f"C_LIB={folder}/build", "CFLAGS=-O0"]
+    folder = folder_of_the_run(tmp_path_factory) / "libjumiks"
+    with made_once(folder) as to_be_made:
+        if to_be_made:
+            words = [f"PREFIX={folder}", f"C_LIB={folder}.build", "CFLAGS=-O0"]
             run("make", "--silent", "-C", ROOT, "install-c", *words)
     return folder
 
