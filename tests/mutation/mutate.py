@@ -5,7 +5,7 @@
 
 Run it from the project's root. It takes all of csrc/ and src/jumiks/, or the files that are named,
 and tries a random sample of their mutants, for as long as it may; a prefix of a random sample is
-one too. It prints what no test noticed, and a table of scores. docs/coverage.md has the last such
+one too. It prints what became of each, and a table of scores. docs/coverage.md has the last such
 table, and the reason for each mutant that stays.
 
 A mutant is tried in a copy of src/ by the tests that run the changed line, up to the first that
@@ -31,7 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,8 +40,11 @@ BUILD = Path("build/mutation")
 NOTED = Path("build/coverage/python/data")
 """What `make coverage` leaves: lines, by the test that ran them."""
 
-LONGEST = 240.0
-"""Seconds after which tests of a mutant hang, and so have noticed it."""
+HANGS = 60
+"""Seconds after which a test hangs, and so has noticed a mutant."""
+
+LONGEST = 600.0
+"""Seconds after which the tests of a file, or a program in C, do."""
 
 MOST_TESTS = 40
 """More tests than that run many a line; then the tests of the file will do."""
@@ -96,6 +99,9 @@ TESTS = {
     "": "client/test_client client/test_client_life machine/test_exit whole/test_errors",
 }
 """The tests of a file: those of the first of these that its path has."""
+
+
+VERDICTS = {True: "noticed ", False: "SURVIVED", None: "unjudged"}
 
 
 class Mutant(NamedTuple):
@@ -340,58 +346,60 @@ def named(context: str) -> list[str]:
 # ---- trying
 
 
-def passes(command: Sequence[str], tree: Path) -> bool:
-    """Whether a program ends well, in time."""
+def said_by(command: Sequence[str], tree: Path) -> tuple[bool, str]:
+    """Whether a program ends well, in time, and what it says."""
     process = subprocess.Popen(
         command,
         env=os.environ | {"PYTHONPATH": str((tree / "src").resolve())},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
         start_new_session=True,
         # A shell has it ignored by what runs in the background, and some tests press Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        return process.wait(LONGEST) == 0
+        said, _ = process.communicate(timeout=LONGEST)
+        return process.returncode == 0, said
     except subprocess.TimeoutExpired:
-        return False
+        return False, ""
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # whatever it started, too
+        process.wait()
 
 
-def pytest(*tests: str) -> list[str]:
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    return [sys.executable, "-m", "pytest", *options, *tests]
+def first_failure(tests: Sequence[str], tree: Path) -> list[str]:
+    """The first test that fails, or all of them if no test is to blame; none if all pass."""
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--timeout={HANGS}"]
+    passed, said = said_by([sys.executable, "-m", "pytest", *options, *tests], tree)
+    if passed:
+        return []
+    return re.findall(r"^(?:FAILED|ERROR) (\S+::\S.*?)(?: - .*)?$", said, re.MULTILINE)[:1] or [
+        *tests
+    ]
 
 
-class Failures:
-    """Tells a failure that a mutant causes from one that happens without it as well."""
-
-    def __init__(self) -> None:
-        self._sound: dict[tuple[str, ...], bool] = {}
-        self._lock = threading.Lock()
-
-    def cause(self, tests: list[str], tree: Path) -> bool | None:
-        """Whether one of these fails in a tree; None if one does on what is not changed, too."""
-        if passes(pytest(*tests), tree):
-            return False
-        with self._lock:
-            if tuple(tests) not in self._sound:
-                self._sound[tuple(tests)] = passes(pytest(*tests), Path())
-            return self._sound[tuple(tests)] or None
+def is_cause(tests: Sequence[str], tree: Path) -> bool | None:
+    """Whether a tree makes one of these fail, each time; None if it fails without a change, too."""
+    failed = first_failure(tests, tree)
+    if not failed:
+        return False
+    if first_failure(failed, Path()):
+        return None
+    return bool(first_failure(failed, tree))
 
 
-def is_noticed(mutant: Mutant, core: Core, failures: Failures, tree: Path) -> bool | None:
+def is_noticed(mutant: Mutant, core: Core, tree: Path) -> bool | None:
     """Whether a test fails; None if it does not compile, or tests fail without it, too."""
     shutil.copytree("src", tree / "src", ignore=shutil.ignore_patterns("__pycache__"))
     noted: list[str] = []
     if mutant.path.endswith(".c"):
         if not core.link(mutant, tree):
             return None
-        if not all(passes([each], tree) for each in core.programs_with(mutant, tree)):
+        if not all(said_by([each], tree)[0] for each in core.programs_with(mutant, tree)):
             return True
     else:
         (tree / mutant.path).write_text(mutant.source, "utf-8")
@@ -400,7 +408,7 @@ def is_noticed(mutant: Mutant, core: Core, failures: Failures, tree: Path) -> bo
     batches += [[each] for each in tests_of(mutant.path)]
     unsure = False
     for each in batches:
-        noticed = failures.cause(each, tree)
+        noticed = is_cause(each, tree)
         if noticed:
             return True
         unsure = unsure or noticed is None
@@ -416,7 +424,6 @@ class Campaign:
 
     def __init__(self, seconds: float) -> None:
         self.core = Core()
-        self.failures = Failures()
         self.ends = time.monotonic() + seconds
         self.tried: Counter[str] = Counter()
         self.noticed: Counter[str] = Counter()
@@ -429,16 +436,15 @@ class Campaign:
         with self._lock:
             self._number += 1
             tree = BUILD / f"tree{self._number}"
-        noticed = is_noticed(mutant, self.core, self.failures, tree)
+        noticed = is_noticed(mutant, self.core, tree)
         shutil.rmtree(tree)
         with self._lock:
+            print(f"{VERDICTS[noticed]}  {mutant.path}:{mutant.line}: {mutant.what}", flush=True)
             if noticed is None:
                 return
             module = str(Path(mutant.path).parent)
             self.tried[module] += 1
             self.noticed[module] += noticed
-            if not noticed:
-                print(f"  {mutant.path}:{mutant.line}: {mutant.what}", flush=True)
 
     def report(self) -> None:
         print("\n| module | tried | noticed | score |\n|---|---|---|---|")
