@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the compiled library; everything else stands in pyproject.toml.
 
-Three variables of the environment change the build:
+Four variables of the environment change the build:
 
 JUMIKS_DEV=1
     compile our own C files with warnings as errors, with assertions and debug information.
@@ -9,6 +9,9 @@ JUMIKS_SANITIZE=address,undefined (or thread)
     compile and link everything with these sanitizers of the compiler.
 JUMIKS_COVERAGE=1
     count how often each line of C is run; the counts are kept beside the object files.
+JUMIKS_DELAYS=1
+    sleep for random moments wherever threads and processes may meet, and look at nothing that
+    nobody was woken for (tests/c/delayed.c).
 """
 
 import os
@@ -20,8 +23,10 @@ from setuptools.command.build_ext import build_ext
 DEV = os.environ.get("JUMIKS_DEV", "") not in ("", "0")
 SANITIZE = os.environ.get("JUMIKS_SANITIZE", "")
 COVERAGE = os.environ.get("JUMIKS_COVERAGE", "") not in ("", "0")
+DELAYS = os.environ.get("JUMIKS_DELAYS", "") not in ("", "0")
 
-KIND = SANITIZE.replace(",", "-") or ("coverage" if COVERAGE else "dev" if DEV else "plain")
+KINDS = {"coverage": COVERAGE, "delays": DELAYS, "dev": DEV, "plain": True}
+KIND = SANITIZE.replace(",", "-") or next(kind for kind, is_so in KINDS.items() if is_so)
 
 COMPILE = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-fvisibility=hidden", "-pthread"]
 LINK = ["-pthread"]
@@ -42,6 +47,10 @@ if COVERAGE:
     COMPILE += ["--coverage", "-fprofile-update=atomic", "-O0", "-g"]
     LINK += ["--coverage"]
 
+if DELAYS:
+    COMPILE += ["-DJMK_POINTS", "-Icsrc", "-g"]
+    LINK += ["@tests/c/test_wakes.flags"]
+
 
 class BuildExt(build_ext):
     """Give every module our flags, and our own C files alone the strict ones."""
@@ -55,6 +64,7 @@ class BuildExt(build_ext):
             word for word in self.compiler.linker_so if not word.startswith("-Wl,-rpath")
         ]
         for extension in self.extensions:
+            extension.sources += ["tests/c/delayed.c"] if DELAYS else []
             extension.extra_compile_args = COMPILE
             extension.extra_link_args = LINK
         super().build_extensions()
