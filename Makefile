@@ -27,7 +27,7 @@ C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check test-slow test-uvloop test-pythons test-c fuzz fuzz-handshake model \
+.PHONY: help venv demo test check test-slow test-uvloop test-pythons test-c delays fuzz fuzz-handshake model \
     lint lint-types lint-style lint-c format sanitize coverage mutation dist libs-c install-c bench bench-quick \
     bench-check bench-baseline endurance clean
 
@@ -123,6 +123,20 @@ test-c: ## 1 min: Run the C core's own tests, without Python
 	    build/test-c/$$name; \
 	done
 
+# Lengths of delays are a seed's; when they come is not, so each run is another one.
+SEEDS ?= 1 2
+DELAYED := build/delays
+DELAYED_TESTS := $(patsubst %,tests/whole/test_%.py,woken model stress endurance)
+
+delays: $(BUILT) ## 2 min: Run what meets in time on a build that sleeps wherever it may (SEEDS="1 2")
+	rm -rf $(DELAYED)
+	JUMIKS_DELAYS=1 $(PY) setup.py --quiet build --build-lib $(DELAYED)/lib
+	set -e; for seed in $(SEEDS); do for share in 1 0; do \
+	    echo "seed $$seed, share_log $$share"; \
+	    JUMIKS_DELAY_SEED=$$seed JUMIKS_TEST_SHARE_LOG=$$share PYTHONPATH=$(CURDIR)/$(DELAYED)/lib \
+	        $(PY) $(PYTEST) -p no:cacheprovider --timeout=120 $(DELAYED_TESTS); \
+	done; done
+
 # FUZZ_TIME is seconds of work in all, which the cores share. tests/fuzz/README.md has the rest.
 FUZZ_TIME ?= 60
 FUZZ := build/fuzz
@@ -194,7 +208,8 @@ SAN := .venv-san
 SAN_LIBRARY = $(if $(findstring thread,$(SANITIZE)),libtsan,libasan).so
 # For Python alone: a shell that libtsan is loaded into crashes. Some tests leave a server open at exit,
 # and some start threads in a forked child: neither is a race, which is what TSan is here for.
-SAN_PYTEST = LD_PRELOAD="$$($(CC) -print-file-name=$(SAN_LIBRARY))" \
+# Fewer packages are there, so tests are skipped, in CI too.
+SAN_PYTEST = CI= LD_PRELOAD="$$($(CC) -print-file-name=$(SAN_LIBRARY))" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
     TSAN_OPTIONS=report_thread_leaks=0:die_after_fork=0 \
     $(SAN)/bin/python $(PYTEST)

@@ -30,6 +30,8 @@ from support.base import (
     possessions,
 )
 from support.servers import Server, default_taken, defaults
+from support.skips import NoSkips
+from support.times import Times
 
 from jumiks._wire import rights
 
@@ -54,6 +56,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--not-again",
         action="store_true",
         help="leave out what passed with the log shared and means the same without",
+    )
+    parser.addoption(
+        "--processor-time",
+        action="store_true",
+        help="show which files and tests use most of the processor, their children's time included",
     )
 
 
@@ -108,6 +115,10 @@ def pytest_configure(config: pytest.Config) -> None:
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, usual)
     is_worker = hasattr(config, "workerinput")
+    if os.environ.get("CI", "") not in ("", "0", "false"):
+        config.pluginmanager.register(NoSkips())
+    if config.getoption("--processor-time"):
+        config.pluginmanager.register(Times())
     if SHARE_LOG and not is_worker and config.pluginmanager.has_plugin("cacheprovider"):
         config.pluginmanager.register(Notes(config.cache))
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for every file of tests."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,39 @@ def test_no_two_files_have_the_same_name() -> None:
     """Else pytest cannot import both: the folders are no packages."""
     names = [path.name for path in TESTS.rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+SKIPPED = """
+import pytest
+
+def test_a():
+    pytest.skip("there is no cc here")
+
+@pytest.mark.skipif(True, reason="redis is not installed")
+def test_b():
+    pass
+
+@pytest.mark.skipif(True, reason="this kernel has no such thing")
+def test_c():
+    pass
+
+@pytest.mark.xfail
+def test_d():
+    raise ValueError
+"""
+
+
+@pytest.mark.slow  # it starts pytest
+def test_ci_skips_only_what_nothing_installed_would_help(tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text(SKIPPED)
+    (tmp_path / "test_two.py").write_text("import pytest\npytest.importorskip('no_such_module')")
+    options = ["-p", "conftest", "-c", "/dev/null", "--rootdir", ".", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--continue-on-collection-errors", "."],
+        cwd=tmp_path,
+        env=os.environ | {"CI": "true", "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+    )
+    assert "1 failed, 1 skipped, 1 xfailed, 2 errors in" in done.stdout
+    assert "nothing is skipped because there is no cc here: install it" in done.stdout

@@ -182,7 +182,7 @@ server.close()
 
 @pytest.mark.skipif(
     "san.so" in os.environ.get("LD_PRELOAD", ""),
-    reason="a sanitizer's own lock may be held in a child that C forks beside a thread",
+    reason="sanitizers may hold a lock of theirs in a child that C forks beside a thread",
 )
 def test_a_server_that_lingers_beside_a_child_does_not_spin(address: str) -> None:
     script = """

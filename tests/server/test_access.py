@@ -205,7 +205,9 @@ def can_tell_programs() -> bool:
         return peer_command(ours, os.getpid()) != ""
 
 
-knows_pidfd = pytest.mark.skipif(not can_tell_programs(), reason="SO_PEERPIDFD is Linux 6.5's")
+knows_pidfd = pytest.mark.skipif(
+    not can_tell_programs(), reason="this kernel has no SO_PEERPIDFD (Linux 6.5)"
+)
 
 CONNECT = """
 import ctypes, socket, sys

@@ -28,7 +28,7 @@ PACKAGE = str(Path(jumiks.__file__).parent)
 
 needs_bytecodes = pytest.mark.skipif(
     sys.version_info >= (3, 12),
-    reason="from Python 3.12 on the first bytecodes of a call are not traced",
+    reason="Python 3.12 and later do not trace the first bytecodes of a call",
 )
 
 ALL = bool(os.environ.get("JUMIKS_TEST_EXAMPLES"))

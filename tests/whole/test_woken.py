@@ -12,12 +12,12 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 from support.api import SMALL_LOG
-from support.base import BEST, DEADLINE, wait_until
+from support.base import DEADLINE, SHARE_LOG, wait_until
 from support.servers import Server
 
 from jumiks import Client, Closed, Delivery
 
-DELIVERIES: list[Delivery] = [BEST, "classic"]
+DELIVERIES: list[Delivery] = ["shared" if SHARE_LOG else "framed", "classic"]
 
 
 @contextmanager
@@ -71,8 +71,9 @@ def test_each_ack_lets_a_waiting_publisher_go_on(address: str, delivery: Deliver
             assert client.receive(DEADLINE) == b"%d" % number
             client.ack()
 
-    options = {"max_lag": 1, "on_lag": "block", "log_size": SMALL_LOG}
-    with Server(address, **options) as server, Client(address, delivery=delivery) as client:
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(address, max_lag=1, on_lag="block", log_size=SMALL_LOG))
+        client = stack.enter_context(Client(address, delivery=delivery))
         server.wait_for_clients(1, DEADLINE)
         with ThreadPoolExecutor(1) as pool, beside(server.clients):
             received = pool.submit(receive, client)
