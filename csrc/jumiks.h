@@ -286,11 +286,21 @@ enum jmk_frame_fault {
 int jmk_frame_take(const void *data, size_t length, size_t *offset, struct jmk_slice *out,
                    uint64_t *found);
 
+/*
+ * The same for as many frames as have one size, from *offset on; they become rows. If that was not all, the next
+ * one has another size, or is at fault.
+ */
+int jmk_frames_take(const void *data, size_t length, size_t *offset, struct jmk_messages *out,
+                    uint64_t *found);
+
 /* How long messages are as frames, bytes. */
 uint64_t jmk_frames_length(const struct jmk_slice *items, size_t count);
 
 /* Write them there. The first one's id is first_id, and each later one's is one more. */
 void jmk_frames_encode(void *to, const struct jmk_slice *items, size_t count, uint64_t first_id);
+
+/* Copy messages there, one behind the other. All must have the size of the first. */
+void jmk_rows_copy(void *to, const struct jmk_slice *items, size_t count);
 
 /* ---- server ---- */
 

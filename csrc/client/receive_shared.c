@@ -416,11 +416,14 @@ static inline uint64_t decode_frame(const uint8_t *at, uint64_t left, uint64_t i
 /*
  * Index frames up to head. False: something there is no frame. A batch is one stretch of memory: where
  * it goes beyond the end of the ring buffer, it goes on in the second map.
+ *
+ * Mostly a frame is as long as the one before. Where the next one begins is then known without its
+ * length, which would have to come from memory first: the processor guesses that the two are equal.
  */
 static bool index_frames(struct jmk_reader *reader, uint64_t head, struct jmk_batch *batch) {
     struct jmk_slice *item = reader->items, *end = item + JMK_MAX_ITEMS;
     uint64_t offset = reader->offset, stop = offset + reader->most, id = reader->id;
-    uint64_t last = reader->last, bytes = 0;
+    uint64_t last = reader->last, bytes = 0, step = 0;
     const uint8_t *at = reader->base + (offset & (reader->size - 1));
 
     for (; offset < head && offset < stop && item < end && id <= last; id++) {
@@ -428,9 +431,11 @@ static bool index_frames(struct jmk_reader *reader, uint64_t head, struct jmk_ba
 
         if (!length)
             return false;
+        if (length != step)
+            __asm__ volatile("" : "=r"(step) : "0"(length)); /* must stay a branch */
         bytes += item++->size;
-        offset += length;
-        at += length;
+        offset += step;
+        at += step;
     }
     batch->bytes = bytes;
     batch->count = (size_t)(item - reader->items);

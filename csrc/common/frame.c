@@ -125,6 +125,26 @@ int jmk_frame_take(const void *data, size_t length, size_t *offset, struct jmk_s
     return 0;
 }
 
+int jmk_frames_take(const void *data, size_t length, size_t *offset, struct jmk_messages *out,
+                    uint64_t *found) {
+    size_t start = *offset, taken = start, count = 0;
+    struct jmk_slice first = {0}, next;
+    int fault = 0;
+
+    while (taken < length) {
+        fault = jmk_frame_take(data, length, &taken, &next, found);
+        if (fault || (count && next.size != first.size))
+            break;
+        if (count++ == 0)
+            first = next;
+        *offset = taken;
+    }
+    *out = (struct jmk_messages){NULL, first.data, first.size, 0, count};
+    if (count)
+        out->stride = (ptrdiff_t)((*offset - start) / count);
+    return fault;
+}
+
 uint64_t jmk_frames_length(const struct jmk_slice *items, size_t count) {
     uint64_t length = 0;
 
@@ -136,14 +156,14 @@ uint64_t jmk_frames_length(const struct jmk_slice *items, size_t count) {
 void jmk_frames_encode(void *to, const struct jmk_slice *items, size_t count, uint64_t first_id) {
     uint8_t *at = to;
 
-    for (size_t i = 0; i < count; i++) {
-        size_t size = items[i].size, whole = (size_t)jmk_frame_length(size);
-        struct jmk_header header = {(uint32_t)size, JMK_KIND_DATA, 0, first_id + i};
+    for (size_t i = 0; i < count; i++)
+        at += jmk_frame_put(at, first_id + i, items[i]);
+}
 
-        jmk_frame_encode(at, &header);
-        if (size) /* memcpy takes no NULL */
-            memcpy(at + JMK_FRAME_HEADER, items[i].data, size);
-        memset(at + JMK_FRAME_HEADER + size, 0, whole - JMK_FRAME_HEADER - size);
-        at += whole;
-    }
+void jmk_rows_copy(void *to, const struct jmk_slice *items, size_t count) {
+    size_t size = count ? items[0].size : 0;
+    uint8_t *at = to;
+
+    for (size_t i = 0; i < count; i++, at += size)
+        jmk_copy(at, items[i].data, size);
 }

@@ -9,6 +9,8 @@
 
 #include "jumiks.h"
 
+#define JMK_SHORT 256 /* bytes that are copied in line */
+
 /* A frame's header, in this machine's byte order. On the wire and in the log it is little-endian. */
 struct jmk_header {
     uint32_t size;
@@ -33,6 +35,33 @@ static inline struct jmk_header jmk_frame_decode(const void *at) {
     memcpy(&wire, at, sizeof wire);
     return (struct jmk_header){le32toh(wire.size), le16toh(wire.kind), le16toh(wire.flags),
                                le64toh(wire.id)};
+}
+
+/* memcpy, in line where that is short: to call it would take longer. */
+static inline void jmk_copy(void *to, const void *from, size_t size) {
+    const uint8_t *source = from;
+    uint8_t *at = to;
+
+    if (size < 16 || size > JMK_SHORT) {
+        if (size) /* memcpy takes no NULL */
+            memcpy(to, from, size);
+        return;
+    }
+    for (size_t i = 0; i < size - 16; i += 16)
+        memcpy(at + i, source + i, 16);
+    memcpy(at + size - 16, source + size - 16, 16);
+}
+
+/* A frame of DATA, its padding included; returns its length. */
+static inline size_t jmk_frame_put(uint8_t *at, uint64_t id, struct jmk_slice message) {
+    size_t length = (size_t)jmk_frame_length(message.size);
+    struct jmk_header header = {(uint32_t)message.size, JMK_KIND_DATA, 0, id};
+
+    jmk_frame_encode(at, &header);
+    if (message.size % 8)
+        memset(at + length - 8, 0, 8);
+    jmk_copy(at + JMK_FRAME_HEADER, message.data, message.size);
+    return length;
 }
 
 /*

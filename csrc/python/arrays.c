@@ -129,15 +129,11 @@ PyObject *jmk_row_size(const struct jmk_slice *items, Py_ssize_t count) {
 PyObject *jmk_row_bytes(const struct jmk_slice *items, Py_ssize_t count) {
     size_t size = items[0].size;
     PyObject *rows;
-    char *at;
 
     if (size && (size_t)count > PY_SSIZE_T_MAX / size)
         return PyErr_NoMemory();
     rows = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(size * (size_t)count));
-    if (!rows)
-        return NULL;
-    at = PyByteArray_AsString(rows);
-    for (Py_ssize_t i = 0; i < count && size; i++, at += size)
-        memcpy(at, items[i].data, size);
+    if (rows)
+        jmk_rows_copy(PyByteArray_AsString(rows), items, (size_t)count);
     return rows;
 }

@@ -14,8 +14,7 @@ static void raise_fault(int fault, size_t offset, uint64_t found) {
                                                 (unsigned long long)found));
 }
 
-static int grow(struct jmk_gathered *self, size_t *room) {
-    size_t wanted = *room ? 2 * *room : LEAST_ROOM;
+static int grow(struct jmk_gathered *self, size_t *room, size_t wanted) {
     void *slices = PyMem_Realloc(self->slices, wanted * sizeof *self->slices);
 
     if (!slices) {
@@ -27,15 +26,22 @@ static int grow(struct jmk_gathered *self, size_t *room) {
     return 0;
 }
 
-static int take_frames(struct jmk_gathered *self) {
+/* Not all have one size: note where each is. */
+static int take_others(struct jmk_gathered *self, size_t offset) {
+    const struct jmk_messages *rows = &self->rows;
     const Py_buffer *view = self->views;
-    size_t offset = 0, room = 0;
+    size_t room = 0;
 
+    if (grow(self, &room, 2 * rows->count + LEAST_ROOM) < 0)
+        return -1;
+    for (size_t i = 0; i < rows->count; i++)
+        self->slices[i] =
+            (struct jmk_slice){(const char *)rows->rows + (ptrdiff_t)i * rows->stride, rows->size};
     while (offset < (size_t)view->len) {
         uint64_t found;
         int fault;
 
-        if ((size_t)self->count == room && grow(self, &room) < 0)
+        if ((size_t)self->count == room && grow(self, &room, 2 * room) < 0)
             return -1;
         fault = jmk_frame_take(view->buf, (size_t)view->len, &offset, &self->slices[self->count],
                                &found);
@@ -46,6 +52,21 @@ static int take_frames(struct jmk_gathered *self) {
         self->count++;
     }
     return 0;
+}
+
+static int take_frames(struct jmk_gathered *self) {
+    const Py_buffer *view = self->views;
+    size_t offset = 0;
+    uint64_t found;
+    int fault = jmk_frames_take(view->buf, (size_t)view->len, &offset, &self->rows, &found);
+
+    self->are_frames = true;
+    self->count = (Py_ssize_t)self->rows.count;
+    if (fault) {
+        raise_fault(fault, offset, found);
+        return -1;
+    }
+    return offset < (size_t)view->len ? take_others(self, offset) : 0;
 }
 
 PyObject *jmk_gather_frames(PyObject *module, PyObject *buffer) {

@@ -207,19 +207,16 @@ static PyObject *gathered_row_bytes(PyObject *object, PyObject *unused) {
 /* The largest message, and where its frame begins, if these are frames. */
 static PyObject *gathered_largest(PyObject *object, void *closure) {
     struct jmk_gathered *self = (struct jmk_gathered *)object;
-    const struct jmk_slice *largest = self->slices;
+    struct jmk_slice largest = {self->rows.rows, self->rows.size};
 
     (void)closure;
-    for (Py_ssize_t i = 1; largest && i < self->count; i++)
-        largest = self->slices[i].size > largest->size ? &self->slices[i] : largest;
-    if (!largest)
-        return Py_BuildValue("nO", (Py_ssize_t)self->rows.size, Py_None);
-    if (self->items)
-        return Py_BuildValue("nO", (Py_ssize_t)largest->size, Py_None);
-    return Py_BuildValue(
-        "nn", (Py_ssize_t)largest->size,
-        (Py_ssize_t)((const char *)largest->data - (const char *)self->views->buf) -
-            JMK_FRAME_HEADER);
+    for (Py_ssize_t i = 0; self->slices && i < self->count; i++)
+        largest = i == 0 || self->slices[i].size > largest.size ? self->slices[i] : largest;
+    if (!self->are_frames)
+        return Py_BuildValue("nO", (Py_ssize_t)largest.size, Py_None);
+    return Py_BuildValue("nn", (Py_ssize_t)largest.size,
+                         (Py_ssize_t)((const char *)largest.data - (const char *)self->views->buf) -
+                             JMK_FRAME_HEADER);
 }
 
 static PyObject *gathered_count(PyObject *object, void *closure) {

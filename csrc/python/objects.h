@@ -41,8 +41,9 @@ PyObject *jmk_message_list(const struct jmk_slice *items, Py_ssize_t count);
 struct jmk_gathered {
     PyObject_HEAD
     PyObject *items; /* a tuple: nobody else can change it meanwhile. NULL: frames, or an array */
-    struct jmk_slice *slices; /* NULL: an array, or no messages */
-    struct jmk_messages rows; /* of the array */
+    struct jmk_slice *slices; /* NULL: rows, or no messages */
+    struct jmk_messages rows; /* of an array, or of frames that have one size */
+    bool are_frames;
     Py_ssize_t count;
     Py_buffer *views; /* of the items that are not bytes, of the frames, or of the array */
     Py_ssize_t view_count;

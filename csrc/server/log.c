@@ -229,6 +229,42 @@ uint64_t jmk_log_seal(struct jmk_log *log, uint32_t size) {
     return place.id;
 }
 
+/* Up to here frames go in without a new mark, and without giving up others. */
+static uint64_t free_until(const struct jmk_log *log) {
+    uint64_t last = jmk_log_mark_at(log, relaxed(&log->mark_head) - 1).offset;
+    uint64_t room = relaxed(&log->page->tail) + log->size;
+
+    return last + JMK_LOG_STRIDE < room ? last + JMK_LOG_STRIDE : room;
+}
+
+uint64_t jmk_log_append_run(struct jmk_log *log, const struct jmk_messages *messages, size_t *from,
+                            size_t to, uint64_t limit) {
+    struct jmk_mark place = log->write;
+    uint64_t end = free_until(log), bytes = 0;
+    uint8_t *at = jmk_log_at(log, place.offset);
+    size_t next = *from;
+
+    if (limit < end)
+        end = limit;
+    for (; next < to; next++) {
+        struct jmk_slice slice = jmk_message_at(messages, next);
+        uint64_t length = jmk_frame_length(slice.size);
+
+        if (slice.size > JMK_LOG_STRIDE || place.offset + length > end)
+            break;
+        __builtin_prefetch(at + PREFETCH, 1);
+        JMK_POINT(JMK_AT_SEAL);
+        at += jmk_frame_put(at, place.id, slice);
+        place.offset += length;
+        place.id++;
+        bytes += slice.size;
+    }
+    log->write = place;
+    *from = next;
+    JMK_POINT(JMK_AT_SEALED);
+    return bytes;
+}
+
 void jmk_log_publish(struct jmk_log *log) {
     uint64_t version = relaxed(&log->page->version);
 

@@ -67,6 +67,22 @@ int jmk_log_take_back(struct jmk_log *log, void *where, size_t size, void **area
 /* Finish the frame opened last. Returns its id. */
 uint64_t jmk_log_seal(struct jmk_log *log, uint32_t size);
 
+/* One of a batch. */
+static inline struct jmk_slice jmk_message_at(const struct jmk_messages *messages, size_t i) {
+    if (messages->slices)
+        return messages->slices[i];
+    return (struct jmk_slice){(const char *)messages->rows + (ptrdiff_t)i * messages->stride,
+                              messages->size};
+}
+
+/*
+ * Open and seal frames for the messages from *from to before `to`, as long as they end at or before limit, and
+ * as nothing has to be given up or marked for them. *from becomes the first message that it left. Returns the
+ * payload bytes.
+ */
+uint64_t jmk_log_append_run(struct jmk_log *log, const struct jmk_messages *messages, size_t *from,
+                            size_t to, uint64_t limit);
+
 /* Let readers see all that was sealed. */
 void jmk_log_publish(struct jmk_log *log);
 

@@ -80,35 +80,50 @@ void jmk_server_kick(jmk_server *server) {
     jmk_server_unlock(server); /* wakes the thread if anything is left */
 }
 
-static inline struct jmk_slice message_at(const struct jmk_messages *messages, size_t i) {
-    if (messages->slices)
-        return messages->slices[i];
-    return (struct jmk_slice){(const char *)messages->rows + (ptrdiff_t)i * messages->stride,
-                              messages->size};
+/* The messages behind that need no more than to be written: as many as the admission takes, up to offset. */
+static void append_run(struct jmk_server *server, const struct jmk_messages *messages, size_t *done,
+                       size_t stop, uint64_t offset) {
+    uint64_t limit = atomic_load_explicit(&server->admit_offset, memory_order_relaxed);
+    uint64_t last = atomic_load_explicit(&server->admit_id, memory_order_relaxed);
+    uint64_t next = server->log.write.id;
+
+    if (last < next)
+        return;
+    if (last - next < stop - *done)
+        stop = *done + (size_t)(last - next) + 1;
+    server->published_bytes +=
+        jmk_log_append_run(&server->log, messages, done, stop, limit < offset ? limit : offset);
 }
 
-/* Part of a batch, as much as fits in one hold of the lock. */
+/*
+ * Part of a batch, as much as fits in one hold of the lock. The admission stays as it is meanwhile, or is
+ * raised: so what it admits now goes in without another look.
+ */
 static int append_stride(struct jmk_server *server, const struct jmk_messages *messages,
                          size_t *done, uint64_t *first_id) {
-    size_t start = *done, bytes = 0, count = messages->count;
+    struct jmk_log *log = &server->log;
+    size_t start = *done, left = messages->count - start;
+    size_t stop = start + (left < STRIDE_MESSAGES ? left : STRIDE_MESSAGES);
+    uint64_t offset;
     int error = 0;
 
     pthread_mutex_lock(&server->log_lock);
-    while (*done < count && *done - start < STRIDE_MESSAGES && bytes < JMK_LOG_STRIDE) {
-        struct jmk_slice slice = message_at(messages, *done);
+    offset = log->write.offset + JMK_LOG_STRIDE;
+    while (*done < stop && log->write.offset < offset) {
+        struct jmk_slice slice = jmk_message_at(messages, *done);
         uint64_t id;
 
         error = admitted(server, slice.size);
         if (error)
             break;
         id = append(server, slice.data, slice.size);
-        bytes += slice.size;
         if ((*done)++ == 0)
             *first_id = id;
+        append_run(server, messages, done, stop, offset);
     }
     if (*done > start)
-        jmk_log_publish(&server->log);
-    if (!server->turn && *done > 0 && *done < count)
+        jmk_log_publish(log);
+    if (!server->turn && *done > 0 && *done < messages->count)
         server->turn = jmk_thread();
     pthread_mutex_unlock(&server->log_lock);
     return error;
@@ -237,7 +252,7 @@ int jmk_server_publish_many(jmk_server *server, const struct jmk_messages *messa
     do {
         error = append_messages(server, messages, done, first_id);
         if (error == JMK_E_FULL || error == JMK_E_TURN)
-            error = wait_until(server, message_at(messages, *done).size, deadline, holder);
+            error = wait_until(server, jmk_message_at(messages, *done).size, deadline, holder);
         else
             break;
     } while (!error);

@@ -212,6 +212,59 @@ static void frames_are_taken_one_after_the_other(void) {
     CHECK_EQUAL(again[length], 0xff);
 }
 
+/* Sizes on both sides of those that are copied in line. */
+static void each_size_is_written_as_it_is_and_not_a_byte_beside_it(void) {
+    enum { LARGEST = 2 * JMK_SHORT, ROOM = JMK_FRAME_HEADER + LARGEST + 8 };
+    uint8_t message[LARGEST], due[ROOM], frame[ROOM], row[ROOM];
+
+    for (size_t i = 0; i < LARGEST; i++)
+        message[i] = (uint8_t)(i * 7 + 1);
+    for (uint32_t size = 0; size <= LARGEST; size++) {
+        struct jmk_slice item = {size ? message : NULL, size};
+        size_t length = put(due, &(struct jmk_header){size, JMK_KIND_DATA, 0, 70});
+
+        memcpy(due + JMK_FRAME_HEADER, message, size);
+        memset(frame, 0xff, sizeof frame);
+        memset(row, 0xff, sizeof row);
+        jmk_frames_encode(frame, &item, 1, 70);
+        jmk_rows_copy(row, &item, 1);
+        CHECK(memcmp(frame, due, length) == 0);
+        CHECK(memcmp(row, message, size) == 0);
+        CHECK(length == ROOM || frame[length] == 0xff);
+        CHECK_EQUAL(row[size], 0xff);
+    }
+}
+
+static void frames_of_one_size_are_taken_as_rows_up_to_one_of_another(void) {
+    static const uint32_t sizes[] = {5, 5, 5, 8, 8, 0};
+    enum { FRAMES = sizeof sizes / sizeof *sizes };
+    uint8_t frames[256];
+    size_t length = 0, offset = 0, taken = 0;
+    struct jmk_messages rows;
+    uint64_t found;
+
+    for (size_t i = 0; i < FRAMES; i++)
+        length += put(frames + length, &(struct jmk_header){sizes[i], JMK_KIND_DATA, 0, 70});
+    for (; taken < FRAMES; taken += rows.count) {
+        size_t before = offset;
+
+        CHECK_EQUAL(jmk_frames_take(frames, length, &offset, &rows, &found), 0);
+        CHECK_EQUAL(rows.count, taken == 0 ? 3 : taken == 3 ? 2 : 1);
+        CHECK_EQUAL(rows.size, sizes[taken]);
+        CHECK(rows.rows == frames + before + JMK_FRAME_HEADER && !rows.slices);
+        CHECK_EQUAL(offset - before, rows.count * (size_t)rows.stride);
+    }
+    CHECK_EQUAL(offset, length);
+    CHECK_EQUAL(jmk_frames_take(frames, length, &offset, &rows, &found), 0);
+    CHECK_EQUAL(rows.count, 0);
+    offset = 0;
+    frames[24 + 4] = 7; /* the second frame's kind */
+    CHECK_EQUAL(jmk_frames_take(frames, length, &offset, &rows, &found), JMK_FRAME_KIND);
+    CHECK_EQUAL(found, 7);
+    CHECK_EQUAL(offset, 24);
+    CHECK_EQUAL(rows.count, 1);
+}
+
 static void what_is_wrong_with_a_frame_is_said_and_nothing_of_it_taken(void) {
     static const struct {
         struct jmk_header header;
@@ -266,6 +319,8 @@ int main(void) {
     fragments_whose_figures_contradict_each_other_are_seen();
     goodbyes_go_both_ways();
     frames_are_taken_one_after_the_other();
+    each_size_is_written_as_it_is_and_not_a_byte_beside_it();
+    frames_of_one_size_are_taken_as_rows_up_to_one_of_another();
     what_is_wrong_with_a_frame_is_said_and_nothing_of_it_taken();
     a_frame_longer_than_any_buffer_is_not_taken();
     return 0;

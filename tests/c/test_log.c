@@ -8,6 +8,8 @@
 
 #define FRAMES 20000
 #define PAIR_FRAMES 1000000u
+#define RUN 20
+#define RUN_SIZE 300
 
 /* frames[n] is where the frame JMK_FIRST_ID + n stands; one more than were written is known. */
 struct model {
@@ -160,6 +162,52 @@ static uint32_t any_size(uint64_t most) {
     return (uint32_t)any_below(bound < most ? bound : most);
 }
 
+/* Would the next message need more than to be written there? */
+static bool is_in_the_way(const struct model *model, uint64_t end, uint64_t limit) {
+    uint64_t last_mark = mark(model, atomic_load(&model->log.mark_head) - 1).offset;
+
+    return end > limit || end - atomic_load(&model->log.page->tail) > model->log.size ||
+           end - last_mark > JMK_LOG_STRIDE;
+}
+
+/* A run of messages: it goes as far as it can, and moves neither the tail nor a mark. */
+static void append_run(struct model *model) {
+    static uint8_t bytes[RUN * RUN_SIZE];
+    struct jmk_slice slices[RUN];
+    struct jmk_messages messages = {slices, bytes, any_below(RUN_SIZE), RUN_SIZE, RUN};
+    bool rows = any_below(2);
+    uint64_t start = model->count, tail = atomic_load(&model->log.page->tail), sum = 0;
+    uint64_t marks = atomic_load(&model->log.mark_head);
+    uint64_t limit = any_below(2) ? UINT64_MAX : model->offsets[start] + any_below(8 * RUN_SIZE);
+    size_t from = any_below(3), done = from, to = RUN - any_below(3);
+
+    for (size_t i = 0; i < RUN; i++) {
+        slices[i] = (struct jmk_slice){bytes + i * RUN_SIZE,
+                                       rows ? messages.size : any_below(RUN_SIZE + 1)};
+        for (size_t at = 0; at < slices[i].size; at++)
+            bytes[i * RUN_SIZE + at] = byte_of(start + i - from, at);
+    }
+    if (rows)
+        messages.slices = NULL;
+    sum = jmk_log_append_run(&model->log, &messages, &done, to, limit);
+    for (size_t i = from; i < done; i++) {
+        sum -= slices[i].size;
+        model->sizes[model->count] = (uint32_t)slices[i].size;
+        model->offsets[model->count + 1] =
+            model->offsets[model->count] + jmk_frame_length(slices[i].size);
+        model->count++;
+    }
+    CHECK_EQUAL(sum, 0);
+    CHECK(model->count == start || !is_in_the_way(model, model->offsets[model->count], limit));
+    CHECK(done == to ||
+          is_in_the_way(model, model->offsets[model->count] + jmk_frame_length(slices[done].size),
+                        limit));
+    CHECK_EQUAL(atomic_load(&model->log.page->tail), tail);
+    CHECK_EQUAL(atomic_load(&model->log.mark_head), marks);
+    CHECK_EQUAL(model->log.write.id, JMK_FIRST_ID + model->count);
+    CHECK_EQUAL(model->log.write.offset, model->offsets[model->count]);
+}
+
 static void the_ring_does_what_the_model_does(struct model *model, uint64_t size) {
     memset(model, 0, sizeof *model);
     CHECK_EQUAL(jmk_log_init(&model->log, size, JMK_FIRST_ID), 0);
@@ -169,6 +217,8 @@ static void the_ring_does_what_the_model_does(struct model *model, uint64_t size
 
         for (; batch > 0 && model->count < FRAMES; batch--) {
             append(model, any_size(size / 4));
+            if (model->count + RUN < FRAMES && any_below(10) == 0)
+                append_run(model);
             the_tail_is_a_frame_at_or_before_the_floor(model);
             the_end_is_what_was_published(model);
             if (model->floor > model->published)

@@ -27,6 +27,8 @@ NEED_NO_ORDER = {
         ("publish.c", "admitted", "admit_id"),
         ("publish.c", "admitted", "admit_offset"),
         ("publish.c", "open_frame", "admit_offset"),
+        ("publish.c", "append_run", "admit_offset"),
+        ("publish.c", "append_run", "admit_id"),
     ],
     "it is a figure, or a guess at the stream's pace": [
         ("publish.c", "jmk_server_kick", "last_inline"),
