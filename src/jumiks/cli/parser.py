@@ -12,6 +12,7 @@ from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from math import inf
+from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
 from jumiks._client.link import Delivery
@@ -30,6 +31,8 @@ Runner = Callable[[argparse.Namespace], int]
 EXAMPLES: Final = {
     "serve": "journalctl -f -o cat | jumiks serve @log --max-lag 10000",
     "listen": "jumiks listen @log --from oldest | grep error",
+    "record": "jumiks record @ticks ticks.mcap --reconnect",
+    "replay": "jumiks replay ticks.mcap @ticks --speed 10 --wait 1",
     "status": "jumiks status @log --json | jq .stats.published",
     "top": "jumiks top @log",
     "ls": "jumiks ls --json | jq '.[] | select(.worst_share > 0.5)'",
@@ -45,7 +48,7 @@ EXAMPLES: Final = {
 def _later(module: str) -> Runner:
     # Only what is asked for is imported.
     def run(options: argparse.Namespace) -> int:
-        if module not in ("serve", "listen", "bridge"):  # those know what they need
+        if module not in ("serve", "listen", "bridge", "record"):  # those know what they need
             check_output()
         status: int = import_module(f".{module}", __package__).run(options)
         return status
@@ -224,6 +227,25 @@ def _serve_log(parser: argparse.ArgumentParser) -> None:
         help=help_of(ServerOptions, "keep"),
     )
     option("max_message", _size, metavar="N[K|M|G]")
+
+
+def _where_served(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "address",
+        type=_where_to_serve,
+        metavar="ADDRESS",
+        help="@name, a path, or 'systemd' for the socket that systemd has passed",
+    )
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    _where_served(parser)
+    _framing(parser)
+    option = partial(_from_table, parser, ServerOptions)
+    option("max_lag", _integer, metavar="N")
+    option("on_lag", choices=get_args(OnLag))
+    option("patience", _patience, metavar="SECONDS|none")
+    _serve_log(parser)
     parser.add_argument(
         "--too-long",
         choices=get_args(TooLong),
@@ -231,29 +253,16 @@ def _serve_log(parser: argparse.ArgumentParser) -> None:
         help="what to do with a message that is larger: end there (the default), skip it, or cut "
         "it; what is skipped or cut is told with its line number",
     )
+    _serve_whom(parser, "reading input")
 
 
-def _serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "address",
-        type=_where_to_serve,
-        metavar="ADDRESS",
-        help="@name, a path, or 'systemd' for the socket that systemd has passed",
-    )
-    _framing(parser)
+def _serve_whom(parser: argparse.ArgumentParser, before: str) -> None:
     option = partial(_from_table, parser, ServerOptions)
-    option("max_lag", _integer, metavar="N")
-    option("on_lag", choices=get_args(OnLag))
-    option("patience", _patience, metavar="SECONDS|none")
-    _serve_log(parser)
     option("mode", _mode, metavar="MODE")
     option("group", _group, metavar="GROUP")
     parser.add_argument("--anyone", action="store_true", help=help_of(ServerOptions, "allow"))
     parser.add_argument(
-        "--wait",
-        type=_count,
-        metavar="N",
-        help="wait for N clients before reading input",
+        "--wait", type=_count, metavar="N", help=f"wait for N clients before {before}"
     )
     parser.add_argument(
         "--linger",
@@ -287,6 +296,80 @@ def _listen(parser: argparse.ArgumentParser) -> None:
         help="run CMD in a shell per message: message on the standard input, id in $JUMIKS_ID; "
         "acked when it exits 0, otherwise jumiks ends",
     )
+
+
+def _speed(text: str) -> float:
+    if text == "max":
+        return inf
+    with suppress(argparse.ArgumentTypeError):
+        return _positive(text)
+    raise _wrong(text, "a number above 0 (1: as recorded, 10: ten times as fast), or 'max'")
+
+
+def _file(text: str) -> Path:
+    if text == "-":
+        raise _wrong(text, "a file; 'jumiks listen' and 'jumiks serve' take the standard streams")
+    return Path(text)
+
+
+def _record(parser: argparse.ArgumentParser) -> None:
+    _address(parser)
+    parser.add_argument("file", type=_file, metavar="FILE", help="an MCAP file, to be made")
+    option = partial(_from_table, parser, AsyncClientOptions)
+    option("start", _start, flag="--from", metavar="oldest|now|ID")
+    parser.add_argument(
+        "--count", type=_count, metavar="N", help="end once N messages are recorded"
+    )
+    option("wait", _seconds, metavar="SECONDS")
+    option("name", str, metavar="NAME")
+    option("reconnect", action="store_true")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the file if it is there already"
+    )
+    parser.add_argument(
+        "--compression",
+        choices=("zstd", "lz4", "none"),
+        default="lz4",
+        help="of the file (default: lz4); zstd makes it smaller, and costs more",
+    )
+    parser.add_argument(
+        "--buffer",
+        type=_size,
+        default=64 << 20,
+        metavar="N[K|M|G]",
+        help="bytes of messages that may wait for the disk; beyond that the recorder lags "
+        "(default: 64M)",
+    )
+
+
+def _replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=_file, metavar="FILE", help="what 'jumiks record' has written")
+    _where_served(parser)
+    parser.add_argument(
+        "--speed",
+        type=_speed,
+        default=1.0,
+        metavar="N|max",
+        help="how many times as fast as it was recorded (default: 1); max: without pauses",
+    )
+    parser.add_argument("--topic", metavar="TOPIC", help="which feed, if the file has several")
+    parser.add_argument(
+        "--renumber",
+        action="store_true",
+        help="number messages from 100000 on, without gaps, so that clients need no --reconnect",
+    )
+    option = partial(_from_table, parser, ServerOptions)
+    option("max_lag", _integer, metavar="N")
+    parser.add_argument(
+        "--on-lag",
+        choices=get_args(OnLag),
+        default="block",
+        help="what to do with a client that is too far behind: wait for it (default), disconnect "
+        "it, or skip messages",
+    )
+    option("patience", _patience, metavar="SECONDS|none")
+    _serve_log(parser)
+    _serve_whom(parser, "the first message")
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
@@ -496,6 +579,22 @@ COMMANDS: Final = {
         "acked once it is written.",
         _listen,
         "listen",
+    ),
+    "record": Command(
+        "write a server's messages to an MCAP file",
+        "Write the messages of a server to an MCAP file, with their ids, when they came, and what "
+        "is missing, until the server closes or Ctrl-C. docs/recording.md says what is in the "
+        "file. Needs mcap: pip install 'jumiks[record]'.",
+        _record,
+        "record",
+    ),
+    "replay": Command(
+        "publish what 'jumiks record' has written",
+        "Publish a recording again, as fast as it came, faster, or without pauses, with its ids. "
+        "At a gap another server follows, so clients with --reconnect are told the gap. Needs "
+        "mcap: pip install 'jumiks[record]'.",
+        _replay,
+        "record",
     ),
     "status": Command(
         "show a running server, its log and its clients",

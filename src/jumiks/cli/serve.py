@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import argparse
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from jumiks._options import LOG_SIZE, MOST_LOG_SIZE
+from jumiks._wire.handshake import FIRST_ID
 from jumiks.errors import counted
 from jumiks.server import Server
 from jumiks.systemd import listen_socket, notify
@@ -22,15 +25,9 @@ def run(options: argparse.Namespace) -> int:
     """Publish standard input to its end."""
     descriptor = standard_input()
     server: Server | None = None
-    # A signal's exception while the server is made would leave a server that is never closed.
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    )
     try:
-        try:
-            server = _make(options)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with signals_held():
+            server = make_server(options)
         notify("READY=1")
         if options.wait:
             server.wait_for_clients(options.wait)
@@ -48,6 +45,20 @@ def run(options: argparse.Namespace) -> int:
     notify("STOPPING=1")
     server.close(options.linger)
     return 0
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let signals come at the end of the block.
+
+    Their exception while a server is made would leave a server that is never closed.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _say_if_nobody_heard(server: Server) -> None:
@@ -82,7 +93,16 @@ def _log_size(options: argparse.Namespace) -> int:
     return size
 
 
-def _make(options: argparse.Namespace) -> Server:
+def make_server(
+    options: argparse.Namespace, first_id: int = FIRST_ID, server_id: int | None = None
+) -> Server:
+    """Make the server that the options ask for.
+
+    Args:
+        options: those of the command line.
+        first_id: as `Server` takes it.
+        server_id: likewise.
+    """
     if options.address.startswith("@") and (options.mode is not None or options.group is not None):
         raise UsageError(
             f"--mode and --group are for the file that a path makes, and {options.address!r} makes "
@@ -100,4 +120,6 @@ def _make(options: argparse.Namespace) -> Server:
         mode=options.mode,
         group=options.group,
         allow="anyone" if options.anyone else None,
+        first_id=first_id,
+        server_id=server_id,
     )
