@@ -21,6 +21,17 @@ static bool is_strided(PyObject *object) {
     return strided;
 }
 
+bool jmk_is_timeout(PyObject *object) {
+    int overflow = 0;
+
+    if (object == Py_None)
+        return true;
+    if (PyFloat_Check(object))
+        return PyFloat_AsDouble(object) >= 0;
+    return PyLong_CheckExact(object) && PyLong_AsLongAndOverflow(object, &overflow) >= 0 &&
+           !overflow;
+}
+
 void jmk_raise_made(const char *function, PyObject *args) {
     PyObject *errors = args ? PyImport_ImportModule("jumiks.errors") : NULL;
     PyObject *make = errors ? PyObject_GetAttrString(errors, function) : NULL;

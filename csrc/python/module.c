@@ -144,6 +144,7 @@ static int fill_module(PyObject *module) {
     struct jmk_types *types = PyModule_GetState(module);
 
     if (add_type(module, &jmk_publisher_type, "Publisher", NULL) < 0 ||
+        add_type(module, &jmk_publishing_type, "Publishing", NULL) < 0 ||
         add_type(module, &jmk_receiver_type, "Receiver", NULL) < 0 ||
         add_type(module, &jmk_gathered_type, "Gathered", &types->gathered) < 0 ||
         add_type(module, &jmk_window_type, "Window", &types->window) < 0 ||

@@ -20,8 +20,8 @@ struct jmk_types {
     PyTypeObject *reservation;
 };
 
-extern PyType_Spec jmk_receiver_type, jmk_publisher_type, jmk_reservation_type, jmk_gathered_type,
-    jmk_window_type;
+extern PyType_Spec jmk_receiver_type, jmk_publisher_type, jmk_publishing_type, jmk_reservation_type,
+    jmk_gathered_type, jmk_window_type;
 
 /* ---- messages.c ---- */
 
@@ -30,6 +30,12 @@ extern PyType_Spec jmk_receiver_type, jmk_publisher_type, jmk_reservation_type, 
  * -1; it is named in the error. 0, or -1 with a Python error.
  */
 int jmk_message_get(PyObject *object, Py_ssize_t position, Py_buffer *view);
+
+/*
+ * Is it what most calls give as a timeout: None, or 0 or more seconds? Whatever else there may be is
+ * looked at in Python, which raises if it is none (_native.nanoseconds).
+ */
+bool jmk_is_timeout(PyObject *object);
 
 /* Raise the exception that a function of errors.py makes: sentences are its business. */
 void jmk_raise_made(const char *function, PyObject *args);

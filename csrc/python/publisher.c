@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Publisher and Reservation: what takes the publisher's turn, and gives it back
+ * Publisher and Reservation: what takes the publisher's turn, and gives it back. Publishing: what Server
+ * inherits
  *
  * Waits release the GIL. Signals are handled only where an exception cannot leak the turn.
  */
@@ -51,23 +52,36 @@ static int append_large(struct publisher *self, const Py_buffer *view, uint64_t 
     return result;
 }
 
-/* The id, or a return code, which is always below the first id. */
-static PyObject *publisher_append(PyObject *object, PyObject *data) {
-    struct publisher *self = (struct publisher *)object;
+static int append_small(struct publisher *self, const void *data, Py_ssize_t size, uint64_t *id) {
+    int result = jmk_server_append(self->server, data, (size_t)size, id);
+
+    if (result == 0)
+        jmk_server_kick(self->server);
+    return result;
+}
+
+/* A return code, or -1 with a Python error in *failed. */
+static int append(struct publisher *self, PyObject *data, uint64_t *id, bool *failed) {
     Py_buffer view;
-    uint64_t id = 0;
     int result;
 
-    if (jmk_message_get(data, -1, &view) < 0)
-        return NULL;
-    if (view.len > LARGE) {
-        result = append_large(self, &view, &id);
-    } else {
-        result = jmk_server_append(self->server, view.buf, (size_t)view.len, &id);
-        if (result == 0)
-            jmk_server_kick(self->server);
-    }
+    *failed = jmk_message_get(data, -1, &view) < 0;
+    if (*failed)
+        return -1;
+    result = view.len > LARGE ? append_large(self, &view, id)
+                              : append_small(self, view.buf, view.len, id);
     PyBuffer_Release(&view);
+    return result;
+}
+
+/* The id, or a return code, which is always below the first id. */
+static PyObject *publisher_append(PyObject *object, PyObject *data) {
+    uint64_t id = 0;
+    bool failed;
+    int result = append((struct publisher *)object, data, &id, &failed);
+
+    if (failed)
+        return NULL;
     return result == 0 ? PyLong_FromUnsignedLongLong(id) : PyLong_FromLong(result);
 }
 
@@ -316,4 +330,141 @@ PyType_Spec jmk_reservation_type = {
     .basicsize = sizeof(struct reservation),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = reservation_slots,
+};
+
+/* ---- publishing ---- */
+
+/* The part of Server that is in C: its publisher, and the call that takes no way through Python. */
+struct publishing {
+    PyObject_HEAD
+    struct publisher *publisher; /* NULL: there is none yet, or any more */
+};
+
+static void publishing_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+    Py_XDECREF((PyObject *)((struct publishing *)object)->publisher);
+    free_object(object);
+    Py_DECREF(type);
+}
+
+static PyObject *publishing_get(PyObject *object, void *closure) {
+    PyObject *publisher = (PyObject *)((struct publishing *)object)->publisher;
+
+    (void)closure;
+    return Py_NewRef(publisher ? publisher : Py_None);
+}
+
+/* A subclass of ours has no module to ask for the type. */
+static bool is_publisher(PyObject *object) {
+    return PyType_GetSlot(Py_TYPE(object), Py_tp_dealloc) == (void *)publisher_dealloc;
+}
+
+static int publishing_set(PyObject *object, PyObject *value, void *closure) {
+    struct publishing *self = (struct publishing *)object;
+    PyObject *before = (PyObject *)self->publisher;
+
+    (void)closure;
+    if (!value || (value != Py_None && !is_publisher(value))) {
+        PyErr_SetString(PyExc_TypeError, "it is a Publisher or None");
+        return -1;
+    }
+    self->publisher = value == Py_None ? NULL : (struct publisher *)Py_NewRef(value);
+    Py_XDECREF(before);
+    return 0;
+}
+
+/* data and timeout of a call; a form that is not usual here is left to Python's own parser. */
+static bool parse_call(PyObject *const *args, Py_ssize_t count, PyObject *names, PyObject **data,
+                       PyObject **timeout) {
+    static char *keywords[] = {"data", "timeout", NULL};
+    Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+    PyObject *positional, *rest;
+    bool parsed = false;
+
+    *timeout = Py_None;
+    if (count >= 1 && count + named <= 2 &&
+        (!named || PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "timeout") == 0)) {
+        *data = args[0];
+        if (count + named == 2)
+            *timeout = args[1];
+        return true;
+    }
+    positional = PyTuple_New(count);
+    rest = PyDict_New();
+    for (Py_ssize_t i = 0; positional && i < count; i++)
+        PyTuple_SetItem(positional, i, Py_NewRef(args[i]));
+    for (Py_ssize_t i = 0; rest && i < named; i++)
+        PyDict_SetItem(rest, PyTuple_GetItem(names, i), args[count + i]);
+    if (positional && rest)
+        parsed =
+            PyArg_ParseTupleAndKeywords(positional, rest, "O|O:publish", keywords, data, timeout);
+    Py_XDECREF(positional);
+    Py_XDECREF(rest);
+    return parsed; /* the caller's arguments live on */
+}
+
+static PyObject *publish(PyObject *object, PyObject *const *args, Py_ssize_t count,
+                         PyObject *names) {
+    struct publisher *publisher = ((struct publishing *)object)->publisher;
+    PyObject *data, *timeout;
+    bool failed = false;
+    uint64_t id = 0;
+    int result = 0; /* not tried yet */
+
+    if (!parse_call(args, count, names, &data, &timeout))
+        return NULL;
+    if (publisher && jmk_is_timeout(timeout)) {
+        Py_INCREF((PyObject *)publisher); /* the server may be closed meanwhile */
+        if (PyBytes_CheckExact(data) && PyBytes_Size(data) <= LARGE)
+            result = append_small(publisher, PyBytes_AsString(data), PyBytes_Size(data), &id);
+        else
+            result = append(publisher, data, &id, &failed);
+        Py_DECREF((PyObject *)publisher);
+        if (failed)
+            return NULL;
+        if (id)
+            return PyLong_FromUnsignedLongLong(id);
+    }
+    return PyObject_CallMethod(object, "_publish_slowly", "iOO", result, data, timeout);
+}
+
+static PyMethodDef publishing_methods[] = {
+    {"publish", (PyCFunction)(void (*)(void))publish, METH_FASTCALL | METH_KEYWORDS,
+     "publish($self, /, data, timeout=None)\n--\n\n"
+     "Publish one message; returns its packet id.\n\n"
+     "Args:\n"
+     "    data: any contiguous buffer; copied before this returns.\n"
+     "    timeout: seconds to wait, at most, where the lag policy or another publisher makes this\n"
+     "        wait; None is no limit, 0 never waits.\n\n"
+     "Raises:\n"
+     "    TypeError, BufferError: `data` is no buffer, or not contiguous.\n"
+     "    MessageTooLarge: it is larger than `max_message`.\n"
+     "    Timeout: nothing was published; `holder` is the client that was waited for. Callbacks\n"
+     "        run in the control thread, where this never waits and raises at once instead.\n"
+     "    Busy: this thread has a `reserve` open.\n"
+     "    Closed: the server is closed, perhaps while this waited.\n"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef publishing_getset[] = {
+    {"_publisher", publishing_get, publishing_set, "What appends; None while it is not open.",
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot publishing_slots[] = {
+    {Py_tp_dealloc, publishing_dealloc},
+    {Py_tp_methods, publishing_methods},
+    {Py_tp_getset, publishing_getset},
+    {Py_tp_doc, "The part of Server that is in C."},
+    {0, NULL},
+};
+
+PyType_Spec jmk_publishing_type = {
+    .name = "jumiks._objects.Publishing",
+    .basicsize = sizeof(struct publishing),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = publishing_slots,
 };

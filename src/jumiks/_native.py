@@ -15,6 +15,7 @@ from ._core import ffi, lib
 from ._objects import (
     Gathered,
     Publisher,
+    Publishing,
     Receiver,
     Reservation,
     frame_bytes,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Gathered",
     "Publisher",
+    "Publishing",
     "Receiver",
     "Reservation",
     "address_of",

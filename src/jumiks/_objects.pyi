@@ -15,6 +15,10 @@ class Publisher:
         self, size: int, timeout: int, fail: Callable[[int, bytes], object], /
     ) -> Reservation: ...
 
+class Publishing:
+    _publisher: Publisher | None
+    def publish(self, data: Buffer, timeout: float | None = None) -> int: ...
+
 class Reservation:
     @property
     def packet_id(self) -> int | None: ...

@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from math import inf
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeVar
 
 from . import errors
 from ._closing import Closing
@@ -22,6 +22,7 @@ from ._green import Pauses, cooperates, new_thread
 from ._native import (
     Gathered,
     Publisher,
+    Publishing,
     Reservation,
     address_of,
     check,
@@ -85,7 +86,6 @@ _COLLECTOR_PATIENCE: Final = 1.0
 """Seconds that the collector of a server waits for its thread. It may have come while this thread
 holds a lock that the server's thread is waiting for, such as a log handler's."""
 
-_Append: TypeAlias = "Callable[[Buffer], int]"
 _T = TypeVar("_T")
 
 
@@ -99,10 +99,6 @@ def _other_greenlets_bring(condition: Callable[[], bool], seconds: float | None 
             return False
         pauses(left)
     return True
-
-
-def _closed(_data: Buffer) -> int:
-    return lib.JMK_E_CLOSED
 
 
 _open_servers: weakref.WeakSet[Server] = weakref.WeakSet()
@@ -199,7 +195,7 @@ def _offered(handle: Handle, options: ServerOptions) -> Capability:
 
 
 @documented(ServerOptions)
-class Server(Closing):
+class Server(Closing, Publishing):
     """Publish messages to any number of clients on this machine.
 
     Args:
@@ -246,8 +242,6 @@ class Server(Closing):
     ) -> None:
         options = ServerOptions(**given(ServerOptions, locals()))
         self._handle: Handle | None = None
-        self._append: _Append = _closed
-        self._publisher: Publisher | None = None
         self._pid = os.getpid()
         self._max_message = options.largest
         self._id = options.server_id or int.from_bytes(os.urandom(8), "little") or 1
@@ -263,11 +257,11 @@ class Server(Closing):
             _end_core(handle)
             raise
         self._handle = handle
-        self._publisher, self._append = publisher, publisher.append
+        self._publisher = publisher
         try:
             self._control.start()
         except BaseException:
-            self._handle, self._append, self._publisher = None, _closed, None
+            self._handle = self._publisher = None
             self._control.close(handle)
             _end_core(handle)
             if self._control.thread.is_alive():  # it had started when a signal's handler raised
@@ -342,30 +336,18 @@ class Server(Closing):
             check(lib.JMK_E_FORKED, "server")
         return publisher
 
-    def publish(self, data: Buffer, timeout: float | None = None) -> int:
-        """Publish one message; returns its packet id.
+    publish = Publishing.publish  # that is in C, and calls `_publish_slowly` where it has to wait
 
-        Args:
-            data: any contiguous buffer; copied before this returns.
-            timeout: seconds to wait, at most, where the lag policy or another publisher makes this
-                wait; None is no limit, 0 never waits.
-
-        Raises:
-            TypeError, BufferError: `data` is no buffer, or not contiguous.
-            MessageTooLarge: it is larger than `max_message`.
-            Timeout: nothing was published; `holder` is the client that was waited for. Callbacks
-                run in the control thread, where this never waits and raises at once instead.
-            Busy: this thread has a `reserve` open.
-            Closed: the server is closed, perhaps while this waited.
-        """
-        if timeout is not None:
-            nanoseconds(timeout)
-        packet_id = self._append(data)
-        if packet_id >= FIRST_ID:
-            return packet_id
-        return self._publish_slowly(packet_id, data, timeout)
+    def _append(self, data: Buffer) -> int:
+        publisher = self._publisher
+        return publisher.append(data) if publisher is not None else lib.JMK_E_CLOSED
 
     def _publish_slowly(self, code: int, data: Buffer, timeout: float | None) -> int:
+        # `code` is why an append was refused; 0 if the timeout is to be looked at first.
+        nanoseconds(timeout)
+        code = code or self._append(data)
+        if code >= FIRST_ID:
+            return code
         size = memoryview(data).nbytes
         wait = Wait(self, timeout)
         while code < FIRST_ID:
@@ -609,7 +591,7 @@ class Server(Closing):
     def _close(self, wait: int, *, collected: bool = False) -> None:
         # A collector may have come anywhere: no switch to other greenlets, and no wait without end.
         if self._pid != os.getpid():
-            self._handle, self._append, self._publisher = None, _closed, None
+            self._handle = self._publisher = None
             self._control.leave_to_parent()
             return
         if sys.is_finalizing():
@@ -621,7 +603,7 @@ class Server(Closing):
             # exception in between, the next close does them again.
             lib.jmk_server_close(handle, wait)
             self._control.close(handle)
-            self._append, self._publisher, self._handle = _closed, None, None
+            self._publisher = self._handle = None
             self._control.changes.tell()
         if self._control.is_current():
             return  # called by a callback: the thread ends when that returns
@@ -643,14 +625,14 @@ class Server(Closing):
     def _close_at_exit(self) -> None:
         # No other Python thread runs any more, so none is waited for, nor a lock that one may hold.
         handle, self._handle = self._handle, None
-        self._append, self._publisher = _closed, None
+        self._publisher = None
         if handle is not None:
             lib.jmk_server_close(handle, 0)
             self._control.stop_listening()
 
     def _end_now(self, patience: float) -> None:
         handle, self._handle = self._handle, None
-        self._append, self._publisher = _closed, None
+        self._publisher = None
         if handle is not None and self._pid == os.getpid():
             self._warn_unclosed()
             lib.jmk_server_close(handle, 0)

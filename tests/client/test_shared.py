@@ -369,7 +369,7 @@ def test_block_waits_for_the_slowest_and_loses_nothing(address: str) -> None:
         with Witness(address) as fast, Client(address) as slow:
             task = Task(lambda: [server.publish(b"%d" % number) for number in range(500)])
             fast.wait_for(10)
-            task.sleeps_in("publish")
+            task.sleeps_in("_publish_slowly")
             assert fast.ids[-1] == FIRST_ID + 9
             assert [slow.receive(DEADLINE) for _ in range(500)] == [b"%d" % n for n in range(500)]
             task.result()

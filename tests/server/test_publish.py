@@ -3,10 +3,13 @@
 
 import array
 import gc
+import inspect
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.api import (
@@ -19,6 +22,9 @@ from support.servers import Server
 
 from jumiks import Busy, Client, ClientInfo, Closed, JumiksError, ServerClosed, Timeout
 from jumiks._wire.handshake import FIRST_ID
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 # ---- publish, publish_many ----
 
@@ -429,3 +435,67 @@ def test_drain_names_the_client_that_is_furthest_behind(server: Server) -> None:
             server.drain(0)
         assert isinstance(caught.value.holder, ClientInfo)
         assert caught.value.holder.key == behind.key
+
+
+@pytest.mark.parametrize(
+    ("args", "named", "words"),
+    [
+        ((), {}, "missing required argument 'data'"),
+        ((), {"timeout": 0}, "missing required argument 'data'"),
+        ((b"x", 0, 0), {}, "at most 2 arguments"),
+        ((b"x", 0), {"timeout": 0}, "(at most 2 arguments|multiple values|given by name)"),
+        ((b"x",), {"data": b"y"}, "(at most 2 arguments|multiple values|given by name)"),
+        ((b"x",), {"timout": 0}, "'timout' is an invalid keyword"),
+        ((b"x",), {"timeout": True}, "timeout is a number of seconds or None, not True"),
+        ((b"x",), {"timeout": "1"}, "timeout is a number of seconds or None, not '1'"),
+    ],
+)
+def test_a_wrong_call_publishes_nothing_and_says_so(
+    server: Server, args: tuple[Any, ...], named: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(TypeError, match=words):
+        server.publish(*args, **named)
+    assert server.stats().published == 0
+
+
+@pytest.mark.parametrize("timeout", [-1, -1e-9, float("nan"), -(1 << 70), 1 << 1030])
+def test_a_timeout_that_is_none_publishes_nothing(server: Server, timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        server.publish(b"x", timeout)
+    assert server.stats().published == 0
+
+
+def test_all_forms_of_a_call_publish(address: str) -> None:
+    class Loud(Server):
+        def publish(self, data: "Buffer", timeout: float | None = None) -> int:
+            return super().publish(bytes(data).upper(), timeout)
+
+    with Loud(address) as server, Client(address) as client:
+        server.publish(b"positional", 1)
+        server.publish(b"a", timeout=0.5)
+        server.publish(data=b"b")
+        server.publish(timeout=1 << 80, data=b"c")
+        Server.publish(server, bytearray(b"d"), float("inf"))
+        got = [client.receive(DEADLINE) for _ in range(5)]
+    assert got == [b"POSITIONAL", b"A", b"B", b"C", b"d"]
+
+
+def test_publish_keeps_nothing_that_it_was_given(server: Server) -> None:
+    """Whatever the way that it takes: by bytes, by a buffer, by Python, and with an error."""
+    data, other, timeout = b"x" * 100, bytearray(b"y"), 1e3
+    things = data, other, timeout
+    before = [sys.getrefcount(each) for each in things]
+    for _ in range(100):
+        server.publish(data, timeout)
+        server.publish(data=other, timeout=timeout)
+        with pytest.raises(TypeError):
+            server.publish(other, timeout=data)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            server.publish(timeout, timeout)  # type: ignore[arg-type]
+    assert [sys.getrefcount(each) for each in things] == before
+    other.append(0)  # none of its buffers is held
+
+
+def test_help_shows_how_publish_is_called() -> None:
+    assert str(inspect.signature(Server.publish)) == "(self, /, data, timeout=None)"
+    assert "holder" in (inspect.getdoc(Server.publish) or "")

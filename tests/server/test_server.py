@@ -425,7 +425,7 @@ def test_close_wakes_a_publisher_that_waits_for_a_reserve(server: Server) -> Non
     with pytest.raises(Closed):
         with server.reserve(1):
             task = Task(lambda: server.publish(b""))
-            task.sleeps_in("publish")
+            task.sleeps_in("_publish_slowly")
             server.close()
             with pytest.raises(Closed):
                 task.result()
@@ -721,7 +721,7 @@ def test_a_signal_handler_may_close_the_server_that_waits(blocked: tuple[Server,
     server, _ = blocked
     with (
         handler(signal.SIGUSR1, lambda: server.close(0)),
-        once_it_sleeps_in("publish", lambda: signal_main_thread(signal.SIGUSR1)),
+        once_it_sleeps_in("_publish_slowly", lambda: signal_main_thread(signal.SIGUSR1)),
         pytest.raises(Closed),
     ):
         server.publish(b"three")
