@@ -484,6 +484,16 @@ jmk_client *jmk_client_free(jmk_client *client);
 int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
                        struct jmk_batch *out);
 
+/* The same, of `most` messages at most; 0: as many as a batch has room for. */
+int jmk_client_receive_some(jmk_client *client, uint64_t handled, int64_t timeout, size_t most,
+                            struct jmk_batch *out);
+
+/*
+ * The same of what is here already. It never waits, and makes no call to the system while messages keep
+ * coming. JMK_E_TIMEOUT: nothing is here, or there is an end to report, which the others do.
+ */
+int jmk_client_take(jmk_client *client, uint64_t handled, size_t most, struct jmk_batch *out);
+
 /* What jmk_client_look_ahead finds. */
 enum jmk_outlook {
     JMK_WOULD_WAIT = 0, /* nothing to do before the socket is readable ... */

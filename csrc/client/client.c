@@ -146,19 +146,26 @@ static int report_end(struct jmk_client *client, uint64_t handled) {
     return (int)client->state;
 }
 
-static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
-                   struct jmk_batch *batch) {
-    int64_t deadline = timeout < 0 ? INT64_MAX : jmk_deadline(timeout), began = 0;
-    int error = 0;
-
+/* Note what is handled, and ack it if that is due. */
+static int begin_receive(struct jmk_client *client, uint64_t handled, size_t most,
+                         struct jmk_batch *batch) {
     memset(batch, 0, sizeof *batch);
     if (handled > atomic_load(&client->last_id))
         return JMK_E_ACK;
     if (client->config.acks_by_hand)
         handled = client->by_hand;
     client->handled = handled;
+    client->most = most && most < JMK_MAX_ITEMS ? most : JMK_MAX_ITEMS;
     if (handled > atomic_load(&client->acked_id) && client->ops->ack_is_due(client, handled))
         client->ops->send_ack(client, handled);
+    return 0;
+}
+
+static int receive(struct jmk_client *client, int64_t timeout, struct jmk_batch *batch) {
+    int64_t deadline = timeout < 0 ? INT64_MAX : jmk_deadline(timeout), began = 0;
+    uint64_t handled = client->handled;
+    int error = 0;
+
     for (bool again = false; !error; again = true) {
         client->ops->index_batch(client, batch);
         if (batch->count)
@@ -174,15 +181,38 @@ static int receive(struct jmk_client *client, uint64_t handled, int64_t timeout,
     return error;
 }
 
-int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
-                       struct jmk_batch *out) {
+int jmk_client_receive_some(jmk_client *client, uint64_t handled, int64_t timeout, size_t most,
+                            struct jmk_batch *out) {
     int error = usable(client);
 
     if (error)
         return error;
     if (atomic_exchange(&client->busy, true))
         return JMK_E_BUSY;
-    error = receive(client, handled, timeout, out);
+    error = begin_receive(client, handled, most, out);
+    if (!error)
+        error = receive(client, timeout, out);
+    atomic_store(&client->busy, false);
+    return error;
+}
+
+int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
+                       struct jmk_batch *out) {
+    return jmk_client_receive_some(client, handled, timeout, JMK_MAX_ITEMS, out);
+}
+
+int jmk_client_take(jmk_client *client, uint64_t handled, size_t most, struct jmk_batch *out) {
+    int error = usable(client);
+
+    if (error)
+        return error;
+    if (atomic_exchange(&client->busy, true))
+        return JMK_E_BUSY;
+    error = begin_receive(client, handled, most, out);
+    if (!error)
+        client->ops->index_batch(client, out);
+    if (!error && !out->count)
+        error = JMK_E_TIMEOUT;
     atomic_store(&client->busy, false);
     return error;
 }

@@ -89,6 +89,7 @@ struct jmk_client {
     uint64_t next_id; /* at the earliest; 0 = anything */
     uint64_t by_hand; /* what jmk_client_ack was told last */
     uint64_t handled; /* what the last receive was to ack */
+    size_t most; /* messages that it may index */
 
     struct jmk_packet_state packets;
     struct jmk_reader *reader;

@@ -175,7 +175,7 @@ static enum outcome add_message(struct jmk_client *client, struct jmk_batch *bat
     arena->items[batch->count++] = (struct jmk_slice){data, size};
     batch->bytes += size;
     client->next_id = id + 1;
-    return batch->count == JMK_MAX_ITEMS ? BEHIND : ON;
+    return batch->count == client->most ? BEHIND : ON;
 }
 
 static enum outcome finish_message(struct jmk_client *client, struct jmk_batch *batch) {

@@ -420,8 +420,9 @@ static inline uint64_t decode_frame(const uint8_t *at, uint64_t left, uint64_t i
  * Mostly a frame is as long as the one before. Where the next one begins is then known without its
  * length, which would have to come from memory first: the processor guesses that the two are equal.
  */
-static bool index_frames(struct jmk_reader *reader, uint64_t head, struct jmk_batch *batch) {
-    struct jmk_slice *item = reader->items, *end = item + JMK_MAX_ITEMS;
+static bool index_frames(struct jmk_reader *reader, uint64_t head, size_t most,
+                         struct jmk_batch *batch) {
+    struct jmk_slice *item = reader->items, *end = item + most;
     uint64_t offset = reader->offset, stop = offset + reader->most, id = reader->id;
     uint64_t last = reader->last, bytes = 0, step = 0;
     const uint8_t *at = reader->base + (offset & (reader->size - 1));
@@ -456,7 +457,7 @@ static void read_frames(struct jmk_client *client, struct jmk_batch *batch) {
     if (head < reader->offset || head - reader->offset > reader->size || head > MOST ||
         reader->id > MOST)
         fault = JMK_FAULT_LOG_END;
-    else if (!index_frames(reader, head, batch))
+    else if (!index_frames(reader, head, client->most, batch))
         fault = JMK_FAULT_LOG_FRAME;
     if (!still_there(reader, start.offset)) {
         reader->overtaken = true;

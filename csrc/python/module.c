@@ -143,7 +143,9 @@ static int add_type(PyObject *module, PyType_Spec *spec, const char *name, PyTyp
 static int fill_module(PyObject *module) {
     struct jmk_types *types = PyModule_GetState(module);
 
-    if (add_type(module, &jmk_publisher_type, "Publisher", NULL) < 0 ||
+    if (add_type(module, &jmk_handout_type, "Handout", &types->handout) < 0 ||
+        add_type(module, &jmk_messages_type, "Messages", NULL) < 0 ||
+        add_type(module, &jmk_publisher_type, "Publisher", NULL) < 0 ||
         add_type(module, &jmk_publishing_type, "Publishing", NULL) < 0 ||
         add_type(module, &jmk_receiver_type, "Receiver", NULL) < 0 ||
         add_type(module, &jmk_gathered_type, "Gathered", &types->gathered) < 0 ||
@@ -156,6 +158,7 @@ static int fill_module(PyObject *module) {
 static int traverse_module(PyObject *module, visitproc visit, void *arg) {
     struct jmk_types *types = PyModule_GetState(module);
 
+    Py_VISIT((PyObject *)types->handout);
     Py_VISIT((PyObject *)types->window);
     Py_VISIT((PyObject *)types->gathered);
     Py_VISIT((PyObject *)types->reservation);
@@ -165,6 +168,7 @@ static int traverse_module(PyObject *module, visitproc visit, void *arg) {
 static int clear_module(PyObject *module) {
     struct jmk_types *types = PyModule_GetState(module);
 
+    Py_CLEAR(types->handout);
     Py_CLEAR(types->window);
     Py_CLEAR(types->gathered);
     Py_CLEAR(types->reservation);

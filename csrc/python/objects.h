@@ -15,13 +15,14 @@
 
 /* The module's types, one set per interpreter. */
 struct jmk_types {
+    PyTypeObject *handout;
     PyTypeObject *window;
     PyTypeObject *gathered;
     PyTypeObject *reservation;
 };
 
-extern PyType_Spec jmk_receiver_type, jmk_publisher_type, jmk_publishing_type, jmk_reservation_type,
-    jmk_gathered_type, jmk_window_type;
+extern PyType_Spec jmk_handout_type, jmk_messages_type, jmk_receiver_type, jmk_publisher_type,
+    jmk_publishing_type, jmk_reservation_type, jmk_gathered_type, jmk_window_type;
 
 /* ---- messages.c ---- */
 
@@ -60,6 +61,27 @@ struct jmk_messages jmk_gathered_messages(const struct jmk_gathered *gathered);
 
 /* gather(messages) of the module: a sequence of buffers, or an array. */
 PyObject *jmk_gather(PyObject *module, PyObject *messages);
+
+/* ---- receiver.c ---- */
+
+/* What takes from a client's core. */
+struct jmk_receiver {
+    PyObject_HEAD
+    PyObject *owner;
+    jmk_client *client;
+    struct jmk_batch batch; /* what was received last */
+};
+
+bool jmk_is_receiver(PyObject *object);
+
+/*
+ * The last batch as a list. NULL without a Python error: what was copied may be torn, so the batch was
+ * given back.
+ */
+PyObject *jmk_receiver_copy(struct jmk_receiver *receiver);
+
+/* Count the last batch as never received. */
+void jmk_receiver_drop(struct jmk_receiver *receiver);
 
 /* ---- frames.c ---- */
 

@@ -4,21 +4,14 @@
 
 #include <errno.h>
 
-struct receiver {
-    PyObject_HEAD
-    PyObject *owner;
-    jmk_client *client;
-    struct jmk_batch batch; /* what was received last */
-};
-
 static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
     PyObject *owner, *client;
-    struct receiver *self;
+    struct jmk_receiver *self;
 
     (void)keywords;
     if (!PyArg_ParseTuple(args, "OO!", &owner, &PyLong_Type, &client))
         return NULL;
-    self = (struct receiver *)PyType_GenericAlloc(type, 0);
+    self = (struct jmk_receiver *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
     self->owner = Py_NewRef(owner);
@@ -29,7 +22,7 @@ static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *keyw
 static void receiver_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
 
-    Py_XDECREF(((struct receiver *)object)->owner);
+    Py_XDECREF(((struct jmk_receiver *)object)->owner);
     PyObject_Free(object);
     Py_DECREF(type);
 }
@@ -38,7 +31,7 @@ static void receiver_dealloc(PyObject *object) {
  * Receive, unless the last batch lies behind handled: then a signal's exception kept its caller from
  * taking it, and it is still there. A return code, or -1 with a Python error in *failed.
  */
-static int receive_batch(struct receiver *self, PyObject *args, int *failed) {
+static int receive_batch(struct jmk_receiver *self, PyObject *args, int *failed) {
     unsigned long long handled;
     long long timeout;
     int result;
@@ -54,28 +47,27 @@ static int receive_batch(struct receiver *self, PyObject *args, int *failed) {
     return result;
 }
 
-/* What was copied may be torn: the batch counts as never received. */
-static void drop_batch(struct receiver *self) {
+bool jmk_is_receiver(PyObject *object) {
+    return PyType_GetSlot(Py_TYPE(object), Py_tp_dealloc) == (void *)receiver_dealloc;
+}
+
+void jmk_receiver_drop(struct jmk_receiver *self) {
     jmk_client_drop_batch(self->client);
     self->batch.count = 0;
 }
 
-/*
- * The batch as a list. NULL without a Python error: what was copied may be torn, so the batch was
- * given back.
- */
-static PyObject *copy_batch(struct receiver *self) {
+PyObject *jmk_receiver_copy(struct jmk_receiver *self) {
     PyObject *list = jmk_message_list(self->batch.items, (Py_ssize_t)self->batch.count);
 
     if (!list || jmk_client_batch_is_intact(self->client))
         return list;
     Py_DECREF(list);
-    drop_batch(self);
+    jmk_receiver_drop(self);
     return NULL;
 }
 
 static PyObject *receive_list(PyObject *object, PyObject *args) {
-    struct receiver *self = (struct receiver *)object;
+    struct jmk_receiver *self = (struct jmk_receiver *)object;
     int failed, result = receive_batch(self, args, &failed);
     PyObject *list;
 
@@ -83,7 +75,7 @@ static PyObject *receive_list(PyObject *object, PyObject *args) {
         return NULL;
     if (result != 0)
         return PyLong_FromLong(result);
-    list = copy_batch(self);
+    list = jmk_receiver_copy(self);
     if (!list) /* torn: a server that goes on like that must not keep us from the clock */
         return PyErr_Occurred() ? NULL : PyLong_FromLong(-EINTR);
     return Py_BuildValue("KKKNK", (unsigned long long)self->batch.first_id,
@@ -93,7 +85,7 @@ static PyObject *receive_list(PyObject *object, PyObject *args) {
 }
 
 static PyObject *receive_slices(PyObject *object, PyObject *args) {
-    struct receiver *self = (struct receiver *)object;
+    struct jmk_receiver *self = (struct jmk_receiver *)object;
     int failed, result = receive_batch(self, args, &failed);
 
     if (failed)
@@ -107,7 +99,7 @@ static PyObject *receive_slices(PyObject *object, PyObject *args) {
 }
 
 static PyObject *has_batch(PyObject *object, PyObject *handled) {
-    const struct receiver *self = (struct receiver *)object;
+    const struct jmk_receiver *self = (struct jmk_receiver *)object;
     unsigned long long id = PyLong_AsUnsignedLongLong(handled);
 
     if (PyErr_Occurred())
@@ -117,7 +109,7 @@ static PyObject *has_batch(PyObject *object, PyObject *handled) {
 
 static PyObject *receiver_drop(PyObject *object, PyObject *unused) {
     (void)unused;
-    drop_batch((struct receiver *)object);
+    jmk_receiver_drop((struct jmk_receiver *)object);
     Py_RETURN_NONE;
 }
 
@@ -144,7 +136,7 @@ static PyType_Slot receiver_slots[] = {
 
 PyType_Spec jmk_receiver_type = {
     .name = "jumiks._objects.Receiver",
-    .basicsize = sizeof(struct receiver),
+    .basicsize = sizeof(struct jmk_receiver),
     .flags = Py_TPFLAGS_DEFAULT,
     .slots = receiver_slots,
 };

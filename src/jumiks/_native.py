@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ._core import ffi, lib
 from ._objects import (
     Gathered,
+    Handout,
+    Messages,
     Publisher,
     Publishing,
     Receiver,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Gathered",
+    "Handout",
+    "Messages",
     "Publisher",
     "Publishing",
     "Receiver",

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from typing_extensions import Buffer
+
+_T = TypeVar("_T")
 
 class Publisher:
     def __new__(cls, owner: object, server: int, /) -> Publisher: ...
@@ -41,6 +43,19 @@ class Receiver:
     def receive_list(
         self, handled: int, timeout: int, /
     ) -> tuple[int, int, int, list[bytes], int] | int: ...
+
+class Handout:
+    receiver: Receiver | None
+    taken: tuple[int, int, list[bytes]]
+    direct: bool
+    out: int
+    returned: int
+    quarter: int
+    def __getitem__(self, timeout: float | None, /) -> bytes | None: ...
+
+class Messages(Iterator[_T]):
+    def __new__(cls, stream: Handout, wait: Callable[[], _T | None], /) -> Messages[_T]: ...
+    def __next__(self) -> _T: ...
 
 RowSize: TypeAlias = tuple[int, None, None] | tuple[int, int, int]
 

@@ -27,7 +27,7 @@ from ._client.stream import NOTHING_YET, Ack, Item, OnGap, Stream
 from ._closing import Closing
 from ._gap import Gap
 from ._green import cooperates, until_readable
-from ._native import check, lib, nanoseconds
+from ._native import Messages, check, lib, nanoseconds
 from ._options import CONNECT_TIMEOUT, ClientOptions, documented, given
 from .batch import Batch, message_dtype
 from .errors import Closed, ServerClosed, Timeout
@@ -133,6 +133,8 @@ class Client(Closing, Generic[Item]):
             where, spin=options.spin, ack_patience=_ACK_PATIENCE
         )
         self._green = cooperates()
+        if self._green:
+            self._stream.hand_out_by_python()
         self._waiting = False  # one greenlet is, while others run
         self._slice_ends = 0.0
         in_thread(self._stream.arriving())
@@ -158,19 +160,27 @@ class Client(Closing, Generic[Item]):
             Closed: this client is closed, perhaps while this waited.
             OSError: the system lacks memory for it; nothing is lost, and the next call goes on.
         """
+        # A subscript: a signal that comes in a call is handled behind it, and what the call
+        # returned would be lost.
+        message = self._stream[timeout]
+        if message is not None:
+            return message
+        return self._receive_slowly(timeout)
+
+    def _receive_slowly(self, timeout: float | None) -> Item:
         if timeout is not None:
             nanoseconds(timeout)
         stream = self._stream
         try:
             out = stream.out + 1
-            first, last, _, messages, _ = stream.taken
+            first, last, messages = stream.taken
             if out > last:
                 if not stream.advance():
                     gap = self._wait_for(stream.take, timeout)
                     if gap is not None:
                         return stream.hand_out_gap(gap)
                 out = stream.out + 1
-                first, last, _, messages, _ = stream.taken
+                first, last, messages = stream.taken
             elif stream.handle is None:
                 raise Closed(errors.CLOSED.format(what="client"))
             message = messages[out - first]
@@ -243,43 +253,15 @@ class Client(Closing, Generic[Item]):
 
         A message is acked once the loop comes back for the next; the one at a `break` is not.
         """
-        # The same loop is in _aio/client.py: a generator within another costs a tenth per message.
-        stream, monotonic = self._stream, time.monotonic
+        return Messages(self._stream, self._next_slowly)
+
+    def _next_slowly(self) -> Item | None:
+        if self._stream.receiver is None:
+            return None
         try:
-            while stream.receiver is not None:
-                taken = stream.taken
-                if stream.out >= taken[1]:
-                    if not stream.advance():
-                        gap = self._wait_for(stream.take, None)
-                        if gap is not None:
-                            item = stream.hand_out_gap(gap)
-                            yield item
-                            continue
-                    taken = stream.taken
-                out, last = stream.out, taken[1]
-                if last - out == 1:
-                    # The next receive acks it: no clock needed, and a slow stream has no other.
-                    message = taken[3][last - taken[0]]
-                    stream.out = last
-                    yield message
-                    continue
-                due, ack_at = stream.next_ack(out)
-                for message in stream.rest():
-                    out += 1
-                    stream.out = out
-                    yield message
-                    if stream.handle is None:
-                        return
-                    if stream.out is not out or stream.taken is not taken:
-                        break  # it received otherwise as well; a forked child has none of these
-                    if out >= ack_at or monotonic() >= due:
-                        stream.ack_in_loop(out)
-                        due, ack_at = stream.next_ack(out)
+            return self._receive_slowly(None)
         except (ServerClosed, Closed):
-            return
-        except BaseException:
-            stream.show_rest()
-            raise
+            return None
 
     def run(self, handler: Callable[[Item], object]) -> None:
         """Call `handler` with message after message, until the server closes in good order.

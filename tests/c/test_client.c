@@ -272,6 +272,34 @@ static void receive_one(jmk_client *client, uint64_t id) {
     CHECK_EQUAL(batch.first_id, id);
 }
 
+static void a_batch_is_as_small_as_was_asked_for(void) {
+    uint64_t next = JMK_FIRST_ID + 3; /* these are small */
+    struct pair pair = connected(JMK_FRAMED, next);
+    struct packet packet = {.size = 0};
+    struct jmk_batch batch;
+
+    CHECK_EQUAL(jmk_client_take(pair.client, next, 2, &batch), JMK_E_ACK);
+    for (uint64_t id = next; id < next + 5; id++)
+        put_frame(&packet, id);
+    send(pair.server, packet.data, packet.size, 0);
+    CHECK_EQUAL(jmk_client_take(pair.client, 0, 2, &batch), JMK_E_TIMEOUT); /* not read yet */
+    CHECK_EQUAL(batch.count, 0);
+    CHECK_EQUAL(jmk_client_receive_some(pair.client, 0, 0, 2, &batch), 0);
+    CHECK_EQUAL(batch.count, 2);
+    check_batch(&batch, &next, true);
+    CHECK_EQUAL(jmk_client_take(pair.client, next - 1, 1, &batch), 0);
+    CHECK_EQUAL(batch.count, 1);
+    check_batch(&batch, &next, true);
+    CHECK_EQUAL(jmk_client_take(pair.client, next - 1, 0, &batch), 0);
+    CHECK_EQUAL(batch.count, 2);
+    check_batch(&batch, &next, true);
+    CHECK_EQUAL(jmk_client_take(pair.client, next - 1, 1, &batch), JMK_E_TIMEOUT);
+    close(pair.server);
+    CHECK_EQUAL(jmk_client_take(pair.client, next - 1, 1, &batch), JMK_E_TIMEOUT);
+    CHECK_EQUAL(jmk_client_receive_some(pair.client, next - 1, -1, 1, &batch), JMK_E_LOST);
+    jmk_client_free(pair.client);
+}
+
 static void expect_ack(int server, uint64_t id) {
     uint64_t word = 0;
 
@@ -373,6 +401,7 @@ int main(void) {
     a_good_stream_comes_out_as_it_is();
     a_spoiled_stream_gives_documented_codes_only();
     an_ack_for_what_was_not_received_is_refused();
+    a_batch_is_as_small_as_was_asked_for();
     a_classic_client_acks_no_gap_and_nothing_behind_one_too_early();
     labels_are_acked_as_they_came_and_count_for_nothing();
     more_labels_than_there_is_room_for_wait_for_acks();

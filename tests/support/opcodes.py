@@ -38,6 +38,7 @@ ALL = bool(os.environ.get("JUMIKS_TEST_EXAMPLES"))
 _NOTES = ("PUSH_EXC_INFO", "POP_EXCEPT")
 _OUT = ("LOAD_FAST", "LOAD_FAST_BORROW", "RETURN_VALUE", "YIELD_VALUE")
 _TO_HANDLER = ("STORE_FAST", "PUSH_NULL", "PRECALL", "CALL")
+_PAST_NONE = ("STORE_FAST", "POP_JUMP_FORWARD_IF_NONE")
 
 
 class AlarmError(Exception):
@@ -57,7 +58,11 @@ class Alarm:
     @property
     def at_the_very_end(self) -> bool:
         """Whether nothing was left to do but to hand out; no signal is handled there."""
-        return self.opcode in _OUT or (self.function == "run" and self.opcode in _TO_HANDLER)
+        return (
+            self.opcode in _OUT
+            or (self.function == "run" and self.opcode in _TO_HANDLER)
+            or (self.function == "receive" and self.opcode in _PAST_NONE)
+        )
 
 
 @cache

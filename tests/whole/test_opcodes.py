@@ -169,7 +169,10 @@ def test_an_exception_at_any_bytecode_loses_and_doubles_no_message(
                 assert resume_at == (lost[0] if ack == "after" else last + 1)
             client.ack()
             server.drain(DEADLINE)  # nothing holds an ack back
-    assert number > 10
+    assert number > 5
+    if ack == "after" and (call in (iterate, run) or (call is receive and delivery == "shared")):
+        # What is there takes no more Python than these calls themselves.
+        assert number < 15 * COUNT
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)

@@ -38,6 +38,7 @@ SLICE_MESSAGES: Final = 1 << 16
 LOOK_EVERY: Final = 1.0
 """Seconds between looks whether the server's process is there still."""
 
+_NEVER: Final = 1 << 63
 _ACK_TRIES: Final = 100
 _ACK_PAUSE: Final = 0.01
 
@@ -130,7 +131,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         if stream.handle is None:
             raise Closed(errors.CLOSED.format(what="client"))
         out = stream.out + 1
-        first, _, _, messages, _ = stream.taken
+        first, _, messages = stream.taken
         message = messages[out - first]
         stream.out = out
         return message
@@ -188,22 +189,22 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
                     taken = stream.taken
                 out, last = stream.out, taken[1]
                 if last - out == 1:
-                    message = taken[3][last - taken[0]]
+                    message = taken[2][last - taken[0]]
                     stream.out = last
                     yield message
                     continue
-                _, ack_at = stream.next_ack(out)
+                ack_at = out + (stream.quarter or _NEVER)
                 for message in stream.rest():
                     out += 1
                     stream.out = out
                     yield message
                     if stream.handle is None:
                         return
-                    if stream.out is not out or stream.taken is not taken:
+                    if stream.out != out or stream.taken[1] != last:
                         break  # it received otherwise as well; a forked child has none of these
                     if out >= ack_at or monotonic() >= self._slice_ends:
                         stream.ack_in_loop(out)
-                        _, ack_at = stream.next_ack(out)
+                        ack_at = out + (stream.quarter or _NEVER)
                         if monotonic() >= self._slice_ends:
                             await pause(0)
                             self._new_slice()

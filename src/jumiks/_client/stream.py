@@ -5,6 +5,10 @@
 and in an event loop. A face takes with `take` or `batch`. Either returns the core's code where
 there is nothing yet; then the face waits and takes again. `ending` says what other codes stand for.
 
+Most messages take no way through here: a `Handout` has them in C, as long as `direct` is set. It is
+set by `prepare`, before a receive, and cleared by whatever has the next receive look at more than
+messages.
+
 What counts as handed out is one number, `out`. A signal's exception may come at any bytecode. Until
 `out` has moved, the same messages are received again. It moves last, and in one store, and Python
 handles no signal between that and the `return` or `yield` behind it: neither is a call, nor a jump
@@ -28,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Type
 
 from .. import errors
 from .._gap import Gap, GapReason
-from .._native import Receiver, check, lib
+from .._native import Handout, Receiver, check, lib
 from .._wire.handshake import FIRST_ID, START_NOW, START_OLDEST, ServerHello, Status
 from ..batch import Batch
 from ..errors import (
@@ -68,17 +72,14 @@ OnGap: TypeAlias = Callable[[Gap], object] | Literal["raise", "yield"] | None
 Ack: TypeAlias = Literal["after", "before", "manual"]
 """When a message counts as handled."""
 
-ACK_TIME: Final = 0.01
-"""Seconds after which a loop that is slow acks what it has handled."""
-
 NOTHING_YET: Final = (lib.JMK_E_TIMEOUT, -errno.EINTR)
 """Codes of the core after which a wait goes on: there was nothing, or a signal came (EINTR)."""
 
-Taken: TypeAlias = "tuple[int, int, int, list[bytes], int]"
-"""Messages made into bytes objects, not all of them handed out: first id, last id to hand out, how
-many are missing before the first, themselves, and what a plain server's ids are more than ours."""
+Taken: TypeAlias = "tuple[int, int, list[bytes]]"
+"""Messages made into bytes objects, not all of them handed out: first id, last id to hand out, and
+themselves."""
 
-_NOTHING: Final[Taken] = (0, 0, 0, [], 0)
+_NOTHING: Final[Taken] = (0, 0, [])
 
 _UNTIL_THERE: Final = Backoff(first=0.02, most=0.5)
 """Waits for a feed that this client is ahead of, and that is on its way."""
@@ -108,7 +109,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class Stream(Generic[Item]):
+class Stream(Handout, Generic[Item]):
     """The stream of a client that acks once the user comes back for more: `ack="after"`.
 
     Args:
@@ -120,6 +121,9 @@ class Stream(Generic[Item]):
         backoff: when to come back to a server that is gone; None never does.
         ack_patience: nanoseconds that an ack may wait for room in the socket.
     """
+
+    _is_simple = True
+    """Whether it hands out what it has taken, and nothing else is due."""
 
     def __init__(
         self,
@@ -135,7 +139,6 @@ class Stream(Generic[Item]):
         self.handle: Handle | None = None
         """None before it is connected, and once it is closed."""
         self._closing: Handle | None = None
-        self.receiver: Receiver | None = None
         self._pid = os.getpid()
         _streams.add(self)
         self._linker = linker
@@ -151,17 +154,12 @@ class Stream(Generic[Item]):
         self.delivery: Delivery = "classic"
         self.watched = False
         """Whether the server's death is noticed even if the connection stays open."""
-        self._quarter = 1
         self.server_id = 0
         self._first = 0  # the first message of this connection; 0 if the server did not say
         self._gaps: _Gaps = _Gaps()
-        self.taken: Taken = _NOTHING
-        self.out = 0
-        """The id of the last message handed out, whose moving is what hands out."""
         self._together = (0, 0)  # first and last of the batch handed out last
         self._batch_due = (0, 0)  # of the one that is about to be
         self._acked = 0  # what was acked by hand
-        self._returned = 0  # the last message handed out before the user came back for more
         self._labels: Labels | None = None  # of a plain 1.0 server: all ids inside are our own
         self._last_batch: weakref.ref[Batch] | None = None
         self._loans: list[Batch] = []  # those whose views are of the log itself
@@ -252,23 +250,40 @@ class Stream(Generic[Item]):
             else self._gaps_on_return(hello.server_id, first, ending)
         )
         gaps: list[Gap] = list(found)
+        self.direct = False
         self.handle, self.receiver = link.handle, link.receiver
         self.descriptor = link.descriptor
         if self._readiness is not None:
             self._readiness.watch(self.descriptor, lib.jmk_client_server_fd(self.handle))
         self.delivery = link.delivery
         self.watched = link.watched
-        self._quarter = max(1, hello.max_lag // 4) if hello.max_lag else 1 << 63
+        self.quarter = max(1, hello.max_lag // 4) if hello.max_lag else 1 << 63
         known: _Gaps = self._gaps
         same = hello.server_id == self.server_id != 0
         if ending is not None and not same:
             self.forget_taken()
-            self.out = self._acked = self._returned = 0  # its ids begin anew
+            self.out = self._acked = self.returned = 0  # its ids begin anew
         self.server_id, self._first = hello.server_id, first
         missed = known.missed + sum(gap.count or 0 for gap in gaps)
         counted = max(known.counted if same else 0, first - 1)
         self._gaps = _Gaps(missed, counted, (*known.untold, *gaps))
         self._labels = None if hello.extended else Labels()
+        self.direct = self._may_be_direct()
+
+    def _may_be_direct(self) -> bool:
+        # Does the next receive have nothing to look at but messages?
+        return (
+            self._is_simple
+            and self._labels is None
+            and self._readiness is None
+            and self._last_batch is None
+            and not self._loans
+            and not self._gaps.untold
+        )
+
+    def hand_out_by_python(self) -> None:
+        """Have no receive wait in C, where greenlets wait otherwise."""
+        self._is_simple = self.direct = False
 
     def _gaps_at_start(self, server_id: int, first: int, left_out: int) -> Iterator[Gap]:
         if self._wanted_of not in (0, server_id):
@@ -328,6 +343,7 @@ class Stream(Generic[Item]):
         with self.lock:
             ready = self._readiness
             if ready is None:
+                self.direct = False
                 ready = self._readiness = Readiness()
                 if self.way is not None:
                     self.wait_on_way(*self.way.due())
@@ -374,9 +390,9 @@ class Stream(Generic[Item]):
             self._readiness.wait(descriptor, seconds)
 
     def _keep_last(self, found: Taken) -> None:
-        first, last, lost, messages, shift = found
+        first, last, messages = found
         self._kept_back = last
-        self.taken = first, last - 1, lost, messages, shift
+        self.taken = first, last - 1, messages
 
     # ---- taking ----
 
@@ -386,7 +402,7 @@ class Stream(Generic[Item]):
 
     def rest(self) -> list[bytes]:
         """Return the messages of `taken` that are not handed out yet."""
-        first, last, _, messages, _ = self.taken
+        first, last, messages = self.taken
         whole = self.out < first and not self._kept_back
         return messages if whole else messages[self.out + 1 - first : last + 1 - first]
 
@@ -411,8 +427,8 @@ class Stream(Generic[Item]):
         return True
 
     def _take_in_last(self) -> None:
-        first, _, lost, messages, shift = self.taken
-        self.taken = first, self._kept_back, lost, messages, shift
+        first, _, messages = self.taken
+        self.taken = first, self._kept_back, messages
         self._kept_back = 0
 
     def take(self, limit: int) -> Gap | int | None:
@@ -429,19 +445,19 @@ class Stream(Generic[Item]):
         if self._gaps.untold and (gap := self._tell()) is not None:
             return gap
         self.taken = _NOTHING  # while it waits it keeps none of the old ones in memory
-        found: Taken | int = self.prepare().receive_list(self.out, limit)
+        found = self.prepare().receive_list(self.out, limit)
         if isinstance(found, int):
             if self._readiness is not None:
                 self._look_ahead(self.out, waited=True)
             return found
-        first_id, _, lost, _, shift = found
+        first_id, last_id, lost, messages, shift = found
         if self._labels is not None:
             self._labels.note(first_id, shift)
         if lost and (gap := self._skipped(first_id - lost, first_id - 1)) is not None:
             return gap
         # In this order: none of the old ones are left, whatever comes between.
         self.out = first_id - 1
-        self._keep(found)
+        self._keep((first_id, last_id, messages))
         return None
 
     def _keep(self, found: Taken) -> None:
@@ -479,6 +495,7 @@ class Stream(Generic[Item]):
         # It stays in the arena, or in the log.
         loans = self._loans if self.delivery == "shared" else None
         batch = Batch(self.shown(first_id), count, client=self.open(), items=items, loans=loans)
+        self.direct = False
         self._last_batch = weakref.ref(batch)
         self._batch_due = first_id, first_id + count - 1
         if self._readiness is not None:
@@ -530,7 +547,8 @@ class Stream(Generic[Item]):
             raise Closed(errors.CLOSED.format(what="client"))
         if self._last_batch is not None or self._loans:
             self._settle_batch(self._lent_until())
-        self._returned = self.out
+        self.direct = self._may_be_direct()
+        self.returned = self.out
         return receiver
 
     def _lent_until(self) -> float:
@@ -559,6 +577,7 @@ class Stream(Generic[Item]):
         first = max(first, known.counted + 1)
         if first <= last:  # else these messages are received again, and that was told
             gap = Gap(first, last)
+            self.direct = False
             self._gaps = _Gaps(known.missed + last - first + 1, last, (*known.untold, gap))
         return self._tell()
 
@@ -674,15 +693,15 @@ class Stream(Generic[Item]):
         return self.is_acked(self.out)
 
     def ack_in_loop(self, out: int) -> None:
-        """Ack what a loop has handled."""
-        self.ack(out)
-
-    def next_ack(self, out: int) -> tuple[float, int]:
-        """Return when a loop that has handed out `out` acks next: at a time, or at a message.
+        """Ack what a loop has handled.
 
         A slow loop acks by time, and within a long batch often enough for `max_lag`.
         """
-        return time.monotonic() + ACK_TIME, out + self._quarter
+        try:
+            self.ack(out)
+        except BaseException:
+            self.show_rest()
+            raise
 
     # ---- asking ----
 
@@ -709,7 +728,7 @@ class Stream(Generic[Item]):
     def handled(self) -> int:
         """Return the last message that counts as handled, for all we know."""
         first, last = self._together
-        return max((first if self.out == last else self.out) - 1, self._returned)
+        return max((first if self.out == last else self.out) - 1, self.returned)
 
     @property
     def lag(self) -> int:
@@ -777,6 +796,8 @@ class AckingAhead(Stream[Item]):
     `taken` goes no further than the one message that is acked already.
     """
 
+    _is_simple = False
+
     _ahead: Taken = _NOTHING
     """Messages of which some are not acked yet."""
 
@@ -790,7 +811,7 @@ class AckingAhead(Stream[Item]):
 
     def advance(self) -> bool:
         """Ack the next message, and put it into `taken`, if the core is not needed for it."""
-        first, last, lost, messages, shift = self._ahead
+        first, last, messages = self._ahead
         due = self.out + 1
         if due > last:
             return False
@@ -798,7 +819,7 @@ class AckingAhead(Stream[Item]):
         check(lib.jmk_client_ack(self.open(), due, self._ack_patience), "client")
         if self._readiness is not None:
             self._look_ahead(due, more=due < last)
-        self.taken = first, due, lost, messages, shift
+        self.taken = first, due, messages
         return True
 
     def take(self, limit: int) -> Gap | int | None:
@@ -821,7 +842,7 @@ class AckingAhead(Stream[Item]):
         """Return all that is there and ack it; see `Stream.batch`."""
         if (found := self._take_ahead(limit)) is not None:
             return found
-        first, last, _, messages, _ = self._ahead
+        first, last, messages = self._ahead
         self.ack(last)
         self._look_ahead(last)
         return self._batch_of(messages[self.out + 1 - first :])
@@ -842,6 +863,10 @@ class AckingByHand(Stream[Item]):
             self._settle_batch()  # what is lent is lent by the log before
         super()._join(link, ending)
         self._acked = self._acked or max(0, self._first - 1)
+        self.quarter = 0  # no loop acks
+
+    def ack_in_loop(self, out: int) -> None:
+        """Do nothing: the user does."""
 
     def _lent_until(self) -> float:
         return self._acked
@@ -849,13 +874,6 @@ class AckingByHand(Stream[Item]):
     def acks_have_left(self) -> bool:
         """Whether no ack is left for the next receive."""
         return self.is_acked(self._acked)
-
-    def ack_in_loop(self, out: int) -> None:
-        """Do nothing: the user does."""
-
-    def next_ack(self, out: int) -> tuple[float, int]:  # noqa: ARG002
-        """Return a time, and a message, that never come."""
-        return inf, 1 << 64
 
     @property
     def resume_at(self) -> int:

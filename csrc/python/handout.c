@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Handout: the part of a client's stream that hands out messages. Messages: a loop over it
+ *
+ * What is usual stays in C: messages that are there, the position, and acks in time. Whatever else there
+ * may be is Python's (src/jumiks/_client/stream.py): gaps, labels, a server that is gone, a user who polls.
+ * It says so by `direct`, and what was received stays in the receiver until Python asks for it.
+ *
+ * `out` moves last, when the message is an object already and nothing else can fail. From there to the
+ * caller runs no bytecode. But Python handles signals behind each call of a C function, so a message that
+ * such a call returns can be lost. Behind a step of a `for` loop, and behind a subscript, it does not. So a
+ * message leaves by one of these.
+ */
+#include "python/objects.h"
+
+#include <time.h>
+
+#define MOST 256 /* messages that are made into objects at a time: they stay in the cache */
+#define ACK_TIME 10000000 /* ns after which a slow loop acks what it has handled */
+
+struct handout {
+    PyObject_HEAD
+    struct jmk_receiver *receiver; /* NULL: the client is closed, or not connected yet */
+    uint64_t out; /* the last message handed out */
+    uint64_t returned; /* the last one handed out before the user came back for more */
+    uint64_t first, last; /* of those taken: the first, and the last to hand out */
+    PyObject *messages; /* a list of them; NULL: none */
+    bool direct; /* the next ones may be taken here */
+    uint64_t quarter; /* a loop acks after so many messages, at the latest; 0: it does not ack */
+    uint64_t ack_at; /* the message behind which it acks next, ... */
+    int64_t ack_time; /* ... or the time */
+};
+
+/* A look at this clock costs little. It is late by some milliseconds. */
+static int64_t coarse_now(void) {
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void set_next_ack(struct handout *self, uint64_t handled) {
+    self->ack_at = handled + self->quarter;
+    self->ack_time = coarse_now() + ACK_TIME;
+}
+
+/* It takes over `messages`. The list before has bytes alone, so giving it back runs no other code. */
+static void set_taken(struct handout *self, uint64_t first, uint64_t last, PyObject *messages) {
+    PyObject *before = self->messages;
+
+    self->first = first;
+    self->last = last;
+    self->messages = messages;
+    Py_XDECREF(before);
+    if (last > first)
+        set_next_ack(self, first - 1);
+}
+
+/* ---- handing out ---- */
+
+/* The next one of those taken, of which there is one. */
+static PyObject *hand_out(struct handout *self) {
+    PyObject *message = PyList_GetItem(self->messages, (Py_ssize_t)(self->out + 1 - self->first));
+
+    if (!message)
+        return NULL;
+    self->out++;
+    return Py_NewRef(message);
+}
+
+/* Receive into the receiver's batch. A return code; nothing there is JMK_E_TIMEOUT. */
+static int receive(struct jmk_receiver *receiver, uint64_t handled, bool wait) {
+    struct jmk_batch *batch = &receiver->batch;
+    int result;
+
+    if (batch->count && batch->first_id > handled)
+        return 0; /* it was kept from being handed out */
+    result = jmk_client_take(receiver->client, handled, MOST, batch);
+    if (result != JMK_E_TIMEOUT || !wait)
+        return result;
+    Py_BEGIN_ALLOW_THREADS
+    result = jmk_client_receive_some(receiver->client, handled, -1, MOST, batch);
+    Py_END_ALLOW_THREADS
+    return result;
+}
+
+/* May what was received be handed out here? Another thread, or a destructor, may have come between. */
+static bool is_direct(const struct handout *self, const struct jmk_receiver *receiver,
+                      uint64_t out) {
+    const struct jmk_batch *batch = &receiver->batch;
+
+    return self->direct && self->receiver == receiver && self->out == out && batch->count &&
+           batch->first_id > out && !batch->lost && !batch->shift;
+}
+
+/* Make the batch into objects, and hand out the first. NULL without an error: it is Python's. */
+static PyObject *hand_out_batch(struct handout *self, struct jmk_receiver *receiver) {
+    uint64_t out = self->out, first = receiver->batch.first_id;
+    PyObject *list, *message = NULL;
+
+    if (!is_direct(self, receiver, out))
+        return NULL;
+    list = jmk_receiver_copy(receiver);
+    if (list && is_direct(self, receiver, out) && receiver->batch.first_id == first) {
+        message = Py_NewRef(PyList_GetItem(list, 0));
+        set_taken(self, first, first + (uint64_t)PyList_Size(list) - 1, Py_NewRef(list));
+        self->out = first;
+    }
+    Py_XDECREF(list);
+    return message;
+}
+
+/* A slow stream has one message at a time, which needs no list. */
+static PyObject *hand_out_one(struct handout *self, struct jmk_receiver *receiver) {
+    const struct jmk_slice *item = receiver->batch.items;
+    uint64_t first = receiver->batch.first_id;
+    PyObject *message;
+
+    if (!is_direct(self, receiver, self->out))
+        return NULL;
+    message = PyBytes_FromStringAndSize(item->data, (Py_ssize_t)item->size);
+    if (message && !jmk_client_batch_is_intact(receiver->client)) {
+        Py_CLEAR(message);
+        jmk_receiver_drop(receiver);
+    }
+    if (message)
+        self->out = first;
+    return message;
+}
+
+/* Take what is there, and hand out the first. NULL without an error: it is Python's. */
+static PyObject *take_next(struct handout *self, bool wait) {
+    struct jmk_receiver *receiver = self->receiver;
+    PyObject *message = NULL;
+
+    self->returned = self->out;
+    set_taken(self, 0, 0, NULL); /* while it waits it keeps none of the old ones in memory */
+    Py_INCREF((PyObject *)receiver); /* the client may be closed meanwhile */
+    if (receive(receiver, self->out, wait) == 0)
+        message = receiver->batch.count == 1 ? hand_out_one(self, receiver)
+                                             : hand_out_batch(self, receiver);
+    Py_DECREF((PyObject *)receiver);
+    return message;
+}
+
+/* The next message within a timeout, or None: then Python is to look for it. */
+static PyObject *handout_next(PyObject *object, PyObject *timeout) {
+    struct handout *self = (struct handout *)object;
+    PyObject *message = NULL;
+
+    if (self->receiver && jmk_is_timeout(timeout)) {
+        if (self->out < self->last)
+            message = hand_out(self);
+        else if (self->direct)
+            message = take_next(self, timeout == Py_None); /* Python's waits can end in parts */
+    }
+    return (message || PyErr_Occurred()) ? message : Py_NewRef(Py_None);
+}
+
+/* ---- what Python sees of it ---- */
+
+static PyObject *get_receiver(PyObject *object, void *closure) {
+    PyObject *receiver = (PyObject *)((struct handout *)object)->receiver;
+
+    (void)closure;
+    return Py_NewRef(receiver ? receiver : Py_None);
+}
+
+static int set_receiver(PyObject *object, PyObject *value, void *closure) {
+    struct handout *self = (struct handout *)object;
+    PyObject *before = (PyObject *)self->receiver;
+
+    (void)closure;
+    if (!value || (value != Py_None && !jmk_is_receiver(value))) {
+        PyErr_SetString(PyExc_TypeError, "it is a Receiver or None");
+        return -1;
+    }
+    self->receiver = value == Py_None ? NULL : (struct jmk_receiver *)Py_NewRef(value);
+    Py_XDECREF(before);
+    return 0;
+}
+
+/* closure: where the number is in the struct. */
+static PyObject *get_number(PyObject *object, void *closure) {
+    return PyLong_FromUnsignedLongLong(*(uint64_t *)(void *)((char *)object + (size_t)closure));
+}
+
+static int set_number(PyObject *object, PyObject *value, void *closure) {
+    unsigned long long number = value ? PyLong_AsUnsignedLongLong(value) : 0;
+
+    if (!value)
+        PyErr_SetString(PyExc_TypeError, "it is a number");
+    if (PyErr_Occurred())
+        return -1;
+    *(uint64_t *)(void *)((char *)object + (size_t)closure) = number;
+    return 0;
+}
+
+static PyObject *get_direct(PyObject *object, void *closure) {
+    (void)closure;
+    return PyBool_FromLong(((struct handout *)object)->direct);
+}
+
+static int set_direct(PyObject *object, PyObject *value, void *closure) {
+    (void)closure;
+    ((struct handout *)object)->direct = value == Py_True;
+    return 0;
+}
+
+static PyObject *get_taken(PyObject *object, void *closure) {
+    struct handout *self = (struct handout *)object;
+    PyObject *messages = self->messages ? Py_NewRef(self->messages) : PyList_New(0);
+
+    (void)closure;
+    return Py_BuildValue("KKN", (unsigned long long)self->first, (unsigned long long)self->last,
+                         messages);
+}
+
+static int set_taken_from(PyObject *object, PyObject *value, void *closure) {
+    unsigned long long first, last;
+    PyObject *messages;
+
+    (void)closure;
+    if (!value || !PyTuple_Check(value)) {
+        PyErr_SetString(PyExc_TypeError, "it is a tuple");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(value, "KKO!", &first, &last, &PyList_Type, &messages))
+        return -1;
+    set_taken((struct handout *)object, first, last, Py_NewRef(messages));
+    return 0;
+}
+
+static void handout_dealloc(PyObject *object) {
+    struct handout *self = (struct handout *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+    Py_XDECREF((PyObject *)self->receiver);
+    Py_XDECREF(self->messages);
+    free_object(object);
+    Py_DECREF(type);
+}
+
+#define NUMBER(name, words)                                                                        \
+    {#name, get_number, set_number, words, (void *)offsetof(struct handout, name)}
+
+static PyGetSetDef handout_getset[] = {
+    {"receiver", get_receiver, set_receiver, "What takes from the core; None once it is closed.",
+     NULL},
+    {"taken", get_taken, set_taken_from,
+     "Messages that are objects already: id of the first, id of the last to hand out, a list.",
+     NULL},
+    {"direct", get_direct, set_direct, "Whether the next ones may be taken without Python.", NULL},
+    NUMBER(out, "The id of the last message handed out, whose moving is what hands out."),
+    NUMBER(returned, "The last message handed out before the user came back for more."),
+    NUMBER(quarter, "Messages after which a loop acks; 0: it does not."),
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot handout_slots[] = {
+    {Py_tp_dealloc, handout_dealloc},
+    {Py_tp_getset, handout_getset},
+    {Py_mp_subscript, handout_next},
+    {Py_tp_doc, "The part of a stream that is in C: stream[timeout] is the next message, or None "
+                "if Python is to look for it."},
+    {0, NULL},
+};
+
+PyType_Spec jmk_handout_type = {
+    .name = "jumiks._objects.Handout",
+    .basicsize = sizeof(struct handout),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = handout_slots,
+};
+
+/* ---- a loop ---- */
+
+struct messages {
+    PyObject_HEAD
+    struct handout *stream;
+    PyObject *wait; /* returns the next item where that is Python's; None: there is none any more */
+};
+
+static PyObject *messages_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    struct jmk_types *types = PyType_GetModuleState(type);
+    PyObject *stream, *wait;
+    struct messages *self;
+
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, "O!O", types->handout, &stream, &wait))
+        return NULL;
+    self = (struct messages *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        return NULL;
+    self->stream = (struct handout *)Py_NewRef(stream);
+    self->wait = Py_NewRef(wait);
+    return (PyObject *)self;
+}
+
+static int messages_traverse(PyObject *object, visitproc visit, void *arg) {
+    struct messages *self = (struct messages *)object;
+
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT((PyObject *)self->stream);
+    Py_VISIT(self->wait);
+    return 0;
+}
+
+static int messages_clear(PyObject *object) {
+    struct messages *self = (struct messages *)object;
+
+    Py_CLEAR(self->stream);
+    Py_CLEAR(self->wait);
+    return 0;
+}
+
+static void messages_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+
+    PyObject_GC_UnTrack(object);
+    messages_clear(object);
+    PyObject_GC_Del(object);
+    Py_DECREF(type);
+}
+
+/* Is it time that the loop acks what it has handled of those taken? */
+static bool ack_is_due(const struct handout *stream) {
+    return stream->quarter && stream->out >= stream->first &&
+           (stream->out >= stream->ack_at || coarse_now() >= stream->ack_time);
+}
+
+static bool ack(struct handout *stream) {
+    PyObject *done;
+
+    set_next_ack(stream, stream->out);
+    done = PyObject_CallMethod((PyObject *)stream, "ack_in_loop", "K",
+                               (unsigned long long)stream->out);
+    Py_XDECREF(done);
+    return done != NULL;
+}
+
+/* The next message, or NULL without an error: it is Python's. */
+static PyObject *next_of(struct handout *stream) {
+    if (!stream->receiver)
+        return NULL;
+    if (stream->out < stream->last) {
+        if (ack_is_due(stream) && !ack(stream))
+            return NULL;
+        if (stream->receiver && stream->out < stream->last)
+            return hand_out(stream);
+        return NULL; /* it was closed or received from meanwhile */
+    }
+    /* A caller in C comes back without a bytecode, which is where signals are handled. */
+    if (!stream->direct || PyErr_CheckSignals() < 0 || !stream->receiver ||
+        stream->out < stream->last)
+        return NULL;
+    return take_next(stream, true);
+}
+
+static PyObject *messages_next(PyObject *object) {
+    struct messages *self = (struct messages *)object;
+    PyObject *item;
+
+    if (!self->wait)
+        return NULL; /* it has ended */
+    item = next_of(self->stream);
+    if (!item && !PyErr_Occurred()) {
+        PyObject *wait = Py_NewRef(self->wait);
+
+        item = PyObject_CallNoArgs(wait);
+        Py_DECREF(wait);
+    }
+    if (item == Py_None)
+        Py_CLEAR(item);
+    if (!item)
+        Py_CLEAR(self->wait);
+    return item;
+}
+
+static PyType_Slot messages_slots[] = {
+    {Py_tp_new, messages_new},
+    {Py_tp_dealloc, messages_dealloc},
+    {Py_tp_traverse, messages_traverse},
+    {Py_tp_clear, messages_clear},
+    {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, messages_next},
+    {Py_tp_doc,
+     "Messages(stream, wait): iterate over a Handout. wait() returns the next item where "
+     "that is Python's, or None at the end."},
+    {0, NULL},
+};
+
+PyType_Spec jmk_messages_type = {
+    .name = "jumiks._objects.Messages",
+    .basicsize = sizeof(struct messages),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = messages_slots,
+};

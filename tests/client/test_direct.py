@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages that are handed out in C: what Python's own iterators promise holds for them too."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import pytest
+from support.api import Task, receive
+from support.base import DEADLINE, DELIVERIES
+from support.servers import Server
+
+from jumiks import Client, Closed, Delivery, MessagesLost, Timeout
+from jumiks._native import Handout, Messages
+
+COUNT = 700
+"""More messages than are made into objects at a time."""
+
+
+def numbers(count: int = COUNT) -> list[bytes]:
+    return [b"number %d" % number for number in range(count)]
+
+
+def is_direct(client: Client) -> bool:
+    return client._stream.direct
+
+
+@contextmanager
+def filled(address: str, count: int = COUNT) -> Iterator[tuple[Server, Client]]:
+    """A server that has published `numbers`, and a client that has received none of them."""
+    with Server(address) as server, Client(address) as client:
+        server.publish_many(numbers(count))
+        yield server, client
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_a_loop_and_receive_hand_out_one_stream(address: str, delivery: Delivery) -> None:
+    with Server(address) as server, Client(address, delivery=delivery) as client:
+        server.publish_many(numbers())
+
+        got: list[bytes] = []
+        loop = iter(client)
+        while len(got) < COUNT:
+            if len(got) == 100:
+                got += client.receive_many(DEADLINE)
+            else:
+                got.append(client.receive(DEADLINE) if len(got) % 3 else next(loop))
+        assert got == numbers()
+
+
+def test_a_client_is_direct_unless_python_has_to_look(address: str) -> None:
+    """Nobody pays for `fileno` who does not use it."""
+    with filled(address) as (server, client):
+        assert is_direct(client)
+        client.receive_many(DEADLINE)
+        assert not is_direct(client)  # the next receive gives the batch's memory back
+        server.publish_many([b"a", b"b"])
+        assert client.receive() == b"a"
+        assert is_direct(client)
+        client.fileno()
+        assert not is_direct(client)
+        assert client.receive() == b"b"
+        assert not is_direct(client)
+
+
+def test_a_loop_that_has_ended_stays_ended(address: str) -> None:
+    with filled(address, 2) as (server, client):
+        loop = iter(client)
+        assert next(loop) == b"number 0"
+        server.close()
+        assert list(loop) == [b"number 1"]
+        assert next(loop, None) is None
+        assert next(iter(client), None) is None
+
+
+def test_a_loop_that_raised_has_ended_and_another_goes_on(address: str) -> None:
+    with Server(address, max_lag=4, on_lag="skip", patience=0.01) as server:
+        with Client(address, on_gap="raise") as client:
+            server.publish_many(numbers(100))
+            loop = iter(client)
+            with pytest.raises(MessagesLost):
+                deque(loop, maxlen=0)
+            assert next(loop, None) is None
+            server.publish(b"on")
+            assert b"on" in receive_until(client, b"on")
+
+
+def receive_until(client: Client, last: bytes) -> list[bytes]:
+    got = []
+    for message in client:
+        got.append(message)
+        if message == last:
+            break
+    return got
+
+
+def test_a_closed_client_hands_out_nothing_that_it_had_taken(address: str) -> None:
+    with filled(address) as (_, client):
+        loop = iter(client)
+        assert next(loop) == b"number 0"
+        client.close()
+        assert list(loop) == []
+        with pytest.raises(Closed):
+            client.receive(0)
+        with pytest.raises(Closed):
+            client.receive()
+
+
+class Rang(Exception):
+    """What the handler raises."""
+
+
+def test_ctrl_c_ends_a_loop_in_c_over_a_stream_without_end(address: str) -> None:
+    """As itertools' own loops are not to be ended: nothing in it runs a bytecode."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise Rang
+
+    over = threading.Event()
+    with Server(address, on_lag="block") as server, Client(address) as client:
+
+        def publish() -> None:
+            while not over.is_set():
+                server.publish_many([b"x"] * 500, DEADLINE)
+
+        before = signal.signal(signal.SIGALRM, ring)
+        feed = Task(publish)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(Rang):
+                deque(client, maxlen=0)
+            assert client.receive(DEADLINE) == b"x"
+        finally:
+            over.set()
+            signal.signal(signal.SIGALRM, before)
+            client.close()
+        feed.result()
+
+
+@pytest.mark.parametrize("count", [1, 3, COUNT])
+def test_a_message_is_its_receiver_s_alone(address: str, count: int) -> None:
+    with filled(address, count) as (_, client):
+        message = client.receive(DEADLINE)
+        receive(client, count - 1)
+        with pytest.raises(Timeout):
+            client.receive(0)  # the list of the last ones goes here
+    assert sys.getrefcount(message) == 2
+
+
+def test_a_loop_that_its_client_keeps_is_collected(address: str) -> None:
+    with filled(address) as (_, client):
+        loop = iter(client)
+        assert next(loop) == b"number 0"
+        client.loop = loop  # type: ignore[attr-defined]
+        gone = weakref.ref(client._stream)
+    del client, loop
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_subclass_s_instances_give_their_class_back(address: str) -> None:
+    class Mine(Client):
+        pass
+
+    with Server(address):
+        Mine(address).close()
+        before = sys.getrefcount(Mine)
+        for _ in range(5):
+            with Mine(address):
+                pass
+        gc.collect()
+        assert sys.getrefcount(Mine) == before
+
+
+def test_a_loop_may_receive_within_itself(address: str) -> None:
+    """What waits is the client's; it may come to its end while it is called by the loop."""
+    stream, seen = Handout(), list[object]()
+
+    def wait() -> object:
+        seen.append(len(seen))
+        if len(seen) == 1:
+            assert next(loop, "over") == "over"  # which gives this function up
+        return None
+
+    loop = Messages(stream, wait)
+    del wait
+    assert next(loop, "over") == "over"
+    assert seen == [0, 1]
+
+
+def test_a_collector_that_receives_takes_nothing_twice(address: str) -> None:
+    """A list is made for each batch, and the collector may run then."""
+    inner: list[bytes] = []
+    outer: list[bytes] = []
+    with filled(address, 900) as (_, client):
+
+        def collect(phase: str, info: dict[str, int]) -> None:
+            if phase == "start" and len(inner) < 200:
+                inner.append(client.receive(0))
+
+        before = gc.get_threshold()
+        gc.callbacks.append(collect)
+        gc.set_threshold(1, 1000, 1000)
+        try:
+            for message in client:
+                outer.append(message)
+                if len(inner) + len(outer) == 900:
+                    break
+        finally:
+            gc.set_threshold(*before)
+            gc.callbacks.remove(collect)
+    assert sorted(inner + outer, key=lambda each: int(each[7:])) == numbers(900)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("receiver", 1),
+        ("taken", None),
+        ("taken", (1, 2)),
+        ("taken", (1, 2, (b"",))),
+        ("out", -1),
+        ("out", "1"),
+        ("quarter", 1 << 64),
+    ],
+)
+def test_what_is_in_c_takes_no_wrong_value(name: str, value: object) -> None:
+    stream = Handout()
+    with pytest.raises((TypeError, OverflowError)):
+        setattr(stream, name, value)
+    with pytest.raises(TypeError):
+        delattr(stream, name)
+    assert stream[None] is None
+
+
+def test_messages_taken_that_are_not_there_are_an_error_and_no_crash(address: str) -> None:
+    with filled(address) as (_, client):
+        client._stream.taken = 1, 1 << 63, []
+        with pytest.raises(IndexError):
+            client.receive()
