@@ -242,6 +242,17 @@ coverage: ## 7 min: Count which lines of C and Python the tests run
 	$(COV)/bin/python -m gcovr --root . --filter csrc/ --json-summary build/coverage/c.json build/coverage
 	$(PYTHON) .ci/check_coverage.py build/coverage/c.json build/coverage/python.json
 
+DOCS_BUILT := $(VENV)/.docs-built
+
+$(DOCS_BUILT): $(BUILT)
+	$(PY) $(PIP_INSTALL) --group docs
+	@touch $@
+
+.PHONY: docs
+docs: $(DOCS_BUILT) ## 10 s: Build the site of documentation in build/docs/html
+	$(PY) -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --jobs auto \
+	    --doctree-dir build/docs/doctrees docs build/docs/html
+
 # make mutation ARGS="--seed 2 csrc/server/lag.c"; after make coverage it is quicker.
 mutation: $(BUILT) ## 20 min: See whether the tests notice small changes of C and Python, a random sample
 	$(PY) tests/mutation/mutate.py $(ARGS)
