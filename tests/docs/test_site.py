@@ -2,12 +2,16 @@
 """The pages of docs/: what they show works, no link leads nowhere, and each page can be found."""
 
 import re
+import runpy
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from support.base import ROOT
 from support.pages import DOCS, PAGES, TOP, Block, Run, anchors, blocks, is_run_here, links
+
+import jumiks
+from jumiks import errors
 
 ELSEWHERE = {
     "tour.md": {"sh": "tests/docs/test_tour.py"},
@@ -16,6 +20,9 @@ ELSEWHERE = {
     "README.md": dict.fromkeys(("python", "sh"), "tests/docs/test_examples.py"),
 }
 """Kinds of blocks of a page that a test of that page alone runs, by the page's name."""
+
+TESTS = [ROOT / "tests/conftest.py", ROOT / "tests/support/base.py"]
+NO_VARIABLES = {"JUMIKS_H"}
 
 EVERY_BLOCK = [block for page in [*PAGES, *TOP] for block in blocks(page)]
 
@@ -89,3 +96,36 @@ def test_each_page_is_in_the_index() -> None:
     ]
     pages = [str(page.relative_to(DOCS).with_suffix("")) for page in PAGES]
     assert sorted([*listed, "index"]) == sorted(pages)
+
+
+@pytest.mark.no_core
+def test_each_drawing_is_what_its_program_draws() -> None:
+    """`python docs/drawings/draw.py` draws them anew."""
+    drawings = runpy.run_path(str(DOCS / "drawings/draw.py"))["DRAWINGS"]
+    files = {path.stem: path.read_text("utf-8") for path in (DOCS / "drawings").glob("*.svg")}
+    assert files == {name: draw() for name, draw in drawings.items()}
+
+
+@pytest.mark.no_core
+def test_the_reference_has_every_public_name() -> None:
+    pages = "".join(page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md"))
+    named = re.findall(r"\.\. auto(?:class|data|exception):: jumiks\.(\w+)$", pages, re.M)
+    assert sorted(named) == sorted(jumiks.__all__)
+
+
+@pytest.mark.no_core
+def test_the_page_of_errors_has_a_cause_and_a_remedy_for_each() -> None:
+    page = (DOCS / "reference/errors.md").read_text("utf-8")
+    found = re.findall(
+        r"^## (\w+)\n\n\*\*Cause\.\*\* .{20,}\n\n\*\*What to do\.\*\* .{8,}", page, re.MULTILINE
+    )
+    assert sorted(found) == sorted({*errors.__all__} - {"JumiksError"})
+
+
+@pytest.mark.no_core
+def test_the_page_of_the_environment_has_every_variable() -> None:
+    page = (DOCS / "reference/environment.md").read_text("utf-8")
+    files = [*(ROOT / "src").rglob("*.py"), ROOT / "setup.py", *ROOT.glob("csrc/*.py"), *TESTS]
+    words = "".join(path.read_text("utf-8") for path in files)
+    used = set(re.findall(r"\b(JUMIKS_[A-Z_]+|NOTIFY_SOCKET|LISTEN_[A-Z]+)\b", words))
+    assert used - NO_VARIABLES <= set(re.findall(r"`([A-Z_]+)", page))

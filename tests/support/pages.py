@@ -32,7 +32,7 @@ BLOCK = re.compile(
 QUIET = ("", "text", "text varying")
 """Kinds of blocks that are output, or a drawing."""
 
-ADDRESS = re.compile(r"(?<=[\"' `])@([a-z]+)(?=[\"' `)]|$)", re.MULTILINE)
+ADDRESS = re.compile(r"(?<=[\"' `])@([a-z]+)(?=[\"' `);]|$)", re.MULTILINE)
 """An abstract address, which is no decorator."""
 
 FILE = re.compile(r"# ([\w.-]+\.\w+)\n")
@@ -136,6 +136,12 @@ class Run:
         return ["bash", "-euo", "pipefail", "-c", self.here(block.body)]
 
     def printed_by(self, block: Block) -> str:
+        surroundings = {
+            **os.environ,
+            "PATH": f"{self.tools}:{os.environ['PATH']}",
+            "COLUMNS": "120",
+            "PYTHONUNBUFFERED": "",  # lines of two processes come as wholes
+        }
         block_process = subprocess.run(
             self.words_for(block),
             stdout=subprocess.PIPE,
@@ -143,7 +149,7 @@ class Run:
             stdin=subprocess.DEVNULL,
             text=True,
             cwd=self.folder,
-            env={**os.environ, "PATH": f"{self.tools}:{os.environ['PATH']}", "COLUMNS": "120"},
+            env=surroundings,
             timeout=60,
             check=False,
         )
