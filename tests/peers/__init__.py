@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peers of plain 1.0 that share nothing with the package, each a process of its own.
+"""Peers that share nothing with the package, each a process of its own, one per role.
 
 They were written from docs/protocol.md. This module only starts them and reads what they report.
 """
@@ -98,3 +98,8 @@ def fnv1a(data: bytes) -> str:
     for byte in data:
         value = (value ^ byte) * 0x100000001B3 % (1 << 64)
     return f"{value:016x}"
+
+
+def extended(name: str, *arguments: object) -> Peer:
+    """Start one of the peers that speak more than plain 1.0: framed_client and its neighbours."""
+    return Peer(sys.executable, HERE / f"{name}.py", *arguments)
