@@ -28,6 +28,7 @@ needs_sphinx = "8"
 
 myst_heading_anchors = 4  # as a forge has them, so that the same links work there
 highlight_language = "text"
+smartquotes = False  # they would make one dash of the two before an option
 
 default_role = "py:obj"  # `name` in a docstring is a link where there is such a thing, else code
 add_module_names = False
@@ -43,6 +44,7 @@ html_theme = "furo"
 html_title = f"jumiks {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = "_static/scorer.js"
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False

@@ -8,7 +8,7 @@ from peers import extended
 from support.base import DEADLINE, wait_until
 from support.servers import Server
 
-from jumiks import Client, ServerClosed
+from jumiks import Client, Delivery, ServerClosed
 
 FIRST_ID = 100000
 ONE = 1 << 20
@@ -54,11 +54,11 @@ def test_a_framed_client_begins_with_the_oldest_and_reads_why_it_is_refused(addr
 
 
 @pytest.mark.parametrize("delivery", ["framed", "shared"])
-def test_a_framed_server_serves_our_client(address: str, delivery: str) -> None:
+def test_a_framed_server_serves_our_client(address: str, delivery: Delivery) -> None:
     with extended("framed_server", address) as peer:
         assert peer.line() == "ready"
         found = []
-        with Client(address, delivery=delivery, name="ours") as client:  # type: ignore[arg-type]
+        with Client(address, delivery=delivery, name="ours") as client:
             with pytest.raises(ServerClosed):
                 while True:
                     found.append(client.receive(DEADLINE))
