@@ -17,6 +17,7 @@ ELSEWHERE = {
     "tour.md": {"sh": "tests/docs/test_tour.py"},
     "bridge.md": {"": "tests/docs/test_bridge_doc.py"},
     "protocol.md": dict.fromkeys(("hex",), "tests/wire/test_protocol_doc.py"),
+    "recipes.md": {"python": "tests/docs/test_recipes.py"},
     "README.md": dict.fromkeys(("python", "sh"), "tests/docs/test_examples.py"),
 }
 """Kinds of blocks of a page that a test of that page alone runs, by the page's name."""
@@ -48,8 +49,12 @@ def shown(page: Path) -> str:
 @pytest.mark.parametrize("page", RUN_HERE, ids=shown)
 def test_the_blocks_of_a_page_do_what_it_says(page: Path, address: str, tmp_path: Path) -> None:
     text = page.read_text("utf-8")
-    for package in ("numpy", "prometheus_client"):
-        if f"import {package}" in text and find_spec(package) is None:
+    for package, used in (
+        ("numpy", "import numpy"),
+        ("prometheus_client", "import prometheus_client"),
+        ("mcap", "jumiks.recording"),
+    ):
+        if used in text and find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     run = Run(page, tmp_path, address)
     for block, output, after in run.each_output(lambda block: not other_test(block)):

@@ -44,6 +44,22 @@ GIVEN = {
 import numpy
 TICK, size = numpy.dtype([("time", "<i8"), ("size", "<i4")]), 0
 server.publish_many(numpy.ones(3, TICK))""",
+    "recording": """
+import subprocess, sys
+server = jumiks.Server(where, share_log=True, keep=10)
+server.publish_many([b"8 bytes."] * 3)
+words = [sys.executable, "-m", "jumiks.cli", "record", where, "ticks.mcap", "--overwrite"]
+recorder = subprocess.Popen([*words, "--from", "oldest"], stderr=subprocess.DEVNULL)
+server.wait_for_clients(1)
+server.drain()
+server.close()
+assert recorder.wait() == 0""",
+    "item": """
+import numpy
+from jumiks.recording import Pack, Reader
+dtype = numpy.dtype("<i8")
+recording = stack.enter_context(Reader("ticks.mcap"))
+item = next(each for each in recording if isinstance(each, Pack))""",
     # For a program that goes on until Ctrl-C.
     "feed": """
 import os, signal, sys, threading
