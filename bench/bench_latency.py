@@ -14,7 +14,7 @@ PROBE = 5000
 """Messages to find the rate of saturation with, roughly."""
 
 SECONDS = 0.3
-RATIOS = (Ratio("jumiks", "socket", "p50"), Ratio("jumiks", "pyzmq", "p50"))
+RATIOS = (Ratio("jumiks", "socket", "p50"), Ratio("jumiks", "pyzmq", "p50", 1.0))
 
 
 def half_of_saturation(name: str) -> Callable[[], Outcome]:

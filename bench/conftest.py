@@ -102,7 +102,21 @@ def floor(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     core = sorted(path for path in (ROOT / "csrc").glob("*/*.c") if path.parent.name != "python")
     sources = [ROOT / "bench" / "floor.c", *core]
     subprocess.run(["cc", *C_FLAGS, f"-I{ROOT / 'csrc'}", "-o", program, *sources], check=True)
+    if adapters.has_commit(adapters.BEFORE):
+        build_before(program.with_name(adapters.BEFORE))
     return program
+
+
+def build_before(program: Path) -> None:
+    """The C program of an earlier commit, with the core of that commit."""
+    words = ["git", "archive", adapters.BEFORE, "csrc", "bench/floor.c"]
+    archive = subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
+    folder = program.with_name(f"{program.name}-source")
+    folder.mkdir()
+    subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
+    core = sorted(path for path in (folder / "csrc").glob("*.c") if path.name != "objects.c")
+    sources = [folder / "bench" / "floor.c", *core]
+    subprocess.run(["cc", *C_FLAGS, f"-I{folder / 'csrc'}", "-o", program, *sources], check=True)
 
 
 def versions() -> list[str]:

@@ -2,7 +2,7 @@
 /*
  * From C to C: plain loops over the kernel's calls, and the same work by the core
  *
- *     floor MODE CLIENTS MESSAGES SIZE
+ *     floor MODE CLIENTS MESSAGES SIZE [LOG]
  *
  * Each message is a packet id and SIZE bytes that begin with a counter. The clients are processes of
  * their own; they look at each id and counter. Modes:
@@ -16,6 +16,8 @@
  *     classic    jmk_server_append and a kick for each message, classic clients (which ack each)
  *     classic-many, framed-many, shared-many
  *                jmk_server_append_many, 256 messages at a time
+ *
+ * LOG is the size of the core's log in MiB, a power of two; 16 if it is not given.
  *
  * The plain loops send blocking, so each has the pace of the slowest client and loses nothing. It
  * prints one line of JSON.
@@ -61,6 +63,7 @@ struct job {
     unsigned clients;
     uint64_t messages;
     size_t size;
+    uint32_t log_size;
     int ours[MOST_CLIENTS];   /* the server's end of each connection */
     struct result *results;   /* shared with the clients' processes */
     uint8_t *ring;            /* likewise; LOG_SIZE bytes */
@@ -204,7 +207,7 @@ static void read_core(const struct job *job, struct result *result, int fd) {
         .arena_size = ARENA,
         .delivery = core_mode(job),
         .max_packet = LARGEST_PACKET,
-        .max_message = LOG_SIZE / 4,
+        .max_message = job->log_size / 4,
     };
     struct jmk_batch batch;
     uint64_t handled = 0;
@@ -391,10 +394,10 @@ static void send_descriptors(int fd, const jmk_server *server,
 
 static jmk_server *make_server(const struct job *job) {
     struct jmk_config config = {
-        .log_size = LOG_SIZE,
+        .log_size = job->log_size,
         .patience = -1,
         .policy = JMK_BLOCK,
-        .max_message = LOG_SIZE / 4,
+        .max_message = job->log_size / 4,
         .max_clients = MOST_CLIENTS,
         .send_buffer = SEND_BUFFER,
     };
@@ -499,12 +502,13 @@ static bool parse(struct job *job, int argc, char **argv) {
     static const char *const core[] = {"classic", "classic-many", "framed-many", "shared-many",
                                        NULL};
 
-    if (argc != 5)
+    if (argc != 5 && argc != 6)
         return false;
     job->mode = argv[1];
     job->clients = (unsigned)strtoul(argv[2], NULL, 10);
     job->messages = strtoull(argv[3], NULL, 10);
     job->size = strtoul(argv[4], NULL, 10);
+    job->log_size = argc == 6 ? (uint32_t)strtoul(argv[5], NULL, 10) << 20 : LOG_SIZE;
     return (plain(job) || is_any(job, core)) && job->clients >= 1 && job->clients <= MOST_CLIENTS &&
            job->messages >= 1 && job->size >= sizeof(uint64_t) && job->size <= MOST_SIZE;
 }
@@ -515,7 +519,7 @@ int main(int argc, char **argv) {
     int64_t begin;
 
     if (!parse(&job, argc, argv)) {
-        fprintf(stderr, "usage: floor MODE CLIENTS MESSAGES SIZE\n");
+        fprintf(stderr, "usage: floor MODE CLIENTS MESSAGES SIZE [LOG]\n");
         return EXIT_FAILURE;
     }
     job.results = share(MOST_CLIENTS * sizeof *job.results);

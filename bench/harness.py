@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .adapters import CONTESTANTS, RIVALS
+from .adapters import CONTESTANTS, RIVALS, Contestant
 from .work import QUANTILE_NAMES, Work
 
 ROOT = Path(__file__).parent.parent
@@ -167,7 +167,7 @@ def run(name: str, work: Work, program: Path | None = None) -> Outcome:
     """One run of a contestant; `program` is the C one (floor.c)."""
     try:
         if CONTESTANTS[name].module == "floor":
-            return run_in_c(str(CONTESTANTS[name].publisher["mode"]), work, program)
+            return run_in_c(CONTESTANTS[name], work, program)
         with ExitStack() as stack:
             published, ends = connect(name, work, stack).run()
     except RunFailed as failed:
@@ -215,12 +215,15 @@ COSTS = {
 """About what a delivery takes in C, ns, and each byte of it: for runs of the length asked for."""
 
 
-def run_in_c(mode: str, work: Work, program: Path | None) -> Outcome:
+def run_in_c(contestant: Contestant, work: Work, program: Path | None) -> Outcome:
     assert program is not None
+    mode, *log_size = contestant.words
+    if contestant.core:
+        program = program.with_name(contestant.core)
     size = PACKET - 8 if mode == "packets" else work.size
     call, byte = COSTS[mode]
     messages = int(work.seconds * 1e9 / (work.clients * (call + byte * size))) + 1
-    words = [str(program), mode, str(work.clients), str(messages), str(size)]
+    words = [str(program), mode, str(work.clients), str(messages), str(size), *log_size]
     with Worker(*words) as worker, deadline(DEADLINE, worker):
         found = json.loads(worker.end())
     due, count, wrong = (int(found.pop(name)) for name in ("due", "count", "wrong"))

@@ -4,7 +4,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .adapters import RIVALS
+from .adapters import BEFORE, CONTESTANTS, LOG_SIZES, RIVALS
 from .harness import BEST, ITSELF, Ratio
 from .work import Work
 
@@ -50,14 +50,24 @@ def same(
     return Plan(group, name or work.name, entries, quick, tuple(ratios), rounds, seconds)
 
 
-EVERYBODY = ("jumiks", "jumiks-framed", "jumiks-classic", *RIVALS)
+EVERYBODY = (
+    "jumiks",
+    "jumiks-framed",
+    "jumiks-classic",
+    *(name for name in RIVALS if not CONTESTANTS[name].apart),
+)
 BESIDE_C = ("c-send", "c-sendmmsg", "c-packets", "core-framed", "core-shared")
-IN_PLACE = ("jumiks-views", "jumiks-reserve-views", "iceoryx2-views")
+IN_PLACE = ("jumiks-views", "jumiks-reserve-views", "jumiks-publish-views", "iceoryx2-views")
 NOT_CLASSIC = tuple(name for name in (*EVERYBODY, *IN_PLACE) if name != "jumiks-classic")
 LOOPS = ("jumiks", "jumiks-asyncio", "jumiks-uvloop")
 FEW = ("jumiks", "jumiks-framed", "pyzmq", "socket", "iceoryx2")
 WHOLE_BATCHES = ("jumiks-arrays", "jumiks-frames", "jumiks", "pyzmq", "core-shared")
 QUICK_C = ("c-send", "c-packets", "core-classic", "core-framed", "core-shared", "c-memcpy")
+
+LOGS = tuple(f"jumiks-log-{size}M" for size in LOG_SIZES)
+CORE_LOGS = tuple(f"core-shared-log-{size}M" for size in LOG_SIZES)
+CORE_BEFORE = f"core-shared-of-{BEFORE}"
+SMALL = ("jumiks", "kickmsg", "subetha", "pyzmq")
 
 BATCHED = "deliveries per second, batched"
 AT_ONCE = "deliveries per second, arrays and frames"
@@ -65,6 +75,7 @@ SINGLY = "deliveries per second, one by one"
 IN_LOOPS = "deliveries per second, in an event loop"
 LATENCY = "latency"
 C_TO_C = "C to C"
+BY_LOG = "deliveries per second, by the size of the log"
 GROWTH = "growth"
 CALLS = "system calls per thousand messages, both ends"
 
@@ -75,7 +86,7 @@ PLANS = (
         Work(64, 1),
         (*EVERYBODY, *BESIDE_C),
         [
-            Ratio("jumiks", "pyzmq", target=15.0),
+            Ratio("jumiks", "pyzmq", target=20.0),
             Ratio("jumiks", "core-shared"),
             Ratio("jumiks-framed", "pyzmq", target=12.0),
             Ratio("jumiks-framed", "socket"),
@@ -89,7 +100,7 @@ PLANS = (
         Work(64, 8),
         (*EVERYBODY, *BESIDE_C),
         [
-            Ratio("jumiks", "pyzmq", target=15.0),
+            Ratio("jumiks", "pyzmq", target=18.0),
             Ratio("jumiks", "core-shared"),
             Ratio("jumiks-framed", "pyzmq", target=7.0),
             Ratio("jumiks-framed", "core-framed"),
@@ -114,7 +125,7 @@ PLANS = (
         BATCHED,
         Work(KB, 8),
         EVERYBODY,
-        [Ratio("jumiks", BEST, target=8.0), Ratio("jumiks-framed", BEST, target=3.0)],
+        [Ratio("jumiks", BEST, target=10.0), Ratio("jumiks-framed", BEST, target=3.0)],
         FEW,
     ),
     same(
@@ -137,6 +148,7 @@ PLANS = (
             Ratio("jumiks", BEST, target=1.5),
             Ratio("jumiks-reserve-views", BEST, target=5.0),
             Ratio("jumiks-reserve-views", "iceoryx2-views"),
+            Ratio("jumiks-reserve-views", "jumiks-publish-views"),
             Ratio("jumiks-framed", "pyzmq", target=1.5),
             Ratio("jumiks-framed", BEST),
         ],
@@ -147,7 +159,11 @@ PLANS = (
         BATCHED,
         Work(MB, 8),
         NOT_CLASSIC,
-        [Ratio("jumiks", BEST, target=1.3), Ratio("jumiks-reserve-views", "iceoryx2-views")],
+        [
+            Ratio("jumiks", BEST, target=1.3),
+            Ratio("jumiks-reserve-views", "iceoryx2-views", target=1.0),
+            Ratio("jumiks-reserve-views", "jumiks-publish-views"),
+        ],
         rounds=3,
     ),
     same(
@@ -179,9 +195,9 @@ PLANS = (
     same(
         SINGLY,
         Work(64, 1, batched=False),
-        EVERYBODY,
+        (*EVERYBODY, "kickmsg"),
         [
-            Ratio("jumiks", "pyzmq"),
+            Ratio("jumiks", "pyzmq", target=6.5),
             Ratio("jumiks-framed", "pyzmq", target=2.5),
             Ratio("jumiks-framed", "socket"),
         ],
@@ -191,9 +207,24 @@ PLANS = (
     same(
         SINGLY,
         Work(64, 8, batched=False),
-        EVERYBODY,
-        [Ratio("jumiks", BEST), Ratio("jumiks-framed", BEST, target=1.5)],
+        (*EVERYBODY, "kickmsg"),
+        [
+            Ratio("jumiks", "pyzmq", target=4.0),
+            Ratio("jumiks", BEST),
+            Ratio("jumiks-framed", "pyzmq", target=1.5),
+            Ratio("jumiks-framed", BEST),
+        ],
         FEW,
+    ),
+    *(
+        same(
+            SINGLY,
+            Work(52, clients, batched=False),
+            SMALL,
+            [Ratio("jumiks", name, target=1.0) for name in ("kickmsg", "subetha")],
+            rounds=5,
+        )
+        for clients in (1, 8)
     ),
     same(
         IN_LOOPS,
@@ -214,12 +245,13 @@ PLANS = (
     same(
         LATENCY,
         Work(latency=True, pace=1000, messages=800),
-        (*EVERYBODY, "jumiks-spin"),
+        (*EVERYBODY, "kickmsg", "jumiks-spin"),
         [
-            Ratio("jumiks", "socket", "p50", 1.0),
-            Ratio("jumiks", "socket", "p99", 1.2),
+            Ratio("jumiks", "socket", "p50", 0.8),
+            Ratio("jumiks", "socket", "p99", 0.8),
+            Ratio("jumiks", "kickmsg", "p50", 1.0),
             Ratio("jumiks", "pyzmq", "p50", 0.4),
-            Ratio("jumiks-spin", "socket", "p50", 0.3),
+            Ratio("jumiks-spin", "socket", "p50", 0.2),
             Ratio("jumiks-framed", "socket", "p50", 1.15),
             Ratio("jumiks-framed", "socket", "p99", 1.3),
             Ratio("jumiks-framed", "pyzmq", "p50", 0.4),
@@ -237,6 +269,21 @@ PLANS = (
             Ratio("jumiks-framed", "socket", "p50"),
         ],
         rounds=2,
+    ),
+    *(
+        same(
+            BY_LOG,
+            Work(size, clients),
+            LOGS,
+            [
+                Ratio("jumiks-log-4M", "jumiks-log-16M"),
+                Ratio("jumiks-log-4M", "jumiks-log-16M", "cpu"),
+            ],
+            name=f"{Work(size, clients).name}, by log",
+            rounds=3,
+        )
+        for size in (64, KB, 64 * KB)
+        for clients in (1, 8)
     ),
 )
 
@@ -256,7 +303,7 @@ C_RATIOS = (
     Ratio("core-classic", "c-acked"),
     Ratio("core-classic-many", "c-sendmmsg"),
 )
-C_PLANS = (
+C_PLANS: tuple[Plan, ...] = (
     same(
         C_TO_C,
         Work(64, 1),
@@ -287,6 +334,22 @@ C_PLANS = (
     ),
 )
 
+C_PLANS += tuple(
+    same(
+        C_TO_C,
+        Work(size, clients),
+        ("core-shared", CORE_BEFORE, *CORE_LOGS),
+        [
+            Ratio("core-shared", CORE_BEFORE, target=target),
+            Ratio("core-shared-log-4M", CORE_BEFORE),
+        ],
+        name=f"{Work(size, clients).name}, C to C, by log",
+        rounds=5,
+        seconds=0.25,
+    )
+    for size, clients, target in ((64, 1, None), (64, 8, 1.5), (KB, 1, 3.5), (KB, 8, 4.0))
+)
+
 # Growth: the same contestant at more and more of the same.
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
@@ -314,7 +377,7 @@ GROWTH_PLANS = (
             for count in ("1 client", "64 clients")
         ),
         (
-            Ratio("jumiks, 64 clients", "jumiks, 1 client", "server cpu", 1.3),
+            Ratio("jumiks, 64 clients", "jumiks, 1 client", "server cpu", 1.5),
             Ratio("jumiks, 64 clients", "jumiks, 1 client", "cpu"),
             Ratio("jumiks-framed, 64 clients", "jumiks-framed, 1 client", "cpu", 1.2),
             Ratio("jumiks-framed, 64 clients", "jumiks-framed, 1 client", "server cpu"),

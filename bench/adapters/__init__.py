@@ -10,10 +10,12 @@ recommend for this job: local, and nothing lost where the rival can promise that
 import importlib
 import importlib.util
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 from bench.work import Work, cycle_length
@@ -114,8 +116,11 @@ class Contestant:
         program: the program that it starts, and the name to install it by.
         keeps: about what it delivers, messages and bytes a second, if much of what it is given
             waits in memory: it is then given what it can deliver in the time of a run.
-        publisher: options of the publishing end; the C program's mode.
+        publisher: options of the publishing end.
         subscriber: options of the receiving end.
+        words: the C program's mode, and the size of its log in MiB if that is not 16.
+        core: the commit whose core the C program has; empty for today's.
+        apart: it takes part in few comparisons, which name it.
     """
 
     module: str
@@ -124,6 +129,9 @@ class Contestant:
     keeps: tuple[float, float] | None = None
     publisher: Mapping[str, object] = field(default_factory=dict)
     subscriber: Mapping[str, object] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    core: str = ""
+    apart: bool = False
 
     def most(self, work: Work) -> int:
         """How many messages to publish at most."""
@@ -133,13 +141,26 @@ class Contestant:
         return int(work.seconds / (1 / messages + work.size / size) / work.clients)
 
 
-def _floor(mode: str) -> Contestant:
-    return Contestant("floor", program=("cc", "gcc"), publisher={"mode": mode})
+def _floor(*words: str, core: str = "") -> Contestant:
+    return Contestant("floor", program=("cc", "gcc"), words=words, core=core)
 
 
-def _at_once(how: str) -> Contestant:
+def _at_once(how: str, **options: object) -> Contestant:
     option = {"at_once": how}
-    return Contestant("jumiks", ("numpy", "numpy"), publisher=option, subscriber=option)
+    return Contestant(
+        "jumiks", ("numpy", "numpy"), publisher={**option, **options}, subscriber=option
+    )
+
+
+BEFORE = "df40dea"
+"""The commit whose core today's is compared with."""
+
+LOG_SIZES = (1, 2, 4, 8, 16)
+"""MiB: the sizes of the log that are compared."""
+
+
+def _log(size: int) -> Contestant:
+    return Contestant("jumiks", publisher={"log_size": size << 20})
 
 
 _REDIS = ("redis", "redis[hiredis]")
@@ -153,8 +174,13 @@ CONTESTANTS = {
     "jumiks-reserve-views": Contestant(
         "jumiks", publisher={"reserve": True}, subscriber={"views": True}
     ),
+    "jumiks-publish-views": Contestant(
+        "jumiks", publisher={"singly": True}, subscriber={"views": True}
+    ),
     "jumiks-arrays": _at_once("arrays"),
     "jumiks-frames": _at_once("frames"),
+    "jumiks-arrays-log-4M": _at_once("arrays", log_size=4 << 20),
+    **{f"jumiks-log-{size}M": _log(size) for size in LOG_SIZES},
     "jumiks-asyncio": Contestant("jumiks", subscriber={"loop": "asyncio"}),
     "jumiks-uvloop": Contestant("jumiks", ("uvloop", "uvloop"), subscriber={"loop": "uvloop"}),
     "pyzmq": Contestant("pyzmq", ("zmq", "pyzmq"), keeps=(3e6, 2e9)),
@@ -166,6 +192,8 @@ CONTESTANTS = {
     "nats": Contestant(
         "nats", ("nats", "nats-py"), ("nats-server", "nats-server"), keeps=(3e5, 6e8)
     ),
+    "kickmsg": Contestant("kickmsg", ("kickmsg", "kickmsg"), keeps=(2e6, 1e9), apart=True),
+    "subetha": Contestant("subetha", ("subetha", "subetha-ipc"), apart=True),
     "mp-connection": Contestant("mp_connection"),
     "socket": Contestant("seqpacket"),
     "c-send": _floor("send"),
@@ -177,6 +205,8 @@ CONTESTANTS = {
     "core-classic-many": _floor("classic-many"),
     "core-framed": _floor("framed-many"),
     "core-shared": _floor("shared-many"),
+    **{f"core-shared-log-{size}M": _floor("shared-many", str(size)) for size in LOG_SIZES},
+    f"core-shared-of-{BEFORE}": _floor("shared-many", core=BEFORE),
 }
 """All there are. One that differs by an option only is one line."""
 
@@ -200,7 +230,18 @@ def missing(name: str) -> str | None:
         return f"{name} was left out: pip install '{each.imports[1]}'"
     if each.program and shutil.which(each.program[0]) is None:
         return f"{name} was left out: apt-get install {each.program[1]}"
+    if each.core and not has_commit(each.core):
+        return f"{name} was left out: this is no git checkout with the commit {each.core}"
     return None
+
+
+def has_commit(commit: str) -> bool:
+    """Whether this is a checkout that has it, so that its core can be built."""
+    words = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+    if shutil.which("git") is None:
+        return False
+    folder = Path(__file__).parent
+    return subprocess.run(words, cwd=folder, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def in_chunks(messages: Iterator[bytes], work: Work) -> Iterator[list[bytes]]:

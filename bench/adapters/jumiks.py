@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """jumiks, with `on_lag="block"`: the setting under which nobody loses anything.
 
-Options beyond the package's own: `reserve` has each message written in place, `views` has batches
-received without a copy, `loop` names the module of the event loop that `AsyncClient` receives in.
+Options beyond the package's own: `reserve` has each message written in place; `singly` publishes
+the messages of a batch one by one, as `reserve` does; `views` receives batches without a copy;
+`loop` names the module of the event loop that `AsyncClient` receives in.
 `at_once` is "arrays" or "frames": whole batches as records of numpy, or as frames.
 """
 
@@ -19,12 +20,14 @@ from . import CONNECT, SILENCE, OneByOne
 
 
 class Publisher(OneByOne):
-    def __init__(self, path: str, reserve: bool = False, **options: Any) -> None:
+    def __init__(
+        self, path: str, reserve: bool = False, singly: bool = False, **options: Any
+    ) -> None:
         self._server = jumiks.Server(path, on_lag="block", **options)
         self.send = self._server.publish
         if reserve:
             self.send = self._write_in_place
-        else:
+        elif not singly:
             self.send_many = self._server.publish_many  # type: ignore[method-assign,assignment]
 
     def _write_in_place(self, message: bytes) -> None:
