@@ -140,6 +140,34 @@ def test_a_gap_is_told_on_standard_error(address: str) -> None:
     assert f"messages {FIRST_ID} to {oldest - 1} are lost" in errors
 
 
+def test_a_gap_is_a_line_among_the_messages_or_the_end(
+    address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Server(address, log_size=SMALL_LOG) as server:
+        server.publish_many([bytes(1000)] * 100)
+        oldest = server.stats().oldest_id
+        words = ["listen", address, "--from", str(FIRST_ID), "--count", "1"]
+        assert main([*words, "--json", "--on-gap", "write"]) == 0
+        gap, message = map(json.loads, capfd.readouterr().out.splitlines())
+        assert main([*words, "--on-gap", "fail"]) == 6
+        output, errors = capfd.readouterr()
+    facts = {"first": FIRST_ID, "last": oldest - 1, "count": oldest - FIRST_ID, "reason": "EVICTED"}
+    assert gap == {"gap": facts}
+    assert message["id"] == oldest
+    assert output == ""
+    assert errors.startswith(f"jumiks: messages {FIRST_ID} to {oldest - 1} are lost")
+
+
+@pytest.mark.parametrize("more", [(), ("--json", "--exec", "true")])
+def test_a_gap_is_a_line_only_where_there_are_lines_of_json(
+    address: str, capsys: pytest.CaptureFixture[str], more: Sequence[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["listen", address, "--on-gap", "write", *more])
+    assert caught.value.code == 2
+    assert "give --json, and no --exec" in capsys.readouterr().err
+
+
 def test_a_path_gets_its_mode(path: Path) -> None:
     with command("serve", path, "--mode", "0620", "--group", str(os.getegid())) as serve:
         wait_until(path.exists)

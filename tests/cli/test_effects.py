@@ -28,6 +28,7 @@ from jumiks._options import LOG_SIZE
 from jumiks._wire.handshake import FIRST_ID
 from jumiks._wire.status import ServerStatus, parse_status
 from jumiks.cli import main
+from jumiks.cli.listen import _tell
 from jumiks.cli.pages import commands
 from jumiks.cli.parser import make_parser
 from jumiks.cli.status import Sample, report
@@ -260,6 +261,7 @@ EFFECTS = [
     Effect("listen", ["--exec", "cat", "--count", "2"], listened, ALL, (0, b"ab")),
     Effect("listen", ["--name", "tail"], option_of_client("name"), None, "tail"),
     Effect("listen", ["--delivery", "framed"], option_of_client("delivery"), "shared", "framed"),
+    Effect("listen", ["--on-gap", "fail"], option_of_client("on_gap"), _tell, "raise"),
     Effect("listen", ["--reconnect"], option_of_client("reconnect"), False, True),
     Effect("listen", ["--wait", "30"], listened_before_it_was_served, (3, ""), (0, "here\n")),
     Effect("status", ["--json"], partial(output_begins, "status"), "@j", '{"'),
@@ -397,8 +399,8 @@ def test_status_shows_each_figure_in_its_place_and_the_nearest_to_a_limit_first(
     address, log, rate, policy, nothing, *table = report(Sample(NOW, BEFORE))
     assert address == "@a  a process that cannot be seen from here, up 1m40s, 3 clients, 2 monitors"
     assert log == "log     400 messages, 100100 to 100499; 4.9K of 64K used"
-    assert rate == "rate    40 msg/s, 7.8K/s published; 44 msg/s acked by all together"
-    assert policy == "policy  skip at 100 messages; nearest to it: 5 messages, 92%"
+    assert rate == "rate    40 msg/s, 7.8K/s published; 44 msg/s acked by all"
+    assert policy == "policy  skip at 100 messages; nearest: 92%, 5 messages"
     assert nothing == ""
     assert [line.split() for line in table] == [HEAD, *ROWS]
 

@@ -18,6 +18,7 @@ from support.servers import Server
 from jumiks.cli import main
 from jumiks.cli.pages import commands
 from jumiks.cli.parser import EXAMPLES
+from jumiks.cli.usage import EXIT_STATUS
 
 PRELOADED = [f"{name}={os.environ[name]}" for name in ("LD_PRELOAD",) if name in os.environ]
 IN_SHELL = " ".join(["env", *PRELOADED, *JUMIKS])
@@ -199,6 +200,14 @@ def test_help_fits_the_terminal_and_80_columns(
     examples = [number for number, line in enumerate(lines) if line == "example:"]
     options = [number for number, line in enumerate(lines) if line == "options:"]
     assert name == "bridge" or examples < options
+
+
+def test_help_has_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for status, words in EXIT_STATUS:
+        assert f"{status} {words}" in told
 
 
 def test_the_version_is_asked_for_in_two_ways(capsys: pytest.CaptureFixture[str]) -> None:

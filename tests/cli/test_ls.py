@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.api import Task, sockaddr
-from support.base import DEADLINE, wait_until
+from support.base import DEADLINE, ROOT, wait_until
 from support.servers import Server
 
 from jumiks import Client
@@ -58,6 +59,9 @@ def test_a_server_is_listed_with_its_clients_and_the_worst_of_them(
     assert found["POLICY"] == "disconnect"
     assert (facts["address"], facts["pid"], facts["clients"]) == (address, os.getpid(), 2)
     assert (facts["worst_lag"], facts["worst_share"], facts["max_lag"]) == (5, 0.5, 10)
+    page = (ROOT / "docs/tour.md").read_text("utf-8")
+    listing = page.partition("`jumiks ls --json` is a list of objects with ")[2].partition(".")[0]
+    assert set(facts) | {"problem"} == set(re.findall(r"`(\w+)`", listing))
 
 
 def test_who_may_not_look_is_told_so(address: str, capsys: pytest.CaptureFixture[str]) -> None:

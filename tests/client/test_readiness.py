@@ -2,6 +2,7 @@
 """A client's descriptor, as event loops use it: readable whenever a receive would not wait."""
 
 import asyncio
+import ctypes.util
 import importlib.util
 import os
 import select
@@ -30,6 +31,9 @@ if importlib.util.find_spec("numpy") is not None:
     importlib.import_module("numpy")  # here, as it starts threads
 
 pytestmark = pytest.mark.parametrize("delivery", DELIVERIES)
+
+GLIB_IN = 1
+"""G_IO_IN."""
 
 Ready = Callable[[float], bool]
 """Waits up to that many seconds, and tells whether the descriptor was readable."""
@@ -208,6 +212,47 @@ def test_a_loop_that_is_edge_triggered_gets_all(address: str, delivery: Delivery
                     except Timeout:
                         break
             assert taken == [b"%d" % number] * (number % 3 + 1)
+
+
+def test_a_main_loop_of_glib_gets_all(address: str, delivery: Delivery) -> None:
+    # As a program with GTK has it, by GLib's own functions.
+    name = ctypes.util.find_library("glib-2.0") or "libglib-2.0.so.0"
+    try:
+        glib = ctypes.CDLL(name)
+    except OSError:
+        pytest.skip("GLib is not installed")
+    for function in ("g_main_context_new", "g_main_loop_new", "g_unix_fd_source_new"):
+        getattr(glib, function).restype = ctypes.c_void_p
+    context = ctypes.c_void_p(glib.g_main_context_new())
+    loop = ctypes.c_void_p(glib.g_main_loop_new(context, 0))
+    taken: list[bytes] = []
+    with Server(address) as server, Client(address, delivery=delivery) as client:
+
+        def readable(_descriptor: int, _condition: int, _data: object) -> int:
+            with suppress(Timeout):
+                taken.append(client.receive(0))  # one only: it is level-triggered
+            if len(taken) == 300:
+                glib.g_main_loop_quit(loop)
+            return 1  # again
+
+        source = ctypes.c_void_p(glib.g_unix_fd_source_new(client.fileno(), GLIB_IN))
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+        callback = kind(readable)
+        glib.g_source_set_callback(source, callback, None, None)
+        glib.g_source_attach(source, context)
+        running = Task(lambda: glib.g_main_loop_run(loop))
+        for number in range(100):
+            server.publish_many([b"%d" % number] * 3)
+        try:
+            running.result(DEADLINE)
+        finally:
+            glib.g_main_loop_quit(loop)
+            running.result(DEADLINE)
+            glib.g_source_destroy(source)
+            glib.g_source_unref(source)
+            glib.g_main_loop_unref(loop)
+            glib.g_main_context_unref(context)
+    assert taken == [b"%d" % number for number in range(100) for _ in range(3)]
 
 
 def test_a_reader_of_asyncio_gets_all(address: str, delivery: Delivery) -> None:

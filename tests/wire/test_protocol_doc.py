@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/protocol.md says what the code does: its tables and its bytes are read and compared."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,9 +13,10 @@ from typing import NamedTuple
 
 import pytest
 from support import reference
-from support.base import ROOT
+from support.base import DEADLINE, ROOT
+from support.servers import Server
 
-from jumiks import ClientInfo, ServerStats, monitor
+from jumiks import Client, ClientInfo, Monitor, ServerStats, monitor
 from jumiks._native import lib
 from jumiks._options import HANDSHAKE_TIMEOUT
 from jumiks._server import monitors
@@ -360,6 +362,23 @@ def test_units_are_told_of_names_that_a_status_has() -> None:
     for name in {*status.PLAIN, *(each.name for each in fields(ServerStats))} - counts - plain:
         sized = name.endswith(("bytes", "_id")) or name in ("log_size", "log_used", "log_held")
         assert name in named or sized, name
+
+
+def named_in(start: str) -> set[str]:
+    """The names of a status that one point of the page's list has."""
+    point = next(each for each in PAGE.split("\n* ") if each.startswith(start))
+    words = point.partition("\n\n")[0].removeprefix(start)
+    return set(re.findall(r"`(\w+)`", re.sub(r"\([^()]*\)", "", words)))
+
+
+def test_a_status_has_the_names_of_the_page_and_no_others(address: str) -> None:
+    with Server(address) as server, Client(address), Monitor(address) as monitor:
+        server.wait_for_clients(1, DEADLINE)
+        status = json.loads(monitor.status().raw)
+    (client,) = status["clients"]
+    assert set(status) == {"address", "stats", "clients"} | named_in("`address`, ")
+    assert set(status["stats"]) == named_in("`stats`: ")
+    assert set(client) == named_in("`clients`, a list: ")
 
 
 def test_the_framed_examples_make_one_connection() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `jumiks` command.
 
-`EXIT_STATUS` in pages.py has what its exit statuses mean.
+`EXIT_STATUS` in usage.py has what its exit statuses mean.
 """
 
 from __future__ import annotations

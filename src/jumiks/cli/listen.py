@@ -12,35 +12,44 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from jumiks._client.stream import OnGap
 from jumiks._gap import Gap
 from jumiks.client import Client
-from jumiks.errors import ServerClosed
+from jumiks.errors import MessagesLost, ServerClosed
 
 from .framing import write_all, write_messages
 from .streams import check_output, say
+from .usage import UsageError
 
 __all__ = ["run"]
 
 COMMAND_FAILED: Final = 5
+MESSAGES_LOST: Final = 6
 
 
 def run(options: argparse.Namespace) -> int:
     """Listen until the server closes, or `--count` messages have come."""
+    if options.on_gap == "write" and (options.command or not options.json):
+        raise UsageError("--on-gap write makes a gap a line of JSON: give --json, and no --exec")
     if not options.command:
         check_output()  # before a message is received that cannot be written
-    with Client(
+    client: Client[bytes | Gap] = Client(  # type: ignore[assignment]
         options.address,
         start=options.start,
         wait=options.wait,
         name=options.name,
         delivery=options.delivery,
-        on_gap=_tell,
+        on_gap=ON_GAP[options.on_gap],
         reconnect=options.reconnect,
-    ) as client:
+    )
+    with client:
         try:
             return _run_commands(client, options) if options.command else _write(client, options)
         except ServerClosed:
             return 0
+        except MessagesLost as error:
+            _tell(error.gap)
+            return MESSAGES_LOST
 
 
 def _tell(gap: Gap) -> None:
@@ -48,18 +57,25 @@ def _tell(gap: Gap) -> None:
     say(f"{gap} are lost{count}: {gap.reason.value}")
 
 
-def _write(client: Client, options: argparse.Namespace) -> int:
+ON_GAP: Final[dict[str, OnGap]] = {"tell": _tell, "write": "yield", "fail": "raise"}
+
+
+def _write(client: Client[bytes | Gap], options: argparse.Namespace) -> int:
     left = sys.maxsize if options.count is None else options.count
     descriptor = sys.stdout.fileno()
     while left:
         batch = client.receive_many()
+        if isinstance(batch, Gap):
+            write_all(descriptor, _gap_as_json(batch))
+            continue
+        last = batch.first_id + min(len(batch), left) - 1
         messages: Sequence[bytes] = batch if len(batch) <= left else batch[:left]
         if options.json:
             write_all(descriptor, _as_json(batch.first_id, messages))
         else:
             write_messages(descriptor, options.framing, messages)
         left -= len(messages)
-    client.ack(batch.first_id + len(messages) - 1)
+    client.ack(last)
     return 0
 
 
@@ -74,10 +90,16 @@ def _as_json(first_id: int, messages: Sequence[bytes]) -> bytes:
     return "".join(lines).encode()
 
 
-def _run_commands(client: Client, options: argparse.Namespace) -> int:
+def _gap_as_json(gap: Gap) -> bytes:
+    facts = {"first": gap.first, "last": gap.last, "count": gap.count, "reason": gap.reason.name}
+    return json.dumps({"gap": facts}).encode() + b"\n"
+
+
+def _run_commands(client: Client[bytes | Gap], options: argparse.Namespace) -> int:
     left = sys.maxsize if options.count is None else options.count
     while left:
         message = client.receive()
+        assert isinstance(message, bytes)  # a gap would be no message of a command
         environment = {**os.environ, "JUMIKS_ID": str(client.last_id)}
         done = subprocess.run(
             options.command, shell=True, input=message, env=environment, check=False

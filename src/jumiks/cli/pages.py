@@ -14,20 +14,9 @@ from importlib.metadata import version
 from typing import Final
 
 from .parser import COMMANDS, EXAMPLES, make_parser
+from .usage import EXIT_STATUS
 
 __all__ = ["run"]
-
-EXIT_STATUS: Final = (
-    ("0", "All was done, or the stream ended in good order."),
-    ("1", "Something failed; the standard error says what."),
-    ("2", "Wrong usage."),
-    ("3", "No server is at the address, another one is there already, or the server refused."),
-    ("4", "The connection ended before its time: this client lagged, or the server is gone."),
-    ("5", "The command of --exec failed; its message is not acked."),
-    ("129", "The terminal is gone (SIGHUP)."),
-    ("130", "Ctrl-C."),
-    ("141", "Nobody reads the output any more."),
-)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from jumiks._wire.address import parse_address
 
 from .framing import LENGTH, TooLong
 from .streams import check_output
-from .usage import WIDTH, Parser, Size, has_unit, size_text
+from .usage import EXIT_STATUS, WIDTH, Parser, Size, has_unit, size_text
 
 __all__ = ["make_parser"]
 
@@ -283,6 +283,13 @@ def _listen(parser: argparse.ArgumentParser) -> None:
     option("name", str, metavar="NAME")
     option("delivery", choices=get_args(Delivery))
     option("reconnect", action="store_true")
+    parser.add_argument(
+        "--on-gap",
+        choices=("tell", "write", "fail"),
+        default="tell",
+        help="where messages are missing: tell on the standard error (the default), write a line "
+        'with "gap" among the messages (with --json), or end with status 6',
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -680,7 +687,13 @@ def make_parser() -> argparse.ArgumentParser:
             "listen.",
             "jumiks serve @log < lines & jumiks listen @log --wait 5",
         ),
-        epilog="'jumiks COMMAND --help' has more. The exit statuses are in 'jumiks man'.",
+        epilog="'jumiks COMMAND --help' has more.\n\nexit status:\n"
+        + "\n".join(
+            textwrap.fill(
+                f"{status:5}{words}", WIDTH - 2, initial_indent="  ", subsequent_indent=" " * 7
+            )
+            for status, words in EXIT_STATUS
+        ),
     )
     parser.add_argument(
         "-v", "--version", action=_ShowVersion, nargs=0, help="show the version and exit"

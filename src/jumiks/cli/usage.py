@@ -15,10 +15,23 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, Final, NoReturn
 
-__all__ = ["Parser", "Size", "UsageError", "size_text"]
+__all__ = ["EXIT_STATUS", "Parser", "Size", "UsageError", "size_text"]
 
 WIDTH: Final = 80
 """Columns that help takes at most."""
+
+EXIT_STATUS: Final = (
+    ("0", "All was done, or the stream ended in good order."),
+    ("1", "Something failed; the standard error says what."),
+    ("2", "Wrong usage."),
+    ("3", "No server is at the address, another one is there already, or the server refused."),
+    ("4", "The connection ended before its time: this client lagged, or the server is gone."),
+    ("5", "The command of --exec failed; its message is not acked."),
+    ("6", "Messages are lost, and --on-gap is fail."),
+    ("129", "The terminal is gone (SIGHUP)."),
+    ("130", "Ctrl-C."),
+    ("141", "Nobody reads the output any more."),
+)
 
 _UNITS: Final = "KMGT"
 _SIZE: Final = re.compile(rf"(\d+(?:\.\d+)?)([{_UNITS}]?)(?:i?B)?", re.IGNORECASE)
