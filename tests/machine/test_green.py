@@ -348,3 +348,29 @@ assert not {"gevent", "eventlet", "greenlet"} & set(sys.modules)
 """,
         address,
     )
+
+
+@pytest.mark.parametrize("what", [KINDS[0], KINDS[2]])
+def test_asyncio_works_where_the_standard_library_is_patched(address: str, what: str) -> None:
+    # With asyncio's own loop, whose select is the patched one.
+    script = """
+import asyncio, sys
+import jumiks
+
+async def main():
+    async with jumiks.AsyncServer(sys.argv[2], max_lag=10, on_lag="block") as server:
+        async with jumiks.AsyncClient(sys.argv[2]) as client:
+            async def publish():
+                for number in range(100):
+                    await server.publish_wait(b"%d" % number)
+            task = asyncio.ensure_future(publish())
+            taken = [await client.receive(timeout=20) for _ in range(100)]
+            await task
+            await client.ack()
+            await server.drain(timeout=20)
+            assert taken == [b"%d" % number for number in range(100)]
+
+asyncio.run(main())
+print("all")
+"""
+    assert run_patched(what, address, script) == "all\n"
