@@ -39,7 +39,7 @@ def test_status_shows_clients_and_log(address: str) -> None:
     lines = output.decode().splitlines()
     assert lines[0].startswith(f"{address}  process {os.getpid()} ")
     assert f"7 messages, {FIRST_ID} to {FIRST_ID + 6}" in lines[1]
-    assert lines[3] == "policy  disconnect at 100 messages; nearest to it: 7 messages, 7%"
+    assert lines[3] == "policy  disconnect at 100 messages; nearest: 7%, 7 messages"
     head, row = (line.split() for line in lines[5:7])
     found = dict(zip(head, row, strict=True))
     assert (found["PID"], found["DELIVERY"], found["LAG"]) == (str(os.getpid()), BEST, "7")

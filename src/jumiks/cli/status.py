@@ -173,9 +173,9 @@ def server_lines(sample: Sample) -> list[str]:
     rate = f"{short(messages)} msg/s, {size_of(size)}/s published"
     policy = limit(status)
     if infos:
-        rate += f"; {short(sample.acked)} msg/s acked by all together"
+        rate += f"; {short(sample.acked)} msg/s acked by all"
         worst = worst_first(sample)[0]
-        policy += f"; nearest to it: {worst.lag} messages, {100 * sample.share(worst):.0f}%"
+        policy += f"; nearest: {100 * sample.share(worst):.0f}%, {worst.lag} messages"
     return [
         f"{status.address}  {who}, {crowd}",
         f"log     {kept}; {used}",
