@@ -358,7 +358,7 @@ import asyncio, sys
 import jumiks
 
 async def main():
-    async with jumiks.AsyncServer(sys.argv[2], max_lag=10, on_lag="block") as server:
+    async with AsyncServer(sys.argv[2], max_lag=10, on_lag="block") as server:
         async with jumiks.AsyncClient(sys.argv[2]) as client:
             async def publish():
                 for number in range(100):
