@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Messages as frames: taken from a user's buffer, and copied into bytes. */
+/* Messages as frames: taken from a user's buffer, copied into bytes, and cut into packs. */
 #include "python/objects.h"
+
+#include <endian.h>
+#include <string.h>
 
 #define LEAST_ROOM 64
 
@@ -91,6 +94,58 @@ PyObject *jmk_gather_frames(PyObject *module, PyObject *buffer) {
     }
     Py_DECREF(self);
     return NULL;
+}
+
+/* ---- cutting frames into packs ---- */
+
+static bool is_of(const struct jmk_slice *message, uint64_t id) {
+    uint64_t found;
+
+    memcpy(&found, (const uint8_t *)message->data - sizeof found, sizeof found);
+    return le64toh(found) == id;
+}
+
+static int add_pack(PyObject *packs, Py_ssize_t count, size_t end) {
+    PyObject *pack = Py_BuildValue("nn", count, (Py_ssize_t)end);
+    int result = pack ? PyList_Append(packs, pack) : -1;
+
+    Py_XDECREF(pack);
+    return result;
+}
+
+/* Fill packs. The offset of what is no frame of the message that is due; else the length, or SIZE_MAX
+   with a Python error. */
+static size_t cut(PyObject *packs, const Py_buffer *view, uint64_t due, size_t limit) {
+    size_t length = (size_t)view->len, begin = 0, at = 0;
+    Py_ssize_t count = 0;
+
+    while (at < length) {
+        struct jmk_slice message;
+        size_t behind = at;
+        uint64_t found;
+
+        if (jmk_frame_take(view->buf, length, &behind, &message, &found) || !is_of(&message, due++))
+            return at;
+        if (count && behind - begin > limit) {
+            if (add_pack(packs, count, at) < 0)
+                return SIZE_MAX;
+            begin = at;
+            count = 0;
+        }
+        count++;
+        at = behind;
+    }
+    return count && add_pack(packs, count, at) < 0 ? SIZE_MAX : at;
+}
+
+PyObject *jmk_split_frames(const Py_buffer *view, uint64_t first_id, size_t limit) {
+    PyObject *packs = PyList_New(0);
+    size_t upto = packs ? cut(packs, view, first_id, limit) : SIZE_MAX;
+
+    if (upto == (size_t)view->len)
+        return packs;
+    Py_XDECREF(packs);
+    return upto == SIZE_MAX ? NULL : PyLong_FromSize_t(upto);
 }
 
 PyObject *jmk_frame_bytes(const struct jmk_slice *items, Py_ssize_t count, uint64_t first_id) {

@@ -64,6 +64,20 @@ static PyObject *frame_view(PyObject *module, PyObject *args) {
                                (last->size + 7) / 8 * 8);
 }
 
+static PyObject *split_frames(PyObject *module, PyObject *args) {
+    PyObject *packs;
+    Py_buffer frames;
+    unsigned long long first_id;
+    Py_ssize_t limit;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*Kn", &frames, &first_id, &limit))
+        return NULL;
+    packs = jmk_split_frames(&frames, first_id, (size_t)limit);
+    PyBuffer_Release(&frames);
+    return packs;
+}
+
 /* ---- rows ---- */
 
 static PyObject *row_size(PyObject *module, PyObject *args) {
@@ -111,6 +125,8 @@ static PyMethodDef functions[] = {
      "frame_bytes(address, count, first_id): frames of an array of struct jmk_slice, copied."},
     {"frame_view", frame_view, METH_VARARGS,
      "frame_view(owner, address, count): the frames that a batch of a shared log lies in."},
+    {"split_frames", split_frames, METH_VARARGS,
+     "split_frames(buffer, first_id, limit): frames cut into packs of at most limit bytes."},
     {"row_size", row_size, METH_VARARGS,
      "row_size(address, count): the size of the first, and index and size of one that differs."},
     {"row_bytes", row_bytes, METH_VARARGS,

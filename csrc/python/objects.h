@@ -91,6 +91,13 @@ PyObject *jmk_gather_frames(PyObject *module, PyObject *buffer);
 /* Messages as frames, copied; the first has the id first_id. */
 PyObject *jmk_frame_bytes(const struct jmk_slice *items, Py_ssize_t count, uint64_t first_id);
 
+/*
+ * Frames cut into packs of at most limit bytes; a frame that is larger is alone in its pack. A list of
+ * (messages, offset of the end); or an int, the offset of what is no frame of the message that is due,
+ * as ids rise by one from first_id.
+ */
+PyObject *jmk_split_frames(const Py_buffer *view, uint64_t first_id, size_t limit);
+
 /* ---- arrays.c ---- */
 
 /* Fill an empty one from a buffer whose items are messages. 0, or -1 with a Python error. */

@@ -28,6 +28,7 @@ from ._objects import (
     row_bytes,
     row_size,
     row_view,
+    split_frames,
     view_list,
 )
 from .errors import CONDITIONS, FAULTS, ProtocolError, protocol_error
@@ -61,6 +62,7 @@ __all__ = [
     "row_bytes",
     "row_size",
     "row_view",
+    "split_frames",
     "view_list",
 ]
 

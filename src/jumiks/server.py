@@ -151,6 +151,12 @@ def _make_core(options: ServerOptions) -> Handle:
 def _fill(publisher: Publisher, history: Iterable[Buffer], max_message: int) -> None:
     # Nobody can connect yet, so no append has to wait.
     for number, message in enumerate(history):
+        if isinstance(message, Gathered):  # what a bridge gives: the messages of a record
+            code = publisher.append_many(message, 0, 0)[0]
+            if code == lib.JMK_E_TOO_LARGE:
+                raise MessageTooLarge(message.largest[0], max_message)
+            check(code, "server")
+            continue
         try:
             code = publisher.append(message)
             if code == lib.JMK_E_TOO_LARGE:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies
 from support.base import ROOT
 
-from jumiks.bridge.record import Record, Unreadable, frame_ends, make_frames, split_frames
+from jumiks.bridge.record import Record, Unreadable, make_frames, split_frames
 
 pytestmark = pytest.mark.no_core
 
@@ -79,7 +79,7 @@ def test_frames_are_found_again_whatever_their_sizes(messages: list[bytes], firs
     assert list(record.payloads()) == messages
     assert page_payloads(frames) == messages
     with pytest.raises(Unreadable):
-        frame_ends(frames, first + 1)
+        split_frames(frames, first + 1, 1)
 
 
 @hypothesis.given(payloads | alike, strategies.data())
@@ -102,14 +102,13 @@ def test_packs_have_all_frames_in_order_and_no_more_than_they_may(
     messages: list[bytes], limit: int
 ) -> None:
     frames = make_frames(FIRST, messages)
-    ends = frame_ends(frames, FIRST)
     found: list[bytes] = []
-    for index, count, begin in split_frames(ends, limit):
-        end = ends[index + count - 1]
-        assert index == len(found)
+    begin = 0
+    for count, end in split_frames(frames, FIRST, limit):
         assert end - begin <= limit or count == 1
-        record = Record(FIRST + index, count, 1, FIRST + index, frames[begin:end])
-        found.extend(record.payloads())
+        number = FIRST + len(found)
+        found.extend(Record(number, count, 1, number, frames[begin:end]).payloads())
+        begin = end
     assert found == messages
 
 

@@ -23,6 +23,7 @@ RATE = 20_000
 LONGEST = 0.6
 """Seconds until a kill, at most."""
 PATIENCE = 120.0
+VICTIMS = ("out", "in", "engine")
 
 
 def strike(victim: str, out: Bridge, inbound: Bridge, engine: RealEngine) -> None:
@@ -36,15 +37,23 @@ def strike(victim: str, out: Bridge, inbound: Bridge, engine: RealEngine) -> Non
     bridge.start()
 
 
+def wraps(source: Server) -> float:
+    """How often the source has filled its log."""
+    stats = source.stats()
+    return (stats.published_bytes + 16 * stats.published) / LOG
+
+
 def kills(kind: str, victim: str, rounds: int, chance: random.Random) -> Figures:
-    """Kill one victim again and again; returns what came of it."""
+    """Kill one victim again and again, until the log has wrapped too; returns what came of it."""
     address = f"@jumiks-bridge-kills-{os.getpid()}"
     far = f"{address}-far"
     with running(kind) as engine, Server(address, log_size=LOG) as source:
         with both(address, engine.url, far) as (out, inbound), Reader(far) as reader:
             with Publisher(source, RATE) as publisher:
                 wait_for(reader.has(1), "the first message", PATIENCE)
-                for _ in range(rounds):
+                done = 0
+                while done < rounds or wraps(source) < 1:
+                    done += 1
                     time.sleep(chance.uniform(0, LONGEST))
                     strike(victim, out, inbound, engine)
                     before = len(reader.numbers)
@@ -53,20 +62,19 @@ def kills(kind: str, victim: str, rounds: int, chance: random.Random) -> Figures
                 end = publisher.next - 1
                 wait_for(lambda: reader.gaps or end in reader.numbers[-1:], "the end", PATIENCE)
                 require(not reader.gaps, f"{kind}, {victim}: gaps {reader.gaps}")
-        stats = source.stats()
-        wraps = (stats.published_bytes + 16 * stats.published) / LOG
+        wrapped = wraps(source)
         require(
             reader.numbers == list(range(publisher.next)),
             f"{kind}, {victim}: the ledgers differ",
         )
-    return {"kills": rounds, "messages": publisher.next, "log wrapped": round(wraps, 1)}
+    return {"kills": done, "messages": publisher.next, "log wrapped": round(wrapped, 1)}
 
 
 def run(options: Any, figures: Figures) -> None:
     """Kill each leg with each engine."""
     chance = random.Random(options.seed)
     for kind in options.engines:
-        for victim in ("out", "in", "engine"):
+        for victim in options.victims:
             figures[f"{kind}, {victim}"] = found = kills(kind, victim, options.rounds, chance)
             print(f"{kind}, {victim}: {found}", flush=True)
 
@@ -74,8 +82,9 @@ def run(options: Any, figures: Figures) -> None:
 def main() -> None:
     """Run it as the arguments say."""
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=30, help="kills of each victim")
+    parser.add_argument("--rounds", type=int, default=30, help="kills of each victim, at least")
     parser.add_argument("--engines", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     conclude("bridge", lambda figures: run(options, figures), options.json)

@@ -233,6 +233,9 @@ class Engine(ABC):
     extra: ClassVar[str]
     """The extra of this package that installs the engine's client."""
 
+    pack: ClassVar[int] = 128 << 10
+    """Bytes of a record that suit the engine."""
+
     def __init__(self, target: Target, credentials: Credentials, subject: str | None) -> None:
         self.target = target
         self.credentials = credentials

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
-from collections.abc import Iterable
+from asyncio import Future
+from collections.abc import Iterable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
+from .._native import Gathered
+from .._options import ServerOptions
 from ..aio import AsyncServer
 from .engine import StreamInfo
 
@@ -29,6 +34,48 @@ def far_id(info: StreamInfo, lineage: str = "") -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
+class _GivenUp(Exception):
+    """The history has a hole, so this server is not to be."""
+
+
+class History:
+    """Messages for a server that another thread makes, handed to it as they come.
+
+    So no more of a history is in memory than two records.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._items: SimpleQueue[tuple[Gathered, Future[None]] | None] = SimpleQueue()
+        self._taken: Future[None] | None = None
+        self._whole = False
+
+    def __iter__(self) -> Iterator[Gathered]:
+        """Yield them, in that other thread."""
+        while (item := self._items.get()) is not None:
+            messages, taken = item
+            yield messages
+            self._loop.call_soon_threadsafe(taken.cancel)  # whether it waits, or does not any more
+        if not self._whole:
+            raise _GivenUp
+
+    async def put(self, messages: Gathered, making: Future[None]) -> None:
+        """Hand some on; waits until those before are in the log, or the server failed."""
+        if self._taken is not None:
+            await asyncio.wait([self._taken, making], return_when=asyncio.FIRST_COMPLETED)
+        self._taken = self._loop.create_future()
+        self._items.put((messages, self._taken))
+
+    def end(self, whole: bool) -> None:
+        """Say that there are no more.
+
+        Args:
+            whole: whether the server is wanted.
+        """
+        self._whole = self._whole or whole
+        self._items.put(None)
+
+
 class Far:
     """A server that takes the place of its predecessor at each gap, as ids rise by one within one.
 
@@ -40,6 +87,8 @@ class Far:
     def __init__(self, where: str | os.PathLike[str], options: dict[str, Any]) -> None:
         self._where = where
         self._options = options
+        self.largest = ServerOptions(**options).largest
+        """Bytes of the largest message that its log takes."""
         self._server: AsyncServer | None = None
         self.server_id = 0
         self.next_id = 0
@@ -55,10 +104,11 @@ class Far:
         """How many clients it has."""
         return self._server.stats().clients if self._server is not None else 0
 
-    async def listen(self, server_id: int, first_id: int, history: Iterable[bytes]) -> None:
+    async def listen(self, server_id: int, first_id: int, history: Iterable[Gathered]) -> None:
         """Listen, with the history in the log, whose first message is `first_id`."""
+        messages: Any = history  # the server takes these too
         self._server = await AsyncServer(
-            self._where, server_id=server_id, first_id=first_id, history=history, **self._options
+            self._where, server_id=server_id, first_id=first_id, history=messages, **self._options
         )
         self.server_id = server_id
         self.next_id = self._server.stats().next_id

@@ -15,7 +15,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final, TypedDict, Unpack
 
@@ -26,7 +26,7 @@ from .._wire.handshake import FIRST_ID
 from ..errors import MessageTooLarge
 from .engine import Credentials, StreamInfo, make_engine
 from .errors import EngineError, Unfit, opened_words
-from .far import Far, far_id
+from .far import Far, History, far_id
 from .life import Backoff, Counts, Life
 from .record import Record, Unreadable
 
@@ -228,44 +228,77 @@ class Inbound(Life):
 
     async def _fill(self, records: AsyncIterator[Record | Unreadable]) -> None:
         # The log is full before anybody can connect: a client that returns may be far ahead of it.
-        assert self._info is not None
+        # Ids within one log have no holes: what is before a hole stays in the engine.
         position = (await self._engine.last()).position
+        upto = -1 if position is None else position.stream
         self._lineage = _Lineage()
-        history: deque[Record] = deque()
-        size, due = 0, 0
-        while position is not None and due <= position.stream:
+        record, due = None, 0
+        while not self._far.is_open:
+            while record is None and due <= upto:
+                record, due = await self._next_sound(records, due)
+            record, due = await self._listen(records, record, due, upto)
+
+    async def _next_sound(
+        self, records: AsyncIterator[Record | Unreadable], due: int
+    ) -> tuple[Record | None, int]:
+        # The next record, None if its messages cannot be had; and the stream id behind it.
+        while True:
             record = await anext(records)
             self._note_record()
             if isinstance(record, Unreadable):
-                history.clear()
-                size, due = 0, max(due, record.last + 1)
-                continue
-            if not record.count:
-                continue
-            self._lineage.note(record)
-            if not self._ends(record) or record.seq != due:
-                # Ids within one log have no holes: what is before a gap stays in the engine.
-                history.clear()
-                size = 0
-            due = record.last + 1
-            if self._ends(record):
-                size += len(record.body)
-                history.append(record)
-            while len(history) > 1 and size > self._history:
-                size -= len(history.popleft().body)
-        first = history[0].seq if history else due or FIRST_ID
-        messages = (each for record in history for each in record.payloads())
-        await self._far.listen(far_id(self._info, self._epoch), first, messages)
-        self._counts.messages += due - first if due else 0
-        self._counts.bytes += size
+                return None, max(due, record.last + 1)
+            if record.count:
+                break
+            if not due:
+                return None, record.last + 1  # a mark, and all before it has gone
+        self._lineage.note(record)
+        sound = self._is_sound(record)
+        if sound and record.gathered().largest[0] > self._far.largest:
+            log.warning("stream ids %d to %d: too large for the log", record.seq, record.last)
+            sound = False
+        return record if sound else None, record.last + 1
 
-    def _ends(self, record: Record) -> Sequence[int]:
-        # Where its messages end. Empty: it cannot be read, and its ids are a gap.
+    async def _listen(
+        self,
+        records: AsyncIterator[Record | Unreadable],
+        record: Record | None,
+        due: int,
+        upto: int,
+    ) -> tuple[Record | None, int]:
+        # Listen, with all from `record` on; unless there is a hole. Then what is behind it.
+        assert self._info is not None
+        first = record.seq if record is not None else due or FIRST_ID
+        history, size = History(), 0
+        making = asyncio.ensure_future(
+            self._far.listen(far_id(self._info, self._epoch), first, history)
+        )
         try:
-            return record.ends()
+            while record is not None:
+                size += len(record.body)
+                await history.put(record.gathered(), making)
+                if due > upto or making.done():
+                    break
+                before = due
+                record, due = await self._next_sound(records, due)
+                if record is None or record.seq != before:
+                    return record, due
+            history.end(whole=True)
+            await making
+        finally:
+            history.end(whole=False)
+            await asyncio.gather(making, return_exceptions=True)
+        self._counts.messages += due - first if size else 0
+        self._counts.bytes += size
+        return None, due
+
+    def _is_sound(self, record: Record) -> bool:
+        # Whether it has messages that can be read. Else its ids are a gap.
+        try:
+            record.check()
         except Unreadable as error:
             log.warning("stream ids %d to %d: %s", record.seq, record.last, error)
-            return ()
+            return False
+        return not record.gap
 
     async def _take(self, record: Record | Unreadable) -> None:
         self._note_record()
@@ -284,25 +317,36 @@ class Inbound(Life):
         if record.seq > far.next_id:
             self._gap("evicted", record.seq - far.next_id)
             await far.skip_to(record.seq)
-        ends = self._ends(record)
+        sound = self._is_sound(record)
         self._lineage.note(record)
-        if ends:
-            await self._publish(record, ends)
+        if sound:
+            await self._publish(record)
             return
         lost = record.last + 1 - far.next_id
         self._gap(record.gap or "unreadable", None if record.lost is None else lost)
         await far.skip_to(record.last + 1)
 
-    async def _publish(self, record: Record, ends: Sequence[int]) -> None:
-        # All behind what was published before; in parts if the log does not take one of them.
+    async def _publish(self, record: Record) -> None:
+        if self._far.next_id == record.seq:
+            with suppress(MessageTooLarge):
+                await self._publish_part(record, memoryview(record.body), record.count)
+                return
+        await self._publish_in_parts(record, record.ends())
+
+    async def _publish_part(self, record: Record, part: memoryview, count: int) -> None:
+        await self._far.publish(part, record.plain)
+        self._counts.messages += count
+        self._counts.bytes += len(part)
+
+    async def _publish_in_parts(self, record: Record, ends: Sequence[int]) -> None:
+        # All behind what was published before, but for messages that the log does not take.
         far, body = self._far, memoryview(record.body)
         begins = (0, *ends)
         upto = record.count
         while far.next_id <= record.last:
             done = far.next_id - record.seq
-            part = body[begins[done] : begins[upto]]
             try:
-                await far.publish(part, record.plain)
+                await self._publish_part(record, body[begins[done] : begins[upto]], upto - done)
             except MessageTooLarge as error:
                 large = bisect_right(ends, begins[done] + (error.offset or 0))
                 if large > done:
@@ -310,10 +354,6 @@ class Inbound(Life):
                     continue
                 self._gap("too-large", 1)
                 await far.skip_to(far.next_id + 1)
-                upto = record.count
-                continue
-            self._counts.messages += upto - done
-            self._counts.bytes += len(part)
             upto = record.count
 
     def _note_record(self) -> None:

@@ -435,7 +435,7 @@ class JetStream(Engine):
         state = (await self._info())["state"]
         if not state["messages"]:
             return 0
-        records = -(-size * state["messages"] // max(1, state["bytes"]))
+        records = -(-max(1, size) * state["messages"] // max(1, state["bytes"]))
         sequence = max(state["first_seq"], state["last_seq"] + 1 - records)
         found = await self._first_from(sequence, state["last_seq"] + 1)
         return found[1].seq if found else 0

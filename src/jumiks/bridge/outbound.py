@@ -20,7 +20,7 @@ import random
 import time
 from asyncio import Future, Task
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -40,14 +40,13 @@ from .errors import (
     opened_words,
 )
 from .life import Backoff, Counts, Life
-from .record import GapKind, Position, Record, frame_ends, split_frames
+from .record import GapKind, Position, Record, split_frames
 from .source import Source
 
 __all__ = ["Outbound", "OutboundStats"]
 
 log = logging.getLogger("jumiks.bridge")
 
-PACK: Final = 128 << 10
 WINDOW: Final = 32
 
 ACK_TIMEOUT: Final = 5.0
@@ -137,7 +136,7 @@ class Outbound(Life):
             stand in it, a password must not.
         subject: the subject of its records (JetStream); by default that of the stream.
         create: how to make the stream if it is not there; None does not.
-        pack: bytes of messages in a record, about.
+        pack: bytes of messages in a record, about; by default what suits the engine.
         plain: store each message as a record of its own, without a frame. Slow.
         window: records that may be in flight.
         on_too_large: what happens at a message that the engine does not take: `"gap"` has a gap
@@ -158,13 +157,13 @@ class Outbound(Life):
         *,
         subject: str | None = None,
         create: Create | None = None,
-        pack: int = PACK,
+        pack: int | None = None,
         plain: bool = False,
         window: int = WINDOW,
         on_too_large: Literal["gap", "stop"] = "gap",
         credentials: Credentials | None = None,
     ) -> None:
-        for name, value in (("pack", pack), ("window", window)):
+        for name, value in (("pack", 1 if pack is None else pack), ("window", window)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} is a number, not {value!r}")
             if value < 1:
@@ -528,10 +527,8 @@ class Outbound(Life):
         yield from self._up_to(server, first)
         try:
             frames = batch.frames()
-            ends = frame_ends(frames, first)
-            for index, count, begin in self._packs(ends):
-                end = ends[index + count - 1]
-                number = first + index
+            number, begin = first, 0
+            for count, end in split_frames(frames, first, self._limit(len(frames))):
                 body = bytes(frames[begin:end])
                 size = int.from_bytes(body[:4], "little")
                 if self._plain:
@@ -542,6 +539,7 @@ class Outbound(Life):
                     yield self._too_large(server, number, size)
                 else:
                     yield self._record(server, number, count, body)
+                number, begin = number + count, end
         except Overwritten:
             # The source's lag policy was faster than the engine.
             sent = self._sent
@@ -549,8 +547,14 @@ class Outbound(Life):
             if begin <= upto:
                 yield self._gap(server, begin, upto - begin + 1, "skipped")
 
-    def _packs(self, ends: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        return split_frames(ends, 1 if self._plain else min(self._pack, self._engine.largest))
+    def _limit(self, size: int) -> int:
+        # Of a record, for a batch of this size: what is left behind the last whole record of a
+        # batch would cost as much as a record, so all get a little more.
+        if self._plain:
+            return 1
+        pack = self._pack or self._engine.pack
+        parts = max(1, round(size / pack))
+        return min(size // parts + pack // 8, self._engine.largest)
 
     def _up_to(self, server: int, first: int) -> Iterator[Record]:
         # What is due before a message: a restart that waited for it, or a hole nobody told of.

@@ -11,10 +11,15 @@ stream tells where to go on.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, cast, get_args
+
+from .._native import Gathered, gather, gather_frames
+from .._native import split_frames as cut_frames
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["GapKind", "Position", "Record", "Unreadable"]
 
@@ -147,6 +152,15 @@ class Record:
             headers.get("Jumiks-Plain") == "1",
         )
 
+    def check(self) -> None:
+        """Check the body.
+
+        Raises:
+            Unreadable: it is not what the headers say.
+        """
+        if not self.gap and self.count:
+            self._packs(len(self.body))
+
     def ends(self) -> Sequence[int]:
         """Check the body; return the offsets in it at which its messages end, none for a gap.
 
@@ -155,18 +169,26 @@ class Record:
         """
         if self.gap or not self.count:
             return ()
+        return [end for _, end in self._packs(1)]
+
+    def _packs(self, limit: int) -> Sequence[tuple[int, int]]:
         if self.plain:
             if self.count != 1:
                 raise Unreadable(f"{self.count} messages in a plain record", self.seq, self.last)
-            return (len(self.body),)
+            return ((1, len(self.body)),)
         try:
-            ends = frame_ends(self.body, self.first)
+            packs = split_frames(self.body, self.first, limit)
         except Unreadable as error:
             raise Unreadable(str(error), self.seq, self.last) from None
-        if len(ends) != self.count:
-            words = f"{len(ends)} frames, and the headers say {self.count} messages"
+        count = sum(count for count, _ in packs)
+        if count != self.count:
+            words = f"{count} frames, and the headers say {self.count} messages"
             raise Unreadable(words, self.seq, self.last)
-        return ends
+        return packs
+
+    def gathered(self) -> Gathered:
+        """Return where its messages are, for a server's log; the body was checked."""
+        return gather([self.body]) if self.plain else gather_frames(self.body)
 
     def payloads(self) -> Sequence[bytes]:
         """Return its messages; none for a gap.
@@ -189,45 +211,23 @@ def _number(headers: Mapping[str, str], name: str, least: int = 0) -> int:
 # ---- frames
 
 
-def frame_ends(frames: bytes | memoryview, first: int) -> Sequence[int]:
-    """Check frames, and return the offsets at which they end.
+def split_frames(frames: Buffer, first: int, limit: int) -> Sequence[tuple[int, int]]:
+    """Check frames, and cut them into packs; return how many frames each has, and where it ends.
 
     Args:
         frames: whole frames of messages, with ids that rise by one.
         first: the id of the first one.
+        limit: bytes of a pack. A frame that is larger is alone in its pack.
 
     Raises:
         Unreadable: they are something else.
     """
-    size = len(frames)
-    if size < _HEAD.size or size % 8:
-        raise Unreadable(f"{size} bytes are no frames")
-    stride = _HEAD.size + (_HEAD.unpack_from(frames)[0] + 7 & ~7)
-    if size % stride == 0:  # perhaps all of them have one size: then no loop is needed
-        count, step = size // stride, stride // 8
-        words = memoryview(frames).cast("B").cast("Q")
-        heads = words[::step].tolist()
-        alike = heads.count(heads[0]) == count and heads[0] >> 32 == _DATA
-        if alike and words[1::step].tolist() == list(range(first, first + count)):
-            return range(stride, size + 1, stride)
-    return _ends_one_by_one(frames, first)
-
-
-def _ends_one_by_one(frames: bytes | memoryview, first: int) -> list[int]:
-    ends, at, size, due = [], 0, len(frames), first
-    unpack = _HEAD.unpack_from
-    while at < size:
-        if at + _HEAD.size > size:
-            raise Unreadable(f"a frame is cut at byte {at}")
-        length, kind, flags, number = unpack(frames, at)
-        if kind != _DATA or flags or number != due:
-            raise Unreadable(f"frame {number} of kind {kind} where message {due} is due")
-        at += _HEAD.size + (length + 7 & ~7)
-        if at > size:
-            raise Unreadable(f"the frame of message {due} goes beyond the record's end")
-        ends.append(at)
-        due += 1
-    return ends
+    if not 0 <= first < _MOST:
+        raise Unreadable(f"a message with the id {first}")
+    packs = cut_frames(frames, first, limit)
+    if not packs or isinstance(packs, int):
+        raise Unreadable(f"no frame of message {first} or a later one at byte {packs or 0}")
+    return packs
 
 
 def _payloads(frames: bytes, ends: Sequence[int]) -> list[bytes]:
@@ -253,17 +253,3 @@ def make_frames(first: int, messages: Sequence[bytes]) -> bytes:
     for number, message in enumerate(messages, first):
         parts += (pack(len(message), _DATA, 0, number), message, bytes(-len(message) % 8))
     return b"".join(parts)
-
-
-def split_frames(ends: Sequence[int], limit: int) -> Iterator[tuple[int, int, int]]:
-    """Cut frames into packs; yield the first frame's index, how many, and where they begin.
-
-    Args:
-        ends: of the frames.
-        limit: bytes of a pack. A frame that is larger is alone in its pack.
-    """
-    index, begin = 0, 0
-    while index < len(ends):
-        behind = max(index + 1, bisect_right(ends, begin + limit))
-        yield index, behind - index, begin
-        index, begin = behind, ends[behind - 1]

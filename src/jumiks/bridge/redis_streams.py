@@ -13,7 +13,7 @@ from asyncio import Future
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 from redis import exceptions as errors
 from redis.asyncio import Redis
@@ -36,11 +36,18 @@ from .record import Position, Record, Unreadable
 
 __all__: list[str] = []
 
+_Entry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
+
 TIMEOUT: Final = 5.0
 BLOCK: Final = 1000
 """Milliseconds that a read waits for records before it looks whether the stream is the same."""
 
-READ_RECORDS: Final = 32
+READ_BYTES: Final = 2 << 20
+"""Bytes of records asked for at a time, about. The next ones are asked for meanwhile."""
+
+FEWEST, MOST = 4, 512
+"""Records asked for at a time; Redis takes a number of them, and not of bytes."""
+
 LARGEST: Final = 64 << 20
 """The largest body, bytes; Redis itself takes more, and has it in memory several times."""
 
@@ -74,10 +81,10 @@ class RedisStreams(Engine):
     """One key of Redis."""
 
     extra: ClassVar[str] = "redis"
+    pack: ClassVar[int] = 256 << 10
 
     _client: Redis | None = None
-    _reader: Redis | None = None
-    _sender: asyncio.Task[None] | None = None
+    _options: dict[str, Any]
     _most = 0
 
     # ---- connecting ----
@@ -90,16 +97,13 @@ class RedisStreams(Engine):
         failure: EngineError | None = None
         for host, port in self.target.hosts:
             try:
-                await self._connect(host, port or 6379)
+                await self._begin(host, port or 6379)
                 break
             except EngineError as error:
                 failure = error
         else:
             assert failure is not None
             raise failure
-        self._queue: deque[tuple[list[bytes | str | int], Future[None]]] = deque()
-        self._more = asyncio.Event()
-        self._sender = asyncio.create_task(self._send())
         if create is not None:
             self._most = create.max_bytes
             await self._create()
@@ -111,14 +115,19 @@ class RedisStreams(Engine):
             seconds, micro = await self._ask(client.time())
             await self._ask(client.hsetnx(self._at, "created", f"{seconds}.{micro:06}"))
 
-    async def _connect(self, host: str, port: int) -> None:
+    async def _begin(self, host: str, port: int) -> None:
         credentials = self.credentials
         secure = self.target.scheme == "rediss" or credentials.asks_for_tls
-        where = f"{'rediss' if secure else 'redis'}://{host}:{port}"
-        options: dict[str, Any] = {}
+        self._options = {
+            "host": host,
+            "port": port,
+            "db": int(self.target.options.get("db", 0)),
+            "username": self.target.user,
+            "password": credentials.password,
+        }
         if secure:
             credentials.context()  # says what is wrong with a file
-            options |= {
+            self._options |= {
                 "ssl": True,
                 "ssl_ca_certs": credentials.tls_ca,
                 "ssl_certfile": credentials.tls_cert,
@@ -126,30 +135,41 @@ class RedisStreams(Engine):
                 "ssl_cert_reqs": "required",
                 "ssl_check_hostname": True,
             }
-        for name in ("_client", "_reader"):
-            client = Redis(
-                host=host,
-                port=port,
-                db=int(self.target.options.get("db", 0)),
-                username=self.target.user,
-                password=credentials.password,
-                socket_timeout=TIMEOUT,
-                socket_connect_timeout=TIMEOUT,
-                single_connection_client=True,
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,
-                client_name="jumiks-bridge",
-                **options,
-            )
-            setattr(self, name, client)
-            try:
-                await client.ping()
-            except (errors.RedisError, OSError) as error:
-                if not secure and isinstance(error.__context__, ConnectionResetError):
-                    raise cut_at_once(where, str(error)) from None
-                raise _failure(where, error) from None
-        assert self._client is not None
-        self._script = await self._ask(self._client.script_load(APPEND), where)
+        self._others: list[Redis] = []
+        self._pipeline: _Pipeline | None = None
+        self._client = await self._connect()
+        self._script = _text(await self._ask(self._client.script_load(APPEND)))
+
+    async def _connect(self) -> Redis:
+        secure = "ssl" in self._options
+        where = f"redis{'s' * secure}://{self._options['host']}:{self._options['port']}"
+        client = Redis(
+            socket_timeout=TIMEOUT,
+            socket_connect_timeout=TIMEOUT,
+            single_connection_client=True,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            client_name="jumiks-bridge",
+            **self._options,
+        )
+        try:
+            await client.ping()
+        except (errors.RedisError, OSError) as error:
+            await _discard(client)
+            if not secure and isinstance(error.__context__, ConnectionResetError):
+                raise cut_at_once(where, str(error)) from None
+            raise _failure(where, error) from None
+        except BaseException:
+            await _discard(client)
+            raise
+        return client
+
+    async def _another(self) -> Redis:
+        # Reading waits, and appends are answered later: each has a connection of its own.
+        self._open()
+        client = await self._connect()
+        self._others.append(client)
+        return client
 
     async def _ask(self, call: Any, where: str = "") -> Any:
         try:
@@ -159,15 +179,14 @@ class RedisStreams(Engine):
 
     async def close(self) -> None:
         """Close the connections; see `Engine.close`."""
-        sender, self._sender = self._sender, None
-        if sender is not None:
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
-        for client in (self._client, self._reader):
-            if client is not None:
-                with suppress(Exception):
-                    await asyncio.wait_for(client.aclose(), 1)
-        self._client = self._reader = None
+        client, self._client = self._client, None
+        if client is None:
+            return
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            await pipeline.close()
+        for each in (client, *self._others):
+            await _discard(each)
 
     def _open(self) -> Redis:
         if self._client is None:
@@ -224,78 +243,51 @@ class RedisStreams(Engine):
 
     async def append(self, previous: Mark, record: Record) -> Future[None]:
         """Send a record off; see `Engine.append`."""
-        if self._sender is None or self._sender.done():
-            raise over(self.target)
+        if self._pipeline is None:
+            self._pipeline = _Pipeline(str(self.target), await self._another())
         end = record.end
         expected = f"{previous.number} {previous.name}".rstrip()
         words: list[bytes | str | int] = [expected, *end, self._most]
         for name, value in record.headers().items():
             words += (name, value)
         words += ("Body", record.body)
-        future = asyncio.get_running_loop().create_future()
-        self._queue.append((words, future))
-        self._more.set()
-        await asyncio.sleep(0)
-        return future
+        return await self._pipeline.send("EVALSHA", self._script, 2, self._key, self._at, *words)
 
     def after(self, previous: Mark, record: Record) -> Mark:  # noqa: ARG002
         """Return where a record ends, in the stream and at its source."""
         return _mark(record.end)
 
-    async def _send(self) -> None:
-        # All that waits goes out as one pipeline.
-        client, queue = self._open(), self._queue
-        sent: list[Future[None]] = []
-        try:
-            while True:
-                await self._more.wait()
-                self._more.clear()
-                pipe = client.pipeline(transaction=False)
-                sent = []
-                while queue:
-                    words, future = queue.popleft()
-                    pipe.evalsha(self._script, 2, self._key, self._at, *words)
-                    sent.append(future)
-                for future, answer in zip(sent, await pipe.execute(False), strict=True):
-                    if future.done():
-                        continue
-                    if isinstance(answer, Exception):
-                        future.set_exception(_failure(str(self.target), answer))
-                    else:
-                        future.set_result(None)
-        except (errors.RedisError, OSError) as error:
-            self._fail(sent, _failure(str(self.target), error))
-        except asyncio.CancelledError:
-            self._fail(sent, over(self.target))
-            raise
-
-    def _fail(self, sent: list[Future[None]], error: EngineError) -> None:
-        for future in [*sent, *(future for _, future in self._queue)]:
-            if not future.done():
-                future.set_exception(error)
-        self._queue.clear()
-
     # ---- reading ----
 
     async def read(self, start: int) -> AsyncIterator[Record | Unreadable]:
         """Read records, and wait for more; see `Engine.read`."""
-        client, created = self._reader, (await self.info()).created
-        if client is None:
-            raise over(self.target)
-        found = await self._ask(client.xrange(self._key, f"{max(0, start)}-0", count=READ_RECORDS))
-        at = f"{max(0, start - 1)}-18446744073709551615"
+        client, created = await self._another(), (await self.info()).created
+        first = f"{max(0, start)}-0"
+        found = await self._ask(client.xrange(self._key, first, count=FEWEST))
+        at: bytes | str = f"{max(0, start - 1)}-18446744073709551615"
         while True:
-            for number, fields in found:
-                at = number
-                yield _record(number, fields)
-            # That it is the same stream is asked behind what was read: one that was made anew may
-            # have lower ids, which the read would wait behind.
-            pipe = client.pipeline(transaction=False)
-            pipe.xread({self._key: at}, count=READ_RECORDS, block=BLOCK)
-            pipe.hmget(self._at, ["created", "stream"])
-            answer, (now, stream) = await self._ask(pipe.execute())
-            self._check_same(created, at, now, stream)
-            found = answer[0][1] if answer else []
+            at = found[-1][0] if found else at
+            reading = asyncio.ensure_future(self._read_more(client, created, at, _fitting(found)))
+            try:
+                for number, fields in found:
+                    yield _record(number, fields)
+                found = []  # a long wait may follow
+                found = await reading
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read_more(
+        self, client: Redis, created: str, at: bytes | str, most: int
+    ) -> list[_Entry]:
+        # That it is the same stream is asked behind what was read: one that was made anew may have
+        # lower ids, which the read would wait behind.
+        pipe = client.pipeline(transaction=False)
+        pipe.xread({self._key: at}, count=most, block=BLOCK)
+        pipe.hmget(self._at, ["created", "stream"])
+        answer, (now, stream) = await self._ask(pipe.execute())
+        self._check_same(created, at, now, stream)
+        return answer[0][1] if answer else []
 
     def _check_same(
         self, created: str, at: bytes | str, now: bytes | None, stream: bytes | None
@@ -306,20 +298,14 @@ class RedisStreams(Engine):
             raise EngineError(f"{self.target}: the stream went back", "went back")
 
     async def back(self, size: int) -> int:
-        """Return where the last `size` bytes begin."""
-        client, upto, have, first = self._open(), "+", 0, 0
-        while have < size:
-            found = await self._ask(client.xrevrange(self._key, upto, count=READ_RECORDS))
-            if not found:
-                return 0
-            for number, fields in found:
-                record = _record(number, fields)
-                have += len(fields.get(b"Body", b""))
-                first = record.seq if isinstance(record, Record) else record.first or first
-                if have >= size:
-                    break
-            upto = "(" + found[-1][0].decode()
-        return first
+        """Return where the last `size` bytes begin, by the mean size of all messages."""
+        client, last = self._open(), (await self.last()).position
+        oldest = await self.around(0)
+        if last is None or oldest is None:
+            return 0
+        whole = await self._ask(client.memory_usage(self._key)) or 1
+        ids = -(-max(1, size) * (last.stream + 1 - oldest.seq) // whole)
+        return max(oldest.seq, last.stream + 1 - ids)
 
     async def around(self, stream: int) -> Record | None:
         """Return the record that has this stream id, or else the next one."""
@@ -330,6 +316,81 @@ class RedisStreams(Engine):
                 return record
             first = "(" + found[0][0].decode()
         return None
+
+
+class _Pipeline:
+    """Commands that are sent before those before them are answered.
+
+    Args:
+        where: what errors name.
+        client: one whose connection nobody else uses.
+    """
+
+    def __init__(self, where: str, client: Redis) -> None:
+        assert client.connection is not None
+        self._where = where
+        self._connection = client.connection
+        self._waiting: deque[Future[None]] = deque()
+        self._sent = asyncio.Event()
+        self._ended: EngineError | None = None
+        self._answers = asyncio.create_task(self._read())
+
+    async def send(self, *words: bytes | str | int) -> Future[None]:
+        """Send a command; what is returned is done once it is answered."""
+        if self._ended is not None:
+            raise self._ended
+        connection = self._connection
+        future: Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._sent.set()
+        try:
+            await connection.send_packed_command(connection.pack_command(*words), False)
+        except Exception as error:  # the client's own, too, where the connection ends meanwhile
+            self._end(_failure(self._where, error))
+            future.exception()  # raised here
+            raise self._ended or over(self._where) from None
+        return future
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                while not self._waiting:
+                    self._sent.clear()
+                    await self._sent.wait()
+                error: EngineError | None = None
+                try:
+                    await self._connection.read_response()
+                except errors.ResponseError as failure:
+                    error = _failure(self._where, failure)
+                future = self._waiting.popleft()
+                if not future.done():
+                    future.set_exception(error) if error else future.set_result(None)
+        except (errors.RedisError, OSError) as failure:
+            self._end(_failure(self._where, failure))
+
+    def _end(self, error: EngineError) -> None:
+        self._ended = self._ended or error
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(error)
+        self._waiting.clear()
+
+    async def close(self) -> None:
+        """Read no more answers; commands without one fail."""
+        self._answers.cancel()
+        await asyncio.gather(self._answers, return_exceptions=True)
+        self._end(over(self._where))
+
+
+async def _discard(client: Redis) -> None:
+    with suppress(Exception):
+        await asyncio.wait_for(client.aclose(), 1)
+
+
+def _fitting(found: list[_Entry]) -> int:
+    # How many records of the size of these are about READ_BYTES.
+    size = sum(len(fields.get(b"Body", b"")) for _, fields in found) + 1
+    return min(MOST, max(FEWEST, READ_BYTES * len(found) // size))
 
 
 def _mark(end: Position) -> Mark:

@@ -457,9 +457,8 @@ def _records(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--pack",
         type=_size,
-        default=128 << 10,
         metavar="N[K|M|G]",
-        help="bytes of messages in one record (default: 128K)",
+        help="bytes of messages in one record (default: 128K with NATS, 256K with Redis)",
     )
     how.add_argument(
         "--plain",
