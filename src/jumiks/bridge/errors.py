@@ -113,3 +113,11 @@ def lost_words(record_at: int, lost: int | None, kind: str) -> str:
 def opened_words(where: object, engine: str, records: int) -> str:
     """Say in the log what a bridge has found."""
     return f"{where}: {engine}, {counted(records, 'record')}"
+
+
+def blocks_words(source: object) -> str:
+    """Say in the log that a source waits for this bridge, and so for the engine."""
+    return (
+        f"{source}: its lag policy is 'block', so an outage of the engine stops the publisher; "
+        "take on_lag='disconnect' or 'skip', and a log that has room for the longest outage"
+    )

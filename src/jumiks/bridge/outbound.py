@@ -36,12 +36,13 @@ from .errors import (
     Standby,
     TooLarge,
     Unfit,
+    blocks_words,
     no_answer,
     opened_words,
 )
 from .life import Backoff, Counts, Life
 from .record import GapKind, Position, Record, split_frames
-from .source import Source
+from .source import Source, blocks
 
 __all__ = ["Outbound", "OutboundStats"]
 
@@ -505,6 +506,8 @@ class Outbound(Life):
             self._source = source
             self._counts.sources += 1
             self._problem_over()
+            if self._counts.sources == 1 and await blocks(self._where):
+                log.warning("%s", blocks_words(self._where))
         return source
 
     async def _drop_source(self) -> None:

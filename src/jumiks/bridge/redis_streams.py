@@ -346,9 +346,9 @@ class _Pipeline:
         try:
             await connection.send_packed_command(connection.pack_command(*words), False)
         except Exception as error:  # the client's own, too, where the connection ends meanwhile
-            self._end(_failure(self._where, error))
+            ended = self._end(_failure(self._where, error))
             future.exception()  # raised here
-            raise self._ended or over(self._where) from None
+            raise ended from None
         return future
 
     async def _read(self) -> None:
@@ -368,12 +368,13 @@ class _Pipeline:
         except (errors.RedisError, OSError) as failure:
             self._end(_failure(self._where, failure))
 
-    def _end(self, error: EngineError) -> None:
-        self._ended = self._ended or error
+    def _end(self, error: EngineError) -> EngineError:
+        ended = self._ended = self._ended or error
         for future in self._waiting:
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(ended)
         self._waiting.clear()
+        return ended
 
     async def close(self) -> None:
         """Read no more answers; commands without one fail."""

@@ -7,18 +7,32 @@ the mapped log is read to its end.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import suppress
 
 from .._gap import Gap, GapReason
 from ..aio import AsyncClient
 from ..batch import Batch
-from ..errors import AckError, ConnectionEnded
+from ..errors import AckError, ConnectionEnded, JumiksError
+from ..monitor import Monitor
 from .record import Position
 
 __all__: list[str] = []
 
 CONNECT_SECONDS = 2.0
+
+
+async def blocks(where: str | os.PathLike[str]) -> bool:
+    """Whether a source waits for clients that lag, as far as this user may look."""
+
+    def look() -> bool:
+        with Monitor(where, timeout=CONNECT_SECONDS) as monitor:
+            return monitor.status().on_lag == "block"
+
+    with suppress(OSError, JumiksError):
+        return await asyncio.to_thread(look)
+    return False
 
 
 class Source:
