@@ -28,15 +28,25 @@ struct handout {
     bool direct; /* the next ones may be taken here */
     uint64_t quarter; /* a loop acks after so many messages, at the latest; 0: it does not ack */
     uint64_t ack_at; /* the message behind which it acks next, ... */
-    int64_t ack_time; /* ... or the time */
+    uint64_t ack_time; /* ... or the time */
+    uint64_t slice_last; /* in an event loop: other tasks run behind that message, ... */
+    uint64_t slice_ends; /* ... or at that time (CLOCK_MONOTONIC, ns) */
 };
 
-/* A look at this clock costs little. It is late by some milliseconds. */
-static int64_t coarse_now(void) {
-    struct timespec now;
+static uint64_t read_clock(clockid_t clock) {
+    struct timespec found;
 
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return now.tv_sec * 1000000000 + now.tv_nsec;
+    clock_gettime(clock, &found);
+    return (uint64_t)found.tv_sec * 1000000000 + (uint64_t)found.tv_nsec;
+}
+
+static uint64_t now(void) {
+    return read_clock(CLOCK_MONOTONIC);
+}
+
+/* A look at this clock costs little. It is late by some milliseconds. */
+static uint64_t coarse_now(void) {
+    return read_clock(CLOCK_MONOTONIC_COARSE);
 }
 
 static void set_next_ack(struct handout *self, uint64_t handled) {
@@ -157,7 +167,44 @@ static PyObject *handout_next(PyObject *object, PyObject *timeout) {
     return (message || PyErr_Occurred()) ? message : Py_NewRef(Py_None);
 }
 
+/* ---- acks of a loop ---- */
+
+/* Is it time that the loop acks what it has handled of those taken? */
+static bool ack_is_due(const struct handout *self) {
+    return self->quarter && self->out >= self->first && self->out < self->last &&
+           (self->out >= self->ack_at || coarse_now() >= self->ack_time);
+}
+
+bool jmk_handout_ack_in_time(PyObject *object) {
+    struct handout *self = (struct handout *)object;
+    PyObject *done;
+
+    if (!ack_is_due(self))
+        return true;
+    set_next_ack(self, self->out);
+    done = PyObject_CallMethod(object, "ack_in_loop", "K", (unsigned long long)self->out);
+    Py_XDECREF(done);
+    return done != NULL;
+}
+
+PyObject *jmk_handout_ready(PyObject *object) {
+    struct handout *self = (struct handout *)object;
+
+    if (!self->receiver || self->out >= self->slice_last || now() >= self->slice_ends)
+        return NULL;
+    if (self->out < self->last)
+        return hand_out(self);
+    return self->direct ? take_next(self, false) : NULL;
+}
+
 /* ---- what Python sees of it ---- */
+
+static PyObject *get_ready(PyObject *object, void *closure) {
+    PyObject *message = jmk_handout_ready(object);
+
+    (void)closure;
+    return (message || PyErr_Occurred()) ? message : Py_NewRef(Py_None);
+}
 
 static PyObject *get_receiver(PyObject *object, void *closure) {
     PyObject *receiver = (PyObject *)((struct handout *)object)->receiver;
@@ -255,6 +302,10 @@ static PyGetSetDef handout_getset[] = {
     NUMBER(out, "The id of the last message handed out, whose moving is what hands out."),
     NUMBER(returned, "The last message handed out before the user came back for more."),
     NUMBER(quarter, "Messages after which a loop acks; 0: it does not."),
+    {"ready", get_ready, NULL,
+     "The next message that is here, or None if there is none, or other tasks have to run.", NULL},
+    NUMBER(slice_last, "The message behind which other tasks of an event loop run, ..."),
+    NUMBER(slice_ends, "... and the time (CLOCK_MONOTONIC, ns)."),
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -324,28 +375,12 @@ static void messages_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
-/* Is it time that the loop acks what it has handled of those taken? */
-static bool ack_is_due(const struct handout *stream) {
-    return stream->quarter && stream->out >= stream->first &&
-           (stream->out >= stream->ack_at || coarse_now() >= stream->ack_time);
-}
-
-static bool ack(struct handout *stream) {
-    PyObject *done;
-
-    set_next_ack(stream, stream->out);
-    done = PyObject_CallMethod((PyObject *)stream, "ack_in_loop", "K",
-                               (unsigned long long)stream->out);
-    Py_XDECREF(done);
-    return done != NULL;
-}
-
 /* The next message, or NULL without an error: it is Python's. */
 static PyObject *next_of(struct handout *stream) {
     if (!stream->receiver)
         return NULL;
     if (stream->out < stream->last) {
-        if (ack_is_due(stream) && !ack(stream))
+        if (!jmk_handout_ack_in_time((PyObject *)stream))
             return NULL;
         if (stream->receiver && stream->out < stream->last)
             return hand_out(stream);

@@ -161,6 +161,8 @@ static int fill_module(PyObject *module) {
 
     if (add_type(module, &jmk_handout_type, "Handout", &types->handout) < 0 ||
         add_type(module, &jmk_messages_type, "Messages", NULL) < 0 ||
+        add_type(module, &jmk_async_messages_type, "AsyncMessages", NULL) < 0 ||
+        add_type(module, &jmk_next_message_type, "NextMessage", &types->next_message) < 0 ||
         add_type(module, &jmk_publisher_type, "Publisher", NULL) < 0 ||
         add_type(module, &jmk_publishing_type, "Publishing", NULL) < 0 ||
         add_type(module, &jmk_receiver_type, "Receiver", NULL) < 0 ||
@@ -177,6 +179,7 @@ static int traverse_module(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT((PyObject *)types->handout);
     Py_VISIT((PyObject *)types->window);
     Py_VISIT((PyObject *)types->gathered);
+    Py_VISIT((PyObject *)types->next_message);
     Py_VISIT((PyObject *)types->reservation);
     return 0;
 }
@@ -187,6 +190,7 @@ static int clear_module(PyObject *module) {
     Py_CLEAR(types->handout);
     Py_CLEAR(types->window);
     Py_CLEAR(types->gathered);
+    Py_CLEAR(types->next_message);
     Py_CLEAR(types->reservation);
     return 0;
 }

@@ -18,11 +18,13 @@ struct jmk_types {
     PyTypeObject *handout;
     PyTypeObject *window;
     PyTypeObject *gathered;
+    PyTypeObject *next_message;
     PyTypeObject *reservation;
 };
 
-extern PyType_Spec jmk_handout_type, jmk_messages_type, jmk_receiver_type, jmk_publisher_type,
-    jmk_publishing_type, jmk_reservation_type, jmk_gathered_type, jmk_window_type;
+extern PyType_Spec jmk_async_messages_type, jmk_next_message_type, jmk_handout_type,
+    jmk_messages_type, jmk_receiver_type, jmk_publisher_type, jmk_publishing_type,
+    jmk_reservation_type, jmk_gathered_type, jmk_window_type;
 
 /* ---- messages.c ---- */
 
@@ -82,6 +84,17 @@ PyObject *jmk_receiver_copy(struct jmk_receiver *receiver);
 
 /* Count the last batch as never received. */
 void jmk_receiver_drop(struct jmk_receiver *receiver);
+
+/* ---- handout.c ---- */
+
+/*
+ * The next message of a Handout, if it is here and no other task of the event loop has to run first. NULL
+ * without an error: it is Python's.
+ */
+PyObject *jmk_handout_ready(PyObject *handout);
+
+/* Ack what a loop has handled, if it is time. False with a Python error. */
+bool jmk_handout_ack_in_time(PyObject *handout);
 
 /* ---- frames.c ---- */
 

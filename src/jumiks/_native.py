@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ._core import ffi, lib
 from ._objects import (
+    AsyncMessages,
     Gathered,
     Handout,
     Messages,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ._core import Client
 
 __all__ = [
+    "AsyncMessages",
     "Gathered",
     "Handout",
     "Messages",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from typing_extensions import Buffer
 
@@ -51,11 +51,22 @@ class Handout:
     out: int
     returned: int
     quarter: int
+    slice_last: int
+    slice_ends: int
+    @property
+    def ready(self) -> bytes | None: ...
     def __getitem__(self, timeout: float | None, /) -> bytes | None: ...
 
 class Messages(Iterator[_T]):
     def __new__(cls, stream: Handout, wait: Callable[[], _T | None], /) -> Messages[_T]: ...
     def __next__(self) -> _T: ...
+
+class AsyncMessages(AsyncIterator[_T]):
+    def __new__(
+        cls, stream: Handout, wait: Callable[[], Coroutine[Any, Any, _T]], /
+    ) -> AsyncMessages[_T]: ...
+    def __anext__(self) -> Awaitable[_T]: ...
+    def aclose(self) -> Awaitable[None]: ...
 
 RowSize: TypeAlias = tuple[int, None, None] | tuple[int, int, int]
 

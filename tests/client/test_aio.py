@@ -88,7 +88,7 @@ def test_ways_of_receiving_may_be_mixed(run: Run, address: str, delivery: Delive
 def test_what_is_there_is_returned_without_a_trip_through_the_loop(
     run: Run, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jumiks._aio.client, "SLICE_TIME", 1e9)
+    monkeypatch.setattr(jumiks._aio.client, "SLICE_TIME", 1 << 60)
 
     async def main() -> None:
         with Server(address) as server:
@@ -126,7 +126,7 @@ def test_a_loop_left_by_break_acks_all_but_the_last(address: str) -> None:
 def test_a_busy_feed_leaves_the_loop_its_turns(
     run: Run, address: str, monkeypatch: pytest.MonkeyPatch, bound: str, way: str
 ) -> None:
-    bounds = {"SLICE_TIME": 1e9, "SLICE_MESSAGES": 1 << 60, bound: 0}
+    bounds = {"SLICE_TIME": 1 << 60, "SLICE_MESSAGES": 1 << 60, bound: 0}
     for name, value in bounds.items():
         monkeypatch.setattr(jumiks._aio.client, name, value)
 

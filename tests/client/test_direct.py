@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import signal
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from types import FrameType
+from typing import Any
 
 import pytest
 from support.api import Task, receive
 from support.base import DEADLINE, DELIVERIES
 from support.servers import Server
 
-from jumiks import Client, Closed, Delivery, MessagesLost, Timeout
+import jumiks._aio.client
+from jumiks import AsyncClient, Busy, Client, Closed, Delivery, MessagesLost, Timeout
 from jumiks._native import Handout, Messages
 
 COUNT = 700
@@ -246,3 +249,147 @@ def test_messages_taken_that_are_not_there_are_an_error_and_no_crash(address: st
         client._stream.taken = 1, 1 << 63, []
         with pytest.raises(IndexError):
             client.receive()
+
+
+# ---- in an event loop ----
+
+
+@asynccontextmanager
+async def filled_async(
+    address: str, count: int = COUNT
+) -> AsyncIterator[tuple[Server, AsyncClient]]:
+    """The same for `AsyncClient`; all that was published is there, and a slice has begun."""
+    with Server(address) as server:
+        async with AsyncClient(address) as client:
+            server.publish(b"first")
+            assert await client.receive() == b"first"
+            server.publish_many(numbers(count))
+            yield server, client
+
+
+def run_for_long(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run it, with slices that do not end by themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jumiks._aio.client, "SLICE_TIME", 1 << 60)
+        asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def test_what_is_there_needs_no_coroutine(address: str) -> None:
+    waits: list[int] = []
+
+    async def main() -> None:
+        async with filled_async(address) as (_, client):
+            slowly = client._next_slowly
+
+            def counted() -> Coroutine[Any, Any, bytes]:
+                waits.append(client.last_id)
+                return slowly()
+
+            client._next_slowly = counted  # type: ignore[method-assign]
+            got: list[bytes] = []
+            async for message in client:
+                got.append(message)
+                if len(got) == COUNT:
+                    break
+            assert got == numbers()
+            assert len(waits) < 10
+
+    run_for_long(main)
+
+
+def test_a_step_that_is_not_awaited_takes_nothing(address: str) -> None:
+    async def main() -> None:
+        async with filled_async(address) as (_, client):
+            loop = aiter(client)
+            given_up, again = anext(loop), anext(loop)
+            del given_up
+            assert await again == b"number 0"
+            with pytest.raises(RuntimeError, match="awaited already"):
+                await again
+            assert await anext(loop) == b"number 1"
+
+    run_for_long(main)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_step_that_is_cancelled_loses_nothing(address: str, there: bool) -> None:
+    async def main() -> None:
+        async with filled_async(address, 2 * there) as (server, client):
+            loop = aiter(client)
+
+            async def step() -> bytes:
+                return await anext(loop)
+
+            for pauses in range(4):
+                task = asyncio.create_task(step())
+                for _ in range(pauses):
+                    await asyncio.sleep(0)
+                if task.done():
+                    break
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            server.publish(b"last")
+            got = [task.result()] if task.done() and not task.cancelled() else []
+            while got[-1:] != [b"last"]:
+                got.append(await anext(loop))
+            assert got == [*numbers(2 * there), b"last"]
+
+    run_for_long(main)
+
+
+def test_a_loop_that_is_closed_has_ended(address: str) -> None:
+    async def main() -> None:
+        async with filled_async(address) as (_, client):
+            async with aclosing(aiter(client)) as loop:
+                assert await anext(loop) == b"number 0"
+            assert await anext(loop, b"over") == b"over"
+            assert await client.receive() == b"number 1"
+
+    run_for_long(main)
+
+
+def test_a_step_is_a_coroutine_s_equal(address: str) -> None:
+    """By hand: what `await` does, and what a debugger or another event loop may do."""
+
+    async def main() -> None:
+        async with filled_async(address, 3) as (_, client):
+            loop = aiter(client)
+            for go_on in (lambda step: step.send(None), next):
+                step: Any = anext(loop)
+                with pytest.raises(StopIteration) as stopped:
+                    go_on(step)
+                assert stopped.value.value.startswith(b"number")
+            step = anext(loop)
+            step.close()
+            with pytest.raises(RuntimeError, match="awaited already"):
+                step.send(None)
+            step = anext(loop)
+            with pytest.raises(KeyError):
+                step.throw(KeyError("x"))
+            with pytest.raises(RuntimeError, match="nothing is awaited"):
+                step.throw(KeyError("x"))
+            assert await client.receive() == b"number 2"
+            waiting: Any = anext(loop)
+            assert waiting.send(None) is not None  # it waits for the loop's future
+            with pytest.raises(asyncio.CancelledError):
+                waiting.throw(asyncio.CancelledError())
+            assert waiting.close() is None
+
+    run_for_long(main)
+
+
+def test_two_tasks_do_not_share_a_stream(address: str) -> None:
+    async def main() -> None:
+        async with filled_async(address, 0) as (server, client):
+            first = asyncio.create_task(client.receive())
+            await asyncio.sleep(0)
+            server.publish_many(numbers(3))
+            with pytest.raises(Busy):
+                await client.receive()
+            with pytest.raises(Busy):
+                await anext(aiter(client))
+            assert await first == b"number 0"
+            assert await client.receive() == b"number 1"
+
+    run_for_long(main)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar, Unpack, overload
 
@@ -16,7 +16,7 @@ from .._client.reconnect import Backoff, Return
 from .._client.stream import NOTHING_YET, Ack, Item, OnGap, Stream
 from .._gap import Gap
 from .._loops import Loop
-from .._native import lib, nanoseconds
+from .._native import AsyncMessages, lib, nanoseconds
 from .._options import CONNECT_TIMEOUT, AsyncClientOptions, documented, given
 from ..batch import Batch, message_dtype
 from ..client import Keywords
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-SLICE_TIME: Final = 0.005
-"""Seconds that a client hands out messages that are there before other tasks run: a time slice."""
+SLICE_TIME: Final = 5_000_000
+"""Nanoseconds that a client hands out what is there before other tasks run: a time slice."""
 
 SLICE_MESSAGES: Final = 1 << 16
 """Messages after which it has one in any case."""
@@ -38,7 +38,6 @@ SLICE_MESSAGES: Final = 1 << 16
 LOOK_EVERY: Final = 1.0
 """Seconds between looks whether the server's process is there still."""
 
-_NEVER: Final = 1 << 63
 _ACK_TRIES: Final = 100
 _ACK_PAUSE: Final = 0.01
 
@@ -99,8 +98,6 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         super().__init__()
         self._stream: Stream[Item] = options.stream(where)
         self._receiving = False
-        self._slice_ends = 0.0
-        self._slice_first = 0  # the last message before this slice, once there was one
 
     async def _begin(self, loop: Loop) -> Stream[Item]:
         steps = self._stream.arriving()
@@ -119,14 +116,20 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
 
     async def receive(self, timeout: float | None = None) -> Item:
         """Receive one message, waiting for it if need be; see `Client.receive`."""
-        stream = self._stream
         if timeout is not None:
             nanoseconds(timeout)
+        message = self._stream.ready  # no call: see `Client.receive`
+        if message is not None:
+            return message
+        return await self._receive_slowly(timeout)
+
+    async def _receive_slowly(self, timeout: float | None) -> Item:
+        stream = self._stream
         if stream.out >= stream.taken[1]:
             gap = await self._wait_for(stream.take, timeout)
             if gap is not None:
                 return stream.hand_out_gap(gap)
-        elif self._receiving or time.monotonic() >= self._slice_ends:
+        elif self._receiving or self._slice_is_over():
             await self._come(timeout, inf)
         if stream.handle is None:
             raise Closed(errors.CLOSED.format(what="client"))
@@ -167,49 +170,23 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         found: NDArray[np.void] | Gap = await self._wait_for(take, timeout)
         return self._stream.hand_out(found)
 
-    async def __aiter__(self) -> AsyncGenerator[Item, None]:
+    def __aiter__(self) -> AsyncMessages[Item]:
         """Receive message after message, until the server closes in good order, or this client.
 
-        A message is acked once the loop comes back for the next; the one at a `break` is not. With
-        trio, which wants it so, leave it early only within `contextlib.aclosing(aiter(client))`.
+        A message is acked once the loop comes back for the next; the one at a `break` is not.
         """
-        # The loop stands in client.py as well: a generator within another costs each message a
-        # tenth. Here a slice's end is the time for an ack.
-        stream, monotonic = self._open(), time.monotonic
-        pause = self._the_loop().pause
+        return AsyncMessages(self._open(), self._next_slowly)
+
+    async def _next_slowly(self) -> Item:
+        stream = self._stream
+        if stream.receiver is None:
+            raise StopAsyncIteration
         try:
-            while stream.receiver is not None:
-                taken = stream.taken
-                if stream.out >= taken[1]:
-                    gap = await self._wait_for(stream.take, None)
-                    if gap is not None:
-                        item = stream.hand_out_gap(gap)
-                        yield item
-                        continue
-                    taken = stream.taken
-                out, last = stream.out, taken[1]
-                if last - out == 1:
-                    message = taken[2][last - taken[0]]
-                    stream.out = last
-                    yield message
-                    continue
-                ack_at = out + (stream.quarter or _NEVER)
-                for message in stream.rest():
-                    out += 1
-                    stream.out = out
-                    yield message
-                    if stream.handle is None:
-                        return
-                    if stream.out != out or stream.taken[1] != last:
-                        break  # it received otherwise as well; a forked child has none of these
-                    if out >= ack_at or monotonic() >= self._slice_ends:
-                        stream.ack_in_loop(out)
-                        ack_at = out + (stream.quarter or _NEVER)
-                        if monotonic() >= self._slice_ends:
-                            await pause(0)
-                            self._new_slice()
+            if stream.out < stream.taken[1] and stream.taken[0] <= stream.out:
+                stream.ack_in_loop(stream.out)  # a slice's end is the time for an ack
+            return await self._receive_slowly(None)
         except (ServerClosed, Closed):
-            return
+            raise StopAsyncIteration from None
 
     async def run(self, handler: Callable[[Item], object]) -> None:
         """Call `handler` with message after message, until the server closes in good order.
@@ -229,14 +206,13 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
     # ---- waiting ----
 
     def _slice_is_over(self) -> bool:
-        last = self._stream.out
-        if not self._slice_first:
-            self._slice_first = last
-        return time.monotonic() >= self._slice_ends or last - self._slice_first >= SLICE_MESSAGES
+        stream = self._stream
+        return time.monotonic_ns() >= stream.slice_ends or stream.out >= stream.slice_last
 
     def _new_slice(self) -> None:
-        self._slice_ends = time.monotonic() + SLICE_TIME
-        self._slice_first = self._stream.out
+        stream = self._stream
+        stream.slice_ends = time.monotonic_ns() + SLICE_TIME
+        stream.slice_last = (stream.out or stream.resume_at) + SLICE_MESSAGES
 
     async def _wait_for(self, take: Callable[[int], _T | int], timeout: float | None) -> _T:
         # Until there is something to take.
@@ -263,11 +239,14 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         if self._receiving:
             raise Busy(errors.ONE_CONSUMER.format(other="task"))
         self._receiving = True
+        # Meanwhile no other task takes anything.
+        ends, stream.slice_ends = stream.slice_ends, 0
         try:
             if stream.way is not None:
                 await self._come_back(stream.way, deadline)
             code = stream.peek()
             if code not in NOTHING_YET:
+                stream.slice_ends = ends
                 if self._slice_is_over():
                     await self._the_loop().pause(0)
                     self._new_slice()
