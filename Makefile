@@ -28,7 +28,7 @@ C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -We
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check test-slow test-uvloop test-pythons test-c delays fuzz fuzz-handshake model \
-    lint lint-types lint-style lint-c format sanitize coverage mutation dist libs-c install-c bench bench-quick \
+    lint lint-types lint-style lint-c format sanitize coverage mutation dist wheels libs-c install-c bench bench-quick \
     bench-check bench-baseline endurance clean
 
 help: ## 1 s: Show what there is
@@ -257,10 +257,38 @@ docs: $(DOCS_BUILT) ## 10 s: Build the site of documentation in build/docs/html
 mutation: $(BUILT) ## 20 min: See whether the tests notice small changes of C and Python, a random sample
 	$(PY) tests/mutation/mutate.py $(ARGS)
 
-dist: $(BUILT) ## 30 s: Build sdist and wheel, look into them, install and try each
+# The tools of releases have an environment of their own, which is made once.
+DIST := .venv-dist
+DIST_BUILT := $(DIST)/.built
+
+$(DIST_BUILT): pyproject.toml
+	test -x $(DIST)/bin/python || $(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python $(PIP_INSTALL) $(BUILD_TOOLS)
+	$(DIST)/bin/python $(PIP_INSTALL) --group dist
+	@touch $@
+
+# The time of all files in sdist and wheels. In an sdist that is the time they have.
+dist wheels: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y PKG-INFO)
+CHECK_WHEELS = $(DIST)/bin/python -m abi3audit --strict $(1) && $(DIST)/bin/check-wheel-contents $(1) && \
+    $(DIST)/bin/python -m twine check --strict $(1)
+
+dist: $(DIST_BUILT) ## 30 s: Build sdist and wheel twice, compare, check all and try the wheel
 	rm -rf dist
-	$(PY) -m build --outdir dist .
-	$(PY) .ci/check_dist.py dist
+	$(DIST)/bin/python .ci/build_dist.py dist
+	$(DIST)/bin/python .ci/check_dist.py dist
+	$(DIST)/bin/python -m twine check --strict dist/*.tar.gz
+	$(call CHECK_WHEELS,dist/*.whl)
+
+# zig's compiler brings the C libraries of all these platforms. It is large, so only this asks for it.
+WHEELHOUSE := wheelhouse
+
+wheels: $(DIST_BUILT) ## 1 min: Build the wheels for users: manylinux and musllinux, x86_64 and aarch64
+	$(DIST)/bin/python $(PIP_INSTALL) --group wheels
+	rm -rf $(WHEELHOUSE)
+	$(DIST)/bin/python -m build --no-isolation --sdist --outdir $(WHEELHOUSE) . >/dev/null
+	ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/build/zig $(DIST)/bin/python .ci/build_wheels.py $(WHEELHOUSE)/*.tar.gz $(WHEELHOUSE)
+	$(DIST)/bin/python .ci/check_dist.py $(WHEELHOUSE)
+	$(call CHECK_WHEELS,$(WHEELHOUSE)/*.whl)
 
 # pytest-benchmark's own table would show how long the rounds took, and no ratio.
 BENCH = $(PY) -m pytest bench --quiet --timeout=300 --benchmark-quiet
@@ -311,6 +339,6 @@ endurance: $(BUILT) ## 5 min: Kill, stop, flood and soak it (docs/endurance.md)
 	$(ENDURE).soak --seconds $(SOAK) --every 1 --csv $(FIGURES)/soak.csv --json $(FIGURES)/soak.json
 
 clean: ## 1 s: Remove all that the others made
-	rm -rf $(VENV) .venv-san .venv-cov build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) .venv-san .venv-cov .venv-dist build dist wheelhouse .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	rm -rf src/*.egg-info src/jumiks/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

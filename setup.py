@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the compiled library; everything else stands in pyproject.toml.
 
-Four variables of the environment change the build:
+Five variables of the environment change the build:
 
 JUMIKS_DEV=1
     compile our own C files with warnings as errors, with assertions and debug information.
@@ -12,13 +12,20 @@ JUMIKS_COVERAGE=1
 JUMIKS_DELAYS=1
     sleep for random moments wherever threads and processes may meet, and look at nothing that
     nobody was woken for (tests/c/delayed.c).
+SOURCE_DATE_EPOCH=1700000000
+    give all files in sdist and wheel this time (s since 1970), so that the same sources give the
+    same bytes: https://reproducible-builds.org/docs/source-date-epoch/
 """
 
+import gzip
 import os
+import tarfile
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 DEV = os.environ.get("JUMIKS_DEV", "") not in ("", "0")
 SANITIZE = os.environ.get("JUMIKS_SANITIZE", "")
@@ -83,8 +90,44 @@ class BuildExt(build_ext):
         self.compiler._compile = compile_strictly
 
 
+SOURCE_DATE_EPOCH = os.environ.get("SOURCE_DATE_EPOCH", "")
+if SOURCE_DATE_EPOCH:
+    os.umask(0o022)  # the modes in archives come of it
+
+
+def level(path: str, time: int) -> None:
+    """Write a .tar.gz anew, without what the machine and the moment have put into it."""
+    with tarfile.open(path) as archive:
+        members = sorted(archive.getmembers(), key=lambda member: member.name)
+        files = [(member, archive.extractfile(member)) for member in members]
+        with (
+            open(f"{path}.level", "wb") as raw,
+            gzip.GzipFile("", "wb", fileobj=raw, mtime=time) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as levelled,
+        ):
+            for member, content in files:
+                member.pax_headers = {}  # a time with its fraction, which would go before the other
+                member.mtime = time
+                member.uid = member.gid = 0
+                member.uname = member.gname = ""
+                member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+                levelled.addfile(member, content)
+    os.replace(f"{path}.level", path)
+
+
+class Sdist(sdist):
+    """Make the sdist's bytes a matter of its files alone, if the time is given."""
+
+    def make_archive(self, *args: Any, **options: Any) -> str:
+        """Make one archive and return its path."""
+        path: str = super().make_archive(*args, **options)
+        if SOURCE_DATE_EPOCH:
+            level(path, int(SOURCE_DATE_EPOCH))
+        return path
+
+
 setup(
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"build_ext": BuildExt, "sdist": Sdist},
     cffi_modules=["csrc/build_core.py:ffibuilder"],
     options={
         # Python 3.11's stable ABI: one wheel serves that version and all later ones.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look into the sdist and the wheel, install each into an environment of its own, and try it."""
+"""Look into the sdist and the wheels, and install and try the wheel that fits this machine."""
 
+import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -8,6 +10,12 @@ import tempfile
 import venv
 import zipfile
 from pathlib import Path
+
+from elftools.elf.elffile import ELFFile  # type: ignore[import-untyped]
+from packaging.tags import sys_tags
+from packaging.utils import parse_wheel_filename
+
+ROOT = Path(__file__).resolve().parent.parent
 
 IN_SDIST = (
     "CHANGELOG.md",
@@ -32,6 +40,8 @@ IN_WHEEL = (
     "jumiks/_objects.py",
     "jumiks/py.typed",
 )
+OFFERED = {"PyInit__core", "PyInit__objects"}
+"""The modules that the one library has."""
 
 ROUND_TRIP = """
 import os, jumiks
@@ -43,11 +53,6 @@ print("jumiks", jumiks.__version__, "works from", os.path.dirname(jumiks.__file_
 """
 
 
-def only(folder: Path, pattern: str) -> Path:
-    (found,) = folder.glob(pattern)
-    return found
-
-
 def check_names(archive: Path, names: set[str], wanted: tuple[str, ...]) -> None:
     missing = [name for name in wanted if name not in names]
     built = [name for name in names if name.endswith((".o", ".pyc"))]
@@ -57,10 +62,63 @@ def check_names(archive: Path, names: set[str], wanted: tuple[str, ...]) -> None
 
 def check_sdist(path: Path) -> None:
     with tarfile.open(path) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
+        names = {each.name.partition("/")[2] for each in archive.getmembers() if each.isfile()}
     check_names(path, names, IN_SDIST)
-    if any(name.endswith(".so") for name in names):
-        sys.exit(f"{path.name} has compiled modules")
+    if (ROOT / ".git").exists():
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+        )
+        strays = names - set(listed.stdout.decode().split("\0")) - {"PKG-INFO", "setup.cfg"}
+        if strays := [name for name in strays if ".egg-info/" not in name]:
+            sys.exit(f"{path.name} has files that are not in the repository: {strays}")
+
+
+def check_library(where: str, content: bytes) -> set[str]:
+    """A library offers its modules and has nothing of the machine that built it.
+
+    Returns the names of the libraries that it needs.
+    """
+    library = ELFFile(io.BytesIO(content))
+    sections = [section.name for section in library.iter_sections()]
+    if kept := [name for name in sections if name.startswith((".debug", ".symtab"))]:
+        sys.exit(f"{where} has debug information: {kept}")
+    for folder in (Path.home(), ROOT, Path(sys.prefix), Path(tempfile.gettempdir())):
+        if bytes(folder) + b"/" in content:
+            sys.exit(f"{where} has a path of this machine, under {folder}")
+    dynamic = list(library.get_section_by_name(".dynamic").iter_tags())
+    if found := {tag.entry.d_tag for tag in dynamic} & {"DT_RPATH", "DT_RUNPATH", "DT_TEXTREL"}:
+        sys.exit(f"{where} has {found}")
+    symbols = library.get_section_by_name(".dynsym").iter_symbols()
+    offered = {each.name for each in symbols if each.entry.st_shndx != "SHN_UNDEF"}
+    if offered != OFFERED:
+        sys.exit(f"{where} offers {sorted(offered)}, and not {sorted(OFFERED)} alone")
+    stacks = [each for each in library.iter_segments() if each.header.p_type == "PT_GNU_STACK"]
+    if not stacks or stacks[0].header.p_flags & 1:
+        sys.exit(f"{where} asks for a stack that can be executed")
+    return {tag.needed for tag in dynamic if tag.entry.d_tag == "DT_NEEDED"}
+
+
+def version(tag: str) -> list[int]:
+    """Return the figures of manylinux_2_17_x86_64."""
+    return [int(part) for part in tag.split("_")[1:3]]
+
+
+def check_platform(path: Path, needed: set[str]) -> None:
+    """The libraries may need nothing that the wheel's name does not promise."""
+    promised = path.stem.split("-")[-1]
+    if promised.startswith("musllinux_"):
+        # Every musl takes this name for itself. auditwheel knows only the one that Alpine gives it.
+        if needed != {"libc.so"}:
+            sys.exit(f"{path.name} needs {sorted(needed)}, and not musl's libc.so alone")
+        return
+    show = [sys.executable, "-m", "auditwheel", "show", "--json", str(path)]
+    found = json.loads(subprocess.run(show, capture_output=True, check=True).stdout)
+    works = found["overall_tag"]
+    if found["external_libs"] or found["unsupported_isa"]:
+        sys.exit(f"{path.name} needs libraries or a processor that not all have: {found}")
+    if not promised.startswith("linux_") and version(promised) < version(works):
+        sys.exit(f"{path.name} promises {promised}, and works where {works} does: {found}")
+    print(f"{path.name}: works where {works} does")
 
 
 def check_wheel(path: Path) -> None:
@@ -68,13 +126,16 @@ def check_wheel(path: Path) -> None:
         sys.exit(f"{path.name} is not for the stable ABI of Python 3.11 and later")
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
-        libraries = [archive.read(name) for name in names if name.endswith(".so")]
-    check_names(path, names, IN_WHEEL)
-    if any(b".debug_info" in each or bytes(Path.home()) + b"/" in each for each in libraries):
-        sys.exit(f"{path.name} has debug information, or paths of this machine")
+        check_names(path, names, IN_WHEEL)
+        needed = check_library(path.name, archive.read("jumiks/_core.abi3.so"))
     foreign = [name for name in names if not name.startswith(("jumiks/", "jumiks-"))]
     if foreign:
         sys.exit(f"{path.name} installs more than jumiks: {foreign}")
+    check_platform(path, needed)
+
+
+def fits(path: Path) -> bool:
+    return not parse_wheel_filename(path.name)[3].isdisjoint(sys_tags())
 
 
 def try_install(archive: Path) -> None:
@@ -90,12 +151,15 @@ def try_install(archive: Path) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1]).resolve()
-    sdist, wheel = only(folder, "*.tar.gz"), only(folder, "*.whl")
-    check_sdist(sdist)
-    check_wheel(wheel)
-    for archive in (sdist, wheel):
-        try_install(archive)
-        print(f"{archive.name}: fine")
+    for sdist in folder.glob("*.tar.gz"):
+        check_sdist(sdist)
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        sys.exit(f"no wheel is in {folder}")
+    for wheel in wheels:
+        check_wheel(wheel)
+        if fits(wheel):
+            try_install(wheel)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,15 @@ int jmk_epoll_wait(int epoll_fd, struct epoll_event *events, int most, int64_t t
 #define MFD_NOEXEC_SEAL 0x0008U
 #endif
 
+/* Kernels have had it for longer than glibc. */
+#ifdef __GLIBC__
+#if !__GLIBC_PREREQ(2, 27)
+static int memfd_create(const char *name, unsigned flags) {
+    return (int)syscall(SYS_memfd_create, name, flags);
+}
+#endif
+#endif
+
 int jmk_memfd(const char *name, uint64_t size) {
     JMK_CLEANUP(jmk_close_fd) int fd = -1;
 

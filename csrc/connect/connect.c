@@ -11,6 +11,7 @@
  * The kernel names the process that sends the welcome (SO_PASSCRED), so that its death is noticed also
  * where a child of it holds its sockets.
  */
+#include <endian.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
