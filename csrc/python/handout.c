@@ -25,6 +25,9 @@ struct handout {
     uint64_t returned; /* the last one handed out before the user came back for more */
     uint64_t first, last; /* of those taken: the first, and the last to hand out */
     PyObject *messages; /* a list of them; NULL: none */
+    uint64_t
+        ahead; /* the last in the list; each is acked before it is one to hand out. 0: they are not */
+    bool acks_ahead; /* ack="before" */
     bool direct; /* the next ones may be taken here */
     uint64_t quarter; /* a loop acks after so many messages, at the latest; 0: it does not ack */
     uint64_t ack_at; /* the message behind which it acks next, ... */
@@ -78,6 +81,23 @@ static PyObject *hand_out(struct handout *self) {
     return Py_NewRef(message);
 }
 
+/*
+ * Is there one to hand out? With acks ahead the next one is acked here, as far as that needs no wait; it
+ * is Python's else.
+ */
+static bool has_next(struct handout *self) {
+    jmk_client *client = self->receiver->client;
+    uint64_t due = self->out + 1;
+
+    if (self->out < self->last)
+        return true;
+    if (!self->direct || due > self->ahead || jmk_client_ack(client, due, 0) != 0 ||
+        jmk_client_acked_id(client) < due)
+        return false;
+    self->last = due;
+    return true;
+}
+
 /* Receive into the receiver's batch. A return code; nothing there is JMK_E_TIMEOUT. */
 static int receive(struct jmk_receiver *receiver, uint64_t handled, bool wait) {
     struct jmk_batch *batch = &receiver->batch;
@@ -112,9 +132,12 @@ static PyObject *hand_out_batch(struct handout *self, struct jmk_receiver *recei
         return NULL;
     list = jmk_receiver_copy(receiver);
     if (list && is_direct(self, receiver, out) && receiver->batch.first_id == first) {
-        message = Py_NewRef(PyList_GetItem(list, 0));
-        set_taken(self, first, first + (uint64_t)PyList_Size(list) - 1, Py_NewRef(list));
-        self->out = first;
+        uint64_t last = first + (uint64_t)PyList_Size(list) - 1;
+
+        self->out = first - 1;
+        self->ahead = self->acks_ahead ? last : 0;
+        set_taken(self, first, self->acks_ahead ? self->out : last, Py_NewRef(list));
+        message = has_next(self) ? hand_out(self) : NULL;
     }
     Py_XDECREF(list);
     return message;
@@ -144,13 +167,18 @@ static PyObject *take_next(struct handout *self, bool wait) {
     PyObject *message = NULL;
 
     self->returned = self->out;
+    self->ahead = 0;
     set_taken(self, 0, 0, NULL); /* while it waits it keeps none of the old ones in memory */
     Py_INCREF((PyObject *)receiver); /* the client may be closed meanwhile */
     if (receive(receiver, self->out, wait) == 0)
-        message = receiver->batch.count == 1 ? hand_out_one(self, receiver)
-                                             : hand_out_batch(self, receiver);
+        message = receiver->batch.count == 1 && !self->acks_ahead ? hand_out_one(self, receiver)
+                                                                  : hand_out_batch(self, receiver);
     Py_DECREF((PyObject *)receiver);
     return message;
+}
+
+static bool may_take(const struct handout *self) {
+    return self->direct && self->out >= self->last && self->out >= self->ahead;
 }
 
 /* The next message within a timeout, or None: then Python is to look for it. */
@@ -159,9 +187,9 @@ static PyObject *handout_next(PyObject *object, PyObject *timeout) {
     PyObject *message = NULL;
 
     if (self->receiver && jmk_is_timeout(timeout)) {
-        if (self->out < self->last)
+        if (has_next(self))
             message = hand_out(self);
-        else if (self->direct)
+        else if (may_take(self))
             message = take_next(self, timeout == Py_None); /* Python's waits can end in parts */
     }
     return (message || PyErr_Occurred()) ? message : Py_NewRef(Py_None);
@@ -192,9 +220,9 @@ PyObject *jmk_handout_ready(PyObject *object) {
 
     if (!self->receiver || self->out >= self->slice_last || now() >= self->slice_ends)
         return NULL;
-    if (self->out < self->last)
+    if (has_next(self))
         return hand_out(self);
-    return self->direct ? take_next(self, false) : NULL;
+    return may_take(self) ? take_next(self, false) : NULL;
 }
 
 /* ---- what Python sees of it ---- */
@@ -243,14 +271,12 @@ static int set_number(PyObject *object, PyObject *value, void *closure) {
     return 0;
 }
 
-static PyObject *get_direct(PyObject *object, void *closure) {
-    (void)closure;
-    return PyBool_FromLong(((struct handout *)object)->direct);
+static PyObject *get_flag(PyObject *object, void *closure) {
+    return PyBool_FromLong(*(bool *)(void *)((char *)object + (size_t)closure));
 }
 
-static int set_direct(PyObject *object, PyObject *value, void *closure) {
-    (void)closure;
-    ((struct handout *)object)->direct = value == Py_True;
+static int set_flag(PyObject *object, PyObject *value, void *closure) {
+    *(bool *)(void *)((char *)object + (size_t)closure) = value == Py_True;
     return 0;
 }
 
@@ -292,13 +318,17 @@ static void handout_dealloc(PyObject *object) {
 #define NUMBER(name, words)                                                                        \
     {#name, get_number, set_number, words, (void *)offsetof(struct handout, name)}
 
+#define FLAG(name, words) {#name, get_flag, set_flag, words, (void *)offsetof(struct handout, name)}
+
 static PyGetSetDef handout_getset[] = {
     {"receiver", get_receiver, set_receiver, "What takes from the core; None once it is closed.",
      NULL},
     {"taken", get_taken, set_taken_from,
      "Messages that are objects already: id of the first, id of the last to hand out, a list.",
      NULL},
-    {"direct", get_direct, set_direct, "Whether the next ones may be taken without Python.", NULL},
+    FLAG(direct, "Whether the next ones may be taken without Python."),
+    FLAG(acks_ahead, "Whether each message is acked before it is handed out."),
+    NUMBER(ahead, "The last of those that are acked one by one as they are handed out; 0: none."),
     NUMBER(out, "The id of the last message handed out, whose moving is what hands out."),
     NUMBER(returned, "The last message handed out before the user came back for more."),
     NUMBER(quarter, "Messages after which a loop acks; 0: it does not."),
@@ -377,18 +407,12 @@ static void messages_dealloc(PyObject *object) {
 
 /* The next message, or NULL without an error: it is Python's. */
 static PyObject *next_of(struct handout *stream) {
-    if (!stream->receiver)
+    if (!stream->receiver || !jmk_handout_ack_in_time((PyObject *)stream))
         return NULL;
-    if (stream->out < stream->last) {
-        if (!jmk_handout_ack_in_time((PyObject *)stream))
-            return NULL;
-        if (stream->receiver && stream->out < stream->last)
-            return hand_out(stream);
-        return NULL; /* it was closed or received from meanwhile */
-    }
+    if (stream->receiver && has_next(stream))
+        return hand_out(stream);
     /* A caller in C comes back without a bytecode, which is where signals are handled. */
-    if (!stream->direct || PyErr_CheckSignals() < 0 || !stream->receiver ||
-        stream->out < stream->last)
+    if (!may_take(stream) || PyErr_CheckSignals() < 0 || !stream->receiver || !may_take(stream))
         return NULL;
     return take_next(stream, true);
 }

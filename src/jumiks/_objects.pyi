@@ -48,6 +48,8 @@ class Handout:
     receiver: Receiver | None
     taken: tuple[int, int, list[bytes]]
     direct: bool
+    acks_ahead: bool
+    ahead: int
     out: int
     returned: int
     quarter: int

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from support.api import Task, receive
-from support.base import DEADLINE, DELIVERIES
+from support.base import DEADLINE, DELIVERIES, wait_until
 from support.servers import Server
 
 import jumiks._aio.client
@@ -115,6 +115,24 @@ def test_a_closed_client_hands_out_nothing_that_it_had_taken(address: str) -> No
             client.receive(0)
         with pytest.raises(Closed):
             client.receive()
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize("way", ["for", "receive"])
+def test_an_ack_before_each_message_is_of_no_later_one(
+    address: str, delivery: Delivery, way: str
+) -> None:
+    with Server(address) as server, Client(address, ack="before", delivery=delivery) as client:
+        last = server.publish_many(numbers(20))[-1]
+        wait_until(lambda: server.clients()[0].sent_id == last)
+        loop = iter(client)
+        for number in range(20):
+            assert is_direct(client)
+            got = next(loop) if way == "for" else client.receive()
+            assert got == b"number %d" % number
+            assert client._stream.is_acked(client.last_id)
+            assert client.resume_at == client.last_id + 1
+            assert client.lag == client._stream.ahead - client.last_id
 
 
 class Rang(Exception):

@@ -793,32 +793,33 @@ class Stream(Handout, Generic[Item]):
 class AckingAhead(Stream[Item]):
     """The stream of a client that acks a message when it is handed out: `ack="before"`.
 
-    `taken` goes no further than the one message that is acked already.
+    `taken` has all of them, but goes no further than the one message that is acked already; `ahead`
+    is the last.
     """
 
-    _is_simple = False
-
-    _ahead: Taken = _NOTHING
-    """Messages of which some are not acked yet."""
+    def __init__(self, linker: Linker, **options: Any) -> None:
+        super().__init__(linker, **options)
+        self.acks_ahead = True
 
     def has_taken(self) -> bool:
         """Whether there are messages that the core is not needed for."""
-        return self.out < self._ahead[1]
+        return self.out < self.ahead
 
     def forget_taken(self) -> None:
         """Drop messages that will not be handed out."""
-        self.taken = self._ahead = _NOTHING
+        self.ahead = 0
+        self.taken = _NOTHING
 
     def advance(self) -> bool:
         """Ack the next message, and put it into `taken`, if the core is not needed for it."""
-        first, last, messages = self._ahead
         due = self.out + 1
-        if due > last:
+        if due > self.ahead:
             return False
         # As `ack` does, without one more call per message.
         check(lib.jmk_client_ack(self.open(), due, self._ack_patience), "client")
         if self._readiness is not None:
-            self._look_ahead(due, more=due < last)
+            self._look_ahead(due, more=due < self.ahead)
+        first, _, messages = self.taken
         self.taken = first, due, messages
         return True
 
@@ -832,19 +833,21 @@ class AckingAhead(Stream[Item]):
     def _take_ahead(self, limit: int) -> Gap | int | None:
         if self.has_taken():
             return None
-        self._ahead = _NOTHING
+        self.ahead = 0
         return super().take(limit)
 
     def _keep(self, found: Taken) -> None:
-        self._ahead = found
+        first, last, messages = found
+        self.taken = first, first - 1, messages
+        self.ahead = last
 
     def batch(self, limit: int) -> Batch | Gap | int:
         """Return all that is there and ack it; see `Stream.batch`."""
         if (found := self._take_ahead(limit)) is not None:
             return found
-        first, last, messages = self._ahead
-        self.ack(last)
-        self._look_ahead(last)
+        first, _, messages = self.taken
+        self.ack(self.ahead)
+        self._look_ahead(self.ahead)
         return self._batch_of(messages[self.out + 1 - first :])
 
     def handled(self) -> int:
