@@ -250,6 +250,7 @@ $(DOCS_BUILT): $(BUILT)
 
 .PHONY: docs
 docs: $(DOCS_BUILT) ## 10 s: Build the site of documentation in build/docs/html
+	rm -rf build/docs/html # a page that is gone would stay
 	$(PY) -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --jobs auto \
 	    --doctree-dir build/docs/doctrees docs build/docs/html
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from support.base import ROOT
 from support.pages import DOCS, PAGES, TOP, Block, Run, anchors, blocks, is_run_here, links
+from support.servers import Server
 
 import jumiks
 from jumiks import errors
+from jumiks._metrics import metrics
 
 ELSEWHERE = {
     "tour.md": {"sh": "tests/docs/test_tour.py"},
@@ -60,6 +62,15 @@ def test_the_blocks_of_a_page_do_what_it_says(page: Path, address: str, tmp_path
     for block, output, after in run.each_output(lambda block: not other_test(block)):
         if after is not None and after.kind == "text":
             assert output == after.body, block
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("page", [*PAGES, *TOP], ids=shown)
+def test_each_block_of_a_page_is_found(page: Path) -> None:
+    """A fence that is indented, or of another kind, would be one that nothing runs."""
+    text = page.read_text("utf-8")
+    fences = re.findall(r"^\s*(?:```+|~~~+)", text, re.MULTILINE)
+    assert len(fences) == 2 * len(blocks(page))
 
 
 @pytest.mark.no_core
@@ -134,3 +145,13 @@ def test_the_page_of_the_environment_has_every_variable() -> None:
     words = "".join(path.read_text("utf-8") for path in files)
     used = set(re.findall(r"\b(JUMIKS_[A-Z_]+|NOTIFY_SOCKET|LISTEN_[A-Z]+)\b", words))
     assert used - NO_VARIABLES <= set(re.findall(r"`([A-Z_]+)", page))
+
+
+def test_the_page_on_monitoring_names_figures_that_there_are(server: Server) -> None:
+    page = (DOCS / "howto/monitoring.md").read_text("utf-8")
+    named = set(re.findall(r"\bjumiks_\w+", page)) - {"jumiks_client"}
+    there = {f"{each.name}{'_total' * (each.kind == 'counter')}" for each in metrics(server)}
+    assert len(named) >= 5
+    assert named <= there
+    reasons = {reason.name.lower() for reason in jumiks.EndReason}
+    assert set(re.findall(r'reason="(\w+)"', page)) <= reasons
