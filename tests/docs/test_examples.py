@@ -35,6 +35,7 @@ def run(name: str) -> list[str]:
         [sys.executable, "-W", "error", EXAMPLES / name],
         stdout=PIPE,
         text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # lines of two processes come as wholes
         check=True,
         timeout=6 * DEADLINE,
     )
