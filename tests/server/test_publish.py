@@ -445,7 +445,7 @@ def test_drain_names_the_client_that_is_furthest_behind(server: Server) -> None:
         ((b"x", 0, 0), {}, "at most 2 arguments"),
         ((b"x", 0), {"timeout": 0}, "(at most 2 arguments|multiple values|given by name)"),
         ((b"x",), {"data": b"y"}, "(at most 2 arguments|multiple values|given by name)"),
-        ((b"x",), {"timout": 0}, "'timout' is an invalid keyword"),
+        ((b"x",), {"timout": 0}, "keyword argument.*timout|timout.*keyword argument"),
         ((b"x",), {"timeout": True}, "timeout is a number of seconds or None, not True"),
         ((b"x",), {"timeout": "1"}, "timeout is a number of seconds or None, not '1'"),
     ],
