@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plots of a run, as SVG: `python -m bench.plot RESULTS FOLDER`."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,12 +27,15 @@ STYLES: Mapping[str, Mapping[str, Any]] = {
     "jumiks-framed": {"color": "#000000", "marker": "s", "linestyle": "--", "linewidth": 2},
     "jumiks-classic": {"color": "#000000", "marker": "o", "linestyle": ":", "fillstyle": "none"},
     "jumiks-views": {"color": "#000000", "marker": "^", "linestyle": "--", "fillstyle": "none"},
+    "jumiks-reserve-views": {"color": "#000000", "marker": "v", "linestyle": "-.", "linewidth": 1},
     "pyzmq": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
     "pynng": {"color": "#CC79A7", "marker": "v", "linestyle": ":"},
     "zenoh": {"color": "#009E73", "marker": "D", "linestyle": "--"},
     "iceoryx2": {"color": "#0072B2", "marker": "P", "linestyle": "-"},
     "iceoryx2-views": {"color": "#0072B2", "marker": "P", "linestyle": ":", "fillstyle": "none"},
-    "redis": {"color": "#D55E00", "marker": "X", "linestyle": ":"},
+    "redis": {"color": "#882255", "marker": "X", "linestyle": ":"},
+    "kickmsg": {"color": "#117733", "marker": ">", "linestyle": "-."},
+    "subetha": {"color": "#332288", "marker": "h", "linestyle": "--"},
     "nats": {"color": "#56B4E9", "marker": "*", "linestyle": "--"},
     "mp-connection": {"color": "#E69F00", "marker": "<", "linestyle": "-."},
     "socket": {"color": "#666666", "marker": "d", "linestyle": "-."},
@@ -123,13 +127,39 @@ def latency(found: Found) -> None:
             line(axes, name, QUANTILES, values)
         axes.set(yscale="log")
         axes.set_xscale("function", functions=(tail, from_tail))
-        shown = (1, 50, 90, 99, 99.9)
-        axes.set_xlim(0, 99.95)
+        shown = (25, 50, 90, 99, 99.9)
+        axes.set_xlim(20, 99.95)
         axes.set_xticks(shown, [f"{part:g}" for part in shown])
         axes.minorticks_off()
         decorate(axes, title, "percentile", "one-way latency, us" if work == works[0] else "")
     legend(*three)
     figure.suptitle("Latency, 64 B, 1 client, one by one", y=1.02)
+
+
+def one_by_one(found: Found) -> None:
+    """Bars with the range of the rounds, of whoever lost nothing."""
+    figure, pair = plt.subplots(1, 2, figsize=(11, 4.5))
+    for axes, clients in zip(pair, (1, 8), strict=True):
+        each = found.get(Work(64, clients, batched=False).name)
+        names = [name for name in STYLES if each and each.whole(name)]
+        for place, name in enumerate(reversed(names)):
+            assert each is not None
+            rates = [run.figures["rate"] for run in each.runs(name)]
+            middle = each.median(name)
+            spread = [[middle - min(rates)], [max(rates) - middle]]
+            axes.barh(place, middle, xerr=spread, color=STYLES[name]["color"], capsize=3)
+        axes.set_yticks(range(len(names)), list(reversed(names)))
+        title = f"{clients} client{'s' * (clients > 1)}"
+        decorate(axes, title, "deliveries per second", "")
+    figure.suptitle("One by one, 64 B: medians, and the range of the rounds", y=1.02)
+    figure.tight_layout()
+
+
+def caption(results: Path) -> str:
+    """When it was measured, and on what."""
+    run = json.loads(results.read_text())
+    words = next((each["extra_info"].get("machine", "") for each in run["benchmarks"]), "")
+    return f"{run['datetime'][:10]}, {', '.join(words.split(', ')[:3])}"
 
 
 def tail(parts: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -154,10 +184,13 @@ def draw(results: Path, folder: Path) -> None:
             found, "cpu", "CPU of both ends, 64 B, batched", "CPU time per delivery, us"
         ),
         "latency": lambda: latency(found),
+        "one-by-one": lambda: one_by_one(found),
     }
     mpl.rcParams.update({"svg.hashsalt": "jumiks", "svg.fonttype": "none", "font.size": 10})
+    words = caption(results)
     for name, plot in plots.items():
         plot()
+        plt.gcf().text(0.01, -0.04, words, fontsize=8, color="#666666")
         plt.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
         plt.close("all")
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of a run's figures (`python -m bench.report RESULTS`).
+"""Tables of a run's figures (`python -m bench.report RESULTS [PART]`).
 
-What was asked for comes first, then all there is.
+What was asked for comes first, then all there is. PART is one of these: `summary` (in Markdown, how
+ours does beside the best rival), `targets`, `tables`, `losses`. docs/performance.md has all four.
 """
 
 import json
@@ -32,6 +33,9 @@ LABELS = {
 
 PROFILED = (GROWTH, CALLS)
 """Groups whose comparisons have little in common, so each is a table of its own."""
+
+SHOWN = ("jumiks-arrays", "jumiks")
+"""Ours in a summary: the first of these that took part."""
 
 DULL = {(LATENCY, "server cpu")}
 
@@ -154,10 +158,28 @@ def losses(comparisons: Iterable[Comparison]) -> list[str]:
     ]
 
 
-def full(comparisons: Sequence[Comparison]) -> list[str]:
-    """All tables."""
-    comparisons = [each for each in comparisons if each.rounds]
-    lines = target_table(comparisons)
+def summary(comparisons: Iterable[Comparison]) -> list[str]:
+    """A line of Markdown for each work that rivals do too: ours beside the best of them."""
+    lines = ["| work | jumiks | best rival that lost nothing | ratio | min .. max |"]
+    lines.append("|---|---|---|---|---|")
+    for each in comparisons:
+        ours = next((name for name in SHOWN if each.whole(name)), None)
+        figure = "p50" if each.group == LATENCY else "rate"
+        theirs = each.best_rival(figure)
+        if ours is None or theirs is None:
+            continue
+        values = each.values(ours, theirs, figure)
+        work = each.work if figure == "rate" else f"{each.work}, {figure}"
+        lines.append(
+            f"| {work} | {cell(each, ours, figure)} | {theirs}, {cell(each, theirs, figure)} "
+            f"| {statistics.median(values):.3g}x | {min(values):.2f} .. {max(values):.2f} |"
+        )
+    return lines
+
+
+def tables(comparisons: Sequence[Comparison]) -> list[str]:
+    """All figures there are."""
+    lines: list[str] = []
     for group in dict.fromkeys(each.group for each in comparisons):
         members = [each for each in comparisons if each.group == group]
         if group in PROFILED:
@@ -165,8 +187,18 @@ def full(comparisons: Sequence[Comparison]) -> list[str]:
             continue
         for figure in LABELS:
             lines += matrix(members, figure) if (group, figure) not in DULL else []
+    return lines
+
+
+def full(comparisons: Sequence[Comparison]) -> list[str]:
+    """All tables."""
+    comparisons = [each for each in comparisons if each.rounds]
+    lines = [*target_table(comparisons), *tables(comparisons)]
     lost = losses(comparisons)
     return [*lines, "", *lost] if lost else lines
+
+
+PARTS = {"summary": summary, "targets": target_table, "tables": tables, "losses": losses}
 
 
 def read(path: Path) -> list[Comparison]:
@@ -180,4 +212,5 @@ def read(path: Path) -> list[Comparison]:
 
 
 if __name__ == "__main__":
-    print("\n".join(full(read(Path(sys.argv[1])))))
+    show = PARTS[sys.argv[2]] if len(sys.argv) > 2 else full
+    print("\n".join(show(read(Path(sys.argv[1])))))

@@ -54,6 +54,14 @@ def test_a_library_that_lost_messages_has_no_figure_and_is_no_best_rival() -> No
     assert lost[4:6] == ("lost 6 of 20", "-")
 
 
+def test_a_summary_has_ours_beside_the_best_rival_that_lost_nothing() -> None:
+    lossy = Outcome({"rate": 900.0}, due=10, lost=3)
+    others = {"pyzmq": rate(10), "socket": rate(5), "pynng": lossy}
+    rounds = [{"jumiks": rate(ours), **others} for ours in (20, 40, 30)]
+    *_, line = report.summary([comparison(rounds), comparison([{"jumiks": rate(1)}])])
+    assert line == "| work | 30/s | pyzmq, 10/s | 3x | 2.00 .. 4.00 |"
+
+
 def test_the_best_rival_in_latency_is_the_one_with_the_least() -> None:
     round_ = {name: Outcome({"p50": p50}, 1) for name, p50 in (("pyzmq", 30.0), ("socket", 5.0))}
     assert comparison([round_]).best_rival("p50") == "socket"
