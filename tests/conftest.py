@@ -19,6 +19,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from support import servers
 from support.base import (
     GUARDED,
     IS_ROOT,
@@ -33,6 +34,7 @@ from support.servers import Server, default_taken, defaults
 from support.skips import NoSkips
 from support.times import Times
 
+from jumiks._options import LOG_SIZE
 from jumiks._wire import rights
 
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -160,6 +162,12 @@ def server(address: str) -> Iterator[Server]:
     """Return a server with all defaults."""
     with Server(address) as server:
         yield server
+
+
+@pytest.fixture
+def large_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give servers the log that they have for users, where a test makes use of its size."""
+    monkeypatch.setattr(servers, "LOG_SIZE", LOG_SIZE)
 
 
 @pytest.fixture

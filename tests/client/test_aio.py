@@ -5,7 +5,7 @@ import gc
 import os
 import select
 import socket
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import anyio
@@ -123,6 +123,7 @@ def test_a_loop_left_by_break_acks_all_but_the_last(address: str) -> None:
 
 @pytest.mark.parametrize("bound", ["SLICE_TIME", "SLICE_MESSAGES"])
 @pytest.mark.parametrize("way", ["receive", "receive_many", "for"])
+@pytest.mark.usefixtures("large_log")
 def test_a_busy_feed_leaves_the_loop_its_turns(
     run: Run, address: str, monkeypatch: pytest.MonkeyPatch, bound: str, way: str
 ) -> None:
@@ -540,16 +541,29 @@ def test_nobody_serves_there(run: Run, address: str, path: Path) -> None:
 def test_a_silent_server_makes_connecting_time_out_and_the_loop_runs_on(
     run: Run, address: str
 ) -> None:
+    ended = False
+
+    async def connect() -> None:
+        nonlocal ended
+        with suppress(Timeout):
+            await AsyncClient(address, timeout=DEADLINE)
+        ended = True
+
     async def main() -> None:
         with stranger(address):
-            async with ticking() as ticker:
+            client = AsyncClient(address, timeout=0.05)
+            with pytest.raises(Timeout, match=r"no hello within 0\.05 s"):
+                await client
+            with pytest.raises(Closed, match="make a new one"):
+                await client
+        with stranger(address):
+            async with ticking() as ticker, anyio.create_task_group() as group:
                 before = ticker.count
-                client = AsyncClient(address, timeout=0.05)
-                with pytest.raises(Timeout, match=r"no hello within 0\.05 s"):
-                    await client
-                assert ticker.count > before
-                with pytest.raises(Closed, match="make a new one"):
-                    await client
+                group.start_soon(connect)
+                while ticker.count < before + 3:
+                    await anyio.sleep(0.001)
+                assert not ended
+                group.cancel_scope.cancel()
 
     run(main)
 

@@ -631,6 +631,7 @@ def pattern(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("arena_size", [4096, 65536, 4 << 20])
+@pytest.mark.usefixtures("large_log")
 def test_messages_of_all_sizes_arrive_in_whichever_packets(address: str, arena_size: int) -> None:
     messages = [message for size in SIZES for message in (pattern(size), b"small")]
     with Server(address, on_lag="block") as server:
@@ -645,6 +646,7 @@ def test_messages_of_all_sizes_arrive_in_whichever_packets(address: str, arena_s
 
 
 @pytest.mark.parametrize("size", [131072, 1 << 20, 4 << 20])
+@pytest.mark.usefixtures("large_log")
 def test_a_large_message_arrives_however_it_is_received(address: str, size: int) -> None:
     message = pattern(size)
     with Server(address, on_lag="block") as server, Client(address) as client:
@@ -663,6 +665,7 @@ def test_a_large_message_arrives_however_it_is_received(address: str, size: int)
         assert client.last_id == FIRST_ID + 3
 
 
+@pytest.mark.usefixtures("large_log")
 def test_views_of_large_messages_outlive_later_ones(address: str) -> None:
     with Server(address, on_lag="block") as server, Client(address, delivery="framed") as client:
         task = Task(
@@ -673,6 +676,7 @@ def test_views_of_large_messages_outlive_later_ones(address: str) -> None:
     assert [view == pattern(300_000 + number) for number, view in enumerate(views)] == [True] * 10
 
 
+@pytest.mark.usefixtures("large_log")
 def test_a_large_message_waits_for_its_rest_no_longer_than_the_timeout(address: str) -> None:
     with Server(address, on_lag="block") as server, Client(address) as client:
         with server.reserve(4 << 20) as view:
@@ -689,6 +693,7 @@ def test_a_large_message_waits_for_its_rest_no_longer_than_the_timeout(address: 
 
 
 @both_ways
+@pytest.mark.usefixtures("large_log")
 def test_whatever_is_published_arrives_as_it_is(address: str, delivery: Delivery) -> None:
     largest = 300_000 if delivery == "shared" else 200_000
     size = st.one_of(st.integers(0, 64), st.integers(0, largest), st.sampled_from([65520, 131056]))

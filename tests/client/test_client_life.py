@@ -228,6 +228,7 @@ def test_a_client_that_is_dropped_unclosed_warns_and_closes(server: Server) -> N
 # ---- the server's end ----
 
 
+@pytest.mark.usefixtures("large_log")
 def test_a_server_that_closes_in_good_order_ends_a_loop_after_everything(address: str) -> None:
     messages = [b"%d" % number for number in range(50_000)]
     server = Server(address)

@@ -87,6 +87,7 @@ def test_the_figures_of_a_client(address: str, delivery: Delivery) -> None:
 
 
 @all_deliveries
+@pytest.mark.usefixtures("large_log")
 def test_the_figures_of_a_server(address: str, delivery: Delivery) -> None:
     """Two clients of which one is gone, with messages that it never took."""
     with Server(address, max_clients_per_user=3, share_log=True) as server:
@@ -132,6 +133,7 @@ def test_the_figures_of_a_server(address: str, delivery: Delivery) -> None:
 
 
 @pytest.mark.parametrize("delivery", ["framed", "classic"])
+@pytest.mark.usefixtures("large_log")
 def test_what_a_full_socket_holds_back_is_queued(address: str, delivery: Delivery) -> None:
     with Server(address) as server, Client(address, delivery=delivery):
         server.wait_for_clients(1, DEADLINE)

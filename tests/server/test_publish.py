@@ -291,6 +291,7 @@ def test_closing_within_a_reserve_publishes_nothing_and_harms_nothing(server: Se
             client.receive(DEADLINE)
 
 
+@pytest.mark.usefixtures("large_log")
 def test_a_server_closed_while_another_thread_has_a_reserve_lets_that_one_find_out(
     server: Server,
 ) -> None:

@@ -431,6 +431,7 @@ def test_close_wakes_a_publisher_that_waits_for_a_reserve(server: Server) -> Non
                 task.result()
 
 
+@pytest.mark.usefixtures("large_log")
 def test_close_from_two_threads_returns_to_both_when_it_is_through(address: str) -> None:
     server = Server(address, share_log=False)
     with Client(address) as client:
@@ -446,6 +447,7 @@ def test_close_from_two_threads_returns_to_both_when_it_is_through(address: str)
             client.receive(DEADLINE)
 
 
+@pytest.mark.usefixtures("large_log")
 def test_close_gives_clients_time_to_take_what_was_published(address: str) -> None:
     server = Server(address)
     with Client(address) as client:
@@ -456,6 +458,7 @@ def test_close_gives_clients_time_to_take_what_was_published(address: str) -> No
         task.result()
 
 
+@pytest.mark.usefixtures("large_log")
 def test_close_without_linger_tells_a_client_what_it_lost(address: str) -> None:
     server = Server(address, share_log=False)
     with Client(address) as client:
@@ -470,6 +473,7 @@ def test_close_without_linger_tells_a_client_what_it_lost(address: str) -> None:
         assert client.last_id == end.first_lost - 1
 
 
+@pytest.mark.usefixtures("large_log")
 def test_close_waits_no_longer_than_linger_for_a_client_that_does_not_read(address: str) -> None:
     server = Server(address, share_log=False)
     with Client(address):
@@ -660,6 +664,7 @@ def test_ctrl_c_ends_a_wait_and_the_server_goes_on(
     assert client.receive(DEADLINE) == b"three"
 
 
+@pytest.mark.usefixtures("large_log")
 def test_ctrl_c_in_close_gives_up_lingering_and_nothing_else(address: str) -> None:
     server = Server(address, share_log=False)
     with Client(address) as client:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers that tests make: they share their log by default, or not, as the run has it."""
+"""The servers that tests make: they share their log by default, or not, as the run has it.
+
+A log that is shared is small, as the pages of a large one take longer to make than most tests.
+"""
 
 import mmap
 import weakref
@@ -10,6 +13,12 @@ from support.base import SHARE_LOG
 
 default_taken = mmap.mmap(-1, 1)
 """Not zero once the default was taken, here or in a forked child: memory that they share."""
+
+LOG_SIZE = 1 << 20
+"""Bytes of a log, where a test says nothing that a size follows from."""
+
+LARGE = {"log_size", "max_message", "keep_bytes", "history"}
+"""Options that say it."""
 
 defaults: weakref.WeakSet[object] = weakref.WeakSet()
 """All that took the default and are still there."""
@@ -25,6 +34,8 @@ class _OfThisRun:
                 default_taken[0] = 1
                 defaults.add(self)
                 options["share_log"] = SHARE_LOG
+            if SHARE_LOG and not LARGE & options.keys():
+                options["log_size"] = LOG_SIZE
             super().__init__(where, **options)
 
 

@@ -195,6 +195,7 @@ def test_a_plain_client_sees_what_was_skipped_as_a_gap_in_the_ids(address: str) 
     assert not report["ordered"]
 
 
+@pytest.mark.usefixtures("large_log")
 def test_a_message_that_no_plain_packet_carries_ends_that_connection_only(address: str) -> None:
     ends: list[EndReason] = []
     large = bytes(3_000_000)

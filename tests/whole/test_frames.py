@@ -55,6 +55,7 @@ def test_frames_of_a_batch_are_those_of_the_protocol(address: str, delivery: Del
 
 
 @pytest.mark.parametrize("delivery", ["shared", "framed"])
+@pytest.mark.usefixtures("large_log")
 def test_a_message_in_fragments_is_one_frame(address: str, delivery: Delivery) -> None:
     message = bytes(range(256)) * 1200
     with Server(address) as server, Client(address, delivery=delivery) as client:
