@@ -218,6 +218,16 @@ def test_wrong_usage_is_status_2(
     assert "usage: jumiks" in capsys.readouterr().err
 
 
+def usage_error(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with open(os.devnull) as nothing, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", nothing)
+        with pytest.raises(SystemExit) as caught:
+            main(arguments.split())
+    output, errors = capsys.readouterr()
+    assert (caught.value.code, output) == (2, "")
+    return errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -239,9 +249,10 @@ def test_wrong_usage_is_status_2(
         ("serve @x --patience soon", "a number of seconds, 0 or more, or 'none' for no limit"),
     ],
 )
-def test_wrong_usage_says_what_would_be_right(arguments: str, words: str) -> None:
-    status, output, errors = run(*arguments.split())
-    assert (status, output) == (2, b"")
+def test_wrong_usage_says_what_would_be_right(
+    arguments: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = usage_error(arguments, capsys)
     assert words in errors
     name = arguments.split()[0]
     assert errors.startswith(f"usage: jumiks {name if name in ('serve', 'listen') else '[-h]'}")
@@ -386,9 +397,8 @@ def test_serve_takes_messages_or_bytes_to_keep(keep: str, messages: int, size: i
 
 
 @pytest.mark.parametrize("keep", ["", "0", "-1", "K", "1.5", "1X", "x", "1e3", "inf"])
-def test_serve_refuses_what_is_no_amount(keep: str) -> None:
-    status, _, errors = run("serve", "@x", f"--keep={keep}")
-    assert status == 2
+def test_serve_refuses_what_is_no_amount(keep: str, capsys: pytest.CaptureFixture[str]) -> None:
+    errors = usage_error(f"serve @x --keep={keep}", capsys)
     assert "a number of messages, or a number of bytes with a unit: K, M or G" in errors
 
 

@@ -81,18 +81,22 @@ def served_first(text: bytes, scene: Scene, words: Sequence[str]) -> bytes:
             return client.receive(DEADLINE)
 
 
+def status_of_a_line(scene: Scene, words: Sequence[str], size: int) -> int:
+    file = scene.path.with_name("lines")
+    file.write_bytes(bytes(size) + b"\n")
+    with file.open("rb") as lines:
+        scene.patch.setattr("sys.stdin", lines)
+        return main(["serve", scene.address, *words])
+
+
 def largest_served(scene: Scene, words: Sequence[str]) -> int:
     """The largest of some lines that `serve` takes."""
     sizes = (1 << 10, 4 << 20, 8 << 20)
-    return max(
-        size
-        for size in sizes
-        if run("serve", scene.address, *words, given=bytes(size) + b"\n")[0] == 0
-    )
+    return max(size for size in sizes if status_of_a_line(scene, words, size) == 0)
 
 
 def status_of_a_long_line(scene: Scene, words: Sequence[str]) -> int:
-    return run("serve", scene.address, *words, given=bytes((4 << 20) + 1))[0]
+    return status_of_a_line(scene, words, (4 << 20) + 1)
 
 
 def may_anybody(scene: Scene, words: Sequence[str]) -> bool:
@@ -274,6 +278,10 @@ EFFECTS = [
 ]
 
 
+without: dict[Callable[[Scene, Sequence[str]], object], object] = {}
+"""What several entries look at, without any of their options: it is looked at once."""
+
+
 @pytest.mark.parametrize(
     "effect",
     [
@@ -287,7 +295,12 @@ def test_each_option_has_its_effect(
     seen = []
     for words in ([], effect.words):
         with pytest.MonkeyPatch.context() as patch:
-            seen.append(effect.look(Scene(address, path, patch, capfd), words))
+            scene = Scene(address, path, patch, capfd)
+            if not words and effect.look in without:
+                seen.append(without[effect.look])
+            else:
+                seen.append(effect.look(scene, words))
+    without[effect.look] = seen[0]
     assert seen == [effect.without, effect.with_it]
 
 

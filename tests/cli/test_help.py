@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -90,30 +90,27 @@ def test_the_manual_page_is_sound_roff(tmp_path: Path, capsys: pytest.CaptureFix
     assert "EXIT STATUS" in done.stdout
 
 
-completions = pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        (("jumiks", "sta"), {"status"}),
-        (("jumiks", "serve", "--max-l"), {"--max-lag"}),
-        (("jumiks", "serve", "@x", "--on-lag", ""), {"disconnect", "block", "skip"}),
-        (("jumiks", "completion", "z"), {"zsh"}),
-        (("jumiks", "bridge", "st"), {"status"}),
-        (("jumiks", "bridge", "out", "--max-b"), {"--max-bytes"}),
-        (("jumiks", "listen", "--delivery", "f"), {"framed"}),
-        # An address may be a file; the value of an option is none, unless it says so.
-        (("jumiks", "listen", "a-f"), {"a-file"}),
-        (("jumiks", "serve", "@x", "--max-lag", "a-f"), set()),
-        (("jumiks", "bridge", "status", "--creds", "a-f"), {"a-file"}),
-    ],
-)
+COMPLETIONS = {
+    ("jumiks", "sta"): {"status"},
+    ("jumiks", "serve", "--max-l"): {"--max-lag"},
+    ("jumiks", "serve", "@x", "--on-lag", ""): {"disconnect", "block", "skip"},
+    ("jumiks", "completion", "z"): {"zsh"},
+    ("jumiks", "bridge", "st"): {"status"},
+    ("jumiks", "bridge", "out", "--max-b"): {"--max-bytes"},
+    ("jumiks", "listen", "--delivery", "f"): {"framed"},
+    # An address may be a file; the value of an option is none, unless it says so.
+    ("jumiks", "listen", "a-f"): {"a-file"},
+    ("jumiks", "serve", "@x", "--max-lag", "a-f"): set(),
+    ("jumiks", "bridge", "status", "--creds", "a-f"): {"a-file"},
+}
 
 
 def has(shell: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(shell) is None, reason=f"there is no {shell} here")
 
 
-def shell_says(shell: str, script: str, folder: Path) -> set[str]:
-    """The words that a script prints, in a folder with one file."""
+def shell_says(shell: str, script: str, folder: Path) -> list[str]:
+    """The lines that a script prints, in a folder with one file."""
     (folder / "a-file").touch()
     done = subprocess.run(
         [shell, "/dev/stdin"],
@@ -125,48 +122,60 @@ def shell_says(shell: str, script: str, folder: Path) -> set[str]:
         env={**FOREIGN_ENVIRONMENT, "HOME": str(folder)},
     )
     assert done.stderr == ""
-    return set(done.stdout.split())
+    return done.stdout.splitlines()
 
 
 def ask_as_bash_does(words: Sequence[str]) -> str:
     return f"""
     COMP_WORDS=({" ".join(f"'{word}'" for word in words)}); COMP_CWORD={len(words) - 1}
-    _jumiks; printf '%s\\n' "${{COMPREPLY[@]}}"
+    COMPREPLY=(); _jumiks; printf '%s\\n' "${{COMPREPLY[@]}}"
     """
+
+
+def completions(
+    shell: str, begin: str, ask: Callable[[Sequence[str]], str], folder: Path
+) -> dict[tuple[str, ...], set[str]]:
+    """What one shell makes of all the words."""
+    lines = shell_says(shell, begin + "".join(f"{ask(w)}\necho END\n" for w in COMPLETIONS), folder)
+    ends = [number for number, line in enumerate(lines) if line == "END"]
+    begins = [0, *(end + 1 for end in ends)]
+    # fish has a description behind a tab.
+    found = [
+        {line.split()[0] for line in lines[b:e] if line} for b, e in zip(begins, ends, strict=False)
+    ]
+    return dict(zip(COMPLETIONS, found, strict=True))
 
 
 @pytest.mark.no_core
 @has("bash")
-@completions
-def test_bash_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
-    script = f'eval "$({IN_SHELL} completion bash)"'
-    assert shell_says("bash", script + ask_as_bash_does(words), tmp_path) == found
+def test_bash_completes(tmp_path: Path) -> None:
+    begin = f'eval "$({IN_SHELL} completion bash)"\n'
+    assert completions("bash", begin, ask_as_bash_does, tmp_path) == COMPLETIONS
 
 
 @pytest.mark.no_core
 @has("zsh")
-@completions
-def test_zsh_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
-    # zsh itself leaves out the words that do not begin as the last one does.
-    script = f"""
+def test_zsh_completes(tmp_path: Path) -> None:
+    begin = f"""
     autoload -U compinit; compinit -D -u
     eval "$({IN_SHELL} completion zsh)"
     [[ $_comps[jumiks] == *_jumiks* ]] || exit 1
     emulate sh
     """
-    said = shell_says("zsh", script + ask_as_bash_does(words), tmp_path)
-    assert {word for word in said if word.startswith(words[-1])} == found
+    said = completions("zsh", begin, ask_as_bash_does, tmp_path)
+    # zsh itself leaves out the words that do not begin as the last one does.
+    fitting = {
+        words: {w for w in found if w.startswith(words[-1])} for words, found in said.items()
+    }
+    assert fitting == COMPLETIONS
 
 
 @pytest.mark.no_core
 @has("fish")
-@completions
-def test_fish_completes(words: Sequence[str], found: set[str], tmp_path: Path) -> None:
-    script = f"""
-    {IN_SHELL} completion fish | source
-    complete -C '{" ".join(words)}'
-    """
-    assert shell_says("fish", script, tmp_path) == found
+def test_fish_completes(tmp_path: Path) -> None:
+    begin = f"{IN_SHELL} completion fish | source\n"
+    ask = lambda words: f"complete -C '{' '.join(words)}'"  # noqa: E731
+    assert completions("fish", begin, ask, tmp_path) == COMPLETIONS
 
 
 @pytest.mark.no_core
@@ -183,7 +192,7 @@ def test_the_addresses_that_are_served_are_completed(
     with Server(address), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
         other.bind(sockaddr(f"{address}-other"))  # not ours
         other.listen()
-        assert shell_says(shell, script, tmp_path) == {address}
+        assert [line.split()[0] for line in shell_says(shell, script, tmp_path)] == [address]
 
 
 @pytest.mark.parametrize("name", ["", "bridge", *commands()])
