@@ -211,6 +211,8 @@ def writable_maps():
         return sum("rw-s" in line and "/memfd:jumiks" in line for line in maps)
 
 server = jumiks.Server(sys.argv[1], share_log=True)
+with server.reserve(4) as view:  # the first has another map made
+    view[:] = b"zero"
 client = jumiks.Client(sys.argv[1])
 server.wait_for_clients(1, 10)
 server.publish_many([b"one", b"two"])
@@ -233,7 +235,29 @@ print(server.clients()[0].acked_id)
 client.close()
 server.close()
 """
-    assert run_script(LIVING_CHILD + script, address) == "0 0\n100001\n"
+    assert run_script(LIVING_CHILD + script, address) == "0 0\n100002\n"
+
+
+def test_what_a_loop_has_left_is_the_parents_alone(address: str) -> None:
+    script = """
+server = jumiks.Server(sys.argv[1], share_log=True)
+client = jumiks.Client(sys.argv[1])
+server.wait_for_clients(1, 10)
+server.publish_many([b"one", b"two"])
+messages = iter(client)
+assert next(messages) == b"one"
+child = os.fork()
+if child == 0:
+    try:
+        next(messages)
+    except jumiks.Forked:
+        os._exit(3)
+    os._exit(4)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), next(messages).decode())
+client.close()
+server.close()
+"""
+    assert run_script(LIVING_CHILD + script, address) == "3 two\n"
 
 
 @pytest.mark.parametrize("delivery", ["shared", "framed"])

@@ -36,6 +36,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 BUILD = Path("build/mutation")
 NOTED = Path("build/coverage/python/data")
 """What `make coverage` leaves: lines, by the test that ran them."""
@@ -55,10 +57,19 @@ C_PROGRAMS = ["test_frame", "test_log", "test_client", "test_guard", "test_wakes
 """Tests of the core alone, the quickest first."""
 
 TESTS = {
+    "csrc/common/frame": "whole/test_frames server/test_liars client/test_hostile_server "
+    "client/test_client",
+    "csrc/server/lag.c": "server/test_lag server/test_lag_policies server/test_publish "
+    "server/test_turn",
+    "csrc/server/publish.c": "server/test_publish server/test_turn server/test_server "
+    "whole/test_arrays",
+    "csrc/server/server.c": "server/test_figures server/test_server client/test_client_life",
     "csrc/server/": "server/test_server server/test_lag server/test_keep client/test_shared",
     "csrc/client/": "client/test_client client/test_shared client/test_hostile_server "
     "client/test_ends",
-    "csrc/python/": "client/test_lent server/test_publish whole/test_frames client/test_client",
+    "csrc/python/arrays.c": "whole/test_arrays",
+    "csrc/python/": "whole/test_arrays client/test_lent server/test_publish whole/test_frames "
+    "client/test_client",
     "csrc/": "client/test_client client/test_shared machine/test_seccomp machine/test_fork",
     "_wire/handshake.py": "wire/test_handshake wire/test_protocol_doc",
     "_wire/address.py": "wire/test_address",
@@ -75,12 +86,19 @@ TESTS = {
     "server/test_figures server/test_server",
     "_client/reconnect.py": "client/test_backoff client/test_reconnect",
     "_client/labels.py": "client/test_labels",
+    "_client/readiness.py": "client/test_readiness client/test_wait",
+    "_client/stream.py": "client/test_stream client/test_client client/test_readiness "
+    "client/test_client_life client/test_ends client/test_wait client/test_lent",
+    "_client/connecting.py": "client/test_deadlines client/test_client client/test_client_life "
+    "machine/test_green cli/test_effects",
     "_client/": "client/test_stream client/test_client client/test_client_life client/test_ends "
     "client/test_reconnect client/test_by_hand",
     "_aio/server.py": "client/test_aio_server client/test_cancelled",
     "_aio/": "client/test_aio client/test_cancelled",
     "_loops.py": "client/test_aio client/test_cancelled",
-    "bridge/": "bridge",
+    "bridge/": "bridge cli/test_bridge",
+    "jumiks/logging.py": "integrations/test_logging",
+    "testing.py": "integrations/test_testing",
     "cli/": "cli",
     "_metrics.py": "integrations server/test_figures",
     "prometheus.py": "integrations",
@@ -346,8 +364,8 @@ def named(context: str) -> list[str]:
 # ---- trying
 
 
-def said_by(command: Sequence[str], tree: Path) -> tuple[bool, str]:
-    """Whether a program ends well, in time, and what it says."""
+def ended(command: Sequence[str], tree: Path) -> tuple[int | None, str]:
+    """How a program ends, None if it has to be killed; and what it says."""
     process = subprocess.Popen(
         command,
         env=os.environ | {"PYTHONPATH": str((tree / "src").resolve())},
@@ -362,9 +380,9 @@ def said_by(command: Sequence[str], tree: Path) -> tuple[bool, str]:
     )
     try:
         said, _ = process.communicate(timeout=LONGEST)
-        return process.returncode == 0, said
+        return process.returncode, said
     except subprocess.TimeoutExpired:
-        return False, ""
+        return None, ""
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # whatever it started, too
@@ -374,12 +392,13 @@ def said_by(command: Sequence[str], tree: Path) -> tuple[bool, str]:
 def first_failure(tests: Sequence[str], tree: Path) -> list[str]:
     """The first test that fails, or all of them if no test is to blame; none if all pass."""
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--timeout={HANGS}"]
-    passed, said = said_by([sys.executable, "-m", "pytest", *options, *tests], tree)
-    if passed:
-        return []
-    return re.findall(r"^(?:FAILED|ERROR) (\S+::\S.*?)(?: - .*)?$", said, re.MULTILINE)[:1] or [
-        *tests
-    ]
+    for kind in ("not slow", "slow"):
+        command = [sys.executable, "-m", "pytest", *options, "-m", kind, *tests]
+        code, said = ended(command, tree)
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            failed = re.findall(r"^(?:FAILED|ERROR) (\S+::\S.*?)(?: - .*)?$", said, re.MULTILINE)
+            return failed[:1] or [*tests]
+    return []
 
 
 def is_cause(tests: Sequence[str], tree: Path) -> bool | None:
@@ -394,12 +413,12 @@ def is_cause(tests: Sequence[str], tree: Path) -> bool | None:
 
 def is_noticed(mutant: Mutant, core: Core, tree: Path) -> bool | None:
     """Whether a test fails; None if it does not compile, or tests fail without it, too."""
-    shutil.copytree("src", tree / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree("src", tree / "src")  # what is compiled already, too: children start sooner
     noted: list[str] = []
     if mutant.path.endswith(".c"):
         if not core.link(mutant, tree):
             return None
-        if not all(said_by([each], tree)[0] for each in core.programs_with(mutant, tree)):
+        if any(ended([each], tree)[0] != 0 for each in core.programs_with(mutant, tree)):
             return True
     else:
         (tree / mutant.path).write_text(mutant.source, "utf-8")

@@ -397,6 +397,22 @@ def test_a_late_joiner_that_stops_has_no_more_than_max_lag_in_flight(address: st
             assert not ends
 
 
+@pytest.mark.parametrize("delivery", ["framed", "classic"])
+def test_the_past_goes_out_as_far_as_max_lag_and_on_with_each_ack(
+    address: str, delivery: Delivery
+) -> None:
+    with serving(address, max_lag=2, patience=0) as (server, ends):
+        as_batch(server, 50)
+        with Client(address, delivery=delivery, start="oldest", ack="manual") as client:
+            server.wait_for_clients(1, DEADLINE)
+            for last in range(FIRST_ID + 1, FIRST_ID + 6):
+                wait_until(lambda due=last: server.clients()[0].sent_id >= due)  # type: ignore[misc]
+                assert server.clients()[0].sent_id == last
+                client.receive(DEADLINE)
+                client.ack()
+        assert not ends
+
+
 @paths_of_frames
 @all_policies
 @pytest.mark.parametrize("behind", [1, 5])
