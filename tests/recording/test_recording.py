@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings: what is in the file, read back by us and by the tools of MCAP; docs/recording.md."""
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,6 +145,19 @@ def test_the_tools_of_mcap_read_it(address: str, tmp_path: Path) -> None:
     assert json.loads(found[-1][1].data)["event"] == "end"
     assert found[-1][0] == "@ticks/events"
     assert found[0][1].data == gather([b"one", b"two"]).frames(FIRST_ID)
+
+
+def test_times_do_not_go_back_with_the_clock(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([5 * SECOND, 3 * SECOND, 4 * SECOND, 7 * SECOND])
+    monkeypatch.setattr("jumiks.recording.recorder.time.time_ns", lambda: next(clock))
+    path = tmp_path / "ticks.mcap"
+    with Server(address) as server, recording(address, path, count=3) as (one, _):
+        for number in range(3):
+            server.publish(b"x")
+            wait_until(lambda n=number: one.messages == n + 1)  # type: ignore[misc]
+    assert [item.time // SECOND for item in read(path)] == [5, 5, 5, 7]
 
 
 def test_it_ends_after_a_number_of_messages_and_not_one_more(address: str, tmp_path: Path) -> None:
@@ -303,6 +318,28 @@ def test_a_file_of_another_program_is_refused_with_its_topics(tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-50])  # no summary: it has to be read
     with pytest.raises(RecordingError, match=r"no recording of a feed .*'/imu'"):
         read(path)
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_chunk_that_is_a_bomb_is_not_unpacked(
+    tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mcap.data_stream import RecordBuilder
+    from mcap.records import Chunk
+
+    pack = importlib.import_module({"lz4": "lz4.frame"}.get(compression, "zstandard")).compress
+    bomb = pack(bytes(64 << 20))
+    out = RecordBuilder()
+    Chunk(compression, bomb, 0, 0, uncompressed_crc=0, uncompressed_size=100).write(out)
+    path = tmp_path / "bomb.mcap"
+    path.write_bytes(b"\x89MCAP0\r\n" + out.end())  # type: ignore[no-untyped-call]
+    tracemalloc.start()
+    try:
+        with pytest.raises(RecordingError, match="a chunk of 100 bytes has 101 or more"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_one_feed_of_several_is_asked_for(tmp_path: Path) -> None:

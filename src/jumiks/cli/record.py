@@ -19,7 +19,7 @@ from jumiks.recording import End, Lost, Pack, Reader, Recorder
 from jumiks.recording.file import needed
 from jumiks.server import Server
 
-from .serve import make_server, signals_held
+from .serve import make_server, say_if_nobody_heard, signals_held
 from .streams import say
 
 __all__ = ["run"]
@@ -114,6 +114,8 @@ class _Replay:
                     self._take(item)
                 if recording.is_cut_off:
                     say(f"{recording.path}: it was cut off; what was before that is published")
+            if self._server is not None:
+                say_if_nobody_heard(self._server)
         finally:
             if self._server is not None:
                 self._server.close(self._options.linger)

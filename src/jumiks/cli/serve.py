@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
             descriptor, options.framing, largest, options.too_long, tell=say
         ):
             server.publish_many(messages)
-        _say_if_nobody_heard(server)
+        say_if_nobody_heard(server)
     except BaseException:
         if server is not None:
             notify("STOPPING=1")
@@ -61,7 +61,8 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _say_if_nobody_heard(server: Server) -> None:
+def say_if_nobody_heard(server: Server) -> None:
+    """Say so if no client was there for what was published."""
     stats = server.stats()
     if stats.published and not (
         stats.delivered or server.clients() or any(server.endings.values())

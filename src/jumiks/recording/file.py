@@ -12,7 +12,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args
 
@@ -434,14 +434,32 @@ def _parse(kind: int, body: bytes) -> list[McapRecord]:
     stream = ReadDataStream(io.BytesIO(body))
     if kind == Opcode.CHUNK:
         chunk: Chunk = Chunk.read(stream)
-        if chunk.uncompressed_size > LARGEST_RECORD:
-            raise ValueError(f"a chunk of {chunk.uncompressed_size} bytes")
-        return breakup_chunk(chunk, validate_crc=True)
+        return breakup_chunk(_uncompressed(chunk), validate_crc=True)
     if kind == Opcode.CHANNEL:
         return [Channel.read(stream)]
     if kind == Opcode.MESSAGE:
         return [Message.read(stream, len(body))]
     return []
+
+
+def _uncompressed(chunk: Chunk) -> Chunk:
+    # The library's own way has no bound: a few bytes may stand for all memory there is.
+    size = chunk.uncompressed_size
+    if size > LARGEST_RECORD:
+        raise ValueError(f"a chunk of {size} bytes")
+    if chunk.compression == "lz4":
+        import lz4.frame  # type: ignore[import-untyped]
+
+        data = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, max_length=size + 1)
+    elif chunk.compression == "zstd":
+        import zstandard
+
+        data = zstandard.ZstdDecompressor().stream_reader(chunk.data).read(size + 1)
+    else:
+        data = chunk.data
+    if len(data) != size:
+        raise ValueError(f"a chunk of {size} bytes has {len(data)} or more")
+    return replace(chunk, compression="", data=data)
 
 
 def _pack(channel: Channel, message: Message) -> Pack:
