@@ -10,6 +10,7 @@ all workers drop that record from their caches: also the one that changed it.
 """
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -111,7 +112,8 @@ def work(number: int, changes: Changes, records: Path, together: Barrier) -> Non
         changes.announce(b"ann")
     while cache.get(b"ann") != b"married":
         time.sleep(0.001)  # in place of other requests
-    print(f"worker {number}: ann is {cache.get(b'ann').decode()}, bob {cache.get(b'bob').decode()}")
+    ann, bob = cache.get(b"ann").decode(), cache.get(b"bob").decode()
+    sys.stdout.write(f"worker {number}: ann is {ann}, bob {bob}\n")  # print would write twice
     cache.close()
 
 
