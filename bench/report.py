@@ -27,6 +27,7 @@ LABELS = {
     "calls": "system calls of both ends per thousand messages",
     "publish": "CPU of the server, us per client and batch",
     "bytes per client": "user memory per client, bytes",
+    "memory": "anonymous memory of a bridge at most, bytes",
 }
 """What the figures are, in the order of the tables."""
 
@@ -51,7 +52,7 @@ def number(value: float, figure: str = "rate") -> str:
 
 
 def shown(value: float, figure: str) -> str:
-    unit = {"rate": "/s", "calls": "", "bytes per client": " B"}.get(figure, " us")
+    unit = {"rate": "/s", "calls": "", "bytes per client": " B", "memory": " B"}.get(figure, " us")
     return f"{number(value, figure)}{unit}"
 
 

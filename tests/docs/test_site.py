@@ -19,6 +19,7 @@ ELSEWHERE = {
     "tour.md": {"sh": "tests/docs/test_tour.py"},
     "bridge.md": {"": "tests/docs/test_bridge_doc.py"},
     "protocol.md": dict.fromkeys(("hex",), "tests/wire/test_protocol_doc.py"),
+    "scale.md": {"": "tests/docs/test_scale_doc.py"},
     "recipes.md": {"python": "tests/docs/test_recipes.py"},
     "README.md": dict.fromkeys(("python", "sh"), "tests/docs/test_examples.py"),
 }

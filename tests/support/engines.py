@@ -140,6 +140,26 @@ class RealEngine:
         else:
             self._speak(("DEL", "ticks", "{ticks}:at"))
 
+    def delete_last_record(self, stream: int) -> None:
+        """Delete the last record by hand.
+
+        Args:
+            stream: the stream id of its last message.
+        """
+        if self.kind == "jetstream":
+            state = json.loads(self._ask("$JS.API.STREAM.INFO.TICKS", b""))["state"]
+            words = json.dumps({"seq": state["last_seq"]})
+            self._ask("$JS.API.STREAM.MSG.DELETE.TICKS", words.encode())
+        else:
+            self._speak(("XDEL", "ticks", f"{stream}-0"))
+
+    def delete_consumers(self) -> int:
+        """Delete all consumers of JetStream, as an admin may; returns how many there were."""
+        found = json.loads(self._ask("$JS.API.CONSUMER.NAMES.TICKS", b""))["consumers"] or []
+        for each in found:
+            self._ask(f"$JS.API.CONSUMER.DELETE.TICKS.{each}", b"")
+        return len(found)
+
     def make_stream(self, config: dict[str, object]) -> None:
         """Make the stream of JetStream, as its admin does."""
         whole = {"name": "TICKS", "subjects": ["TICKS"], "storage": "file", **config}

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import os
 from asyncio import Future
+from collections import deque
 from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any
@@ -20,6 +21,9 @@ __all__: list[str] = []
 
 LINGER = 5.0
 """Seconds that clients have to take what was published, before a gap or another stream follows."""
+
+AHEAD = 16
+"""Records of a history that wait for a server that is being made."""
 
 
 def far_id(info: StreamInfo, lineage: str = "") -> int:
@@ -41,13 +45,13 @@ class _GivenUp(Exception):
 class History:
     """Messages for a server that another thread makes, handed to it as they come.
 
-    So no more of a history is in memory than two records.
+    So no more of a history is in memory than some records.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._items: SimpleQueue[tuple[Gathered, Future[None]] | None] = SimpleQueue()
-        self._taken: Future[None] | None = None
+        self._untaken: deque[Future[None]] = deque()
         self._whole = False
 
     def __iter__(self) -> Iterator[Gathered]:
@@ -60,11 +64,14 @@ class History:
             raise _GivenUp
 
     async def put(self, messages: Gathered, making: Future[None]) -> None:
-        """Hand some on; waits until those before are in the log, or the server failed."""
-        if self._taken is not None:
-            await asyncio.wait([self._taken, making], return_when=asyncio.FIRST_COMPLETED)
-        self._taken = self._loop.create_future()
-        self._items.put((messages, self._taken))
+        """Hand some on; waits while there are too many before them, or until the server failed."""
+        untaken = self._untaken
+        while untaken and untaken[0].done():
+            untaken.popleft()
+        if len(untaken) >= AHEAD:
+            await asyncio.wait([untaken[0], making], return_when=asyncio.FIRST_COMPLETED)
+        untaken.append(self._loop.create_future())
+        self._items.put((messages, untaken[-1]))
 
     def end(self, whole: bool) -> None:
         """Say that there are no more.
