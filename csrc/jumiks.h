@@ -478,7 +478,8 @@ jmk_client *jmk_client_free(jmk_client *client);
  * Take what has come, waiting for the first message. handled is the last id that the user is
  * through with (0: none): it is acked when that is due, and always before waiting, unless acks_by_hand
  * is set. -EINTR after a
- * signal, and once a second: one that came right before the wait could not end it. An end (JMK_E_END,
+ * signal, and once a second: one that came right before the wait could not end it, nor can one whose
+ * handler was set with SA_RESTART. An end (JMK_E_END,
  * JMK_E_LOST, JMK_E_PROTOCOL) shuts the connection down.
  */
 int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,

@@ -85,8 +85,11 @@ int jmk_client_close(jmk_client *client) {
 
     if (error)
         return error;
-    if (!atomic_exchange(&client->closed, true))
-        jmk_connection_shut_down(client->fd);
+    if (atomic_exchange(&client->closed, true))
+        return 0;
+    jmk_connection_shut_down(client->fd);
+    if (client->ops->rouse)
+        client->ops->rouse(client);
     return 0;
 }
 

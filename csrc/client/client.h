@@ -40,6 +40,8 @@ struct jmk_delivery_ops {
     bool (*batch_is_intact)(const struct jmk_client *client);
     /* It is not: count it as never received. NULL: nothing to do. */
     void (*drop_batch)(struct jmk_client *client);
+    /* Wake a receive that waits for something else than the socket. NULL: none does. */
+    void (*rouse)(struct jmk_client *client);
     void (*free)(struct jmk_client *client);
 };
 

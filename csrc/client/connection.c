@@ -93,15 +93,21 @@ static bool is_dead(const struct jmk_client *client) {
            (client->server_fd >= 0 && poll(&server, 1, 0) > 0);
 }
 
-static bool end_if_dead(struct jmk_client *client) {
+bool jmk_connection_end_if_dead(struct jmk_client *client) {
     if (!is_dead(client))
         return false;
     jmk_connection_end_stream(client);
     return true;
 }
 
+int64_t jmk_connection_next_look(int64_t deadline) {
+    int64_t look = JMK_POLLS ? jmk_now() + LONGEST_WAIT * JMK_SECOND : INT64_MAX;
+
+    return look < deadline ? look : deadline;
+}
+
 int jmk_connection_waited(struct jmk_client *client, int error) {
-    if (error == -EAGAIN && client->state == JMK_OPEN && !end_if_dead(client))
+    if (error == -EAGAIN && client->state == JMK_OPEN && !jmk_connection_end_if_dead(client))
         return -EINTR;
     /* After a reset, what it sent before is still readable. */
     return error == -EAGAIN || error == -ECONNRESET ? 0 : error;
@@ -116,7 +122,7 @@ int jmk_connection_wait(struct jmk_client *client, int64_t deadline, short event
     int count;
 
     if (left < 0)
-        return end_if_dead(client) ? 0 : JMK_E_TIMEOUT;
+        return jmk_connection_end_if_dead(client) ? 0 : JMK_E_TIMEOUT;
     if (!long_wait)
         limit = (struct timespec){left / JMK_SECOND, left % JMK_SECOND};
     count = ppoll(polled, 2, &limit, NULL);
@@ -124,7 +130,7 @@ int jmk_connection_wait(struct jmk_client *client, int64_t deadline, short event
         return -errno;
     if (polled[1].revents)
         jmk_connection_end_stream(client);
-    else if (count == 0 && end_if_dead(client))
+    else if (count == 0 && jmk_connection_end_if_dead(client))
         return 0;
     return count == 0 && long_wait ? -EINTR : 0;
 }

@@ -33,6 +33,12 @@ void jmk_connection_end_or_break(struct jmk_client *client);
 /* Has the server's thread died, by the header page of its log? */
 bool jmk_connection_is_orphaned(const struct jmk_client *client);
 
+/* True, and the stream ended, if the server has died. */
+bool jmk_connection_end_if_dead(struct jmk_client *client);
+
+/* When a wait that begins now has to look around: within a second, and by its deadline. */
+int64_t jmk_connection_next_look(int64_t deadline);
+
 /* Shut it down, also for others that hold the descriptor, such as a forked child. */
 void jmk_connection_shut_down(int fd);
 

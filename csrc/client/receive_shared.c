@@ -16,6 +16,11 @@
  * leaves the number there, so that the socket becomes readable for a user who polls it. For one who
  * always does, look_ahead stores it after each receive that leaves nothing to read.
  *
+ * In a receive it sleeps on two words, if the server and this system can do that: `wakes` in its own page,
+ * which the server raises, and `owner` in the log's, which the kernel marks as the server's thread dies.
+ * Neither tells of an end that the server does not announce, so it looks at the socket each second. Any
+ * client can reach `owner`: see find_why. docs/models/word.pml and death.pml show that no wake-up is lost.
+ *
  * A pin is a batch in use through views. Acks stop in front of it until a thread, any thread, drops it.
  * The reader lives as long as its client or a pin.
  *
@@ -70,6 +75,7 @@ struct jmk_reader {
     uint64_t control; /* what it was when the socket was read last */
     uint64_t sleep; /* the number of the last sleep, or one more */
     bool polled; /* it was left asleep: its user may be polling the socket */
+    bool disturbed; /* it was woken for nothing: it sleeps on the socket */
     uint64_t told; /* what the server wanted when it was told last */
     bool overtaken; /* frames were given up before they were read: a packet that says so comes */
     bool skipping; /* told to skip; */
@@ -577,10 +583,74 @@ static bool spin(const struct jmk_client *client, int64_t deadline) {
     return false;
 }
 
+/* May it sleep on a word? Then *owner is how it has to find the server's. */
+static bool has_word(const struct jmk_reader *reader, uint32_t *owner) {
+    *owner = atomic_load(&reader->page->owner);
+    return *owner & JMK_OWNER_WAKES && !(*owner & JMK_OWNER_DIED) && !reader->disturbed &&
+           !atomic_load_explicit(&jmk_no_futex_waitv, memory_order_relaxed);
+}
+
+/*
+ * It was woken by way of the server's word. The kernel wakes one client as the server dies, so that one
+ * has to wake the others. Other clients can wake us for nothing, and do so once.
+ */
+static void find_why(struct jmk_client *client) {
+    struct jmk_reader *reader = client->reader;
+
+    JMK_POINT(JMK_AT_MOURNED);
+    if (jmk_connection_is_orphaned(client))
+        jmk_futex_wake(&reader->page->owner, INT32_MAX);
+    else
+        reader->disturbed = true;
+}
+
+/* Sleep on the words: those of jmk_futex_wait_two. `until` is when to look at the socket. */
+static int sleep_on_words(struct jmk_client *client, uint32_t owner, int64_t until) {
+    struct jmk_reader *reader = client->reader;
+    struct jmk_seen seen[2] = {{&reader->cursor->wakes, atomic_load(&reader->cursor->wakes)},
+                               {&reader->page->owner, owner}};
+    int found = JMK_SEEN_CHANGED;
+
+    atomic_store(&reader->cursor->sleeping, ++reader->sleep | JMK_SLEEPS_ON_WORD);
+    JMK_POINT(JMK_AT_SLEEP);
+    if (!has_news(client)) {
+        JMK_POINT(JMK_AT_LOOKED);
+        found = jmk_futex_wait_two(seen, until);
+    }
+    if (found == 1)
+        find_why(client);
+    wake_up(client);
+    return found;
+}
+
+/*
+ * Wait so: 0: look again; -EINTR, or another error; JMK_E_TIMEOUT: the rest is to be done at the socket. Who
+ * wakes us with no news in the log has something to say in the socket, which may be its end alone.
+ */
+static int wait_on_words(struct jmk_client *client, uint32_t owner, int64_t deadline) {
+    struct jmk_reader *reader = client->reader;
+    int64_t until = jmk_connection_next_look(deadline);
+    int found = sleep_on_words(client, owner, until), error;
+    bool before = reader->skipping;
+
+    if (found < 0 && found != -ETIMEDOUT && found != -EINTR)
+        return JMK_E_TIMEOUT;
+    if (has_news(client))
+        return 0;
+    jmk_connection_end_if_dead(client);
+    error = read_socket(client);
+    if (error || has_news(client) || reader->skipping != before)
+        return error;
+    if (found == -ETIMEDOUT)
+        return until < deadline ? -EINTR : JMK_E_TIMEOUT;
+    return found < 0 ? found : 0;
+}
+
 static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t deadline) {
     struct jmk_reader *reader = client->reader;
     bool full = false, before;
     int error = 0, failed;
+    uint32_t owner;
 
     if (atomic_load(&reader->page->control) != reader->control)
         return read_socket(client); /* also if it failed before */
@@ -589,6 +659,11 @@ static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t de
     if (client->config.spin > 0 && spin(client, deadline))
         return 0;
     JMK_POINT(JMK_AT_EMPTY);
+    if (!full && has_word(reader, &owner) && deadline > jmk_now()) {
+        error = wait_on_words(client, owner, deadline);
+        if (error != JMK_E_TIMEOUT)
+            return error;
+    }
     atomic_store(&reader->cursor->sleeping, ++reader->sleep);
     JMK_POINT(JMK_AT_SLEEP);
     if (has_news(client))
@@ -626,6 +701,15 @@ static enum jmk_outlook look_ahead(struct jmk_client *client, bool waited) {
     return answer && reader->refused ? JMK_WANTS_ROOM : JMK_WOULD_WAIT;
 }
 
+/* `closed` is stored by now, so whoever has seen the word before this looks at it, or does not sleep. */
+static void rouse(struct jmk_client *client) {
+    if (!client->reader || !client->reader->cursor)
+        return;
+    atomic_fetch_add(&client->reader->cursor->wakes, 1);
+    JMK_POINT(JMK_AT_RAISED);
+    jmk_futex_wake(&client->reader->cursor->wakes, 1);
+}
+
 static bool batch_is_intact(const struct jmk_client *client) {
     return still_there(client->reader, client->reader->batch.offset);
 }
@@ -649,5 +733,6 @@ const struct jmk_delivery_ops jmk_receive_shared = {
     .hold_batch = hold_batch,
     .batch_is_intact = batch_is_intact,
     .drop_batch = drop_batch,
+    .rouse = rouse,
     .free = free_reader,
 };

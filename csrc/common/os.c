@@ -7,6 +7,7 @@
  * that the fork itself raises in the child makes every entry point refuse instead.
  */
 #include "common/os.h"
+#include "common/page.h"
 #include "common/point.h"
 
 #include <errno.h>
@@ -25,7 +26,7 @@ void (*jmk_at_point)(enum jmk_point point);
 bool jmk_no_polls;
 #endif
 
-atomic_bool jmk_no_sendmmsg, jmk_no_recvmmsg;
+atomic_bool jmk_no_sendmmsg, jmk_no_recvmmsg, jmk_no_futex_waitv;
 
 static atomic_uint process = 1;
 static pthread_once_t process_once = PTHREAD_ONCE_INIT;
@@ -62,7 +63,7 @@ void jmk_testament_open(struct jmk_testament *testament, _Atomic uint32_t *word)
         syscall(SYS_set_robust_list, testament->head, sizeof testament->head) < 0)
         return;
     testament->word = word;
-    atomic_store(word, (uint32_t)id);
+    atomic_store(word, (uint32_t)id | JMK_OWNER_WAKES);
 }
 
 void jmk_testament_close(struct jmk_testament *testament) {
@@ -102,6 +103,38 @@ int jmk_futex_wait(atomic_uint *word, unsigned seen, int64_t deadline) {
 
 void jmk_futex_wake_all(atomic_uint *word) {
     syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT32_MAX, NULL, NULL, 0);
+}
+
+#ifndef SYS_futex_waitv
+#define SYS_futex_waitv 449
+#endif
+
+/* struct futex_waitv, which the headers of Linux before 5.16 do not have; and its flag FUTEX2_SIZE_U32. */
+struct waited {
+    uint64_t value, address;
+    uint32_t flags, zero;
+};
+#define SIZE_U32 2u
+
+int jmk_futex_wait_two(const struct jmk_seen seen[2], int64_t deadline) {
+    int64_t until[2] = {deadline / JMK_SECOND, deadline % JMK_SECOND};
+    struct waited words[2];
+    long found;
+
+    for (int i = 0; i < 2; i++)
+        words[i] = (struct waited){seen[i].value, (uintptr_t)seen[i].word, SIZE_U32, 0};
+    found = syscall(SYS_futex_waitv, words, 2, 0, deadline == INT64_MAX ? NULL : until,
+                    CLOCK_MONOTONIC, 0);
+    if (found >= 0)
+        return (int)found;
+    if (errno == EAGAIN)
+        return JMK_SEEN_CHANGED;
+    jmk_refused(&jmk_no_futex_waitv);
+    return -errno;
+}
+
+void jmk_futex_wake(const _Atomic uint32_t *word, int most) {
+    syscall(SYS_futex, word, FUTEX_WAKE, most, NULL, NULL, 0);
 }
 
 #ifndef SYS_epoll_pwait2

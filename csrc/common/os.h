@@ -43,6 +43,22 @@ uintptr_t jmk_thread(void);
 int jmk_futex_wait(atomic_uint *word, unsigned seen, int64_t deadline);
 void jmk_futex_wake_all(atomic_uint *word);
 
+/* A word that processes share, and the value that it was seen with. */
+struct jmk_seen {
+    const _Atomic uint32_t *word;
+    uint32_t value;
+};
+
+/*
+ * Sleep while both words are as they were seen, until deadline. The number of the one that was woken;
+ * JMK_SEEN_CHANGED; or -errno: -ETIMEDOUT, -EINTR after a signal, another: this cannot be waited for.
+ */
+enum { JMK_SEEN_CHANGED = 2 };
+int jmk_futex_wait_two(const struct jmk_seen seen[2], int64_t deadline);
+
+/* Wake those that sleep so, `most` at most. */
+void jmk_futex_wake(const _Atomic uint32_t *word, int most);
+
 /* A memfd of size bytes, its pages allocated, that can be sealed; or -errno. */
 int jmk_memfd(const char *name, uint64_t size);
 
@@ -52,7 +68,7 @@ struct epoll_event;
 int jmk_epoll_wait(int epoll_fd, struct epoll_event *events, int most, int64_t timeout);
 
 /* Set once a sandbox has refused the call: it will refuse it always. */
-extern atomic_bool jmk_no_sendmmsg, jmk_no_recvmmsg;
+extern atomic_bool jmk_no_sendmmsg, jmk_no_recvmmsg, jmk_no_futex_waitv;
 
 static inline bool jmk_refused(atomic_bool *refused) {
     if (errno == ENOSYS || errno == EPERM)

@@ -26,11 +26,15 @@ struct jmk_log_page {
     _Alignas(64) _Atomic uint64_t tail; /* offset of the oldest frame kept */
     _Atomic uint64_t oldest_id;         /* its id */
     _Atomic uint64_t control;           /* control packets sent so far, to any client */
-    /* The server's thread, by its own number; 0: not told. As it dies the kernel sets a bit. */
+    /*
+     * The server's thread, by its own number and OWNER_WAKES; 0: not told. As it dies the kernel sets
+     * OWNER_DIED, and wakes one of those that sleep on this word.
+     */
     _Atomic uint32_t owner;
 };
 
-#define JMK_OWNER_DIED 0x40000000u /* FUTEX_OWNER_DIED */
+#define JMK_OWNER_DIED 0x40000000u  /* FUTEX_OWNER_DIED */
+#define JMK_OWNER_WAKES 0x80000000u /* FUTEX_WAITERS: clients may sleep on words */
 
 #if defined(__SANITIZE_THREAD__) && !defined(__clang__)
 #pragma GCC diagnostic push
@@ -54,10 +58,14 @@ static inline void jmk_acquire_fence(void) {
 /* One client's own page, with what the two have to tell each other. The server believes nothing. */
 struct jmk_cursor_page {
     _Atomic uint64_t acked_id; /* the last message it has handled */
-    /* Odd while it sleeps, or is about to; each sleep has a number of its own. */
+    /* Odd while it sleeps, or is about to; each sleep has a number of its own. See SLEEPS_ON_WORD. */
     _Alignas(64) _Atomic uint64_t sleeping;
     /* The server's: it waits for an ack of this id or above; 0: it does not. */
     _Alignas(64) _Atomic uint64_t wanted;
+    /* Raised to wake the client, if it sleeps on this word: by the server, and by its own close. */
+    _Atomic uint32_t wakes;
 };
+
+#define JMK_SLEEPS_ON_WORD (UINT64_C(1) << 63) /* in `sleeping`: on `wakes`, not on the socket */
 
 #endif

@@ -15,6 +15,7 @@ enum jmk_point {
     JMK_AT_NEXT_ID,   /* its id has */
     JMK_AT_HEAD,      /* its offset too */
     JMK_AT_PUBLISHED, /* and it is said */
+    JMK_AT_RAISED,    /* the word that a client sleeps on was raised, it is not woken */
     JMK_AT_WOKEN,     /* a client was woken */
     JMK_AT_SKIP,      /* a client was told to skip, control is not raised */
     JMK_AT_SKIPPED,   /* it is */
@@ -38,7 +39,9 @@ enum jmk_point {
     JMK_AT_ANSWERED,  /* client: the answer to being told to skip was sent */
     JMK_AT_EMPTY,     /* client: it found nothing to read, and is about to sleep */
     JMK_AT_SLEEP,     /* client: it says that it sleeps, and has not looked since */
+    JMK_AT_LOOKED,    /* client: it has, and is about to sleep on the words */
     JMK_AT_AWAKE,     /* client: it says that it does not */
+    JMK_AT_MOURNED,   /* client: it found the server dead, and has told no other */
     JMK_POINT_COUNT
 };
 

@@ -69,6 +69,7 @@ static bool watch_reading(const struct jmk_server *server, const struct jmk_sess
 static void shut(struct jmk_server *server, struct jmk_session *session) {
     /* A forked child may hold the descriptor too; this ends the connection all the same. */
     shutdown(session->fd, SHUT_RDWR);
+    jmk_session_rouse(session);
     jmk_session_drop_page(session);
     if (server->saying_goodbye || !jmk_session_unread(session) ||
         jmk_session_holds_descriptors(session) || !watch_reading(server, session)) {

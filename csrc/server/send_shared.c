@@ -3,9 +3,9 @@
  * Shared delivery: a client that reads the log itself
  *
  * Nothing is sent to it: what is published is offered. The client writes the id that it has handled into
- * a page that it shares with the server, and sleeps on its socket when it has read all there is. So the
- * server polls that page for acks, and wakes the client: it sends one tiny packet when something was
- * published while the client sleeps.
+ * a page that it shares with the server, and sleeps when it has read all there is. So the server polls
+ * that page for acks, and wakes the client when something was published while it sleeps: by the word
+ * `wakes` in its page if it sleeps there, else by one tiny packet.
  *
  * No wake-up is lost. The client stores its sleep's number, then loads the log's end; the server
  * stores the log's end, then loads that number. All four are sequentially consistent (the log's
@@ -107,11 +107,16 @@ static int force_control(const struct jmk_session *session, enum jmk_wire kind, 
 }
 
 static int wake(struct jmk_session *session, uint64_t sleep, uint64_t next_id) {
-    int error = send_control(session, JMK_KIND_WAKE, next_id, 0, 0);
+    int error = 0;
 
+    if (sleep & JMK_SLEEPS_ON_WORD) {
+        jmk_session_rouse(session);
+    } else {
+        error = send_control(session, JMK_KIND_WAKE, next_id, 0, 0);
+        session->account.packets++;
+    }
     JMK_POINT(JMK_AT_WOKEN);
     session->woken = sleep;
-    session->account.packets++;
     return error == -EAGAIN ? 0 : error;
 }
 
@@ -192,6 +197,7 @@ static int announce_skip(struct jmk_session *session, const struct jmk_log *log)
     JMK_POINT(JMK_AT_SKIP);
     session->answer_due = true;
     atomic_fetch_add(&log->page->control, 1);
+    jmk_session_rouse(session);
     JMK_POINT(JMK_AT_SKIPPED);
     return error;
 }

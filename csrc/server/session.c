@@ -194,6 +194,14 @@ bool jmk_session_holds_descriptors(struct jmk_session *session) {
     return false;
 }
 
+void jmk_session_rouse(const struct jmk_session *session) {
+    if (!session->page)
+        return;
+    atomic_fetch_add(&session->page->wakes, 1);
+    JMK_POINT(JMK_AT_RAISED);
+    jmk_futex_wake(&session->page->wakes, 1);
+}
+
 void jmk_session_drop_page(struct jmk_session *session) {
     if (session->page)
         munmap(session->page, sizeof *session->page);

@@ -152,6 +152,12 @@ uint64_t jmk_session_unread(const struct jmk_session *session);
  */
 bool jmk_session_holds_descriptors(struct jmk_session *session);
 
+/*
+ * Wake its client, if that sleeps on the word in its page: for a message, and for what it would sleep through
+ * otherwise, the packets that ask for an answer and the end of the connection.
+ */
+void jmk_session_rouse(const struct jmk_session *session);
+
 /* Give its page back. */
 void jmk_session_drop_page(struct jmk_session *session);
 

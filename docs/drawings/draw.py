@@ -197,7 +197,7 @@ def handshake() -> str:
 def message() -> str:
     """The life of a message on both paths."""
     left = [
-        ("the client sleeps?", "then one WAKE packet"),
+        ("the client sleeps?", "then one wake-up"),
         ("client reads head", "and finds the frames"),
         ("copies them out", "then checks the tail"),
         ("your code", "handles the message"),

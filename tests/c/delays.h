@@ -27,6 +27,10 @@
 
 #include "common/point.h"
 
+#ifndef SYS_futex_waitv
+#define SYS_futex_waitv 449
+#endif
+
 static atomic_uint delay_seed; /* 0: no delays */
 static atomic_uint delayed_threads;
 static atomic_int sleeps; /* waits that have begun in threads that are counted */
@@ -146,7 +150,8 @@ long __wrap_syscall(long number, ...) {
         errno = refused_with;
         return -1;
     }
-    count_sleep(number == SYS_futex && (words[1] & FUTEX_CMD_MASK) == FUTEX_WAIT_BITSET);
+    count_sleep(number == SYS_futex_waitv ||
+                (number == SYS_futex && (words[1] & FUTEX_CMD_MASK) == FUTEX_WAIT_BITSET));
     return __real_syscall(number, words[0], words[1], words[2], words[3], words[4], words[5]);
 }
 

@@ -31,6 +31,10 @@
 
 #include "common/frame.h"
 
+#ifndef SYS_futex_waitv
+#define SYS_futex_waitv 449
+#endif
+
 #define SITES 512
 #define FOR_EVER 1000000000u
 #define SHORT (-1) /* instead of an errno: half of what was asked for is done */
@@ -57,6 +61,7 @@ enum call {
     epoll_wait_,
     epoll_pwait2_,
     futex_,
+    futex_waitv_,
     pthread_create_,
     socket_,
     connect_,
@@ -103,6 +108,7 @@ static const struct call_kind calls[CALLS] = {
     [epoll_wait_] = {"epoll_wait", {EINTR}},
     [epoll_pwait2_] = {"epoll_pwait2", {EINTR, ENOSYS, EPERM}},
     [futex_] = {"futex", {EINTR, EAGAIN}},
+    [futex_waitv_] = {"futex_waitv", {EINTR, EAGAIN, ENOMEM, ENOSYS, EPERM}},
     [pthread_create_] = {"pthread_create", {EAGAIN, EPERM}},
     [socket_] = {"socket", {EMFILE, ENFILE, ENOMEM, ENOBUFS, EACCES}},
     [connect_] = {"connect", {EAGAIN, EINTR, ECONNREFUSED, EACCES, ENOENT}},
@@ -260,7 +266,9 @@ int __wrap_ioctl(int fd, unsigned long what, void *out) {
 long __real_syscall(long number, ...);
 long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f);
 long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f) {
-    enum call call = number == SYS_futex ? futex_ : epoll_pwait2_;
+    enum call call = number == SYS_futex         ? futex_
+                     : number == SYS_futex_waitv ? futex_waitv_
+                                                 : epoll_pwait2_;
     int wakes = call == futex_ && (b & 127) == 1; /* FUTEX_WAKE has nothing that could fail */
 
     return failure(call, HERE, !wakes) ? -1 : __real_syscall(number, a, b, c, d, e, f);

@@ -9,11 +9,13 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -40,10 +42,11 @@ static const struct death of_servers[] = {
     {JMK_AT_SEALED, JMK_BLOCK, 0},    {JMK_AT_ODD, JMK_BLOCK, 0},
     {JMK_AT_NEXT_ID, JMK_BLOCK, 0},   {JMK_AT_HEAD, JMK_BLOCK, 0},
     {JMK_AT_PUBLISHED, JMK_BLOCK, 0}, {JMK_AT_WOKEN, JMK_BLOCK, 0},
-    {JMK_AT_WANTED, JMK_BLOCK, 1},    {JMK_AT_OLDEST, JMK_SKIP, 1},
-    {JMK_AT_TAIL, JMK_SKIP, 1},       {JMK_AT_SKIP, JMK_SKIP, 1},
-    {JMK_AT_SKIPPED, JMK_SKIP, 1},    {JMK_AT_RESUME, JMK_SKIP, 1},
-    {JMK_AT_BYE, JMK_DISCONNECT, 1},  {JMK_AT_GONE, JMK_DISCONNECT, 1},
+    {JMK_AT_RAISED, JMK_BLOCK, 0},    {JMK_AT_WANTED, JMK_BLOCK, 1},
+    {JMK_AT_OLDEST, JMK_SKIP, 1},     {JMK_AT_TAIL, JMK_SKIP, 1},
+    {JMK_AT_SKIP, JMK_SKIP, 1},       {JMK_AT_SKIPPED, JMK_SKIP, 1},
+    {JMK_AT_RESUME, JMK_SKIP, 1},     {JMK_AT_BYE, JMK_DISCONNECT, 1},
+    {JMK_AT_GONE, JMK_DISCONNECT, 1},
 };
 
 static const struct death of_clients[] = {
@@ -379,6 +382,115 @@ static void a_client_dies(const struct death *death, int lives_left) {
     close(tickets[1]);
 }
 
+/* ---- a server dies while its clients sleep ---- */
+
+#define SLEEPERS 3
+
+static _Noreturn void server_of_sleepers(const int *streams, int tickets) {
+    jmk_server *server = make_server(&of_servers[0]);
+
+    for (int i = 0; i < SLEEPERS; i++) {
+        struct ticket ticket = attach(server, streams[i]);
+
+        send_ticket(tickets, &ticket);
+        jmk_server_release(server, ticket.attached.key);
+    }
+    alarm(PATIENCE);
+    for (;;)
+        pause();
+}
+
+struct sleeper {
+    pthread_t thread;
+    jmk_client *client;
+    struct ticket ticket;
+    const struct jmk_cursor_page *page;
+    atomic_int id; /* of its thread */
+    int result;
+};
+
+static void *sleep_till_the_end(void *argument) {
+    struct sleeper *sleeper = argument;
+    struct jmk_batch batch;
+
+    atomic_store(&sleeper->id, (int)syscall(SYS_gettid));
+    sleeper->result = jmk_client_receive(sleeper->client, 0, -1, &batch);
+    return NULL;
+}
+
+/* The server's thread may not have begun yet, and then they would sleep on their sockets. */
+static void await_owner(int log_fd) {
+    const struct jmk_log_page *page = mmap(NULL, sizeof *page, PROT_READ, MAP_SHARED, log_fd, 0);
+
+    CHECK(page != MAP_FAILED);
+    while (!(atomic_load(&page->owner) & JMK_OWNER_WAKES))
+        poll(NULL, 0, 1);
+    munmap((void *)(uintptr_t)page, sizeof *page);
+}
+
+static int is_asleep(struct sleeper *sleeper) {
+    char path[64], state = 0;
+    FILE *file;
+
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", atomic_load(&sleeper->id));
+    file = fopen(path, "r");
+    if (file) {
+        CHECK(fscanf(file, "%*d (%*[^)]) %c", &state) == 1);
+        fclose(file);
+    }
+    return state == 'S' && atomic_load(&sleeper->page->sleeping) & JMK_SLEEPS_ON_WORD;
+}
+
+/*
+ * Their sockets do not end, as we hold the other ends, and none looks again by itself. The kernel wakes
+ * one, and that one the others.
+ */
+static void all_sleepers_are_told(void) {
+    int streams[SLEEPERS][2], ours[SLEEPERS], tickets[2];
+    struct sleeper sleepers[SLEEPERS] = {0};
+    pid_t process;
+
+    make_pair(tickets);
+    for (int i = 0; i < SLEEPERS; i++) {
+        make_pair(streams[i]);
+        ours[i] = streams[i][0];
+    }
+    process = fork();
+    CHECK(process >= 0);
+    if (process == 0)
+        server_of_sleepers(ours, tickets[1]);
+    jmk_no_polls = true;
+    alarm(PATIENCE);
+    for (int i = 0; i < SLEEPERS; i++) {
+        sleepers[i].ticket = take_ticket(tickets[0]);
+        await_owner(sleepers[i].ticket.fds[0]);
+        sleepers[i].client = make_client(streams[i][1], &sleepers[i].ticket);
+        sleepers[i].page = mmap(NULL, sizeof *sleepers[i].page, PROT_READ, MAP_SHARED,
+                                sleepers[i].ticket.fds[1], 0);
+        CHECK(sleepers[i].page != MAP_FAILED);
+        CHECK(pthread_create(&sleepers[i].thread, NULL, sleep_till_the_end, &sleepers[i]) == 0);
+    }
+    for (int i = 0; i < SLEEPERS; i++) {
+        while (!is_asleep(&sleepers[i]))
+            poll(NULL, 0, 1);
+    }
+    kill(process, SIGKILL);
+    for (int i = 0; i < SLEEPERS; i++) {
+        pthread_join(sleepers[i].thread, NULL);
+        CHECK_EQUAL(sleepers[i].result, JMK_E_LOST);
+        jmk_client_free(sleepers[i].client);
+        munmap((void *)(uintptr_t)sleepers[i].page, sizeof *sleepers[i].page);
+        close(sleepers[i].ticket.fds[0]);
+        close(sleepers[i].ticket.fds[1]);
+        close(ours[i]);
+    }
+    CHECK(waitpid(process, NULL, 0) == process);
+    close(tickets[0]);
+    close(tickets[1]);
+    jmk_no_polls = false;
+    alarm(0);
+}
+
 int main(void) {
     static const int occurrences[] = {1, 2, 7, 40};
 
@@ -390,5 +502,6 @@ int main(void) {
         for (size_t i = 0; i < sizeof of_clients / sizeof *of_clients; i++)
             a_client_dies(&of_clients[i], occurrences[n]);
     }
+    all_sleepers_are_told();
     return 0;
 }

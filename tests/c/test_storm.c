@@ -152,7 +152,9 @@ int main(int argc, char **argv) {
     unsigned storms = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 9;
 
     prepare();
-    for (unsigned i = 0; i < storms; i++)
+    for (unsigned i = 0; i < storms; i++) {
+        atomic_store(&jmk_no_futex_waitv, i % 2);
         storm((enum jmk_policy)(i % 3), seed + i);
+    }
     return 0;
 }

@@ -7,6 +7,7 @@
  * becomes of one that nobody wakes.
  */
 #include "publishers.h"
+#include "server/ends.h"
 #include "waiters.h"
 
 /* ---- waits for acks, and for the end ---- */
@@ -588,6 +589,98 @@ static void a_receive_at_the_servers_end(uint32_t delivery) {
     a_receive_that_ends(delivery, 2);
 }
 
+/* It has read all it was sent, and acked none of it: it has to answer before it is told where to go on. */
+static void a_skip_of_one_that_sleeps(uint32_t delivery) {
+    struct waiter waiter = {.wait = MESSAGE};
+    struct jmk_account holder;
+    struct peer slow, fast;
+    uint64_t id;
+
+    make_server(JMK_SKIP, 2, 0);
+    slow = join(delivery);
+    fast = join(delivery);
+    id = publish(SIZE, 2);
+    receive_to(&slow, id);
+    receive_to(&fast, id);
+    waiter.peer = &slow;
+    start(&waiter);
+    ack(&fast, id);
+    CHECK_EQUAL(jmk_server_wait_room(server, SIZE, -1, &holder), 0);
+    publish(SIZE, 1);
+    wakes(&waiter, 0);
+    leave(&slow);
+    leave(&fast);
+}
+
+/* It is told nothing: the end of the stream is all there is. */
+static void a_receive_whose_connection_fails(uint32_t delivery) {
+    struct waiter waiter = {.wait = MESSAGE};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(delivery);
+    waiter.peer = &peer;
+    start(&waiter);
+    jmk_server_lock(server);
+    jmk_ends_end(server, jmk_server_find(server, peer.key), JMK_R_ERROR, EIO);
+    jmk_server_unlock(server);
+    wakes(&waiter, JMK_E_LOST);
+    leave(&peer);
+}
+
+/* The server does not see it: nobody but the one that closes wakes it. */
+static void close_beside_a_server_that_stands_still(uint32_t delivery, int point) {
+    struct waiter waiter = {.wait = MESSAGE};
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(delivery);
+    waiter.peer = &peer;
+    await_parked();
+    if (point)
+        start_and_stop(&waiter, point);
+    else
+        start(&waiter);
+    jmk_server_lock(server);
+    jmk_client_close(peer.client);
+    go();
+    wakes(&waiter, JMK_E_CLOSED);
+    jmk_server_unlock(server);
+    leave(&peer);
+}
+
+static void a_close_of_one_that_sleeps(uint32_t delivery) {
+    close_beside_a_server_that_stands_still(delivery, 0);
+}
+
+static void a_close_just_before_the_look(uint32_t delivery) {
+    close_beside_a_server_that_stands_still(delivery, JMK_AT_SLEEP);
+}
+
+static void a_close_just_behind_the_look(uint32_t delivery) {
+    if (!jmk_no_futex_waitv) /* a socket that is shut is no word that has to be raised */
+        close_beside_a_server_that_stands_still(delivery, JMK_AT_LOOKED);
+}
+
+/* It has looked once more, and does not sleep yet: the word has to be another then. */
+static void a_publish_just_behind_the_look(uint32_t delivery) {
+    struct waiter waiter = {.wait = MESSAGE};
+    struct peer peer;
+
+    if (jmk_no_futex_waitv)
+        return;
+    make_server(JMK_BLOCK, 0, -1);
+    peer = join(delivery);
+    waiter.peer = &peer;
+    await_parked();
+    start_and_stop(&waiter, JMK_AT_LOOKED);
+    publish(SIZE, 1);
+    await_sent(&peer, JMK_FIRST_ID);
+    go();
+    wakes(&waiter, 0);
+    leave(&peer);
+}
+
 /* ---- the table ---- */
 
 enum deliveries { ONCE = 1, CLASSIC, FRAMED, SHARED, PACKETS, ALL };
@@ -645,12 +738,19 @@ static const struct {
     SCENARIO(ALL, a_close_of_a_client_that_receives),
     SCENARIO(ALL, a_receive_that_is_cut),
     SCENARIO(ALL, a_receive_at_the_servers_end),
+    SCENARIO(SHARED, a_skip_of_one_that_sleeps),
+    SCENARIO(ALL, a_receive_whose_connection_fails),
+    SCENARIO(ALL, a_close_of_one_that_sleeps),
+    SCENARIO(SHARED, a_close_just_before_the_look),
+    SCENARIO(SHARED, a_close_just_behind_the_look),
+    SCENARIO(SHARED, a_publish_just_behind_the_look),
 };
 
 static void run_scenario(size_t i, uint32_t delivery) {
     begin(scenarios[i].name);
     scenarios[i].run(delivery);
     jmk_server_free(server);
+    server = NULL;
 }
 
 int main(void) {
@@ -662,8 +762,10 @@ int main(void) {
             run_scenario(i, JMK_FRAMED);
         if (of == CLASSIC || of == PACKETS || of == ALL)
             run_scenario(i, JMK_CLASSIC);
-        if (of == SHARED || of == ALL)
+        for (int way = 0; way < 2 && (of == SHARED || of == ALL); way++) {
+            atomic_store(&jmk_no_futex_waitv, way); /* it sleeps on words, and on the socket */
             run_scenario(i, JMK_SHARED);
+        }
     }
     return 0;
 }

@@ -41,6 +41,7 @@ NEED_NO_ORDER = {
         ("os.h", "jmk_refused", "refused"),
         ("os.h", "jmk_sendmmsg", "jmk_no_sendmmsg"),
         ("os.h", "jmk_recvmmsg", "jmk_no_recvmmsg"),
+        ("receive_shared.c", "has_word", "jmk_no_futex_waitv"),
         ("os.c", "after_fork_in_child", "process"),
         ("os.c", "jmk_process", "process"),
         ("receive_packets.c", "add_message", "last_id"),

@@ -16,6 +16,8 @@ NUMBERS = {
         "epoll_pwait2": 441,
         "pidfd_open": 434,
         "memfd_create": 319,
+        "futex_waitv": 449,
+        "set_robust_list": 273,
         "getsockopt": 55,
         "seccomp": 317,
     },
@@ -25,13 +27,15 @@ NUMBERS = {
         "epoll_pwait2": 441,
         "pidfd_open": 434,
         "memfd_create": 279,
+        "futex_waitv": 449,
+        "set_robust_list": 99,
         "getsockopt": 209,
         "seccomp": 277,
     },
 }
 
 CONFINE = """
-import asyncio, ctypes, os, signal, struct, sys
+import asyncio, ctypes, os, signal, struct, sys, threading
 
 address, seccomp = sys.argv[1], int(sys.argv[2])
 
@@ -81,6 +85,13 @@ with Server(address, on_lag="block", max_lag=100) as server:
         assert shared.receive(10) == framed.receive(10) == large
         print(*(client.delivery for client in clients))
         assert asyncio.run(one()) == b"0"
+        # Here they sleep, and are woken.
+        for client, other in ((shared, framed), (framed, shared)):
+            waiter = threading.Timer(0.02, server.publish, [b"woken"])
+            waiter.start()
+            assert client.receive(10) == b"woken"
+            waiter.join()
+            assert other.receive(10) == b"woken"
     # A wait that is refused would return at once, again and again.
     server.wait_for_clients(0, 10)
     before = server.stats().rounds
@@ -96,7 +107,7 @@ def numbers() -> dict[str, int]:
     return found
 
 
-CALLS = ["sendmmsg", "recvmmsg", "epoll_pwait2", "memfd_create"]
+CALLS = ["sendmmsg", "recvmmsg", "epoll_pwait2", "memfd_create", "futex_waitv", "set_robust_list"]
 REFUSED = [
     *itertools.product(CALLS, [errno.EPERM, errno.ENOSYS]),
     *itertools.product(CALLS[2:], [errno.EACCES]),

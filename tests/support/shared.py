@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Both ends of a shared log by hand, from docs/protocol.md alone, as wrong as a test wants them."""
 
+import ctypes
 import fcntl
 import mmap
 import os
+import platform
 import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
+
+import pytest
 
 import jumiks
 from jumiks import Client
@@ -161,6 +165,38 @@ def shake_hands(
     else:
         connection.send(packet)
     return reply
+
+
+OWNER, WAKES = 152, 136
+"""Where two words of 4 bytes stand: in the log's page, and in the cursor page."""
+
+OWNER_WAKES, OWNER_DIED = 1 << 31, 1 << 30
+ON_WORD = 1 << 63
+"""In `sleeping`: the client sleeps on a word."""
+
+_FUTEX = {"x86_64": 202, "aarch64": 98}
+
+
+def _futex(words: Words, at: int, call: int, wakes: int, moves: int, to: int) -> int:
+    number = _FUTEX.get(platform.machine())
+    if number is None:
+        pytest.skip(f"the system calls of {platform.machine()} are not known here")
+    where = [
+        ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(words.map, each)))
+        for each in (at, to)
+    ]
+    syscall = ctypes.CDLL(None).syscall
+    return int(syscall(number, where[0], call, wakes, ctypes.c_long(moves), where[1], 0))
+
+
+def futex_wake(words: Words, at: int) -> int:
+    """Wake whoever sleeps on the word there; returns how many did."""
+    return _futex(words, at, 1, 1000, 0, at)
+
+
+def futex_requeue(words: Words, at: int, to: int) -> int:
+    """Have whoever sleeps on the word there sleep on another one; returns how many did."""
+    return _futex(words, at, 3, 0, 1000, to)
 
 
 Script = Callable[[socket.socket, HandMadeLog], object]
