@@ -10,7 +10,8 @@
 #include "server/pump.h"
 
 #define STRIDE_MESSAGES 4096 /* a batch lets go of the lock at least this often */
-#define INLINE_CLIENTS 4
+#define INLINE_PACKETS 4 /* clients that get packets, which a publisher sends itself at most ... */
+#define INLINE_SHARED 16 /* ... and clients of the shared log that it wakes */
 #define INLINE_PAUSE 20000 /* ns between messages below which the thread does the sending */
 
 /* ---- appending; under log_lock ---- */
@@ -60,6 +61,13 @@ int jmk_server_append(jmk_server *server, const void *data, size_t size, uint64_
     return error;
 }
 
+/* Is it little to do, so that a publisher had better do it itself than wake the thread? Under pump_lock. */
+static bool is_little(const struct jmk_server *server) {
+    uint32_t shared = atomic_load(&server->shared_count);
+
+    return shared <= INLINE_SHARED && server->live_count - shared <= INLINE_PACKETS;
+}
+
 void jmk_server_kick(jmk_server *server) {
     int64_t now, before;
 
@@ -75,7 +83,7 @@ void jmk_server_kick(jmk_server *server) {
     }
     if (!jmk_server_try_lock(server))
         return; /* the holder looks at the log's end once more */
-    if (server->live_count <= INLINE_CLIENTS)
+    if (is_little(server))
         jmk_pump_inline(server);
     jmk_server_unlock(server); /* wakes the thread if anything is left */
 }

@@ -497,6 +497,26 @@ static void a_slow_stream_wakes_nobody(uint32_t delivery) {
     leave(&peer);
 }
 
+/* The publisher wakes them all, so the thread has nothing to do. */
+static void a_slow_stream_to_many_wakes_nobody(uint32_t delivery) {
+    struct peer peers[16];
+    uint64_t before, id;
+
+    make_server(JMK_BLOCK, 0, -1);
+    for (int i = 0; i < 16; i++)
+        peers[i] = join(delivery);
+    id = publish_slowly(SIZE, 10);
+    await_parked();
+    before = atomic_load(&server->rounds);
+    for (int i = 0; i < 50; i++)
+        id = publish_slowly(SIZE, 1);
+    for (int i = 0; i < 16; i++)
+        CHECK_EQUAL(account_of(&peers[i]).sent_id, id);
+    CHECK(atomic_load(&server->rounds) - before < 25);
+    for (int i = 0; i < 16; i++)
+        leave(&peers[i]);
+}
+
 /* The places of clients that do not close their ends are given up after a second, welcome or not. */
 static void a_goodbye_that_is_not_answered(uint32_t delivery) {
     uint64_t word = htole64(JMK_FIRST_ID - 1);
@@ -732,6 +752,7 @@ static const struct {
     SCENARIO(PACKETS, an_ack_after_a_fast_stream),
     SCENARIO(PACKETS, an_ack_behind_a_flood),
     SCENARIO(PACKETS, a_slow_stream_wakes_nobody),
+    SCENARIO(SHARED, a_slow_stream_to_many_wakes_nobody),
     SCENARIO(CLASSIC, a_goodbye_that_is_not_answered),
     SCENARIO(ALL, a_skip_is_told),
     SCENARIO(FRAMED, a_skip_of_one_that_got_nothing),
