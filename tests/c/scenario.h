@@ -255,7 +255,8 @@ static void some_go(void) {
             jmk_client_close(follower->client);
         if (follower->role == KICKED) {
             int code = jmk_server_disconnect(server, follower->key, JMK_R_KICKED);
-            note(code, "disconnect");
+            if (code != JMK_E_GONE || !for_ever()) /* patience is short then, and may have cut it */
+                note(code, "disconnect");
         }
         if (follower->role == MOURNER && follower->client)
             eventfd_write(follower->process, 1);
