@@ -134,7 +134,7 @@ class Batch(Sequence[bytes]):
         items: int = 0,
         loans: list[Batch] | None = None,
     ) -> None:
-        self.first_id = first_id
+        self.first_id: int = first_id
         self._count = count
         self._list = messages
         self._views: list[memoryview] | None = None

@@ -302,7 +302,7 @@ class Lagged(ConnectionEnded):
         self.first_lost = first_lost
         self.last_lost = last_lost
         self.oldest_kept = oldest_kept
-        self.resume_at = resume_at or first_lost
+        self.resume_at: int = resume_at or first_lost
         super().__init__(self._text(_ADVICE, "start={}"))
 
     @property

@@ -114,7 +114,7 @@ class Handler(logging.Handler):
         super().__init__(level)
         self._server = server
         self._pid = os.getpid()
-        self.dropped = 0
+        self.dropped: int = 0
         """Records that were not published, in this process."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -178,8 +178,8 @@ class Listener:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._client: Client[bytes | Gap] | None = None
-        self.lost = 0
-        self.unreadable = 0
+        self.lost: int = 0
+        self.unreadable: int = 0
         self.error: Exception | None = None
 
     def start(self) -> None:

@@ -342,7 +342,9 @@ class Server(Closing, Publishing):
             check(lib.JMK_E_FORKED, "server")
         return publisher
 
-    publish = Publishing.publish  # that is in C, and calls `_publish_slowly` where it has to wait
+    # It is in C, and calls `_publish_slowly` where it has to wait. Type checkers see it inherited.
+    if not TYPE_CHECKING:
+        publish = Publishing.publish
 
     def _append(self, data: Buffer) -> int:
         publisher = self._publisher
@@ -682,7 +684,7 @@ class Wait:
         self._in_control = server._control.is_current()
         limit = 0 if self._in_control else nanoseconds(timeout)
         self._deadline = None if limit < 0 else time.monotonic_ns() + limit
-        self.holder = ffi.new("struct jmk_account *")
+        self.holder: Account = ffi.new("struct jmk_account *")
         self._pauses = Pauses() if cooperates() and not over else None
 
     def left(self) -> int:

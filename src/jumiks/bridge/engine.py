@@ -239,7 +239,7 @@ class Engine(ABC):
     def __init__(self, target: Target, credentials: Credentials, subject: str | None) -> None:
         self.target = target
         self.credentials = credentials
-        self.subject = subject
+        self.subject: str | None = subject
 
     @abstractmethod
     async def open(self, create: Create | None = None) -> StreamInfo:

@@ -97,8 +97,8 @@ class Far:
         self.largest = ServerOptions(**options).largest
         """Bytes of the largest message that its log takes."""
         self._server: AsyncServer | None = None
-        self.server_id = 0
-        self.next_id = 0
+        self.server_id: int = 0
+        self.next_id: int = 0
         """The stream id of the message that comes next."""
 
     @property

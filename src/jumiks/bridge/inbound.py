@@ -32,7 +32,7 @@ from .record import Record, Unreadable
 
 __all__ = ["Inbound", "InboundStats"]
 
-log = logging.getLogger("jumiks.bridge")
+log: Final = logging.getLogger("jumiks.bridge")
 
 HISTORY: Final = 64 << 20
 MOST_RUNS: Final = 1000

@@ -67,6 +67,7 @@ class JetStream(Engine):
     """One stream of JetStream."""
 
     extra: ClassVar[str] = "nats"
+    subject: str | None
 
     _client: Client | None = None
     _limit = 1 << 20

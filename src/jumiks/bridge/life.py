@@ -18,7 +18,7 @@ from .errors import EngineError, lost_words
 
 __all__: list[str] = []
 
-log = logging.getLogger("jumiks.bridge")
+log: Final = logging.getLogger("jumiks.bridge")
 
 FIRST_WAIT: Final = 0.05
 LONGEST_WAIT: Final = 2.0
@@ -74,8 +74,8 @@ class Life(ABC):
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.state = "connecting"
-        self.problem = ""
+        self.state: str = "connecting"
+        self.problem: str = ""
         self._said_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None

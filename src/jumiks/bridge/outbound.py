@@ -46,7 +46,7 @@ from .source import Source, blocks
 
 __all__ = ["Outbound", "OutboundStats"]
 
-log = logging.getLogger("jumiks.bridge")
+log: Final = logging.getLogger("jumiks.bridge")
 
 WINDOW: Final = 32
 

@@ -47,7 +47,7 @@ class Source:
         self._where = where
         self._position = position
         self._client: AsyncClient[bytes | Gap] | None = None
-        self.server_id = 0
+        self.server_id: int = 0
         """The server that what was received last came from, or a gap is about."""
 
     async def open(self) -> None:

@@ -26,8 +26,8 @@ try:
     from rich.console import Console, Group
     from rich.live import Live
     from rich.text import Text
-except ImportError as error:
-    raise JumiksError("top needs rich, which is not installed: pip install rich") from error
+except ImportError as _error:
+    raise JumiksError("top needs rich, which is not installed: pip install rich") from _error
 
 __all__ = ["run"]
 
@@ -60,10 +60,10 @@ class View:
     """What is shown, and what was seen of each client lately."""
 
     def __init__(self) -> None:
-        self.sort = "LIMIT"
-        self.backwards = False
-        self.help = False
-        self.ended = False
+        self.sort: str = "LIMIT"
+        self.backwards: bool = False
+        self.help: bool = False
+        self.ended: bool = False
         self._lately: dict[int, deque[float]] = {}
 
     def press(self, key: str) -> None:

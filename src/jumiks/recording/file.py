@@ -46,7 +46,7 @@ Ids rise by one from frame to frame. log_time is when the recorder received the 
 metadata has the number of the server that the ids belong to, as server_id.
 """
 
-EVENT_SCHEMA: Final = {
+EVENT_SCHEMA: Final[dict[str, object]] = {
     "title": "jumiks.Event",
     "description": "messages that the recorder did not get, or the end of the recording",
     "type": "object",
@@ -290,11 +290,11 @@ class Reader:
 
     def __init__(self, path: str | os.PathLike[str], topic: str | None = None) -> None:
         needed()
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         self.topic: str | None = None
         """Which feed; None until it was found."""
         self._wanted = topic
-        self.is_cut_off = False
+        self.is_cut_off: bool = False
         """Whether the file has no end: what follows its last whole chunk is lost."""
         self._channels: dict[int, Channel] = {}
         self._topics: set[str] = set()

@@ -76,11 +76,11 @@ class Recorder:
         self._server_id = client.server_id
         self._next_id = 0
         self._now = 0
-        self.messages = 0
+        self.messages: int = 0
         """Messages received."""
-        self.lost = 0
+        self.lost: int = 0
         """Messages in gaps of known size."""
-        self.gaps = 0
+        self.gaps: int = 0
         """Gaps."""
 
     def run(self, count: int | None = None) -> None:
