@@ -28,8 +28,8 @@ C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -We
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check test-slow test-uvloop test-pythons test-c delays fuzz fuzz-handshake model \
-    lint lint-types lint-style lint-c format sanitize coverage mutation dist wheels libs-c install-c bench bench-quick \
-    bench-check bench-baseline endurance clean
+    lint lint-types lint-stubs lint-style lint-c format sanitize coverage mutation dist wheels wheels-in-images libs-c \
+    install-c bench bench-quick bench-check bench-baseline endurance clean
 
 help: ## 1 s: Show what there is
 	@echo 'Each with about what it takes on two idle cores:'
@@ -184,15 +184,23 @@ model: ## 35 s: Check the models of what threads and processes share (needs spin
 	done | CC="$(CC)" xargs -P $$(nproc) -n 3 .ci/check_model
 
 lint: $(BUILT) ## 30 s: Check formats, style and types
-	@$(MAKE) --no-print-directory --output-sync=target -j $$(nproc) lint-types lint-style lint-c
+	@$(MAKE) --no-print-directory --output-sync=target -j $$(nproc) lint-types lint-stubs lint-style lint-c
 
 lint-types: $(BUILT)
 	$(PY) -m mypy
+
+# The stubs say what C has; and everything public has a type that each type checker sees in the same way.
+lint-stubs: $(BUILT)
+	@mkdir -p build
+	$(PY) -m mypy.stubtest jumiks._objects jumiks._core --allowlist .ci/stubtest.allow --ignore-unused-allowlist
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH=$(CURDIR)/$(VENV)/bin:$$PATH pyright --verifytypes jumiks --ignoreexternal \
+	    >build/types.txt || { cat build/types.txt; exit 1; }
 
 lint-style: $(BUILT)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/zizmor --offline --quiet --pedantic .github
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
 lint-c: $(BUILT)
@@ -288,6 +296,13 @@ wheels: $(DIST_BUILT) ## 1 min: Build the wheels for users: manylinux and muslli
 	rm -rf $(WHEELHOUSE)
 	$(DIST)/bin/python -m build --no-isolation --sdist --outdir $(WHEELHOUSE) . >/dev/null
 	ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/build/zig $(DIST)/bin/python .ci/build_wheels.py $(WHEELHOUSE)/*.tar.gz $(WHEELHOUSE)
+	$(DIST)/bin/python .ci/check_dist.py $(WHEELHOUSE)
+	$(call CHECK_WHEELS,$(WHEELHOUSE)/*.whl)
+
+# What the forge's release workflow publishes: each in the image of its platform, and tested there. Needs docker.
+wheels-in-images: $(DIST_BUILT)
+	$(DIST)/bin/python $(PIP_INSTALL) --group images
+	$(DIST)/bin/python -m cibuildwheel --output-dir $(WHEELHOUSE)
 	$(DIST)/bin/python .ci/check_dist.py $(WHEELHOUSE)
 	$(call CHECK_WHEELS,$(WHEELHOUSE)/*.whl)
 

@@ -3,6 +3,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -105,11 +106,12 @@ def version(tag: str) -> list[int]:
 
 def check_platform(path: Path, needed: set[str]) -> None:
     """The libraries may need nothing that the wheel's name does not promise."""
-    promised = path.stem.split("-")[-1]
+    tags = path.stem.split("-")[-1].split(".")
+    promised = next((tag for tag in tags if re.match(r"\w+_\d+_\d+_", tag)), tags[0])
     if promised.startswith("musllinux_"):
-        # Every musl takes this name for itself. auditwheel knows only the one that Alpine gives it.
-        if needed != {"libc.so"}:
-            sys.exit(f"{path.name} needs {sorted(needed)}, and not musl's libc.so alone")
+        # Every musl takes both names for itself. auditwheel knows only Alpine's, the second.
+        if not needed <= {"libc.so", f"libc.musl-{promised.split('_', 3)[3]}.so.1"}:
+            sys.exit(f"{path.name} needs {sorted(needed)}, and not musl's C library alone")
         return
     show = [sys.executable, "-m", "auditwheel", "show", "--json", str(path)]
     found = json.loads(subprocess.run(show, capture_output=True, check=True).stdout)

@@ -148,7 +148,7 @@ def _make_core(options: ServerOptions) -> Handle:
     return handle
 
 
-def _fill(publisher: Publisher, history: Iterable[Buffer], max_message: int) -> None:
+def _fill(publisher: Publisher, history: Iterable[Buffer | Gathered], max_message: int) -> None:
     # Nobody can connect yet, so no append has to wait.
     for number, message in enumerate(history):
         if isinstance(message, Gathered):  # what a bridge gives: the messages of a record

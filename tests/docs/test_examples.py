@@ -184,6 +184,7 @@ def test_a_plain_client_hands_out_no_part_of_a_packet(
 
 
 @both_languages
+@pytest.mark.usefixtures("large_log")
 def test_a_plain_client_takes_the_largest_packet_that_a_server_sends_by_default(
     address: str, tmp_path: Path, language: str
 ) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
+import pytest
 from support.base import DEADLINE, ROOT, needs
 from support.servers import Server
 
@@ -29,6 +30,7 @@ def test_typed_messages_come_back_as_what_they_were(address: str) -> None:
 
 
 @needs("numpy")
+@pytest.mark.usefixtures("large_log")
 def test_images_of_one_shape_are_one_array(address: str) -> None:
     images = np.arange(3, dtype=np.uint8).repeat(480 * 640 * 3).reshape(3, 480, 640, 3)
     program = IMAGES.replace("    del images", "    found.append(images.copy())\n    del images")

@@ -94,7 +94,7 @@ class Far:
     def __init__(self, where: str | os.PathLike[str], options: dict[str, Any]) -> None:
         self._where = where
         self._options = options
-        self.largest = ServerOptions(**options).largest
+        self.largest: int = ServerOptions(**options).largest
         """Bytes of the largest message that its log takes."""
         self._server: AsyncServer | None = None
         self.server_id: int = 0
