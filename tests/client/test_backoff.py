@@ -207,7 +207,7 @@ def test_ctrl_c_while_it_waits_leaves_it_on_its_way(address: str) -> None:
 
     with client:
         with once_it_sleeps_in("wait_for", press), pytest.raises(KeyboardInterrupt):
-            client.receive()
+            client.receive(DEADLINE)
         with Server(address) as server:
             server.publish(b"back")
             assert client.receive(DEADLINE) == b"back"

@@ -410,7 +410,7 @@ def test_the_past_goes_out_as_far_as_max_lag_and_on_with_each_ack(
                 assert server.clients()[0].sent_id == last
                 client.receive(DEADLINE)
                 client.ack()
-        assert not ends
+                assert not ends
 
 
 @paths_of_frames

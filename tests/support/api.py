@@ -110,8 +110,10 @@ def once_it_sleeps_in(name: str, action: Callable[[], object]) -> Iterator[None]
         action()
 
     task = Task(act)
-    yield
-    task.result()
+    try:
+        yield
+    finally:
+        task.result()
 
 
 def signal_main_thread(number: int = signal.SIGINT) -> None:

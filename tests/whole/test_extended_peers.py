@@ -19,6 +19,7 @@ def digest(messages: list[bytes]) -> str:
     return hashlib.sha256(b"".join(messages)).hexdigest()
 
 
+@pytest.mark.usefixtures("large_log")
 def test_a_framed_client_gets_all_whole_and_in_parts(address: str) -> None:
     messages = [b"", b"one", bytes(range(256)) * 1000, b"x" * ONE, b"last"]
     with Server(address) as server, extended("framed_client", address, "--name", "peer") as peer:
