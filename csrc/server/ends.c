@@ -176,13 +176,16 @@ void jmk_ends_fail(struct jmk_server *server, struct jmk_session *session, int e
 
 /* ---- goodbyes ---- */
 
-/* Was each client sent all there is? One whose welcome is on its way has not even begun. */
+/*
+ * Was each client sent all there is? One whose welcome is on its way has not even begun, and one that skips is
+ * sent the newest message as soon as it has acked the others.
+ */
 static bool all_sent(const struct jmk_server *server) {
     uint64_t end = jmk_log_end(&server->log).offset;
 
     for (uint32_t i = 0; i < server->live_count; i++) {
         const struct jmk_session *session = server->live[i];
-        if (session->state == JMK_HELD || (session->state == JMK_LIVE && session->offset < end))
+        if (session->state != JMK_LIVE || session->offset < end)
             return false;
     }
     return true;

@@ -399,10 +399,8 @@ static struct jmk_session *slowest(const struct jmk_server *server, uint64_t id)
 
     for (uint32_t i = 0; i < server->live_count; i++) {
         struct jmk_session *session = server->live[i];
-        uint64_t reached = session->state == JMK_SKIPPING && session->acked_id == session->sent_id
-                               ? UINT64_MAX
-                               : session->acked_id;
-        if (reached < id && (!found || session->acked_id < found->acked_id))
+
+        if (session->acked_id < id && (!found || session->acked_id < found->acked_id))
             found = session;
     }
     return found;
