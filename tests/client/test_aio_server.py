@@ -16,9 +16,12 @@ from jumiks import (
     Client,
     ClientInfo,
     Closed,
+    ConnectionLost,
     Disconnected,
     EndReason,
     MessageTooLarge,
+    Refused,
+    ServerClosed,
     Timeout,
 )
 from jumiks._wire.handshake import FIRST_ID
@@ -29,6 +32,8 @@ def _served(address: str) -> bool:
         Client(address).close()
     except ConnectionRefusedError:
         return False
+    except (ConnectionLost, Refused, ServerClosed):
+        pass  # it is about to close
     return True
 
 

@@ -73,9 +73,12 @@ def _run_until_a_signal(recorder: Recorder, count: int | None) -> None:
     # The end of a recording is a signal, so the first of them is no failure. The second one is.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def end(_number: int, _frame: FrameType | None) -> None:
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        restore()
         recorder.close()
 
     before = {
@@ -83,7 +86,10 @@ def _run_until_a_signal(recorder: Recorder, count: int | None) -> None:
         for number in numbers
         if signal.getsignal(number) is not signal.SIG_IGN  # as nohup has it
     }
-    recorder.run(count)
+    try:
+        recorder.run(count)
+    finally:
+        restore()
 
 
 def _tell(recorder: Recorder, file: Path) -> None:
