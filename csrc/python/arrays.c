@@ -39,6 +39,26 @@ static bool has_no_objects(PyObject *array) {
     return none;
 }
 
+bool jmk_shows_pointers(PyObject *object) {
+    PyObject *kind, *error, *trace;
+    Py_buffer view;
+    bool shows;
+
+    if (PyBytes_CheckExact(object) || PyByteArray_CheckExact(object))
+        return false;
+    PyErr_Fetch(&kind, &error, &trace);
+    if (PyObject_GetBuffer(object, &view, PyBUF_FULL_RO) == 0) {
+        shows = has_pointers(view.format);
+        PyBuffer_Release(&view);
+    } else {
+        PyErr_Clear();
+        shows = PyObject_HasAttrString(object, "dtype") && !has_no_objects(object);
+        PyErr_Clear();
+    }
+    PyErr_Restore(kind, error, trace);
+    return shows;
+}
+
 static int get_array(PyObject *array, Py_buffer *view) {
     PyObject *kind, *error, *trace;
 

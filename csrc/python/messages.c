@@ -48,8 +48,13 @@ void jmk_raise_made(const char *function, PyObject *args) {
 int jmk_message_get(PyObject *object, Py_ssize_t position, Py_buffer *view) {
     bool scattered;
 
-    if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) == 0)
-        return 0;
+    if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) == 0) {
+        if (!jmk_shows_pointers(object))
+            return 0;
+        PyBuffer_Release(view);
+        jmk_raise_made("no_bytes", Py_BuildValue("On", object, position));
+        return -1;
+    }
     scattered = PyErr_ExceptionMatches(PyExc_BufferError) || is_strided(object);
     if (scattered || PyErr_ExceptionMatches(PyExc_TypeError)) {
         PyErr_Clear();

@@ -113,6 +113,9 @@ PyObject *jmk_split_frames(const Py_buffer *view, uint64_t first_id, size_t limi
 
 /* ---- arrays.c ---- */
 
+/* Does it show Python objects, or pointers of this process, as bytes? */
+bool jmk_shows_pointers(PyObject *object);
+
 /* Fill an empty one from a buffer whose items are messages. 0, or -1 with a Python error. */
 int jmk_gather_array(struct jmk_gathered *self, PyObject *array);
 

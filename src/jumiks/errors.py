@@ -387,6 +387,10 @@ def add_time_tried(error: Exception, seconds: float) -> None:
 # ---- arguments that C finds wrong; it calls these ----
 
 
+def _which_message(position: int) -> str:
+    return "a message" if position < 0 else f"message {position} of the sequence"
+
+
 def no_message(found: object, position: int, scattered: bool) -> TypeError | BufferError:
     """Make the error for what is no message.
 
@@ -395,11 +399,20 @@ def no_message(found: object, position: int, scattered: bool) -> TypeError | Buf
         position: its place in the sequence; -1: it stands alone.
         scattered: it is a buffer, but not in one piece.
     """
-    which = "a message" if position < 0 else f"message {position} of the sequence"
+    which = _which_message(position)
     if scattered:
         return BufferError(f"{which} is not contiguous in memory: copy it with bytes()")
     advice = ": encode it first" if isinstance(found, str) else ""
     return TypeError(f"{which} must be bytes or another buffer, not {type(found)!r}{advice}")
+
+
+def no_bytes(found: object, position: int) -> TypeError:
+    """Make the error for a buffer that shows addresses of this process; as in `no_message`."""
+    which = _which_message(position)
+    return TypeError(
+        f"{which}, {type(found)!r}, has Python objects or pointers in it, which mean nothing to "
+        "another process: publish what they stand for"
+    )
 
 
 def no_sequence(found: object) -> TypeError:

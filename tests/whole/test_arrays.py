@@ -432,6 +432,26 @@ def test_numpy_arrays_without_messages_are_refused(server: Server) -> None:
     server.publish_many([np.zeros(2), np.float64(1)])  # in a sequence each is a message
 
 
+def addresses() -> list[Any]:
+    """Buffers of bytes that are addresses in this process."""
+    found: list[Any] = [(ctypes.py_object * 2)(), (ctypes.c_void_p * 2)(), (Pointers * 2)()]
+    if np is not None:
+        objects = np.array(["secret"], object)
+        times = np.array([(0, "x")], [("a", "M8[s]"), ("b", object)])  # has no format
+        found += [objects, memoryview(objects), times, np.array(["x"], np.dtypes.StringDType())]
+    return found
+
+
+def test_addresses_are_no_message(server: Server) -> None:
+    """They told what lies where in the publisher's memory, and nothing else."""
+    for wrong in addresses():
+        with pytest.raises(TypeError, match="^a message, .* has Python objects or pointers in it"):
+            server.publish(wrong)
+        with pytest.raises(TypeError, match="^message 1 of the sequence, .* publish what they sta"):
+            server.publish_many([b"fine", wrong])
+    assert server.stats().published == 0
+
+
 def test_an_array_that_was_refused_or_published_is_free_again(server: Server) -> None:
     numbers = array.array("I", [1, 2])
     server.publish_many(numbers)
