@@ -14,6 +14,7 @@ from support.base import DEADLINE, ROOT, wait_until
 from support.command import listens_at
 from support.engines import free_port, require
 
+from jumiks import Monitor
 from jumiks.cli.parser import make_parser
 
 PAGE = (ROOT / "docs/bridge.md").read_text("utf-8")
@@ -48,7 +49,7 @@ def test_each_command_is_one_that_there_is() -> None:
 @pytest.mark.slow
 def test_the_ten_minutes_bring_each_line_to_the_other_machine(address: str, tmp_path: Path) -> None:
     require("jetstream")
-    port = free_port()
+    port, go = free_port(), tmp_path / "go"
 
     def here(command: str) -> str:
         for old, new in (
@@ -57,7 +58,7 @@ def test_the_ten_minutes_bring_each_line_to_the_other_machine(address: str, tmp_
             ("127.0.0.1/TICKS", f"127.0.0.1:{port}/TICKS"),
             ("@ticks", address),
             ("@far", f"{address}-far"),
-            ("(sleep 5; seq 1000000)", f"(sleep 1; seq {LINES})"),
+            ("(sleep 5; seq 1000000)", f"(until [ -e {go} ]; do sleep 0.01; done; seq {LINES})"),
             ("jumiks ", f"{sys.executable} -m jumiks.cli "),
         ):
             command = command.replace(old, new)
@@ -85,6 +86,9 @@ def test_the_ten_minutes_bring_each_line_to_the_other_machine(address: str, tmp_
         start(serve)
         wait_until(lambda: listens_at(address))
         start(out)
+        with Monitor(address) as monitor:
+            wait_until(lambda: monitor.status().clients)
+        go.touch()
         start(f"{inbound} --wait {DEADLINE:g}")
         wait_until(lambda: listens_at(f"{address}-far"))
         lines = start(listen).stdout
