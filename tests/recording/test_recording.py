@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -340,6 +341,71 @@ def test_a_chunk_that_is_a_bomb_is_not_unpacked(
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_summary_is_read_within_a_bound(tmp_path: Path) -> None:
+    """It may have records of any size, chunks among them; only those of channels are read."""
+    path = write(tmp_path / "feed.mcap", pack(FIRST_ID, b"one"))
+    content = path.read_bytes()
+    end = struct.unpack_from("<Q", content, len(content) - 28)[0]  # where its summary begins
+    with path.open("wb") as stream:
+        stream.write(content[:end] + struct.pack("<BQ", 200, 1 << 28))
+        stream.seek(1 << 28, os.SEEK_CUR)
+        stream.write(content[end:])
+    tracemalloc.start()
+    try:
+        assert messages(read(path)) == [(FIRST_ID, b"one")]
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_summary_that_goes_on_without_end_is_left(tmp_path: Path) -> None:
+    path = write(tmp_path / "feed.mcap", pack(FIRST_ID, b"one"))
+    content = path.read_bytes()
+    end = struct.unpack_from("<Q", content, len(content) - 28)[0]
+    with path.open("wb") as stream:
+        stream.write(content[:end])
+        stream.seek(1 << 36, os.SEEK_CUR)  # zeros are records with nothing in them
+        stream.write(content[end:])
+    assert messages(read(path)) == [(FIRST_ID, b"one")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 100_000,
+        b'{"event": "gap", "server_id": "7", "first_id": 1e999, "last_id": 2, "reason": "skipped"}',
+        b'{"event": "gap", "server_id": "7", "first_id": 1, "last_id": 2, "reason": 5}',
+        b'{"event": "end", "server_id": 1e999, "reason": "", "text": ""}',
+    ],
+)
+def test_an_event_that_is_none_is_damage(tmp_path: Path, text: bytes) -> None:
+    from mcap.writer import Writer as McapWriter
+
+    path = tmp_path / "wrong.mcap"
+    with path.open("wb") as stream:
+        writer = McapWriter(stream)
+        writer.start()
+        channel = writer.register_channel("@a", "jumiks.frames", 0, {"server_id": "7"})
+        writer.add_message(channel, 1, gather([b"one"]).frames(FIRST_ID), 1)
+        events = writer.register_channel("@a/events", "json", 0)
+        writer.add_message(events, 2, text, 2)
+        writer.finish()  # type: ignore[no-untyped-call]
+    with pytest.raises(RecordingError, match="damaged: a message of @a/events cannot be read"):
+        read(path)
+
+
+def test_a_chunk_of_unknown_compression_is_damage(tmp_path: Path) -> None:
+    from mcap.data_stream import RecordBuilder
+    from mcap.records import Chunk
+
+    out = RecordBuilder()
+    Chunk("bz2", b"", 0, 0, uncompressed_crc=0, uncompressed_size=0).write(out)
+    path = tmp_path / "strange.mcap"
+    path.write_bytes(b"\x89MCAP0\r\n" + out.end())  # type: ignore[no-untyped-call]
+    with pytest.raises(RecordingError, match="a chunk compressed by 'bz2': not by lz4 or zstd"):
+        read(path)
 
 
 def test_one_feed_of_several_is_asked_for(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
+from .._closing import Closing
 from .._gap import Gap, GapReason
 from ..errors import JumiksError
 
@@ -67,6 +67,22 @@ LARGEST_RECORD: Final = 1 << 30
 _MAGIC: Final = b"\x89MCAP0\r\n"
 _FRAME: Final = struct.Struct("<IHHQ")
 _RECORD: Final = struct.Struct("<BQ")
+_FOOTER: Final = struct.Struct("<BQQQI8s")
+"""The last record, whose third field says where the summary begins, and the magic behind it."""
+_FOOTER_KIND: Final = 2
+_CHANNEL_KIND: Final = 4
+
+_MOST_IN_SUMMARY: Final = 10_000
+"""Records. A longer summary is not needed: all of it stands before it, too."""
+_LARGEST_CHANNEL: Final = 1 << 20
+"""Bytes."""
+
+
+_WRONG: Final = (
+    *(ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError),
+    struct.error,
+)
+"""What reading a message of a damaged file raises."""
 
 
 class RecordingError(JumiksError):
@@ -269,7 +285,7 @@ def _event(item: Lost | End) -> dict[str, object]:
     return {"event": "gap", **found, "text": f"{gap}: {gap.reason.value}"}
 
 
-class Reader:
+class Reader(Closing):
     """Reads a recording: an iterator over its packs, its gaps and its end.
 
     It reads from the beginning, and a file that is still being written as well. ::
@@ -316,15 +332,27 @@ class Reader:
         self._file.seek(len(_MAGIC))
 
     def _summary(self) -> list[Channel]:
-        # So what a large file has is told at once. A file that was cut off has none.
-        from mcap.reader import make_reader
+        # So what a large file has is told at once. A file that was cut off has none, and whatever
+        # is wrong is found again, and told, while reading. The library's own way has no bound.
+        from mcap.data_stream import ReadDataStream
+        from mcap.records import Channel
 
+        found: list[Channel] = []
         try:
-            self._file.seek(0)
-            found = make_reader(self._file).get_summary()
-            return list(found.channels.values()) if found is not None else []
-        except Exception:  # whatever is wrong with it is found again, and told, while reading
-            return []
+            self._file.seek(-_FOOTER.size, os.SEEK_END)
+            at = _FOOTER.unpack(self._file.read(_FOOTER.size))[2]
+            for _ in range(_MOST_IN_SUMMARY if at else 0):
+                self._file.seek(at)
+                kind, length = _RECORD.unpack(self._file.read(_RECORD.size))
+                if kind == _FOOTER_KIND:
+                    return found
+                if kind == _CHANNEL_KIND:
+                    body = self._file.read(min(length, _LARGEST_CHANNEL))
+                    found.append(Channel.read(ReadDataStream(io.BytesIO(body))))
+                at += _RECORD.size + length
+        except Exception:
+            pass
+        return []
 
     def _error(self, words: str) -> RecordingError:
         return RecordingError(f"{self.path}: {words}")
@@ -403,7 +431,7 @@ class Reader:
                 return _pack(channel, message)
             if channel.topic == f"{self.topic}{EVENT_SUFFIX}":
                 return _told(message)
-        except (ValueError, KeyError, TypeError, struct.error) as error:
+        except _WRONG as error:
             raise self._error(
                 f"damaged: a message of {channel.topic} cannot be read: {error}"
             ) from error
@@ -412,17 +440,6 @@ class Reader:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _parse(kind: int, body: bytes) -> list[McapRecord]:
@@ -455,6 +472,8 @@ def _uncompressed(chunk: Chunk) -> Chunk:
         import zstandard
 
         data = zstandard.ZstdDecompressor().stream_reader(chunk.data).read(size + 1)
+    elif chunk.compression:
+        raise ValueError(f"a chunk compressed by {chunk.compression[:20]!r}: not by lz4 or zstd")
     else:
         data = chunk.data
     if len(data) != size:
