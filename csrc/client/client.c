@@ -184,8 +184,9 @@ static int receive(struct jmk_client *client, int64_t timeout, struct jmk_batch 
     return error;
 }
 
-int jmk_client_receive_some(jmk_client *client, uint64_t handled, int64_t timeout, size_t most,
-                            struct jmk_batch *out) {
+/* Hand out a batch. Without a timeout it is of what is there, and looks at no packets. */
+static int hand_out(jmk_client *client, uint64_t handled, const int64_t *timeout, size_t most,
+                    struct jmk_batch *out) {
     int error = usable(client);
 
     if (error)
@@ -193,10 +194,19 @@ int jmk_client_receive_some(jmk_client *client, uint64_t handled, int64_t timeou
     if (atomic_exchange(&client->busy, true))
         return JMK_E_BUSY;
     error = begin_receive(client, handled, most, out);
-    if (!error)
-        error = receive(client, timeout, out);
+    if (!error && timeout)
+        error = receive(client, *timeout, out);
+    else if (!error)
+        client->ops->index_batch(client, out);
+    if (!error && !out->count)
+        error = JMK_E_TIMEOUT;
     atomic_store(&client->busy, false);
     return error;
+}
+
+int jmk_client_receive_some(jmk_client *client, uint64_t handled, int64_t timeout, size_t most,
+                            struct jmk_batch *out) {
+    return hand_out(client, handled, &timeout, most, out);
 }
 
 int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
@@ -205,19 +215,7 @@ int jmk_client_receive(jmk_client *client, uint64_t handled, int64_t timeout,
 }
 
 int jmk_client_take(jmk_client *client, uint64_t handled, size_t most, struct jmk_batch *out) {
-    int error = usable(client);
-
-    if (error)
-        return error;
-    if (atomic_exchange(&client->busy, true))
-        return JMK_E_BUSY;
-    error = begin_receive(client, handled, most, out);
-    if (!error)
-        client->ops->index_batch(client, out);
-    if (!error && !out->count)
-        error = JMK_E_TIMEOUT;
-    atomic_store(&client->busy, false);
-    return error;
+    return hand_out(client, handled, NULL, most, out);
 }
 
 /*
