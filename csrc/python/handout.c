@@ -29,7 +29,7 @@ struct handout {
         ahead; /* the last in the list; each is acked before it is one to hand out. 0: they are not */
     bool acks_ahead; /* ack="before" */
     bool direct; /* the next ones may be taken here */
-    uint64_t quarter; /* a loop acks after so many messages, at the latest; 0: it does not ack */
+    uint64_t quarter; /* messages: a loop acks at least this often; 0: it acks nothing */
     uint64_t ack_at; /* the message behind which it acks next, ... */
     uint64_t ack_time; /* ... or the time */
     uint64_t slice_last; /* in an event loop: other tasks run behind that message, ... */

@@ -28,7 +28,7 @@ active proctype server() {
 
     do
     :: client < CLIENTS ->
-        atomic { /* it publishes: each sleeper is woken by its own word */
+        atomic { /* it publishes, and wakes each sleeper by the word `wakes` */
             if
             :: asleep[client] ->
                 asleep[client] = false;
