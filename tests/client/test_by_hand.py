@@ -229,8 +229,7 @@ def test_views_last_until_their_batch_is_acked(address: str, delivery: Delivery)
             server.publish_many([message] * 3)
             batch = client.receive_many(DEADLINE)
             held.append((batch, batch.views()))
-            if len(batch) < 3:
-                client.receive_many(DEADLINE)  # the socket had a part of it
+            receive(client, 3 - len(batch))  # packets may come one at a time
         for (batch, views), message in zip(held, FIVE, strict=True):
             assert batch.valid
             assert set(map(bytes, views)) == {message}
