@@ -316,7 +316,7 @@ $(BENCH_BUILT): $(BUILT)
 	@mkdir -p $(RESULTS)
 	@touch $@
 
-bench: $(BENCH_BUILT) ## 12 min: Measure beside ten rivals and plain C: tables, JSON and plots
+bench: $(BENCH_BUILT) ## 15 min: Measure beside ten rivals and plain C: tables, JSON and plots
 	$(BENCH) --benchmark-json=$(RESULTS)/latest.json $(ARGS)
 	$(PY) -m bench.plot $(RESULTS)/latest.json $(RESULTS)
 

@@ -316,7 +316,11 @@ class Comparison:
         return statistics.median(run.figures[figure] for run in self.runs(name))
 
     def best_rival(self, figure: str = "rate") -> str | None:
-        whole = [name for name in self.names if name in RIVALS and self.whole(name)]
+        whole = [
+            name
+            for name in self.names
+            if name in RIVALS and self.whole(name) and self.has(name, figure)
+        ]
         pick = max if figure == "rate" else min
         return pick(whole, key=lambda name: self.median(name, figure), default=None)
 

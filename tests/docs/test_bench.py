@@ -67,6 +67,12 @@ def test_the_best_rival_in_latency_is_the_one_with_the_least() -> None:
     assert comparison([round_]).best_rival("p50") == "socket"
 
 
+def test_a_rival_without_a_figure_is_not_the_best_in_it() -> None:
+    made = comparison([{"jumiks": rate(1), "pyzmq": Outcome({"calls": 9.0}, 1)}])
+    assert made.best_rival() is None
+    assert made.best_rival("calls") == "pyzmq"
+
+
 def test_a_figure_may_be_asked_for_by_itself() -> None:
     made = comparison([{"jumiks": rate(100)}], Ratio("jumiks", ITSELF, "cpu", 20_000))
     assert report.row(made, made.ratios[0])[-1] == "<= 20000"
