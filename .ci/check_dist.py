@@ -66,12 +66,24 @@ def check_sdist(path: Path) -> None:
         names = {each.name.partition("/")[2] for each in archive.getmembers() if each.isfile()}
     check_names(path, names, IN_SDIST)
     if (ROOT / ".git").exists():
-        listed = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+        compare_with_git(path, names)
+
+
+def compare_with_git(sdist: Path, names: set[str]) -> None:
+    """An sdist has what the repository has, so what its tests need, and nothing that lay about."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    tracked = {name for name in listed.stdout.split("\0") if name}
+    missing = sorted(name for name in tracked - names if Path(name).name != ".gitignore")
+    strays = sorted(
+        name for name in names - tracked - {"PKG-INFO", "setup.cfg"} if ".egg-info/" not in name
+    )
+    if missing or strays:
+        sys.exit(
+            f"{sdist.name} lacks files of the repository: {missing}, and has others: {strays}; "
+            "MANIFEST.in says what goes into it"
         )
-        strays = names - set(listed.stdout.decode().split("\0")) - {"PKG-INFO", "setup.cfg"}
-        if strays := [name for name in strays if ".egg-info/" not in name]:
-            sys.exit(f"{path.name} has files that are not in the repository: {strays}")
 
 
 def check_library(where: str, content: bytes) -> set[str]:
