@@ -16,11 +16,11 @@ import base64
 import json
 import os
 from asyncio import Future
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
 from datetime import datetime
 from itertools import count
-from typing import Any, ClassVar, Final, NoReturn
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn
 
 from nats import errors
 from nats.aio.client import Client
@@ -49,12 +49,17 @@ HEADROOM: Final = 1024
 """Bytes of `max_payload` that headers may take."""
 
 PULL_BYTES: Final = 8 << 20
-"""Bytes of records asked for at a time, in reading."""
+BATCH: Final = 4096
+"""Bytes of records, and how many of them, asked for at a time."""
+
+FEWEST: Final = 64
+"""Records whose sizes are asked for at first, going back from the end."""
 
 PULL_SECONDS: Final = 30.0
 HEARTBEAT: Final = 2.0
 
 _NAME: Final = "Nats-Msg-Id"
+_SIZE: Final = "Nats-Msg-Size"
 _WRONG_END: Final = {10070, 10071, 10164}
 _NO_STREAM: Final = 10059
 _NO_MESSAGE: Final = 10037
@@ -374,24 +379,34 @@ class JetStream(Engine):
 
     async def read(self, start: int) -> AsyncIterator[Record | Unreadable]:
         """Read records, and wait for more; see `Engine.read`."""
-        first = await self._sequence_of(start)
-        consumer = await self._request(
-            f"CONSUMER.CREATE.{self.target.stream}",
-            {
-                "stream_name": self.target.stream,
-                "config": {
-                    "deliver_policy": "by_start_sequence",
-                    "opt_start_seq": max(1, first),
-                    "ack_policy": "none",
-                    "max_deliver": -1,
-                    "inactive_threshold": int(4 * PULL_SECONDS * 1e9),
-                    "mem_storage": True,
-                    "num_replicas": 1,
-                },
-            },
+        consumer = await self._consumer(await self._sequence_of(start))
+        async with aclosing(self._pull(consumer)) as messages:
+            async for message in messages:
+                yield _record(message.headers or {}, message.data)
+
+    async def _consumer(self, first: int, *, headers_only: bool = False) -> dict[str, Any]:
+        config = {
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": max(1, first),
+            "ack_policy": "none",
+            "max_deliver": -1,
+            "headers_only": headers_only,
+            "inactive_threshold": int(4 * PULL_SECONDS * 1e9),
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        stream = self.target.stream
+        found = await self._request(
+            f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config}
         )
-        assert consumer is not None
-        pull = _Pull(self, self._open(), consumer["name"])
+        assert found is not None
+        return found
+
+    async def _pull(
+        self, consumer: dict[str, Any], batch: int = BATCH
+    ) -> AsyncGenerator[Msg, None]:
+        # The messages of a consumer of ours, asked for by so many, and later ones as they come.
+        pull = _Pull(self, self._open(), consumer["name"], batch)
         self._pulls.add(pull)
         try:
             await pull.begin()
@@ -432,14 +447,38 @@ class JetStream(Engine):
         return None
 
     async def back(self, size: int) -> int:
-        """Return where the last `size` bytes begin, by the mean size of all records."""
+        """Return where the last `size` bytes begin; headers alone come, and say the sizes."""
         state = (await self._info())["state"]
-        if not state["messages"]:
+        first, behind = state["first_seq"], state["last_seq"] + 1
+        if state["bytes"] <= size:
             return 0
-        records = -(-max(1, size) * state["messages"] // max(1, state["bytes"]))
-        sequence = max(state["first_seq"], state["last_seq"] + 1 - records)
-        found = await self._first_from(sequence, state["last_seq"] + 1)
+        begin, count = behind, FEWEST
+        while size > 0 and begin > first:
+            end, begin = begin, max(first, begin - count)
+            for sequence, held in reversed(await self._sizes(begin, end)):
+                size -= held
+                if size <= 0:
+                    begin = sequence
+                    break
+            count = min(2 * count, BATCH)
+        found = await self._first_from(begin, behind)
         return found[1].seq if found else 0
+
+    async def _sizes(self, begin: int, end: int) -> list[tuple[int, int]]:
+        # The sequence numbers that there are in this range, and how many bytes each record has.
+        consumer = await self._consumer(begin, headers_only=True)
+        found: list[tuple[int, int]] = []
+        if not consumer["num_pending"]:
+            return found
+        async with aclosing(self._pull(consumer, end - begin)) as messages:
+            async for message in messages:
+                about = _about(message)
+                if about.stream < end:
+                    size = (message.headers or {}).get(_SIZE, len(message.data))
+                    found.append((about.stream, int(size)))
+                if about.stream + 1 >= end or not about.left:
+                    break
+        return found
 
     async def around(self, stream: int) -> Record | None:
         """Return the record that has this stream id, or else the next one."""
@@ -450,10 +489,11 @@ class JetStream(Engine):
 class _Pull:
     """Records of an ephemeral consumer, asked for as they are used."""
 
-    def __init__(self, engine: JetStream, client: Client, consumer: str) -> None:
+    def __init__(self, engine: JetStream, client: Client, consumer: str, batch: int) -> None:
         self._engine = engine
         self._client = client
         self._consumer = consumer
+        self._batch = batch
         self._inbox = client.new_inbox()
         self.queue: asyncio.Queue[Msg | None] = asyncio.Queue()
         """What came; None once the connection has ended."""
@@ -474,7 +514,7 @@ class _Pull:
 
     async def _ask(self) -> None:
         body = {
-            "batch": 4096,
+            "batch": self._batch,
             "max_bytes": max(PULL_BYTES, 2 * self._client.max_payload),
             "expires": int(PULL_SECONDS * 1e9),
             "idle_heartbeat": int(HEARTBEAT * 1e9),
@@ -484,9 +524,10 @@ class _Pull:
             json.dumps(body).encode(),
             self._inbox,
         )
-        self._left = body["batch"]
+        self._left = self._batch
 
-    async def next(self) -> Record | Unreadable:
+    async def next(self) -> Msg:
+        """Return the message that comes next."""
         while True:
             if not self._left and self.queue.empty():
                 await self._ask()
@@ -500,7 +541,8 @@ class _Pull:
             headers = message.headers or {}
             status = headers.get("Status") if not message.reply else None
             if status is None:
-                return self._taken(message, headers)
+                self._take(message)
+                return message
             if status in ("404", "408") or (
                 status == "409" and headers.get("Description", "").endswith(_PULL_IS_OVER)
             ):
@@ -509,18 +551,31 @@ class _Pull:
                 words = headers.get("Description", status)
                 raise EngineError(f"{self._engine.target}: {words}")
 
-    def _taken(self, message: Msg, headers: dict[str, str]) -> Record | Unreadable:
+    def _take(self, message: Msg) -> None:
         self._left = max(0, self._left - 1)
-        # $JS.ACK.<stream>.<consumer>.<tries>.<sequence>.<the consumer's>.<time>.<left>; a domain
-        # and an account may stand before the stream.
-        tokens = message.reply.split(".")
-        number = int(tokens[-3] if len(tokens) == 9 else tokens[8])
+        number = _about(message).consumer
         if number != self._due:
             raise EngineError(
                 f"{self._engine.target}: record {number} came where {self._due} is due"
             )
         self._due += 1
-        return _record(headers, message.data)
+
+
+class _About(NamedTuple):
+    stream: int
+    """Its sequence number."""
+    consumer: int
+    """The consumer's own number of it."""
+    left: int
+    """How many there are behind it."""
+
+
+def _about(message: Msg) -> _About:
+    # $JS.ACK.<stream>.<consumer>.<tries>.<sequence>.<the consumer's>.<time>.<left>; a domain and an
+    # account may stand before the stream, and something more at the end.
+    tokens = message.reply.split(".")
+    at = 5 if len(tokens) == 9 else 7
+    return _About(int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 3]))
 
 
 def _record(headers: dict[str, str], body: bytes) -> Record | Unreadable:

@@ -77,6 +77,20 @@ or 0), the same three of the new end, the bytes that it may keep (0: all), then 
 the body last."""
 
 
+BACK: Final = """\
+local found, held, at = redis.call('XREVRANGE', KEYS[1], ARGV[1], '-', 'COUNT', ARGV[2]), 0, 0
+while at < #found and held < tonumber(ARGV[3]) do
+  at = at + 1
+  held = held + #found[at][2][#found[at][2]]
+end
+return {at, held, at > 0 and found[at][1]}
+"""
+"""Goes back over entries until their bodies have so many bytes. KEYS: the stream. ARGV: where to
+begin, how many entries to look at, and the bytes. Returns how many entries these were, their bytes,
+and the id of the oldest one. Redis' MEMORY USAGE would not do: it looks at the oldest entries alone
+and takes the others to be alike."""
+
+
 class RedisStreams(Engine):
     """One key of Redis."""
 
@@ -267,7 +281,10 @@ class RedisStreams(Engine):
         at: bytes | str = f"{max(0, start - 1)}-18446744073709551615"
         while True:
             at = found[-1][0] if found else at
-            reading = asyncio.ensure_future(self._read_more(client, created, at, _fitting(found)))
+            size = sum(len(fields.get(b"Body", b"")) for _, fields in found)
+            reading = asyncio.ensure_future(
+                self._read_more(client, created, at, _fitting(len(found), size))
+            )
             try:
                 for number, fields in found:
                     yield _record(number, fields)
@@ -294,18 +311,22 @@ class RedisStreams(Engine):
     ) -> None:
         if _text(now or b"") != created:
             raise EngineError(f"{self.target}: the stream is another one now", "another stream")
-        if int(stream or 0) < int(_text(at).partition("-")[0]):
+        if int(stream or 0) < _stream_id(at):
             raise EngineError(f"{self.target}: the stream went back", "went back")
 
     async def back(self, size: int) -> int:
-        """Return where the last `size` bytes begin, by the mean size of all messages."""
-        client, last = self._open(), (await self.last()).position
-        oldest = await self.around(0)
-        if last is None or oldest is None:
-            return 0
-        whole = await self._ask(client.memory_usage(self._key)) or 1
-        ids = -(-max(1, size) * (last.stream + 1 - oldest.seq) // whole)
-        return max(oldest.seq, last.stream + 1 - ids)
+        """Return where the last `size` bytes begin; Redis adds up the bodies, and sends none."""
+        client, end, most, first = self._open(), "+", FEWEST, 0
+        while size > 0:
+            entries, held, oldest = await self._ask(
+                client.eval(BACK, 1, self._key, end, most, size)
+            )
+            if not entries:
+                return 0
+            size -= held
+            first, end = _stream_id(oldest), f"({_text(oldest)}"
+            most = _fitting(entries, held)
+        return first
 
     async def around(self, stream: int) -> Record | None:
         """Return the record that has this stream id, or else the next one."""
@@ -388,10 +409,9 @@ async def _discard(client: Redis) -> None:
         await asyncio.wait_for(client.aclose(), 1)
 
 
-def _fitting(found: list[_Entry]) -> int:
-    # How many records of the size of these are about READ_BYTES.
-    size = sum(len(fields.get(b"Body", b"")) for _, fields in found) + 1
-    return min(MOST, max(FEWEST, READ_BYTES * len(found) // size))
+def _fitting(count: int, size: int) -> int:
+    # How many records are about READ_BYTES, if so many have this size.
+    return min(MOST, max(FEWEST, READ_BYTES * count // (size + 1)))
 
 
 def _mark(end: Position) -> Mark:
@@ -402,8 +422,12 @@ def _text(value: bytes | str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
+def _stream_id(number: bytes | str) -> int:
+    return int(_text(number).partition("-")[0])
+
+
 def _record(number: bytes, fields: dict[bytes, bytes]) -> Record | Unreadable:
-    last = int(number.partition(b"-")[0])
+    last = _stream_id(number)
     body = fields.get(b"Body", b"")
     headers = {_text(name): _text(value) for name, value in fields.items() if name != b"Body"}
     try:
