@@ -167,6 +167,9 @@ def shake_hands(
     return reply
 
 
+NEXT_ID, TAIL, CONTROL = 72, 128, 144
+"""Where words of 8 bytes stand in the log's page."""
+
 OWNER, WAKES = 152, 136
 """Where two words of 4 bytes stand: in the log's page, and in the cursor page."""
 
@@ -203,10 +206,18 @@ Script = Callable[[socket.socket, HandMadeLog], object]
 
 
 @contextmanager
-def served_by(address: str, script: Script, log: HandMadeLog, **welcome: Any) -> Iterator[Client]:
+def served_by(
+    address: str,
+    script: Script,
+    log: HandMadeLog,
+    options: dict[str, Any] | None = None,
+    /,
+    **welcome: Any,
+) -> Iterator[Client]:
     """Our client at a server by hand, which runs the script once it has let the client in.
 
-    The connection stays until the client has closed it. `welcome` is what differs in its welcome.
+    The connection stays until the client has closed it. `options` are the client's, `welcome` is
+    what differs in its welcome.
     """
 
     def serve(connection: socket.socket) -> None:
@@ -216,7 +227,7 @@ def served_by(address: str, script: Script, log: HandMadeLog, **welcome: Any) ->
             pass
 
     with listening(address) as listener, one_connection(listener, serve):
-        with Client(address) as client:
+        with Client(address, **(options or {})) as client:
             yield client
 
 
