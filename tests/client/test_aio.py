@@ -5,15 +5,20 @@ import gc
 import os
 import select
 import socket
+import threading
 from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import Literal
 
 import anyio
 import pytest
+from support import reference
 from support.aio import Run, numbers, ticking, until
 from support.api import SMALL_LOG, Task, arenas_of, run_script, sockaddr, stranger
 from support.base import ASYNCIO, BEST, DEADLINE, wait_until
+from support.reference import Message
 from support.servers import AsyncServer, Server
+from support.wire import LARGE, listening, one_connection
 
 import jumiks._aio.client
 from jumiks import (
@@ -363,6 +368,44 @@ def test_its_descriptor_is_readable_once_there_is_something_and_quiet_again(
 
 def is_readable(client: AsyncClient) -> bool:
     return bool(select.select([client.fileno()], [], [], 0)[0])
+
+
+@pytest.mark.parametrize("ack", ["after", "manual"])
+def test_an_ack_that_the_socket_refused_is_sent_again_while_the_loop_waits(
+    run: Run, address: str, monkeypatch: pytest.MonkeyPatch, ack: Literal["after", "manual"]
+) -> None:
+    """More acks than a socket takes, to a server that reads none of them at first."""
+    monkeypatch.setattr(jumiks._aio.client, "_ACK_TRIES", 1)
+    count, read = 1000, threading.Event()
+    last = FIRST_ID + count - 1
+
+    def serve(connection: socket.socket) -> None:
+        connection.send(reference.encode_classic_hello())
+        connection.recv(LARGE)
+        for number in range(count):
+            connection.send(reference.encode_classic(Message(FIRST_ID + number, b"")))
+        assert read.wait(DEADLINE)
+        while connection.recv(LARGE):  # acks, until the client closes
+            pass
+
+    async def main() -> None:
+        async with AsyncClient(address, delivery="classic", ack=ack) as client:
+            stream = client._stream
+            stream.watched = False  # so no look for its server's death does the same
+            for _ in range(count):
+                await client.receive(DEADLINE)
+            if ack == "manual":
+                await client.ack()
+            async with anyio.create_task_group() as group:
+                group.start_soon(client.run, print)
+                await until(lambda: client._receiving)
+                assert not stream.is_acked(last)
+                read.set()
+                await until(lambda: stream.is_acked(last))
+                group.cancel_scope.cancel()
+
+    with listening(address) as listener, one_connection(listener, serve):
+        run(main)
 
 
 @pytest.mark.parametrize("way", ["receive", "ack", "with", "close"])

@@ -6,6 +6,7 @@ has to be added here.
 """
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields, replace
@@ -14,6 +15,7 @@ from typing import Literal
 import pytest
 from support.base import DEADLINE, DELIVERIES, needs, wait_until
 from support.servers import Server
+from support.shared import hand_made_client
 from support.wire import raw_client
 
 from jumiks import Client, ClientInfo, Delivery, EndReason, ServerStats, Timeout
@@ -226,6 +228,23 @@ def test_the_last_figures_of_a_client_that_was_cut(address: str, delivery: Deliv
     assert (info.reason, info.limit, info.limit_kind) == (EndReason.LAGGED, 5, "messages")
     assert (info.lag, info.worst_lag, info.acked_id) == (5, 5, FIRST_ID)
     assert info.error == ""
+
+
+@pytest.mark.only_shared  # here an ack is a store, of which nothing tells the server
+@pytest.mark.parametrize("way", ["leaves", "is sent away"])
+def test_the_last_ack_of_a_client_counts_however_it_ends(address: str, way: str) -> None:
+    gone: list[ClientInfo] = []
+    with Server(address, on_disconnect=lambda info, _: gone.append(info)) as server:
+        with hand_made_client(server, address) as client:
+            server.publish_many([b"one", b"two"])
+            (info,) = server.clients()
+            client.ack(FIRST_ID + 1)
+            if way == "leaves":
+                client.sock.shutdown(socket.SHUT_RDWR)
+            else:
+                server.disconnect(info)
+            wait_until(lambda: gone)
+    assert (gone[0].acked_id, gone[0].lag, gone[0].unacked) == (FIRST_ID + 1, 0, 0)
 
 
 # ---- metrics

@@ -7,10 +7,11 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from support import reference
+from support.api import Task
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG, descriptors, wait_until
 from support.reference import Bye, Reply
 from support.servers import Server
@@ -32,7 +33,7 @@ from jumiks import Backoff, Client, Delivery, EndReason, ServerClosed
 from jumiks._native import check, ffi, lib
 from jumiks._peer import peer_command
 from jumiks._server import control
-from jumiks._wire.handshake import Status
+from jumiks._wire.handshake import Status, refusal_text
 from jumiks.stats import server_stats
 
 SOON = Backoff(first=0.001, most=0.02)
@@ -266,6 +267,60 @@ def test_servers_that_close_at_once_are_no_strangers_to_clients_they_let_in(addr
             server.wait_for_clients(1, DEADLINE)
             server.close(0)
     assert strange == []
+
+
+@contextmanager
+def lingering(address: str) -> Iterator[Callable[[], None]]:
+    """Have a server; gives what begins to close it, which takes as long as the block lasts."""
+    begun: list[Task[None]] = []
+    with Server(address, handshake_timeout=2 * DEADLINE) as server, raw_client(server, address):
+        server.publish_many([bytes(10_000)] * 50)  # more than that client's socket takes
+
+        def close() -> None:
+            begun.append(Task(lambda: server.close(2 * DEADLINE)))
+            wait_until(lambda: server._control._closing)
+
+        yield close
+        assert not begun[0].done
+    begun[0].result()
+
+
+def refuses(address: str) -> bool:
+    try:
+        dial(address).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_connection_that_has_not_replied_ends_as_the_server_begins_to_close(
+    address: str,
+) -> None:
+    with lingering(address) as close, dial(address) as late:
+        late.recv(LARGE)
+        close()
+        assert list(packets_of(late)) == []
+        wait_until(lambda: refuses(address))  # and nobody comes after it
+
+
+def test_a_client_that_replies_as_the_server_begins_to_close_is_told_so(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lingering(address) as close, dial(address) as late, dial(address) as before:
+
+        def meanwhile(sock: socket.socket, pid: int) -> str:
+            # In the control thread, which finds the reply before it finds that the server closes.
+            late.send(REPLY)
+            close()
+            return ""
+
+        late.recv(LARGE)
+        before.recv(LARGE)
+        monkeypatch.setattr(control, "peer_command", meanwhile)
+        before.send(REPLY)
+        welcome = reference.decode_welcome(late.recv(LARGE))
+        assert (welcome.status, welcome.text) == (Status.CLOSING, refusal_text(Status.CLOSING))
+        assert list(packets_of(late)) == []
 
 
 # ---- a welcome that is not read ----
