@@ -521,7 +521,7 @@ class AsyncClientOptions(Options):
         "what happens at a `Gap`, in its place in the stream: messages that the server skipped for "
         "this client (its policy says so), no longer had, or took with it. A function is called "
         'with it; `"raise"` raises `MessagesLost`; `"yield"` has it received like a message; by '
-        "default `missed` alone counts it.",
+        "default `missed` counts it, and the logger `jumiks` has the first one, at WARNING.",
     )
     ack: Ack = option(
         "after",

@@ -446,6 +446,27 @@ def test_a_gap_is_counted_once_though_on_gap_raised(address: str) -> None:
         assert slow.missed == 3
 
 
+def test_the_log_has_the_first_gap_that_nothing_else_tells(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Gap] = []
+    for on_gap in (None, told.append):
+        with (
+            Server(address, max_lag=1, on_lag="skip", patience=0) as server,
+            Client(address, on_gap=on_gap) as client,
+        ):
+            for _ in range(2):
+                server.publish_many([b""] * 3)
+                assert len(receive(client, 2)) == 2
+                client.ack()
+            assert client.missed == 2
+    assert len(told) == 2
+    found = [record for record in caplog.records if "are lost" in record.getMessage()]
+    assert [(record.name, record.levelname) for record in found] == [("jumiks", "WARNING")]
+    words = f"{address}: messages {FIRST_ID + 1} to {FIRST_ID + 1} are lost: the server skipped"
+    assert found[0].getMessage().startswith(words)
+
+
 # ---- batches ----
 
 

@@ -19,6 +19,7 @@ returns or yields the message.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import threading
@@ -75,11 +76,18 @@ Ack: TypeAlias = Literal["after", "before", "manual"]
 NOTHING_YET: Final = (lib.JMK_E_TIMEOUT, -errno.EINTR)
 """Codes of the core after which a wait goes on: there was nothing, or a signal came (EINTR)."""
 
+log = logging.getLogger("jumiks")
+
 Taken: TypeAlias = "tuple[int, int, list[bytes]]"
 """Messages made into bytes objects, not all of them handed out: first id, last id to hand out, and
 themselves."""
 
 _NOTHING: Final[Taken] = (0, 0, [])
+
+_LOST_IN_SILENCE: Final = (
+    "%s: %s are lost: %s; client.missed counts what is lost, and on_gap= tells each gap; this is "
+    "logged once per client"
+)
 
 _UNTIL_THERE: Final = Backoff(first=0.02, most=0.5)
 """Waits for a feed that this client is ahead of, and that is on its way."""
@@ -157,6 +165,7 @@ class Stream(Handout, Generic[Item]):
         self.server_id = 0
         self._first = 0  # the first message of this connection; 0 if the server did not say
         self._gaps: _Gaps = _Gaps()
+        self._logged = False  # a gap that nothing else tells
         self._together = (0, 0)  # first and last of the batch handed out last
         self._batch_due = (0, 0)  # of the one that is about to be
         self._acked = 0  # what was acked by hand
@@ -597,6 +606,9 @@ class Stream(Handout, Generic[Item]):
                 raise error
             if callable(self._on_gap):
                 self._on_gap(gap)  # if it raises, it is told again
+            elif not self._logged:
+                self._logged = True
+                log.warning(_LOST_IN_SILENCE, self.address, gap, gap.reason.value)
             self.hand_out_gap(gap)
         return None
 
