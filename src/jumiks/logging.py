@@ -201,6 +201,10 @@ class Listener:
             self._client.close()
         thread.join()
 
+    def close(self) -> None:
+        """Do what `stop` does."""
+        self.stop()
+
     def __enter__(self) -> Listener:
         self.start()
         return self

@@ -297,7 +297,9 @@ def test_a_listener_stops_while_nobody_serves(address: str) -> None:
     listener.start()
     with pytest.raises(RuntimeError, match="was started already"):
         listener.start()
-    listener.stop()
+    listener.close()
+    listener.close()
+    assert [thread for thread in threading.enumerate() if thread.name == "jumiks-listener"] == []
 
 
 def test_a_gap_is_a_record(address: str, kept: Kept) -> None:
