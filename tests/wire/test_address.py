@@ -77,6 +77,8 @@ def assert_serves(listener: Listener, where: object) -> None:
         ("/run/ticks", Kind.PATH, "/run/ticks", b"/run/ticks"),
         ("./ticks", Kind.PATH, "./ticks", b"./ticks"),
         ("./@ticks", Kind.PATH, "./@ticks", b"./@ticks"),
+        ("./ipc://ticks", Kind.PATH, "./ipc://ticks", b"./ipc://ticks"),
+        ("/run/a://b", Kind.PATH, "/run/a://b", b"/run/a://b"),
         (Path("ticks"), Kind.PATH, "./ticks", b"ticks"),
         (Path("@ticks"), Kind.PATH, "./@ticks", b"@ticks"),
         ("/" + "p" * 106, Kind.PATH, "/" + "p" * 106, b"/" + b"p" * 106),
@@ -102,6 +104,14 @@ def test_an_address_is_parsed(written: Any, kind: Kind, text: str, sockaddr: byt
         ("@" + "n" * 108, "108 bytes after the '@', and the kernel takes 107"),
         ("@" + "ö" * 54, "108 bytes"),
         ("p" * 108, "108 bytes, and the kernel takes 107"),
+        ("tcp://127.0.0.1:80", "is a URL, and an address is '@name' or a path, as jumiks connects"),
+        ("http://host/ticks", "'jumiks bridge' carries a feed to others"),
+        ("inproc://ticks", "is a URL"),
+        ("ipc://", "is a URL"),
+        ("ipc:///tmp/ticks", "address 'ipc:///tmp/ticks' is a URL, .* path: write '/tmp/ticks'$"),
+        ("ipc://ticks", "write './ticks'$"),
+        ("IPC://@ticks", "write '@ticks'$"),
+        ("unix:/run/ticks", "write '/run/ticks'$"),
     ],
 )
 def test_a_wrong_address_is_refused_with_what_would_be_right(written: str, words: str) -> None:

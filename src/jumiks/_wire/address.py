@@ -2,6 +2,7 @@
 """Addresses: what a user may write, checked. No I/O here."""
 
 import os
+import re
 import socket
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,6 +17,11 @@ MAX_PATH: Final = 107
 
 MAX_ABSTRACT: Final = 107
 """Bytes of an abstract name that fit sun_path after its leading NUL (unix(7))."""
+
+
+_URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)|(unix):(/.*)", re.IGNORECASE | re.DOTALL)
+_LOCAL: Final = ("ipc", "unix", "file")
+"""Schemes whose rest is a path on this machine."""
 
 
 class Kind(Enum):
@@ -61,7 +67,7 @@ def parse_address(address: object) -> Address:
     Raises:
         TypeError: it is none of these.
         ValueError: it is empty, too long for the kernel, has a NUL byte, could be a name as well as
-            a path, or the socket is of the wrong kind.
+            a path, is a URL, or the socket is of the wrong kind.
     """
     if isinstance(address, Address):
         return address
@@ -70,6 +76,8 @@ def parse_address(address: object) -> Address:
     if isinstance(address, str):
         if address.startswith("@"):
             return _parse_abstract(address)
+        if (found := _URL.fullmatch(address)) is not None:
+            raise _no_url(address, *(found.groups()[:2] if found[1] else found.groups()[2:]))
         where = _parse_path(address)
         if "/" not in address:
             # Without its "@" a name would make a socket file in some directory.
@@ -84,6 +92,16 @@ def parse_address(address: object) -> Address:
     raise TypeError(
         "an address is '@name', a path (str or os.PathLike) or a bound socket, "
         f"not {type(address).__name__}"
+    )
+
+
+def _no_url(address: str, scheme: str, rest: str) -> ValueError:
+    what = f"address {address!r} is a URL, and an address is '@name' or a path"
+    if scheme.lower() in _LOCAL and rest:
+        return ValueError(f"{what}: write {rest if rest[0] == '@' else _shown(rest)!r}")
+    return ValueError(
+        f"{what}, as jumiks connects processes of one machine: 'jumiks bridge' carries a feed to "
+        "others"
     )
 
 
