@@ -22,7 +22,7 @@ from ._native import (
     row_view,
     view_list,
 )
-from .errors import Overwritten, dtype_of_objects, no_numpy, uneven, wrong_dtype
+from .errors import Overwritten, dtype_of_objects, no_dtype, no_numpy, uneven, wrong_dtype
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -58,7 +58,13 @@ def message_dtype(dtype: DTypeLike) -> np.dtype[np.void]:
         TypeError: it has Python objects in it, or is none.
         ImportError: numpy is not installed.
     """
-    found: np.dtype[np.void] = _numpy().dtype(dtype)
+    numpy = _numpy()
+    if dtype is None:  # numpy has a default, and messages have none
+        raise no_dtype(dtype, "messages have no usual one")
+    try:
+        found: np.dtype[np.void] = numpy.dtype(dtype)
+    except Exception as error:  # TypeError, ValueError, SyntaxError, and what the caller's type has
+        raise no_dtype(dtype, error) from None
     if found.hasobject:
         raise dtype_of_objects(found)
     return found

@@ -417,10 +417,17 @@ def no_bytes(found: object, position: int) -> TypeError:
 
 def no_sequence(found: object) -> TypeError:
     """Make the error for what is no sequence of messages, and no array of them."""
+    advice = ""
+    if isinstance(found, str):
+        advice = ", and encode it first"
+    elif getattr(found, "ndim", 1) == 1:
+        rows = ".reshape(count, size)"
+        if not hasattr(found, "reshape"):
+            rows = "memoryview(...).cast('B', (count, size))"
+        advice = f"; bytes that are many messages of one size become rows by {rows}"
     return TypeError(
         f"publish_many takes a sequence of messages, or an array of rows or records, not "
-        f"{type(found)!r}: use publish for one; bytes that are many messages of one size become "
-        "rows by memoryview(...).cast('B', (count, size))"
+        f"{type(found)!r}: use publish for one{advice}"
     )
 
 
@@ -577,6 +584,14 @@ def no_numpy() -> ImportError:
     return ImportError(text, name="numpy")
 
 
+def no_dtype(found: object, why: object) -> TypeError:
+    """Make the error for what numpy takes for no dtype, and says why."""
+    return TypeError(
+        f"{found!r:.100} is no dtype ({why}): take one such as '<f8', or, for records, "
+        "[('time', '<i8'), ('price', '<f8')]"
+    )
+
+
 def dtype_of_objects(dtype: object) -> TypeError:
     """Make the error for a dtype that no message can have."""
     return TypeError(f"{dtype!r} has Python objects in it, which no message has")
@@ -592,9 +607,10 @@ def uneven(first_id: int, size: int, other_id: int, other_size: int) -> ValueErr
 
 def wrong_dtype(dtype: object, item_size: int, size: int) -> ValueError:
     """Make the error for a dtype whose items are not as large as the messages, in bytes."""
+    advice = "" if item_size else f", as with {f'S{size}'!r}"
     return ValueError(
         f"an item of {dtype!r} has {item_size} bytes, and the messages have {size}: they must be "
-        "equal"
+        f"equal{advice}"
     )
 
 

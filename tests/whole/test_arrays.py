@@ -197,6 +197,47 @@ def test_a_dtype_that_does_not_fit_is_an_error_and_loses_nothing(address: str) -
 
 
 @needs_numpy
+@pytest.mark.parametrize(
+    ("dtype", "kind", "words"),
+    [
+        ("f9", TypeError, r"'f9' is no dtype \(.*\): take one such as '<f8', or, for records, \["),
+        (None, TypeError, "None is no dtype"),
+        ([("price",)], TypeError, r"is no dtype \(.*tuples.*\): take one such as"),
+        ("S", ValueError, r"dtype\('S'\) has 0 bytes, and the messages have 8: .* as with 'S8'"),
+    ],
+)
+def test_a_dtype_that_is_none_is_told_with_what_would_be_one(
+    address: str, dtype: Any, kind: type[Exception], words: str
+) -> None:
+    with Server(address) as server, Client(address) as client:
+        server.publish(bytes(8))
+        with pytest.raises(kind, match=words):
+            client.receive_array(dtype, DEADLINE)
+        with pytest.raises(kind, match=words):
+            client.receive_many(DEADLINE).array(dtype)
+
+
+@needs_numpy
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (lambda: np.zeros(6, "u1"), r"one size become rows by \.reshape\(count, size\)$"),
+        (lambda: np.array([b"a", b"b"]), r"become rows by \.reshape\(count, size\)$"),
+        (lambda: np.zeros(()), "use publish for one$"),
+        (lambda: "text", "use publish for one, and encode it first$"),
+        (lambda: b"bytes", r"become rows by memoryview\(\.\.\.\)\.cast\('B', \(count, size\)\)$"),
+    ],
+)
+def test_what_is_no_array_of_messages_is_told_with_what_makes_one(
+    address: str, array: Callable[[], Any], words: str
+) -> None:
+    with Server(address) as server:
+        with pytest.raises(TypeError, match=words):
+            server.publish_many(array())
+        assert server.stats().published == 0
+
+
+@needs_numpy
 @pytest.mark.parametrize("ack", ["after", "before"])
 def test_an_array_of_what_other_calls_have_left(address: str, ack: Any) -> None:
     with Server(address) as server, Client(address, ack=ack) as client:
