@@ -13,12 +13,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, get_args
 
 from ._client.link import Delivery, Linker
 from ._client.reconnect import Backoff
 from ._client.stream import STREAMS, Ack, OnGap, Stream
-from ._native import check_callback, nanoseconds
+from ._native import check_callback, lib, nanoseconds
 from ._peer import group_id
 from ._server import access, lag
 from ._server.lag_watch import LAG_WARNING, check_lag_warning
@@ -303,7 +305,8 @@ class ServerOptions(Options):
         0,
         whole(0, _MOST_KEPT),
         "how many already acked messages to keep for clients that connect later "
-        "(`Client(start=...)`), as far as they fit in `keep_bytes`.",
+        "(`Client(start=...)`), as far as they fit in `keep_bytes`. Without `keep_bytes`, more "
+        "than half of the log has room for, if all are empty, is an error.",
         help="how many already acked messages to keep for clients that connect later (--from), "
         "or, with a unit, how many bytes of them",
     )
@@ -424,6 +427,12 @@ class ServerOptions(Options):
                 f"keep_bytes={self.keep_bytes}: at most half of log_size, {self.log_size // 2}, "
                 "is kept, as clients need room too: raise log_size"
             )
+        if self.keep > self.most_kept and not self.keep_bytes:
+            raise ValueError(
+                f"keep={self.keep}: half of log_size, {self.log_size // 2} bytes, has room for "
+                f"{self.most_kept} messages at most, as each takes {lib.JMK_FRAME_HEADER} bytes "
+                "and its own: raise log_size, or keep fewer"
+            )
         most = min(self.log_size // 4, MOST_MESSAGE)
         if self.max_message is not None and self.max_message > most:
             raise ValueError(
@@ -447,6 +456,11 @@ class ServerOptions(Options):
         if self.keep:
             return self.keep, self.keep_bytes or self.log_size // 2
         return _MOST_KEPT if self.keep_bytes else 0, self.keep_bytes
+
+    @property
+    def most_kept(self) -> int:
+        """How many acked messages can be kept, if all are empty."""
+        return self.log_size // 2 // int(lib.JMK_FRAME_HEADER)
 
     @property
     def largest(self) -> int:
@@ -591,8 +605,26 @@ def callbacks(table: type[Options]) -> list[str]:
     return [each.name for each in fields(table) if about(each).check is _callback]
 
 
+def _unknown(kind: str, table: type[Options], name: str) -> TypeError:
+    """Return the error for an option that a class does not have; it names who has it."""
+    names = [each.name for each in fields(table)]
+    for other, owner in ((ServerOptions, "server"), (ClientOptions, "client")):
+        if not issubclass(other, table) and any(each.name == name for each in fields(other)):
+            return TypeError(f"{kind} has no option {name!r}: it is one of the {owner}")
+    if name == "spin":
+        return TypeError(f"{kind} has no option 'spin': it is one of jumiks.Client alone")
+    near = get_close_matches(name, names, 1)
+    advice = f": did you mean {near[0]!r}?" if near else f"; its options: {', '.join(names)}"
+    return TypeError(f"{kind} has no option {name!r}{advice}")
+
+
 def documented(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
-    """Return a class decorator that puts the options into a docstring in place of `{options}`."""
+    """Return a class decorator for what a table knows.
+
+    It puts the options into the docstring in place of `{options}`, and has an option that is not
+    in the table refused with the name of the right one.
+    """
+    known = {"self", "where", *(each.name for each in fields(table))}
     text = "\n".join(
         textwrap.fill(f"{each.name}: {about(each).doc}", 92, subsequent_indent=" " * 4)
         for each in fields(table)
@@ -602,6 +634,16 @@ def documented(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
     def fill(kind: type[_T]) -> type[_T]:
         if kind.__doc__ is not None:  # else Python runs with -OO
             kind.__doc__ = kind.__doc__.replace("{options}", text)
+        make: Callable[..., None] = kind.__init__
+
+        @wraps(make)
+        def checked(self: object, *where: object, **options: object) -> None:
+            for name in options:
+                if name not in known:
+                    raise _unknown(kind.__name__, table, name)
+            make(self, *where, **options)
+
+        type.__setattr__(kind, "__init__", checked)
         return kind
 
     return fill

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's figures for OpenTelemetry; `pip install opentelemetry-api`.
+"""A server's figures for OpenTelemetry; `pip install 'jumiks[opentelemetry]'`.
 
 ::
 

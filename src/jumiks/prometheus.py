@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's figures for Prometheus; `pip install prometheus-client`.
+"""A server's figures for Prometheus; `pip install 'jumiks[prometheus]'`.
 
 ::
 

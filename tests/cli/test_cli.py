@@ -402,6 +402,27 @@ def test_serve_refuses_what_is_no_amount(keep: str, capsys: pytest.CaptureFixtur
     assert "a number of messages, or a number of bytes with a unit: K, M or G" in errors
 
 
+def test_serve_refuses_to_keep_more_messages_than_there_can_be(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = usage_error(f"serve {address} --keep 2049 --log-size 64K", capsys)
+    assert "--keep 2049: half of --log-size 64K is kept, which has room for 2048" in errors
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("replay @ticks x.mcap", "FILE: '@ticks': it must be a file; are the two swapped?"),
+        ("record ./a @ticks", "FILE: '@ticks': it must be a file; are the two swapped? A file"),
+        ("record x.mcap @ticks", "ADDRESS: 'x.mcap': it must be an address, such as @ticks: the"),
+    ],
+)
+def test_swapped_arguments_are_told(
+    line: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in usage_error(line, capsys)
+
+
 def test_what_serve_keeps_is_there_for_later_clients(address: str) -> None:
     """Also where that is more than the log has by default."""
     with command("serve", address, "--keep", "20M") as serve:

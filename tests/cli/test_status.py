@@ -88,6 +88,7 @@ def test_top_shows_how_near_to_its_limit_each_client_is_and_was(address: str) ->
         with command("top", address, "--interval", "0.01", "--count", 2, env=wide) as top:
             status, output, errors = finish(top)
     assert (status, errors) == (0, "")
+    assert output.endswith(b"q: end\n")
     assert "LATELY" in output.decode()
     assert " 90% " in output.decode()
     assert "██" in output.decode()
@@ -101,7 +102,9 @@ def test_without_rich_top_says_how_to_get_it_and_status_works(address: str) -> N
             [*python, "top", address], capture_output=True, text=True, check=False
         )
         assert done.returncode == 1
-        assert done.stderr == "jumiks: top needs rich, which is not installed: pip install rich\n"
+        assert done.stderr == (
+            "jumiks: top needs rich, which is not installed: pip install 'jumiks[cli]'\n"
+        )
         subprocess.run([*python, "status", address], stdout=PIPE, check=True)
 
 

@@ -113,7 +113,7 @@ WRONG: dict[str, tuple[object, ...]] = {
     "on_lag": ("wait", None, 1),
     "patience": (-1, "long", True, float("nan")),
     "log_size": (0, 65535, None, "64M", 1 << 40),
-    "keep": (-1, None, 1.5),
+    "keep": (-1, None, 1.5, (8 << 20) // 16 + 1),
     "keep_bytes": (-1, None, "64K", 16 << 20),
     "first_id": (0, 1, 99999, (1 << 62) + 1, 1 << 64, None, "100000", 1e6, True),
     "server_id": (0, -1, 1 << 64, "1", 1.5, True),
@@ -218,6 +218,9 @@ def test_an_error_names_the_option_the_value_and_what_would_be_right(
          "from 1 to 10, which is max_clients")),
         ({"log_size": 65536, "keep_bytes": 32769}, ("keep_bytes=32769: at most half of log_size, "
          "32768, is kept, as clients need room too: raise log_size")),
+        ({"log_size": 65536, "keep": 2049}, ("keep=2049: half of log_size, 32768 bytes, has room "
+         "for 2048 messages at most, as each takes 16 bytes and its own: raise log_size, or keep "
+         "fewer")),
     ],
 )  # fmt: skip
 def test_these_errors_say(options: dict[str, Any], words: str) -> None:
@@ -238,6 +241,25 @@ def test_what_depends_on_other_options_is_worked_out() -> None:
     assert ServerOptions(group="root").group == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        (Client, "max_lag", "Client has no option 'max_lag': it is one of the server"),
+        (AsyncClient, "on_lag", "AsyncClient has no option 'on_lag': it is one of the server"),
+        (Server, "reconnect", "Server has no option 'reconnect': it is one of the client"),
+        (AsyncServer, "spin", "AsyncServer has no option 'spin': it is one of the client"),
+        (AsyncClient, "spin", "AsyncClient has no option 'spin': it is one of jumiks.Client alone"),
+        (Server, "maxlag", "Server has no option 'maxlag': did you mean 'max_lag'?"),
+        (Client, "x", ("Client has no option 'x'; its options: start, timeout, name, wait, "
+         "delivery, on_gap, ack, reconnect, spin")),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_is_told_with_whose_it_is(kind: Any, name: str, words: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        kind("@nobody", **{name: 5})
+    assert str(caught.value) == words
+
+
 @pytest.mark.parametrize(("command", "each"), ON_COMMAND_LINE)
 def test_the_command_line_has_the_help_of_the_table(command: str, each: Field[Any]) -> None:
     action = command_line(command)[flag_of(each.name)]
@@ -251,6 +273,10 @@ def test_the_command_line_has_the_help_of_the_table(command: str, each: Field[An
     [
         ("--max-lag 0", "argument --max-lag: '0': it must be from 1 to 9223372036854775807 mess"),
         ("--max-lag x", "argument --max-lag: 'x': it must be a whole number"),
+        ("--max-lag 10k", ("--max-lag: '10k': it must be a whole number, with all its digits: "
+         "units are for bytes")),
+        ("--wait 1K", ("--wait: '1K': it must be a whole number, 1 or more, with all its digits: "
+         "units are for bytes")),
         ("--max-message 5G", "--max-message: '5G': it must be from 1 to 4294967231 bytes"),
         ("--mode 999", "--mode: '999': it must be an octal number from 0 to 777, such as 0660"),
         ("--group nosuch", "--group: 'nosuch': there is no group named 'nosuch'"),

@@ -130,7 +130,7 @@ def test_kept_messages_of_any_size_are_all_there(address: str) -> None:
 
 
 def test_what_is_kept_fits_in_half_of_the_log(address: str) -> None:
-    with Server(address, log_size=LOG, keep=10_000, on_lag="block") as server:
+    with Server(address, log_size=LOG, keep=LOG // 32, on_lag="block") as server:
         server.publish_many([SLOT] * 5000)
         with raw_client(server, address) as client:
             assert full(server) == SLOTS // 2
@@ -220,6 +220,7 @@ def test_a_client_that_comes_back_goes_on_without_loss_as_far_as_messages_are_ke
     ("arguments", "error", "words"),
     [
         ({"keep": -1}, ValueError, "keep=-1"),
+        ({"keep": LOG // 32 + 1}, ValueError, "32768 bytes, has room for 2048 messages at most"),
         ({"keep": 1.5}, TypeError, "keep is a whole number"),
         ({"keep": True}, TypeError, "keep is a whole number"),
         ({"keep_bytes": -1}, ValueError, "keep_bytes=-1"),

@@ -60,6 +60,13 @@ def _wrong(text: str, what: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"{text!r}: it must be {what}")
 
 
+def _no_count(text: str, what: str) -> argparse.ArgumentTypeError:
+    with suppress(ValueError):
+        if Size.of(text) and has_unit(text):  # 10k messages may be 10000 or 10240
+            return _wrong(text, f"{what}, with all its digits: units are for bytes")
+    return _wrong(text, what)
+
+
 def _number(text: str, above: bool, or_none: bool = False) -> float:
     with suppress(ValueError):
         value = float(text)
@@ -81,14 +88,14 @@ def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise _wrong(text, "a whole number") from None
+        raise _no_count(text, "a whole number") from None
 
 
 def _count(text: str) -> int:
     with suppress(ValueError):
         if (value := int(text)) >= 1:
             return value
-    raise _wrong(text, "a whole number, 1 or more")
+    raise _no_count(text, "a whole number, 1 or more")
 
 
 def _mode(text: str) -> int:
@@ -212,8 +219,8 @@ def _framing(parser: argparse.ArgumentParser) -> None:
     parser._has_negative_number_optionals.clear()
 
 
-def _address(parser: argparse.ArgumentParser, **more: str) -> None:
-    parser.add_argument("address", type=_where, metavar="ADDRESS", help="@name, or a path", **more)  # type: ignore[arg-type]
+def _address(parser: argparse.ArgumentParser, parse: Callable[[str], str] | None = None) -> None:
+    parser.add_argument("address", type=parse or _where, metavar="ADDRESS", help="@name, or a path")
 
 
 def _serve_log(parser: argparse.ArgumentParser) -> None:
@@ -313,14 +320,22 @@ def _speed(text: str) -> float:
     raise _wrong(text, "a number above 0 (1: as recorded, 10: ten times as fast), or 'max'")
 
 
+def _recorded(text: str) -> str:
+    if text.endswith(".mcap"):
+        raise _wrong(text, "an address, such as @ticks: the file comes behind it")
+    return _where(text)
+
+
 def _file(text: str) -> Path:
+    if text.startswith("@"):
+        raise _wrong(text, f"a file; are the two swapped? A file of that name is ./{text}")
     if text == "-":
         raise _wrong(text, "a file; 'jumiks listen' and 'jumiks serve' take the standard streams")
     return Path(text)
 
 
 def _record(parser: argparse.ArgumentParser) -> None:
-    _address(parser)
+    _address(parser, _recorded)
     parser.add_argument("file", type=_file, metavar="FILE", help="an MCAP file, to be made")
     option = partial(_from_table, parser, AsyncClientOptions)
     option("start", _start, flag="--from", metavar="oldest|now|ID")
@@ -612,7 +627,7 @@ COMMANDS: Final = {
     "top": Command(
         "show the status live",
         "Show the status live, with the history of each client's lag. Keys: q ends, s sorts, r "
-        "reverses, h helps. Needs rich: pip install rich.",
+        "reverses, h helps. Needs rich: pip install 'jumiks[cli]'.",
         _top,
         "top",
     ),

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jumiks._options import LOG_SIZE, MOST_LOG_SIZE
+from jumiks._options import LOG_SIZE, MOST_LOG_SIZE, ServerOptions
 from jumiks._wire.handshake import FIRST_ID
 from jumiks.errors import counted
 from jumiks.server import Server
@@ -16,7 +16,7 @@ from jumiks.systemd import listen_socket, notify
 
 from .framing import read_messages
 from .streams import say, standard_input
-from .usage import Size, UsageError
+from .usage import Size, UsageError, size_text
 
 __all__ = ["run"]
 
@@ -94,6 +94,15 @@ def _log_size(options: argparse.Namespace) -> int:
     return size
 
 
+def _check_kept(messages: int, log_size: int) -> None:
+    most = ServerOptions(log_size=log_size).most_kept
+    if messages > most:
+        raise UsageError(
+            f"--keep {messages}: half of --log-size {size_text(log_size)} is kept, which has room "
+            f"for {most} messages at most: give a smaller --keep or a larger --log-size"
+        )
+
+
 def make_server(
     options: argparse.Namespace, first_id: int = FIRST_ID, server_id: int | None = None
 ) -> Server:
@@ -109,12 +118,14 @@ def make_server(
             f"--mode and --group are for the file that a path makes, and {options.address!r} makes "
             "none: give a path, or --anyone"
         )
+    log_size = _log_size(options)
+    _check_kept(options.keep.messages, log_size)
     return Server(
         listen_socket() if options.address == "systemd" else options.address,
         max_lag=options.max_lag,
         on_lag=options.on_lag,
         patience=options.patience,
-        log_size=_log_size(options),
+        log_size=log_size,
         keep=options.keep.messages,
         keep_bytes=options.keep.bytes,
         max_message=options.max_message,

@@ -27,7 +27,9 @@ try:
     from rich.live import Live
     from rich.text import Text
 except ImportError as _error:
-    raise JumiksError("top needs rich, which is not installed: pip install rich") from _error
+    raise JumiksError(
+        "top needs rich, which is not installed: pip install 'jumiks[cli]'"
+    ) from _error
 
 __all__ = ["run"]
 
@@ -139,6 +141,8 @@ def run(options: argparse.Namespace) -> int:
                 view.note(sample)
                 live.update(_picture(view, sample), refresh=True)
                 left -= 1
+        if not console.is_terminal:  # the last picture stays, and has no end of line
+            console.print()
     return 0
 
 
