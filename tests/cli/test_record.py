@@ -169,6 +169,8 @@ def test_a_message_too_large_for_the_log_says_which_option(
         (["replay", "{here}", "@nobody"], 1, "{here}: it is no MCAP file"),
         (["replay", "{here}x", "@nobody"], 1, "{here}x: No such file or directory"),
         (["replay", "/", "@nobody"], 1, "/: Is a directory"),
+        (["replay", "{pipe}", "@nobody"], 1, "{pipe}: this is a pipe (FIFO), and a recording is"),
+        (["record", "@nobody", "{pipe}"], 1, "{pipe}: this is a pipe (FIFO), and a recording is"),
     ],
 )
 def test_what_cannot_be_done_is_told(
@@ -180,8 +182,10 @@ def test_what_cannot_be_done_is_told(
 ) -> None:
     here = tmp_path / "file"
     here.write_text("not a recording")
-    assert main([word.format(here=here) for word in arguments]) == status
-    assert words.format(here=here) in capsys.readouterr().err
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main([word.format(here=here, pipe=pipe) for word in arguments]) == status
+    assert words.format(here=here, pipe=pipe) in capsys.readouterr().err
     assert here.read_text() == "not a recording"
 
 

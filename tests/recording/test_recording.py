@@ -179,9 +179,9 @@ def test_messages_and_gaps_are_all_that_was_published(
     hold = threading.Event()
     really = Writer.write
 
-    def slow(self: Writer, item: Item) -> None:
+    def slow(self: Writer, item: Item) -> int:
         assert hold.wait(DEADLINE)
-        really(self, item)
+        return really(self, item)
 
     monkeypatch.setattr(Writer, "write", slow)
     with Server(address, max_lag=10, on_lag="skip", patience=0) as server:
@@ -203,6 +203,38 @@ def test_messages_and_gaps_are_all_that_was_published(
     assert one.lost == sum(map(len, told)) == len(missing)
     assert not there & missing
     assert there | missing == set(range(FIRST_ID, FIRST_ID + 1000))
+
+
+def test_a_gap_takes_room_in_the_buffer_as_messages_do(address: str, tmp_path: Path) -> None:
+    with Server(address), Client(address, on_gap="yield") as client:
+        one = Recorder(client, tmp_path / "ticks.mcap", "@ticks", buffer=4 * file.AROUND)
+        try:
+            for number in range(4):
+                one._lose(
+                    number, client.server_id, Gap(FIRST_ID + 2 * number, FIRST_ID + 2 * number)
+                )
+            one._failure = OSError("full")  # so that what has no room does not wait for it
+            one._lose(5, client.server_id, Gap(FIRST_ID + 9, FIRST_ID + 9))
+            assert one._waiting.qsize() == 4
+        finally:
+            one._failure = None
+            one._writer.close()
+
+
+def test_a_waiting_item_takes_about_as_much_memory_as_is_counted() -> None:
+    waiting: list[Item] = []
+    for make in (
+        lambda number: Pack(SECOND + number, 7, FIRST_ID + number, bytes(32)),
+        lambda number: Lost(SECOND + number, 7, Gap(FIRST_ID + number, FIRST_ID + number + 5)),
+    ):
+        waiting.clear()
+        tracemalloc.start()
+        try:
+            waiting.extend(map(make, range(1000)))
+            taken = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert 0.5 < taken / sum(map(file.size_in_memory, waiting)) <= 1
 
 
 def test_a_recorder_that_is_cut_finishes_its_file_and_raises(
@@ -303,6 +335,38 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, content: bytes, words: 
     path.write_bytes(content)
     with pytest.raises(RecordingError, match=words):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("frames", "at"),
+    [
+        ([(FIRST_ID, b"one"), (FIRST_ID + 2, b"two")], 24),
+        ([(FIRST_ID, b"one"), (FIRST_ID, b"two")], 24),
+        ([(FIRST_ID, b"one"), (FIRST_ID + 1, b"12345678"), (5, b"")], 48),
+    ],
+    ids=["a hole", "twice", "backwards"],
+)
+def test_a_pack_whose_ids_do_not_rise_by_one_is_damage(
+    tmp_path: Path, frames: list[tuple[int, bytes]], at: int
+) -> None:
+    data = b"".join(gather([payload]).frames(packet_id) for packet_id, payload in frames)
+    path = write(tmp_path / "wrong.mcap", pack(FIRST_ID - 1, b"good"), Pack(1, 7, FIRST_ID, data))
+    words = f"begins with message {FIRST_ID} has no frame of the next message at its byte {at},"
+    with Reader(path) as reader:
+        found = iter(reader)
+        assert isinstance(next(found), Pack)
+        with pytest.raises(RecordingError, match=f"damaged: the pack of @ticks that {words}"):
+            next(found)
+
+
+def test_a_pipe_is_no_recording_and_nobody_waits_for_its_other_end(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    words = r"pipe: this is a pipe \(FIFO\), and a recording is a file, .*: give a file$"
+    with pytest.raises(RecordingError, match=words):
+        Reader(path)
+    with pytest.raises(RecordingError, match=words):
+        Writer(path, "@ticks", 7, overwrite=True)
 
 
 def test_a_file_of_another_program_is_refused_with_its_topics(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from jumiks._wire.handshake import FIRST_ID
 from jumiks.client import Client
 from jumiks.errors import JumiksError, MessageTooLarge, Timeout, counted
 from jumiks.recording import End, Lost, Pack, Reader, Recorder
-from jumiks.recording.file import needed
+from jumiks.recording.file import check_seekable, needed
 from jumiks.server import Server
 
 from .serve import make_server, say_if_nobody_heard, signals_held
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _record(options: argparse.Namespace) -> int:
     file: Path = options.file
+    check_seekable(file)
     if os.path.lexists(file) and not options.overwrite:  # before anything is waited for
         raise JumiksError(f"{file}: it is there already: take another name, or --overwrite")
     with Client(

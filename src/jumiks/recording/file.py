@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from .._closing import Closing
 from .._gap import Gap, GapReason
+from .._native import split_frames
 from ..errors import JumiksError
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ _FRAME: Final = struct.Struct("<IHHQ")
 _RECORD: Final = struct.Struct("<BQ")
 _FOOTER: Final = struct.Struct("<BQQQI8s")
 """The last record, whose third field says where the summary begins, and the magic behind it."""
+_MESSAGE_HEAD: Final = 31
+"""Bytes of an MCAP message before its data."""
 _FOOTER_KIND: Final = 2
 _CHANNEL_KIND: Final = 4
 
@@ -77,6 +81,9 @@ _MOST_IN_SUMMARY: Final = 10_000
 _LARGEST_CHANNEL: Final = 1 << 20
 """Bytes."""
 
+
+AROUND: Final = 256
+"""Bytes of memory that an item takes beside its frames, in the queue of a recorder."""
 
 _WRONG: Final = (
     *(ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError),
@@ -151,6 +158,28 @@ class End:
 Item: TypeAlias = "Pack | Lost | End"
 
 
+def size_in_memory(item: Item) -> int:
+    """Return about how many bytes an item takes while it waits for the disk."""
+    return AROUND + (len(item.frames) if isinstance(item, Pack) else 0)
+
+
+def check_seekable(path: str | os.PathLike[str]) -> None:
+    """Raise RecordingError if this is there, and cannot be a recording, as a FIFO cannot.
+
+    Opening one would wait for its other end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # opening it says why
+    kinds = {stat.S_IFIFO: "a pipe (FIFO)", stat.S_IFSOCK: "a socket"}
+    if what := kinds.get(stat.S_IFMT(mode)):
+        raise RecordingError(
+            f"{os.fspath(path)}: this is {what}, and a recording is a file, which is read and "
+            "written at any place: give a file"
+        )
+
+
 def needed() -> None:
     """Raise RecordingError unless the package that knows the format is installed."""
     try:
@@ -167,6 +196,7 @@ class _Output:
     """A file that is written whole, without a buffer: what a chunk has is with the kernel."""
 
     def __init__(self, path: str | os.PathLike[str], overwrite: bool) -> None:
+        check_seekable(path)
         self._file = io.FileIO(path, "wb" if overwrite else "xb")
 
     def write(self, data: bytes) -> int:
@@ -201,7 +231,7 @@ class Writer:
     Raises:
         FileExistsError: the file is there.
         OSError: it cannot be made.
-        RecordingError: the package mcap is not installed.
+        RecordingError: the package mcap is not installed, or a pipe or socket is there.
     """
 
     def __init__(
@@ -240,14 +270,15 @@ class Writer:
     def _channel(self, topic: str, encoding: str, schema: tuple[str, str, bytes]) -> int:
         return self._mcap.register_channel(topic, encoding, self._mcap.register_schema(*schema))
 
-    def write(self, item: Item) -> None:
-        """Add an item to the chunk that is not in the file yet."""
+    def write(self, item: Item) -> int:
+        """Add an item to the chunk that is not in the file yet; return the bytes it has there."""
         if isinstance(item, Pack):
             channel, data = self._packs_of(item.server_id), item.frames
         else:
             channel, data = self._events, json.dumps(_event(item)).encode()
         self._sequence = (self._sequence + 1) & 0xFFFF_FFFF
         self._mcap.add_message(channel, item.time, data, item.time, self._sequence)
+        return len(data) + _MESSAGE_HEAD
 
     def _packs_of(self, server_id: int) -> int:
         if server_id not in self._packs:
@@ -301,7 +332,7 @@ class Reader(Closing):
 
     Raises:
         OSError: the file cannot be read.
-        RecordingError: it is no recording, is damaged, or has several feeds.
+        RecordingError: it is no recording, no file, is damaged, or has several feeds.
     """
 
     def __init__(self, path: str | os.PathLike[str], topic: str | None = None) -> None:
@@ -314,6 +345,7 @@ class Reader(Closing):
         """Whether the file has no end: what follows its last whole chunk is lost."""
         self._channels: dict[int, Channel] = {}
         self._topics: set[str] = set()
+        check_seekable(path)
         self._file = open(path, "rb")  # noqa: SIM115
         try:
             self._size = os.fstat(self._file.fileno()).st_size
@@ -428,7 +460,7 @@ class Reader(Closing):
             raise self._error(f"damaged: a message of channel {message.channel_id}, which is none")
         try:
             if channel.topic == self.topic and channel.message_encoding == PACK_ENCODING:
-                return _pack(channel, message)
+                return self._pack(channel, message)
             if channel.topic == f"{self.topic}{EVENT_SUFFIX}":
                 return _told(message)
         except _WRONG as error:
@@ -436,6 +468,17 @@ class Reader(Closing):
                 f"damaged: a message of {channel.topic} cannot be read: {error}"
             ) from error
         return None
+
+    def _pack(self, channel: Channel, message: Message) -> Pack:
+        frames = message.data
+        first_id = _FRAME.unpack_from(frames)[3]
+        upto = split_frames(frames, first_id, len(frames))
+        if isinstance(upto, int):
+            raise self._error(
+                f"damaged: the pack of {channel.topic} that begins with message {first_id} has no "
+                f"frame of the next message at its byte {upto}, where ids rise by one"
+            )
+        return Pack(message.log_time, int(channel.metadata["server_id"]), first_id, frames)
 
     def close(self) -> None:
         """Close the file."""
@@ -479,11 +522,6 @@ def _uncompressed(chunk: Chunk) -> Chunk:
     if len(data) != size:
         raise ValueError(f"a chunk of {size} bytes has {len(data)} or more")
     return replace(chunk, compression="", data=data)
-
-
-def _pack(channel: Channel, message: Message) -> Pack:
-    first_id = _FRAME.unpack_from(message.data)[3]
-    return Pack(message.log_time, int(channel.metadata["server_id"]), first_id, message.data)
 
 
 def _told(message: Message) -> Lost | End:

@@ -15,7 +15,7 @@ from .._native import gather
 from ..batch import Batch
 from ..client import Client
 from ..errors import Closed, ConnectionEnded, Overwritten, ServerClosed
-from .file import Compression, End, Item, Lost, Pack, Writer
+from .file import Compression, End, Item, Lost, Pack, Writer, size_in_memory
 
 __all__ = ["Recorder"]
 
@@ -45,12 +45,14 @@ class Recorder:
         topic: what the feed is called in it; such as its address.
         compression: `"zstd"`, `"lz4"` or `"none"`.
         overwrite: whether a file that is there is replaced.
-        buffer: bytes of messages that may wait for the disk. Beyond that the client lags.
+        buffer: bytes that may wait for the disk in memory. Beyond that the client lags. A pack,
+            which is what one receive found, takes about 256 bytes beside its messages, and a gap
+            as many.
 
     Raises:
         FileExistsError: the file is there.
         OSError: it cannot be made.
-        RecordingError: the package mcap is not installed.
+        RecordingError: the package mcap is not installed, or a pipe or socket is there.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class Recorder:
             return
         self.messages += count
         self._next_id = batch.first_id + count
-        self._put(Pack(now, self._server_id, batch.first_id, frames), len(frames))
+        self._put(Pack(now, self._server_id, batch.first_id, frames))
 
     def _lose(self, now: int, server_id: int, gap: Gap) -> None:
         if gap.last is not None and server_id == self._server_id != 0:
@@ -167,8 +169,8 @@ class Recorder:
         self.lost += gap.count or 0
         self._put(Lost(now, server_id, gap))
 
-    def _put(self, item: Item, size: int = 0) -> None:
-        before = self._received_bytes
+    def _put(self, item: Item) -> None:
+        before, size = self._received_bytes, size_in_memory(item)
         while before > self._written_bytes and before + size - self._written_bytes > self._room:
             if self._failure is not None:
                 return  # `_end` raises it
@@ -202,10 +204,8 @@ class Recorder:
             if item is not None:
                 if not pending:
                     due = time.monotonic() + FLUSH_EVERY
-                self._writer.write(item)
-                size = len(item.frames) if isinstance(item, Pack) else 0
-                pending += 1 + size
-                self._written_bytes += size
+                pending += self._writer.write(item)
+                self._written_bytes += size_in_memory(item)
             if pending >= CHUNK or (pending and time.monotonic() >= due):
                 self._writer.flush()
                 pending = 0
