@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each option of the command has its effect: one that does nothing fails here.
 
-The table has an entry for each option of `serve`, `listen`, `status`, `top` and `bench`: something
-to look at, what is seen without the option, and what is seen with it.
+The table has an entry for each option of `serve`, `listen`, `record`, `replay`, `status`, `top` and
+`bench`: something to look at, what is seen without the option, and what is seen with it.
 """
 
 import json
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from support.api import once_it_sleeps_in, signal_main_thread
+from support.api import Task, once_it_sleeps_in, signal_main_thread
 from support.base import DEADLINE, IS_ROOT, NOBODY, needs, wait_until
 from support.command import command, finish, listens_at, run
 from support.servers import Server
 
 from jumiks import Client, Refused, ServerClosed
 from jumiks._client.connecting import wait_for
+from jumiks._native import gather
 from jumiks._options import LOG_SIZE
 from jumiks._wire.handshake import FIRST_ID
 from jumiks._wire.status import ServerStatus, parse_status
@@ -32,6 +33,8 @@ from jumiks.cli.listen import _tell
 from jumiks.cli.pages import commands
 from jumiks.cli.parser import make_parser
 from jumiks.cli.status import Sample, report
+from jumiks.recording import Pack, Reader
+from jumiks.recording.file import Writer
 
 
 class Scene(NamedTuple):
@@ -46,8 +49,10 @@ class Scene(NamedTuple):
 # ---- what is looked at; each takes the words of the option, or none
 
 
-def given_to_server(scene: Scene, words: Sequence[str]) -> dict[str, object]:
-    """All that `serve` has a server do, in a process without input."""
+def given_to_server(
+    scene: Scene, words: Sequence[str], command: Sequence[str] = ("serve",)
+) -> dict[str, object]:
+    """All that a command has a server do, in a process without input."""
     seen: dict[str, object] = {}
 
     class Recorded(Server):
@@ -65,7 +70,7 @@ def given_to_server(scene: Scene, words: Sequence[str]) -> dict[str, object]:
     scene.patch.setattr("jumiks.cli.serve.Server", Recorded)
     with open(os.devnull) as nothing:
         scene.patch.setattr("sys.stdin", nothing)
-        assert main(["serve", str(scene.path), *words]) == 0
+        assert main([*command, str(scene.path), *words]) == 0
     return seen
 
 
@@ -126,7 +131,9 @@ def listened(scene: Scene, words: Sequence[str], *, start: str = "oldest") -> tu
     return status, output
 
 
-def option_of_client(name: str) -> Callable[[Scene, Sequence[str]], object]:
+def option_of_client(
+    name: str, command: str = "listen"
+) -> Callable[[Scene, Sequence[str]], object]:
     def look(scene: Scene, words: Sequence[str]) -> object:
         seen: dict[str, object] = {}
 
@@ -134,8 +141,9 @@ def option_of_client(name: str) -> Callable[[Scene, Sequence[str]], object]:
             seen.update(options)
             raise ConnectionRefusedError
 
-        scene.patch.setattr("jumiks.cli.listen.Client", record)
-        assert main(["listen", scene.address, *words]) == 3
+        file = [str(scene.path)] * (command == "record")
+        scene.patch.setattr(f"jumiks.cli.{command}.Client", record)
+        assert main([command, scene.address, *file, *words]) == 3
         return seen[name]
 
     return look
@@ -160,6 +168,107 @@ def listened_before_it_was_served(scene: Scene, words: Sequence[str]) -> tuple[i
         for server in servers:
             server.close()
     return status, scene.capture.readouterr().out
+
+
+def recorded(scene: Scene, words: Sequence[str]) -> tuple[int, bytes]:
+    """Status of `record` and what it has, where two messages are, and two come before the end."""
+    file = scene.path.with_name("recorded")
+    file.unlink(missing_ok=True)
+    with Server(scene.address) as server:
+        server.publish_many([b"a", b"b"])
+
+        def go_on() -> None:
+            wait_until(lambda: server.stats().clients)
+            server.publish_many([b"c", b"d"])
+            server.close(DEADLINE)
+
+        task = Task(go_on)
+        status = main(["record", scene.address, str(file), *words])
+        task.result(DEADLINE)
+    with Reader(file) as found:
+        packs = [item for item in found if isinstance(item, Pack)]
+    return status, b"".join(message for pack in packs for message in pack.messages())
+
+
+def compression_of_a_record(scene: Scene, words: Sequence[str]) -> str:
+    from mcap.reader import make_reader
+
+    assert recorded(scene, words)[0] == 0
+    with scene.path.with_name("recorded").open("rb") as stream:
+        summary = make_reader(stream).get_summary()
+    assert summary is not None
+    return summary.chunk_indexes[0].compression
+
+
+def option_of_recorder(name: str, scene: Scene, words: Sequence[str]) -> object:
+    seen: dict[str, object] = {}
+
+    def record(*_: object, **options: object) -> None:
+        seen.update(options)
+        raise KeyboardInterrupt
+
+    scene.patch.setattr("jumiks.cli.record.Recorder", record)
+    with Server(scene.address):
+        assert main(["record", scene.address, str(scene.path), *words]) == 130
+    return seen[name]
+
+
+def status_over_a_file(scene: Scene, words: Sequence[str]) -> int:
+    scene.path.write_bytes(b"old")
+    with Server(scene.address) as server:
+        server.publish(b"a")
+        line = ["record", scene.address, str(scene.path), "--from", "oldest", "--count", "1"]
+        return main([*line, *words])
+
+
+def recording(scene: Scene, *topics: str) -> str:
+    """A recording with a message of 100 s after the first one, or with several feeds."""
+    from mcap.writer import Writer as McapWriter
+
+    file = scene.path.with_name("recording")
+    frames = [gather([b"x"]).frames(FIRST_ID + number) for number in (5, 6)]
+    if not topics:
+        writer = Writer(file, "@ticks", 7, overwrite=True)
+        for number, data in enumerate(frames):
+            writer.write(Pack(10**9 + number * 10**11, 7, FIRST_ID + 5 + number, data))
+        writer.close()
+        return str(file)
+    with file.open("wb") as stream:
+        several = McapWriter(stream)
+        several.start()
+        for topic in topics:
+            channel = several.register_channel(topic, "jumiks.frames", 0, {"server_id": "7"})
+            several.add_message(channel, 1, frames[0], 1)
+        several.finish()  # type: ignore[no-untyped-call]
+    return str(file)
+
+
+def replayed(name: str) -> Callable[[Scene, Sequence[str]], object]:
+    """An option of the server of `replay`."""
+
+    def look(scene: Scene, words: Sequence[str]) -> object:
+        line = ["replay", recording(scene), "--speed", "max"]
+        return given_to_server(scene, words, line).get(name)
+
+    return look
+
+
+def first_pause_of_a_replay(scene: Scene, words: Sequence[str]) -> int | None:
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        raise KeyboardInterrupt
+
+    scene.patch.setattr("time.sleep", sleep)
+    line = ["replay", recording(scene), scene.address, "--linger", "0"]
+    assert main([*line, *words]) == (130 if pauses else 0)
+    scene.patch.undo()
+    return round(pauses[0]) if pauses else None
+
+
+def status_of_a_replay_of_two(scene: Scene, words: Sequence[str]) -> int:
+    return main(["replay", recording(scene, "@a", "@b"), scene.address, *words])
 
 
 def output_begins(name: str, scene: Scene, words: Sequence[str]) -> str:
@@ -233,6 +342,8 @@ JSON = "".join(
 ).encode()
 ALL = (0, b"a\nb\nc\nd\n")
 past = partial(listened, start="")
+buffer_of_a_record = partial(option_of_recorder, "buffer")
+mcap = (needs("mcap"),)
 
 EFFECTS = [
     Effect("serve", ["--max-lag", "7"], option_of_server("max_lag"), None, 7),
@@ -268,6 +379,31 @@ EFFECTS = [
     Effect("listen", ["--on-gap", "fail"], option_of_client("on_gap"), _tell, "raise"),
     Effect("listen", ["--reconnect"], option_of_client("reconnect"), False, True),
     Effect("listen", ["--wait", "30"], listened_before_it_was_served, (3, ""), (0, "here\n")),
+    Effect("record", ["--from", "oldest"], recorded, (0, b"cd"), (0, b"abcd"), mcap),
+    Effect("record", ["--count", "1"], recorded, (0, b"cd"), (0, b"c"), mcap),
+    Effect("record", ["--wait", "30"], option_of_client("wait", "record"), "default", 30, mcap),
+    Effect("record", ["--name", "disk"], option_of_client("name", "record"), None, "disk", mcap),
+    Effect("record", ["--reconnect"], option_of_client("reconnect", "record"), False, True, mcap),
+    Effect("record", ["--overwrite"], status_over_a_file, 1, 0, mcap),
+    Effect("record", ["--compression", "zstd"], compression_of_a_record, "lz4", "zstd", mcap),
+    Effect("record", ["--compression", "none"], compression_of_a_record, "lz4", "", mcap),
+    Effect("record", ["--buffer", "1M"], buffer_of_a_record, 64 << 20, 1 << 20, mcap),
+    Effect("replay", ["--speed", "10"], first_pause_of_a_replay, 100, 10, mcap),
+    Effect("replay", ["--speed", "max"], first_pause_of_a_replay, 100, None, mcap),
+    Effect("replay", ["--topic", "@b"], status_of_a_replay_of_two, 1, 0, mcap),
+    Effect("replay", ["--renumber"], replayed("first_id"), FIRST_ID + 5, FIRST_ID, mcap),
+    Effect("replay", ["--max-lag", "7"], replayed("max_lag"), None, 7, mcap),
+    Effect("replay", ["--on-lag", "skip"], replayed("on_lag"), "block", "skip", mcap),
+    Effect("replay", ["--patience", "2.5"], replayed("patience"), "default", 2.5, mcap),
+    Effect("replay", ["--log-size", "64K"], replayed("log_size"), LOG_SIZE, 1 << 16, mcap),
+    Effect("replay", ["--keep", "50"], replayed("keep"), 0, 50, mcap),
+    Effect("replay", ["--keep", "64K"], replayed("keep_bytes"), 0, 1 << 16, mcap),
+    Effect("replay", ["--max-message", "8M"], replayed("log_size"), LOG_SIZE, 32 << 20, mcap),
+    Effect("replay", ["--mode", "0620"], replayed("mode"), None, 0o620, mcap),
+    Effect("replay", ["--group", "0"], replayed("group"), None, 0, (root, *mcap)),
+    Effect("replay", ["--anyone"], replayed("allow"), None, "anyone", mcap),
+    Effect("replay", ["--wait", "1"], replayed("wait"), None, 1, mcap),
+    Effect("replay", ["--linger", "2.5"], replayed("linger"), 10.0, 2.5, mcap),
     Effect("status", ["--json"], partial(output_begins, "status"), "@j", '{"'),
     Effect("status", ["--interval", "7"], partial(sleeps, "status"), [0.5], [7]),
     Effect("top", ["--interval", "7"], partial(sleeps, "top"), [1] * 3, [7] * 3, (needs("rich"),)),
@@ -313,7 +449,7 @@ def test_each_option_of_a_command_is_in_the_table() -> None:
         if action.option_strings and action.dest != "help"
     }
     assert {(effect.command, effect.words[0]) for effect in EFFECTS} == there
-    assert names == {"serve", "listen", "status", "top", "bench"}
+    assert names == {"serve", "listen", "record", "replay", "status", "top", "bench"}
 
 
 # ---- signals
