@@ -275,6 +275,8 @@ void jmk_pump_run(struct jmk_server *server) {
     int timeout = -1;
 
     jmk_testament_open(&testament, &server->log.page->owner);
+    atomic_store(&server->begun, 1);
+    jmk_futex_wake_all(&server->begun);
     while (!finished) {
         struct epoll_event events[EVENTS];
         int count = fast ? nap(server, events) : park(server, events, timeout);

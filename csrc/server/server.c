@@ -74,7 +74,10 @@ static void *run(void *server) {
     return NULL;
 }
 
-/* The thread takes no signals: they are for threads that can run handlers. */
+/*
+ * The thread takes no signals: they are for threads that can run handlers. It is waited for: a client
+ * may be let in at once, and from then on the thread's death must be seen.
+ */
 static int start_thread(struct jmk_server *server) {
     sigset_t all, before;
     int error;
@@ -84,9 +87,12 @@ static int start_thread(struct jmk_server *server) {
     error = pthread_create(&server->thread, NULL, run, server);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     server->running = error == 0;
-    if (!error)
-        pthread_setname_np(server->thread, "jumiks pump");
-    return -error;
+    if (error)
+        return -error;
+    pthread_setname_np(server->thread, "jumiks pump");
+    while (!atomic_load(&server->begun))
+        jmk_futex_wait(&server->begun, 0, INT64_MAX);
+    return 0;
 }
 
 int jmk_server_new(jmk_server **out, const struct jmk_config *config) {

@@ -46,6 +46,7 @@ struct jmk_server {
     int event_fd;
     pthread_t thread;
     bool running; /* the thread runs: the last of thread and owner frees the server */
+    atomic_uint begun; /* 1 once clients would notice the thread's death */
     atomic_int left; /* 1 once the owner or the thread needs this no more; the other frees it */
 
     pthread_mutex_t log_lock;

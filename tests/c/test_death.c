@@ -162,6 +162,15 @@ static struct ticket take_ticket(int fd) {
     return ticket;
 }
 
+/* From the beginning the death of the server's thread is told: nobody has to sleep on a socket. */
+static void check_owner(int log_fd) {
+    const struct jmk_log_page *page = mmap(NULL, sizeof *page, PROT_READ, MAP_SHARED, log_fd, 0);
+
+    CHECK(page != MAP_FAILED);
+    CHECK(atomic_load(&page->owner) & JMK_OWNER_WAKES);
+    munmap((void *)(uintptr_t)page, sizeof *page);
+}
+
 static jmk_server *make_server(const struct death *death) {
     struct jmk_config config = {.log_size = LOG_SIZE,
                                 .max_lag = death->lazy ? MAX_LAG : 0,
@@ -173,6 +182,7 @@ static jmk_server *make_server(const struct death *death) {
     jmk_server *server;
 
     CHECK_EQUAL(jmk_server_new(&server, &config), 0);
+    check_owner(jmk_server_log_fd(server));
     return server;
 }
 
@@ -418,16 +428,6 @@ static void *sleep_till_the_end(void *argument) {
     return NULL;
 }
 
-/* The server's thread may not have begun yet, and then they would sleep on their sockets. */
-static void await_owner(int log_fd) {
-    const struct jmk_log_page *page = mmap(NULL, sizeof *page, PROT_READ, MAP_SHARED, log_fd, 0);
-
-    CHECK(page != MAP_FAILED);
-    while (!(atomic_load(&page->owner) & JMK_OWNER_WAKES))
-        poll(NULL, 0, 1);
-    munmap((void *)(uintptr_t)page, sizeof *page);
-}
-
 static int is_asleep(struct sleeper *sleeper) {
     char path[64], state = 0;
     FILE *file;
@@ -463,7 +463,6 @@ static void all_sleepers_are_told(void) {
     alarm(PATIENCE);
     for (int i = 0; i < SLEEPERS; i++) {
         sleepers[i].ticket = take_ticket(tickets[0]);
-        await_owner(sleepers[i].ticket.fds[0]);
         sleepers[i].client = make_client(streams[i][1], &sleepers[i].ticket);
         sleepers[i].page = mmap(NULL, sizeof *sleepers[i].page, PROT_READ, MAP_SHARED,
                                 sleepers[i].ticket.fds[1], 0);
