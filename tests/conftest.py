@@ -3,7 +3,8 @@
 
 A test whose servers share their log by default means another thing where they do not. A run with
 the log shared notes which tests these are, however they are written; `--not-again` leaves all
-others out of the run that follows. A test that is new, or that failed, is never left out.
+others out of the run that follows. A test that is new, or that failed, is never left out, unless
+it asks for each delivery by itself.
 """
 
 import gc
@@ -70,14 +71,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if USE_UVLOOP:
         for item in items:
             item.add_marker(needs("uvloop"))
-    names = set(config.cache.get(NOTES, [])) if config.getoption("--not-again") else set()
+    again = not config.getoption("--not-again")
+    names = set() if again else set(config.cache.get(NOTES, []))
     left_out = {
         item
         for item in items
-        if item.nodeid in names or (not SHARE_LOG and item.get_closest_marker("only_shared"))
+        if item.nodeid in names
+        or (not SHARE_LOG and item.get_closest_marker("only_shared"))
+        or not (again or SHARE_LOG or not names_its_delivery(item))
     }
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
+
+
+def names_its_delivery(item: pytest.Item) -> bool:
+    """Is it one of a test's tries of each delivery, which a run with the log shared has all of?"""
+    return "delivery" in getattr(getattr(item, "callspec", None), "params", {})
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

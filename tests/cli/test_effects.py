@@ -410,7 +410,7 @@ EFFECTS = [
     Effect("top", ["--count", "2"], partial(sleeps, "top"), [1] * 3, [1] * 2, (needs("rich"),)),
     Effect("bench", ["--seconds", "0.3"], seconds_of_bench, 50.0, 0.3),
     Effect("bench", ["--seconds", "7"], seconds_of_bench_itself, 50.0, 7.0),
-    Effect("bench", ["--self"], lines_of_bench, 1, 6),
+    Effect("bench", ["--self"], lines_of_bench, 1, 6, [pytest.mark.slow]),
 ]
 
 

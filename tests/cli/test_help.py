@@ -25,6 +25,7 @@ IN_SHELL = " ".join(["env", *PRELOADED, *JUMIKS])
 """The command as a line of a shell into which no sanitizer may be loaded."""
 
 
+@pytest.mark.slow  # it measures for seconds
 def test_bench_measures_this_machine_and_loses_nothing() -> None:
     status, output, errors = run("bench", "--self", "--seconds", "1")
     assert (status, errors) == (0, "")

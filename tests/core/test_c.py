@@ -11,12 +11,9 @@ import pytest
 from support.base import ROOT
 from support.c import COMPILE_DEADLINE, CORE, ENVIRONMENT, FLAGS, Build, links, run
 
-pytestmark = pytest.mark.no_core
+pytestmark = [pytest.mark.no_core, pytest.mark.slow]  # it compiles the core
 
 TESTS = sorted((ROOT / "tests" / "c").glob("test_*.c"))
-SLOW = {"test_faults"}
-"""It makes each call fail in each way, in a process of its own."""
-
 CANNOT_FAIL = {
     *("clock_gettime", "sched_yield", "strerror", "sysconf", "sigfillset", "pthread_sigmask"),
     *("snprintf", "memcpy", "memmove", "memset", "memcmp", "pthread_join", "pthread_once"),
@@ -42,10 +39,8 @@ def test_there_are_tests() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
-        for path in TESTS
-    ],
+    TESTS,
+    ids=lambda path: path.stem,
 )
 def test_the_program_finds_nothing_wrong(source: Path, build: Build, tmp_path: Path) -> None:
     run(build.program(tmp_path / source.stem, source))

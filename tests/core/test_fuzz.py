@@ -34,6 +34,7 @@ def test_every_target_has_a_corpus() -> None:
     assert len(TARGETS) >= 4
 
 
+@pytest.mark.slow  # it compiles the core
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_corpus_finds_nothing(target: str, build: Build, tmp_path: Path) -> None:
     sources = (FUZZ / f"fuzz_{target}.c", FUZZ / "replay.c")

@@ -57,12 +57,6 @@ def test_no_file_is_about_too_much() -> None:
     assert {path.name: count for path, count in lines.items() if count >= MOST_LINES} == {}
 
 
-def test_no_two_files_have_the_same_name() -> None:
-    """Else pytest cannot import both: the folders are no packages."""
-    names = [path.name for path in TESTS.rglob("test_*.py")]
-    assert sorted(names) == sorted(set(names))
-
-
 SKIPPED = """
 import pytest
 

@@ -114,6 +114,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow  # each begins another Python
 @pytest.mark.parametrize(("call", "error"), REFUSED)
 def test_a_call_that_is_refused_has_another_way(address: str, call: str, error: int) -> None:
     script = CONFINE + ALL_WAYS

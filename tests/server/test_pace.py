@@ -185,7 +185,13 @@ def pace_beside(other: Other, address: str, on_lag: jumiks.OnLag, *, first: bool
     return published / SECONDS
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["there first", "there later"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(True, id="there first"),
+        pytest.param(False, id="there later", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("on_lag", ["disconnect", "skip"])
 @pytest.mark.parametrize("kind", OTHERS)
 def test_beside_a_client_that_keeps_up_no_other_sets_the_pace(

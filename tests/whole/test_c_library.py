@@ -27,7 +27,7 @@ from support.shared import HandMadeLog
 from support.wire import FIRST_ID, hello_of, listening
 
 # What a run with packets would change, the tests ask for by themselves.
-pytestmark = pytest.mark.only_shared
+pytestmark = [pytest.mark.only_shared, pytest.mark.slow]  # it compiles the core
 
 SHARED = reference.FRAMES | reference.LOG
 LINES = [b"%d" % number for number in range(1000)]
