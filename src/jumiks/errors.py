@@ -158,8 +158,8 @@ class Overwritten(JumiksError):
 
     def __init__(self, first: int, last: int) -> None:
         super().__init__(
-            f"{_messages(first, last)} may have been overwritten while they were in use, as the "
-            "server cut this client or had it skip: handle them faster, or copy them at once"
+            f"{_messages(first, last)} may have been overwritten while in use, as the server "
+            "cut this client or had it skip: handle them faster, or copy them at once"
         )
         self.first = first
         self.last = last
@@ -327,7 +327,7 @@ class Lagged(ConnectionEnded):
     def _loss(self) -> str:
         if not self.first_lost:
             return "nothing that was published by then is lost"
-        return f"lost: {_messages(self.first_lost, self.last_lost)}"
+        return f"not received: {_messages(self.first_lost, self.last_lost)}"
 
     def _remedy(self, start: str) -> str:
         if not self.resume_at or not self.oldest_kept or self.oldest_kept > self.last_lost > 0:

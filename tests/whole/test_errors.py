@@ -146,7 +146,7 @@ def test_lagged_says_all_its_figures() -> None:
         "10001 messages (640064 bytes) behind",
         "at its limit of 10000 messages (max_lag) when another message was published",
         "the last ack was for 100499",
-        "lost: messages 100700 to 112000 (11301 of them)",
+        "not received: messages 100700 to 112000 (11301 of them)",
         "connect again with start=100700",
     ):
         assert word in text
