@@ -233,6 +233,9 @@ def usage_error(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     [
         ("lisen @x", "jumiks: error: argument COMMAND: 'lisen': it must be one of serve, listen, "),
         ("lisen @x", "; did you mean 'listen'?"),
+        ("help", "; did you mean '--help'?"),
+        ("listen @x --max-lag 5", "unknown option '--max-lag': it is one of 'jumiks serve'"),
+        ("listen @x --max-lga 5", "unknown option '--max-lga'\n"),
         ("nothing-like-it", "completion, man\n"),
         ("listen ticks", "jumiks listen: error: argument ADDRESS: address 'ticks' is neither a"),
         ("listen ticks", "write '@ticks' for an abstract address, or './ticks' for a socket file"),

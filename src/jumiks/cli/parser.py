@@ -682,6 +682,14 @@ GROUPS: Final = {"bridge": "carry a local feed to other machines, by an engine"}
 """Commands that have commands of their own."""
 
 
+OF_THE_SERVER: Final = {
+    f"--{each.name.replace('_', '-')}": "jumiks serve"
+    for each in fields(ServerOptions)
+    if about(each).help
+}
+"""What clients do not say, since it is the server's."""
+
+
 class _ShowVersion(argparse.Action):
     """Look the version up if it is asked for: that takes a third of a start."""
 
@@ -724,6 +732,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         command.fill(one)
         one.set_defaults(run=_later(command.module), parser=one)
+        one.others = OF_THE_SERVER if name in ("listen", "record") else {}
     return parser
 
 

@@ -10,7 +10,7 @@ import argparse
 import itertools
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, Final, NoReturn
@@ -92,6 +92,9 @@ def _meant(word: str, words: Iterable[str]) -> str:
 class Parser(argparse.ArgumentParser):
     """A parser of the whole line, or of one command's arguments."""
 
+    others: Mapping[str, str] = {}
+    """Options that another command has, each with its name."""
+
     def __init__(self, **more: Any) -> None:
         super().__init__(**{**more, "formatter_class": _Help, "allow_abbrev": False})
 
@@ -110,13 +113,16 @@ class Parser(argparse.ArgumentParser):
 
     def _check_option(self, name: str) -> None:
         if name.startswith("-") and name not in self._option_string_actions:
-            self.error(f"unknown option {name!r}{_meant(name, self._option_string_actions)}")
+            here = self._option_string_actions
+            whose = f": it is one of {self.others[name]!r}" if name in self.others else ""
+            self.error(f"unknown option {name!r}{whose or _meant(name, here)}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             words = [str(each) for each in action.choices]
             text = f"{value!r}: it must be one of {', '.join(words)}"
-            raise argparse.ArgumentError(action, text + _meant(str(value), words))
+            near = [*words, "--help"] if action.nargs == argparse.PARSER else words
+            raise argparse.ArgumentError(action, text + _meant(str(value), near))
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and what is wrong, and end."""
