@@ -89,6 +89,13 @@ def test_the_version_is_looked_up_once_it_is_asked_for() -> None:
     assert said.stdout == f"False {PROJECT['version']}\n"
 
 
+def test_an_import_loads_no_ctypes() -> None:
+    """As newer versions of libffi open a descriptor then, perhaps the number of a closed stream."""
+    asked = "import sys; import jumiks.cli; print('ctypes' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert said.stdout == "False\n"
+
+
 def test_a_name_that_is_not_there_is_none() -> None:
     with pytest.raises(AttributeError, match="'jumiks' has no attribute 'Servr'"):
         getattr(jumiks, "Servr")  # noqa: B009

@@ -10,7 +10,6 @@ for. Its number stays the same throughout.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import threading
@@ -33,6 +32,10 @@ class _Timer:
     # Python has timerfd(2) from 3.13 on, and the C libraries have had it for long.
 
     def __init__(self) -> None:
+        # Not with the module: it takes time, and newer libffi opens a descriptor that it keeps.
+        import ctypes
+
+        self._ctypes = ctypes
         libc = ctypes.CDLL(None, use_errno=True)
         flags = os.O_CLOEXEC | os.O_NONBLOCK
         self._file = next(
@@ -40,10 +43,9 @@ class _Timer:
         )
         self._set = libc.timerfd_settime
 
-    @staticmethod
-    def _checked(result: int) -> int:
+    def _checked(self, result: int) -> int:
         if result < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            raise OSError(self._ctypes.get_errno(), os.strerror(self._ctypes.get_errno()))
         return result
 
     def fileno(self) -> int:
@@ -51,7 +53,7 @@ class _Timer:
 
     def set(self, seconds: float) -> None:
         # Readable that many seconds from now; inf is never.
-        parts = (ctypes.c_long * 4)()
+        parts = (self._ctypes.c_long * 4)()
         if seconds < inf:
             nanoseconds = int(max(_SHORTEST, min(seconds, _LONGEST)) * 1e9)
             parts[2], parts[3] = divmod(nanoseconds, 1_000_000_000)
