@@ -36,7 +36,9 @@ def prepare_streams() -> None:
         if stream is original and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout = _patient(sys.stdout)
+        sys.stdout = _written_by(_Patient, sys.stdout)
+    if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = _written_by(_Losing, sys.stderr)
 
 
 class _Patient(io.FileIO):
@@ -48,9 +50,23 @@ class _Patient(io.FileIO):
         return len(view)
 
 
-def _patient(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+class _Losing(io.FileIO):
+    """A file that loses what it has no room for.
+
+    Otherwise Python tries once more at its end, and its exit status for that replaces ours.
+    """
+
+    def write(self, data: Buffer, /) -> int:
+        with suppress(OSError):
+            written = super().write(data)
+            if written is not None:
+                return written
+        return memoryview(data).nbytes
+
+
+def _written_by(kind: type[io.FileIO], stream: io.TextIOWrapper) -> io.TextIOWrapper:
     return io.TextIOWrapper(
-        io.BufferedWriter(_Patient(stream.fileno(), "w", closefd=False)),
+        io.BufferedWriter(kind(stream.fileno(), "w", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,
