@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines that have no room or no leader, or have a stream that is none of a bridge's own."""
 
+import asyncio
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ from support.engines import KINDS, RealEngine, free_port, require, running
 from support.servers import Server
 
 from jumiks.bridge import Create, EngineError, Inbound, Outbound
+from jumiks.bridge.engine import make_engine
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +73,15 @@ def test_a_stream_that_is_not_there_ends_a_bridge_at_once(
     bridge = Outbound(address, engine.url) if make is Outbound else Inbound(engine.url, address)
     with Inside(bridge) as running_bridge:
         problem = running_bridge.join()
-    assert "there is no such stream; --create makes it" in str(problem)
+    assert "there is no such stream; jumiks bridge out makes it, with --create" in str(problem)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_port_where_nothing_listens_is_named(kind: str, tmp_path: Path) -> None:
+    engine = RealEngine(kind, tmp_path)  # it is not started
+    with pytest.raises(EngineError, match=f"{engine.port}: nothing listens there: ") as error:
+        asyncio.run(make_engine(engine.url).open())
+    assert error.value.state == "unreachable"
 
 
 # ---- a cluster

@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
+import errno
+import re
+from typing import Final
+
 from ..errors import JumiksError, counted
 
 __all__ = ["Conflict", "EngineError", "TooLarge", "Unfit"]
+
+_REFUSED: Final = re.compile(rf"\bErr(no|or) {errno.ECONNREFUSED}\b")
 
 
 class EngineError(JumiksError):
@@ -58,6 +64,18 @@ def over(where: object) -> EngineError:
     return EngineError(f"{where}: the connection ended")
 
 
+def unreachable(where: object, words: str) -> EngineError:
+    """Make the error for a connection that could not be made, or that failed.
+
+    Args:
+        where: whom to.
+        words: what a client says; clients chain and word what the system said.
+    """
+    if _REFUSED.search(words):
+        words = "nothing listens there: is the engine running, and is this its port?"
+    return EngineError(f"{where}: {words}")
+
+
 def no_answer(where: object, seconds: float, more: str = "") -> EngineError:
     """Make the error for an engine that is silent."""
     return EngineError(f"{where}: no answer within {seconds:g} s{more}", "no answer")
@@ -101,7 +119,7 @@ def no_tls(where: object) -> EngineError:
 
 def no_stream(where: object) -> Unfit:
     """Make the error for a stream that is not there."""
-    return Unfit(f"{where}: there is no such stream; --create makes it")
+    return Unfit(f"{where}: there is no such stream; jumiks bridge out makes it, with --create")
 
 
 def lost_words(record_at: int, lost: int | None, kind: str) -> str:
@@ -113,6 +131,18 @@ def lost_words(record_at: int, lost: int | None, kind: str) -> str:
 def opened_words(where: object, engine: str, records: int) -> str:
     """Say in the log what a bridge has found."""
     return f"{where}: {engine}, {counted(records, 'record')}"
+
+
+def restarted_words(source: object, server: int, first: int, seq: int) -> str:
+    """Say in the log that a source's place was taken.
+
+    Args:
+        source: its address.
+        server: the `server_id` of the new one.
+        first: that one's id of its first message here.
+        seq: the stream id that this message has.
+    """
+    return f"{source}: another source, server_id {server}: its id {first} is stream id {seq}"
 
 
 def blocks_words(source: object) -> str:

@@ -37,6 +37,7 @@ from .errors import (
     not_allowed,
     over,
     tls_failed,
+    unreachable,
 )
 from .record import Record, Unreadable
 
@@ -629,4 +630,4 @@ def _refusal(where: str, error: Exception) -> EngineError:
         return tls_failed(where, words)
     if isinstance(error, ImportError):
         return EngineError(f"{where}: {words}: pip install 'jumiks[nats]'", "not installed")
-    return EngineError(f"{where}: {words}")
+    return unreachable(where, words)

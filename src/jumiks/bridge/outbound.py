@@ -39,6 +39,7 @@ from .errors import (
     blocks_words,
     no_answer,
     opened_words,
+    restarted_words,
 )
 from .life import Backoff, Counts, Life
 from .record import GapKind, Position, Record, split_frames
@@ -527,7 +528,10 @@ class Outbound(Life):
         source = self._source
         assert source is not None
         server, first, upto = source.server_id, batch.first_id, batch.last_id
+        before = self._sent
         yield from self._up_to(server, first)
+        if before is not None and before.server != server:
+            log.info("%s", restarted_words(self._where, server, first, self._seq(first)))
         try:
             frames = batch.frames()
             number, begin = first, 0

@@ -31,6 +31,7 @@ from .errors import (
     not_allowed,
     over,
     tls_failed,
+    unreachable,
 )
 from .record import Position, Record, Unreadable
 
@@ -458,5 +459,5 @@ def _failure(where: str, error: BaseException) -> EngineError:
     if "SSL" in words or "certificate" in words.lower():
         return tls_failed(where, words)
     if isinstance(error, errors.ConnectionError | OSError):
-        return EngineError(f"{where}: {words}")
+        return unreachable(where, words)
     return EngineError(f"{where}: {words}", "refuses")
