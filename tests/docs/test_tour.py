@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support.base import ROOT
 
+from jumiks.cli import main
+
 TOUR = (ROOT / "docs/tour.md").read_text("utf-8")
 STEPS = re.findall(r"```sh\n(.*?)```\n\n```(text\w*(?: varying)?)\n(.*?)```", TOUR, re.DOTALL)
 
@@ -37,8 +39,9 @@ def shape(text: str) -> list[str]:
 def test_the_tour_s_commands_print_what_it_says(
     address: str, tmp_path: Path, commands: str, kind: str, output: str
 ) -> None:
-    if "import numpy" in commands and find_spec("numpy") is None:
-        pytest.skip("numpy is not installed")
+    for words, package in (("import numpy", "numpy"), ("jumiks top", "rich")):
+        if words in commands and find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     programs = {
         "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
         "jumiks": f'#!/bin/sh\nexec {sys.executable} -m jumiks.cli "$@"\n',
@@ -58,7 +61,7 @@ def test_the_tour_s_commands_print_what_it_says(
         stderr=subprocess.STDOUT,
         text=True,
         cwd=work,
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "COLUMNS": "140"},
         timeout=60,
         check=True,
     )
@@ -71,3 +74,16 @@ def test_the_tour_s_commands_print_what_it_says(
         len(line.split()) for line in shape(output)
     ]
     assert shape(found)[3:5] == shape(output)[3:5]
+
+
+def test_bench_measures_what_the_tour_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = re.search(r"^((?:64 .*\n)+)```", TOUR, re.MULTILINE)
+    assert found is not None
+    shown = found[1].splitlines()
+    figures = iter(line[32:] for line in shown)
+    for name in ("throughput", "latency"):
+        monkeypatch.setattr(f"jumiks.cli.bench.{name}", lambda *_: next(figures))
+    assert main(["bench", "--self", "--seconds", "12"]) == 0
+    assert capsys.readouterr().out.splitlines() == shown
