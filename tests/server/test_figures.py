@@ -15,7 +15,7 @@ from typing import Literal
 import pytest
 from support.base import DEADLINE, DELIVERIES, needs, wait_until
 from support.servers import Server
-from support.shared import hand_made_client
+from support.shared import WAKE_KIND, hand_made_client
 from support.wire import raw_client
 
 from jumiks import Client, ClientInfo, Delivery, EndReason, ServerStats, Timeout
@@ -176,9 +176,10 @@ def test_each_wait_of_a_publisher_is_counted_once(address: str, delivery: Delive
         for _ in range(5):
             server.publish(b"fits")
         assert server.stats().waits == 0
-        for count in (1, 2, 3):
+        # The last one comes back again and again within its wait, to look at signals.
+        for count, timeout in enumerate((0.01, 0.01, 0.15), 1):
             with pytest.raises(Timeout):
-                server.publish(b"does not", 0.01)
+                server.publish(b"does not", timeout)
             assert server.stats().waits == count
         for _ in range(5):
             client.receive(DEADLINE)
@@ -196,6 +197,8 @@ def test_what_clients_were_made_to_skip_still_counts_once_they_are_gone(
             server.wait_for_clients(1, DEADLINE)
             for _ in range(20):
                 server.publish(b"message")
+            (info,) = server.clients()
+            assert (info.queued, info.lag, info.lag_bytes) == (0, 5, 0)  # it needs none of the log
             while client.receive(DEADLINE) and client.last_id < FIRST_ID + 19:
                 client.ack()
             client.ack()
@@ -228,6 +231,32 @@ def test_the_last_figures_of_a_client_that_was_cut(address: str, delivery: Deliv
     assert (info.reason, info.limit, info.limit_kind) == (EndReason.LAGGED, 5, "messages")
     assert (info.lag, info.worst_lag, info.acked_id) == (5, 5, FIRST_ID)
     assert info.error == ""
+
+
+@pytest.mark.only_shared
+def test_a_wake_up_in_the_socket_is_a_packet(address: str) -> None:
+    with Server(address) as server, hand_made_client(server, address) as client:
+        client.sleep(1)
+        server.publish(b"message")
+        assert next(client.packets()).kind == WAKE_KIND
+        assert (server.clients()[0].packets, server.stats().packets) == (1, 1)
+
+
+@all_deliveries
+def test_a_lag_that_is_over_before_anybody_looks_is_the_worst(
+    address: str, delivery: Delivery
+) -> None:
+    with (
+        Server(address, share_log=True) as server,
+        Client(address, delivery=delivery) as client,
+    ):
+        server.wait_for_clients(1, DEADLINE)
+        server.publish_many([b"message"] * 10)
+        for _ in range(10):
+            client.receive(DEADLINE)
+        client.ack()
+        info = info_after(server, 10)
+        assert (info.lag, info.worst_lag) == (0, 10)
 
 
 @pytest.mark.only_shared  # here an ack is a store, of which nothing tells the server
