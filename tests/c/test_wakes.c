@@ -521,17 +521,20 @@ static void a_slow_stream_to_many_wakes_nobody(uint32_t delivery) {
 static void a_goodbye_that_is_not_answered(uint32_t delivery) {
     uint64_t word = htole64(JMK_FIRST_ID - 1);
     struct peer peer, newcomer;
+    int64_t begin;
 
     make_server(JMK_BLOCK, 0, -1);
     peer = attach(delivery, true, true);
     newcomer = attach(delivery, true, false);
     await_parked();
+    begin = jmk_now();
     CHECK_EQUAL(jmk_server_disconnect(server, peer.key, JMK_R_KICKED), 0);
     CHECK_EQUAL(jmk_server_disconnect(server, newcomer.key, JMK_R_KICKED), 0);
     CHECK(send(peer.fd, &word, sizeof word, 0) == sizeof word); /* which is read, and no more */
     await_parked();
     CHECK(rounds_within(5) < 20);
     await_event(JMK_EVENT_CLOSED);
+    CHECK(jmk_now() - begin >= JMK_SECOND * 9 / 10);
     await_event(JMK_EVENT_CLOSED);
     leave(&peer);
     leave(&newcomer);

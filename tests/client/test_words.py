@@ -269,16 +269,20 @@ def test_among_words_that_lie_a_message_is_one(address: str) -> None:
 
 
 def test_a_close_wakes_a_client_that_sleeps_on_a_word(address: str) -> None:
-    # Its server does not even look.
-    with HandMadeLog(words=OF_LATER_DAYS) as log:
-        with served_by(address, lambda connection, log: None, log) as client:
-            task = Task(client.receive)
-            wait_until(sleeps(log, on_word=True))
-            before = time.monotonic()
-            client.close()
-            with pytest.raises(Closed):
-                task.result()
-            assert time.monotonic() - before < 0.9
+    # Its server does not even look. On a busy machine one of the times is short enough.
+    def seconds_to_close() -> float:
+        with HandMadeLog(words=OF_LATER_DAYS) as log:
+            with served_by(address, lambda connection, log: None, log) as client:
+                task = Task(client.receive)
+                wait_until(sleeps(log, on_word=True))
+                before = time.monotonic()
+                client.close()
+                with pytest.raises(Closed):
+                    task.result()
+                return time.monotonic() - before
+
+    # Without a wake-up it looks after a second.
+    assert any(seconds_to_close() < 0.8 for _ in range(5))
 
 
 def test_ctrl_c_ends_a_sleep_on_a_word(address: str) -> None:
