@@ -2,6 +2,7 @@
 """Publishing in an event loop."""
 
 import threading
+import time
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -10,6 +11,7 @@ from anyio import to_thread
 from support.aio import Run, numbers, ticking, until
 from support.base import DEADLINE
 from support.servers import AsyncServer
+from support.wire import RawClient
 
 from jumiks import (
     AsyncClient,
@@ -255,5 +257,23 @@ def test_a_cancelled_start_leaves_nothing_behind(run: Run, address: str) -> None
             scope.cancel()
             await AsyncServer(address)
         await until(lambda: not _served(address))
+
+    run(main)
+
+
+def test_a_close_that_is_cancelled_gives_clients_no_more_time(run: Run, address: str) -> None:
+    async def main() -> None:
+        server = await AsyncServer(address)
+        inside = server._open()
+        with RawClient(address):
+            await server.wait_for_clients(1, DEADLINE)
+            server.publish_many([bytes(10_000)] * 50)  # more than its socket takes
+            async with anyio.create_task_group() as group:
+                group.start_soon(server.close, 2 * DEADLINE)
+                await until(lambda: inside._control._closing)
+                before = time.monotonic()
+                group.cancel_scope.cancel()
+            assert not inside._control.thread.is_alive()
+            assert time.monotonic() - before < DEADLINE
 
     run(main)

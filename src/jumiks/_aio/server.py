@@ -370,6 +370,7 @@ class AsyncServer(Twin[Server]):
         try:
             await loop.in_thread(partial(server.close, linger))
         except BaseException:
+            server._control.hurry()  # that thread may be in the middle of it
             server.close(0)
             raise
         finally:

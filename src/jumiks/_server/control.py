@@ -180,6 +180,12 @@ class Control:
         os.eventfd_write(lib.jmk_server_event_fd(handle), 1)
         self.changes.tell()
 
+    def hurry(self) -> None:
+        """Give clients no more time in a close that is under way."""
+        handle = self.__dict__.get("_handle")  # the thread drops it at its end
+        if handle is not None:
+            lib.jmk_server_close(handle, 0)
+
     def join(self, timeout: float | None = None) -> None:
         """Wait until the thread has ended; a signal's handler may call it too.
 
