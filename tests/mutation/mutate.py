@@ -48,6 +48,9 @@ HANGS = 60
 LONGEST = 600.0
 """Seconds after which the tests of a file, or a program in C, do."""
 
+MOST_CHANCES = 4
+"""Tests of a file that may fail by chance before it is left; on a busy machine some do."""
+
 MOST_TESTS = 40
 """More tests than that run many a line; then the tests of the file will do."""
 
@@ -395,9 +398,10 @@ def ended(command: Sequence[str], tree: Path) -> tuple[int | None, str]:
         process.wait()
 
 
-def first_failure(tests: Sequence[str], tree: Path) -> list[str]:
+def first_failure(tests: Sequence[str], tree: Path, left_out: Sequence[str] = ()) -> list[str]:
     """The first test that fails, or all of them if no test is to blame; none if all pass."""
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--timeout={HANGS}"]
+    options += [f"--deselect={each}" for each in left_out]
     for kind in ("not slow", "slow"):
         command = [sys.executable, "-m", "pytest", *options, "-m", kind, *tests]
         code, said = ended(command, tree)
@@ -408,13 +412,22 @@ def first_failure(tests: Sequence[str], tree: Path) -> list[str]:
 
 
 def is_cause(tests: Sequence[str], tree: Path) -> bool | None:
-    """Whether a tree makes one of these fail, each time; None if it fails without a change, too."""
-    failed = first_failure(tests, tree)
-    if not failed:
-        return False
-    if first_failure(failed, Path()):
-        return None
-    return bool(first_failure(failed, tree))
+    """Whether a tree makes one of these fail, each time; None if that cannot be told.
+
+    A test that fails without a change too, or by chance, hides no other.
+    """
+    left_out: list[str] = []
+    unsure = False
+    for _ in range(MOST_CHANCES):
+        failed = first_failure(tests, tree, left_out)
+        if not failed:
+            return None if unsure else False
+        if first_failure(failed, Path()):
+            unsure = True
+        elif first_failure(failed, tree):
+            return True
+        left_out += failed
+    return None
 
 
 def is_noticed(mutant: Mutant, core: Core, tree: Path) -> bool | None:
