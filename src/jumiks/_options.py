@@ -638,6 +638,12 @@ def documented(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
 
         @wraps(make)
         def checked(self: object, *where: object, **options: object) -> None:
+            if len(where) > 1:
+                first = fields(table)[0].name
+                raise TypeError(
+                    f"{kind.__name__} takes the address alone without a name: write options with "
+                    f"theirs, such as {first}={where[1]!r:.100}"
+                )
             for name in options:
                 if name not in known:
                     raise _unknown(kind.__name__, table, name)

@@ -260,6 +260,15 @@ def test_an_unknown_option_is_told_with_whose_it_is(kind: Any, name: str, words:
     assert str(caught.value) == words
 
 
+@tables
+def test_an_option_without_its_name_is_told_how_it_is_written(
+    kind: Any, table: type[Options]
+) -> None:
+    words = f"{kind.__name__} takes the address alone .*, such as {fields(table)[0].name}=1000$"
+    with pytest.raises(TypeError, match=words):
+        kind("@nobody", 1000)
+
+
 @pytest.mark.parametrize(("command", "each"), ON_COMMAND_LINE)
 def test_the_command_line_has_the_help_of_the_table(command: str, each: Field[Any]) -> None:
     action = command_line(command)[flag_of(each.name)]
