@@ -10,6 +10,7 @@ from support.base import DEADLINE
 from support.memory_engine import MemoryEngine, Store
 
 from jumiks import AsyncClient, Gap
+from jumiks._options import LOG_SIZE
 from jumiks.bridge import Inbound, inbound, life
 from jumiks.bridge.record import Record, Unreadable, make_frames
 
@@ -30,7 +31,7 @@ class Scene:
 
     def __init__(self, address: str, store: Store) -> None:
         self.store = store
-        self.bridge = Inbound("redis://here/ticks", address, share_log=True)
+        self.bridge = Inbound("redis://here/ticks", address, history=1, share_log=True)
         self.address = address
         self.got: list[bytes | Gap] = []
 
@@ -163,7 +164,7 @@ def test_a_message_that_the_far_log_does_not_take_is_a_gap(
 ) -> None:
     async def work(scene: Scene) -> None:
         await scene.until(lambda: len(scene.messages()) == 5)
-        words = [b"%d" % (FIRST + 5), bytes(1 << 26), b"%d" % (FIRST + 7)]
+        words = [b"%d" % (FIRST + 5), bytes(LOG_SIZE), b"%d" % (FIRST + 7)]
         scene.add(Record(FIRST + 5, 3, A, FIRST + 5, make_frames(FIRST + 5, words)))
         await scene.until(lambda: len(scene.messages()) == 7)
 

@@ -90,7 +90,7 @@ def test_a_bridge_that_stands_by_takes_over(
                 with Inside(Outbound(address, engine.url)):
                     first.stop(terminate=False)
                     before = len(reader.numbers)
-                    wait_until(reader.has(before + 5000))
+                    wait_until(reader.has(before + 1000))
                     publisher.stop()
                     same(reader, publisher)
                     assert reader.gaps == []

@@ -2,10 +2,12 @@
 """A feed through an engine and back: the ledgers of source and far reader are equal."""
 
 import pytest
-from support.base import wait_until
-from support.bridges import Publisher, Reader, both, message, same
+from support.base import DEADLINE, wait_until
+from support.bridges import Bridge, Inside, Publisher, Reader, both, inside, message, same
 from support.engines import RealEngine
 from support.servers import Server
+
+from jumiks.bridge import Create, Inbound, Outbound
 
 pytestmark = pytest.mark.slow
 
@@ -23,12 +25,23 @@ def test_what_is_published_here_arrives_there_with_its_ids(
             assert far.last_id == first + 4999
 
 
+def other(leg: str, source: str, url: str, far: str) -> Outbound | Inbound:
+    """The bridge that is not killed."""
+    if leg == "in":
+        return Outbound(source, url, create=Create())
+    return Inbound(url, far, history=1 << 20, wait=DEADLINE, share_log=True)
+
+
 @pytest.mark.parametrize("leg", ["out", "in"])
 def test_a_bridge_is_killed_at_any_moment(engine: RealEngine, address: str, leg: str) -> None:
     far_address = f"{address}-far"
+    words = {
+        "out": (address, engine.url, "--create"),
+        "in": (engine.url, far_address, "--wait", f"{DEADLINE:g}"),
+    }
+    one = Bridge(leg, *words[leg])
     with Server(address, share_log=True) as source, Publisher(source) as publisher:
-        with both(address, engine.url, far_address) as (out, inbound), Reader(far_address) as far:
-            one = out if leg == "out" else inbound
+        with one, Inside(other(leg, address, engine.url, far_address)), Reader(far_address) as far:
             for _ in range(2):
                 before = len(far.numbers)
                 wait_until(far.has(before + 1000))
@@ -44,7 +57,7 @@ def test_a_bridge_is_killed_at_any_moment(engine: RealEngine, address: str, leg:
 def test_the_engine_is_killed_and_comes_back(engine: RealEngine, address: str) -> None:
     far_address = f"{address}-far"
     with Server(address, share_log=True) as source, Publisher(source) as publisher:
-        with both(address, engine.url, far_address), Reader(far_address) as far:
+        with inside(address, engine.url, far_address), Reader(far_address) as far:
             wait_until(far.has(1000))
             engine.stop()
             engine.start()

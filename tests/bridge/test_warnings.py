@@ -25,7 +25,7 @@ def test_a_source_that_would_wait_for_the_engine_is_warned_of(
         store = Store()
         monkeypatch.setattr(outbound, "make_engine", lambda *_: MemoryEngine(store))
         limit = 1000 if policy != "disconnect" else None
-        async with AsyncServer(address, on_lag=policy, max_lag=limit) as source:
+        async with AsyncServer(address, share_log=True, on_lag=policy, max_lag=limit) as source:
             bridge = Outbound(address, "memory://")
             running = asyncio.create_task(bridge.run())
             source.publish(b"message")
@@ -52,7 +52,7 @@ def test_a_source_that_takes_the_place_of_another_is_told(
         bridge = Outbound(address, "memory://")
         running = asyncio.create_task(bridge.run())
         for count in (1, 2):
-            async with AsyncServer(address) as source:
+            async with AsyncServer(address, share_log=True) as source:
                 servers.append(source.server_id)
                 source.publish(b"message")
                 while len(store.records) < count:
