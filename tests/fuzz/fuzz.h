@@ -55,7 +55,8 @@ static inline bool send_with_descriptors(int fd, const void *data, size_t size, 
                             .msg_controllen = CMSG_SPACE(count * sizeof fd)};
     struct cmsghdr *note = CMSG_FIRSTHDR(&packet);
 
-    *note = (struct cmsghdr){CMSG_LEN(count * sizeof fd), SOL_SOCKET, SCM_RIGHTS};
+    *note = (struct cmsghdr){
+        .cmsg_len = CMSG_LEN(count * sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
     for (size_t i = 0; i < count; i++)
         memcpy(CMSG_DATA(note) + i * sizeof fd, &fd, sizeof fd);
     return sendmsg(fd, &packet, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
