@@ -41,9 +41,6 @@ from jumiks._wire import rights
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
-# Users have none, and with it a stream that is full shows itself in another way.
-os.environ.pop("PYTHONUNBUFFERED", None)
-
 LEAK_DEADLINE = 20.0
 """Seconds for what is ending already: a thread that was told to, a child that is being reaped."""
 

@@ -322,7 +322,8 @@ def redirected(arguments: str, redirection: str, **more: str) -> tuple[int, byte
         stdin=PIPE,
         capture_output=True,
         check=False,
-        env={**os.environ, **more},
+        # Users have no PYTHONUNBUFFERED, which hides what a full stream does.
+        env={**os.environ, "PYTHONUNBUFFERED": "", **more},
     )
     return done.returncode, done.stdout, done.stderr.decode()
 
