@@ -35,9 +35,16 @@ class Gap:
     def __str__(self) -> str:
         if self.last is None:
             return f"messages from {self.first} on, nobody knows how many"
+        if self.first == self.last:
+            return f"message {self.first}"
         return f"messages {self.first} to {self.last}"
 
     @property
     def count(self) -> int | None:
         """How many; None if that is unknown."""
         return None if self.last is None else self.last - self.first + 1
+
+
+def in_words(gap: Gap, what: str) -> str:
+    """Return which messages are so, as a sentence: "message 5 is lost"."""
+    return f"{gap} {'is' if gap.count == 1 else 'are'} {what}"

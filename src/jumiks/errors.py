@@ -30,10 +30,9 @@ wrong argument stays a `TypeError` or `ValueError`.
 import errno
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
-if TYPE_CHECKING:
-    from ._gap import Gap
+from ._gap import Gap, in_words
 
 __all__ = [
     "AckError",
@@ -178,7 +177,9 @@ class MessagesLost(JumiksError):
     """
 
     def __init__(self, gap: "Gap") -> None:
-        super().__init__(f"{gap} are lost: {gap.reason.value}; the next receive goes on behind")
+        super().__init__(
+            f"{in_words(gap, 'lost')}: {gap.reason.value}; the next receive goes on behind"
+        )
         self.gap = gap
 
 

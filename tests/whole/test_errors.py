@@ -140,6 +140,13 @@ def test_a_version_mismatch_names_both_versions() -> None:
     assert "this end 1.0.0" in str(error)
 
 
+def test_a_gap_of_one_message_is_told_as_one() -> None:
+    assert str(Gap(100_000, 100_001)) == "messages 100000 to 100001"
+    assert str(Gap(100_000, 100_000)) == "message 100000"
+    assert str(MessagesLost(Gap(100_000, 100_000))).startswith("message 100000 is lost: ")
+    assert str(MessagesLost(Gap(100_000, 100_001))).startswith("messages 100000 to 100001 are ")
+
+
 def test_lagged_says_all_its_figures() -> None:
     text = str(LAGGED)
     for word in (

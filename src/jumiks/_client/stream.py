@@ -32,7 +32,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 from .. import errors
-from .._gap import Gap, GapReason
+from .._gap import Gap, GapReason, in_words
 from .._native import Handout, Receiver, check, lib
 from .._wire.handshake import FIRST_ID, START_NOW, START_OLDEST, ServerHello, Status
 from ..batch import Batch
@@ -85,7 +85,7 @@ themselves."""
 _NOTHING: Final[Taken] = (0, 0, [])
 
 _LOST_IN_SILENCE: Final = (
-    "%s: %s are lost: %s; client.missed counts what is lost, and on_gap= tells each gap; this is "
+    "%s: %s: %s; client.missed counts what is lost, and on_gap= tells each gap; this is "
     "logged once per client"
 )
 
@@ -608,7 +608,8 @@ class Stream(Handout, Generic[Item]):
                 self._on_gap(gap)  # if it raises, it is told again
             elif not self._logged:
                 self._logged = True
-                log.warning(_LOST_IN_SILENCE, self.address, gap, gap.reason.value)
+                words = in_words(gap, "lost")
+                log.warning(_LOST_IN_SILENCE, self.address, words, gap.reason.value)
             self.hand_out_gap(gap)
         return None
 

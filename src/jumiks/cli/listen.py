@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from jumiks._client.stream import OnGap
-from jumiks._gap import Gap
+from jumiks._gap import Gap, in_words
 from jumiks.client import Client
 from jumiks.errors import MessagesLost, ServerClosed
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _tell(gap: Gap) -> None:
     count = "" if gap.count is None else f", {gap.count} in all"
-    say(f"{gap} are lost{count}: {gap.reason.value}")
+    say(f"{in_words(gap, 'lost')}{count}: {gap.reason.value}")
 
 
 ON_GAP: Final[dict[str, OnGap]] = {"tell": _tell, "write": "yield", "fail": "raise"}

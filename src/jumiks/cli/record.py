@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from jumiks._gap import in_words
 from jumiks._wire.handshake import FIRST_ID
 from jumiks.client import Client
 from jumiks.errors import JumiksError, MessageTooLarge, Timeout, counted
@@ -131,7 +132,7 @@ class _Replay:
 
     def _take(self, item: Pack | Lost | End) -> None:
         if isinstance(item, Lost):
-            say(f"{item.gap} are not in the recording: {item.gap.reason.value}")
+            say(f"{in_words(item.gap, 'not in the recording')}: {item.gap.reason.value}")
         elif isinstance(item, Pack):
             server = self._server_for(item)
             self._wait_until_due(item.time)
