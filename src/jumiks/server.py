@@ -664,6 +664,11 @@ def is_open(server: Server) -> bool:
     return server._handle is not None and server._pid == os.getpid()
 
 
+def hurry(server: Server) -> None:
+    """Give clients no more time in a close that another thread is in the middle of."""
+    server._control.hurry()
+
+
 def _holder_words(info: ClientInfo) -> str:
     name = f" ({info.command})" if info.command else ""
     process = f"process {info.pid}{name}" if info.pid else errors.UNSEEN

@@ -27,7 +27,7 @@ from .._server import access, lag
 from .._server.lag_watch import LAG_WARNING
 from .._wire.handshake import FIRST_ID
 from ..errors import Timeout
-from ..server import LINGER, Server, Wait, is_open
+from ..server import LINGER, Server, Wait, hurry, is_open
 from ..stats import ClientInfo, EndReason, ServerStats
 from .twin import Twin
 
@@ -370,7 +370,7 @@ class AsyncServer(Twin[Server]):
         try:
             await loop.in_thread(partial(server.close, linger))
         except BaseException:
-            server._control.hurry()  # that thread may be in the middle of it
+            hurry(server)  # that thread may be in the middle of it
             server.close(0)
             raise
         finally:
