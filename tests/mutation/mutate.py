@@ -92,7 +92,8 @@ TESTS = {
     "_client/reconnect.py": "client/test_backoff client/test_reconnect",
     "_client/labels.py": "client/test_labels",
     "_client/readiness.py": "client/test_readiness client/test_wait",
-    "_client/stream.py": "client/test_stream client/test_client client/test_readiness "
+    "_client/stream.py": "client/test_stream client/test_by_hand client/test_gap_of_one "
+    "client/test_given_back client/test_client client/test_readiness "
     "client/test_client_life client/test_ends client/test_wait client/test_lent",
     "_client/connecting.py": "client/test_deadlines client/test_client client/test_client_life "
     "machine/test_green cli/test_effects",

@@ -269,20 +269,27 @@ def test_servers_that_close_at_once_are_no_strangers_to_clients_they_let_in(addr
     assert strange == []
 
 
+class Lingering:
+    """A server whose close, once it has begun, takes until its client by hand is gone."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.task: Task[None] | None = None
+
+    def close(self) -> None:
+        self.task = Task(lambda: self.server.close(2 * DEADLINE))
+        wait_until(lambda: self.server._control._closing)
+
+
 @contextmanager
-def lingering(address: str) -> Iterator[Callable[[], None]]:
-    """Have a server; gives what begins to close it, which takes as long as the block lasts."""
-    begun: list[Task[None]] = []
+def lingering(address: str) -> Iterator[Lingering]:
     with Server(address, handshake_timeout=2 * DEADLINE) as server, raw_client(server, address):
         server.publish_many([bytes(10_000)] * 50)  # more than that client's socket takes
-
-        def close() -> None:
-            begun.append(Task(lambda: server.close(2 * DEADLINE)))
-            wait_until(lambda: server._control._closing)
-
-        yield close
-        assert not begun[0].done
-    begun[0].result()
+        found = Lingering(server)
+        yield found
+        assert found.task is not None
+        assert not found.task.done
+    found.task.result()
 
 
 def refuses(address: str) -> bool:
@@ -296,9 +303,9 @@ def refuses(address: str) -> bool:
 def test_a_connection_that_has_not_replied_ends_as_the_server_begins_to_close(
     address: str,
 ) -> None:
-    with lingering(address) as close, dial(address) as late:
+    with lingering(address) as host, dial(address) as late:
         late.recv(LARGE)
-        close()
+        host.close()
         assert list(packets_of(late)) == []
         wait_until(lambda: refuses(address))  # and nobody comes after it
 
@@ -306,12 +313,12 @@ def test_a_connection_that_has_not_replied_ends_as_the_server_begins_to_close(
 def test_a_client_that_replies_as_the_server_begins_to_close_is_told_so(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with lingering(address) as close, dial(address) as late, dial(address) as before:
+    with lingering(address) as host, dial(address) as late, dial(address) as before:
 
         def meanwhile(sock: socket.socket, pid: int) -> str:
             # In the control thread, which finds the reply before it finds that the server closes.
             late.send(REPLY)
-            close()
+            host.close()
             return ""
 
         late.recv(LARGE)
@@ -321,6 +328,15 @@ def test_a_client_that_replies_as_the_server_begins_to_close_is_told_so(
         welcome = reference.decode_welcome(late.recv(LARGE))
         assert (welcome.status, welcome.text) == (Status.CLOSING, refusal_text(Status.CLOSING))
         assert list(packets_of(late)) == []
+
+
+def test_a_wait_for_clients_ends_as_the_server_begins_to_close(address: str) -> None:
+    with lingering(address) as host:
+        task = Task(lambda: host.server.wait_for_clients(2))
+        task.sleeps_in("wait_for_clients")
+        host.close()
+        with pytest.raises(jumiks.Closed):
+            task.result()
 
 
 # ---- a welcome that is not read ----
