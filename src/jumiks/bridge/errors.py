@@ -11,6 +11,9 @@ from ..errors import JumiksError, counted
 
 __all__ = ["Conflict", "EngineError", "TooLarge", "Unfit"]
 
+NO_ANSWER: Final = "no answer"
+"""The state where an engine is silent, or a link too slow."""
+
 _REFUSED: Final = re.compile(rf"\bErr(no|or) {errno.ECONNREFUSED}\b")
 
 
@@ -78,7 +81,7 @@ def unreachable(where: object, words: str) -> EngineError:
 
 def no_answer(where: object, seconds: float, more: str = "") -> EngineError:
     """Make the error for an engine that is silent."""
-    return EngineError(f"{where}: no answer within {seconds:g} s{more}", "no answer")
+    return EngineError(f"{where}: no answer within {seconds:g} s{more}", NO_ANSWER)
 
 
 def not_allowed(where: object, words: str) -> EngineError:

@@ -9,6 +9,7 @@ and it survives trimming. The braces have a cluster keep both keys in one place.
 from __future__ import annotations
 
 import asyncio
+import time
 from asyncio import Future
 from collections import deque
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from redis.backoff import NoBackoff
 
 from .engine import Create, Engine, Mark, StreamInfo, Tail
 from .errors import (
+    NO_ANSWER,
     Conflict,
     EngineError,
     Unfit,
@@ -101,6 +103,8 @@ class RedisStreams(Engine):
     _client: Redis | None = None
     _options: dict[str, Any]
     _most = 0
+    _share = READ_BYTES
+    """Bytes of records to ask for at a time: less where a link is too slow for so many."""
 
     # ---- connecting ----
 
@@ -278,13 +282,13 @@ class RedisStreams(Engine):
         """Read records, and wait for more; see `Engine.read`."""
         client, created = await self._another(), (await self.info()).created
         first = f"{max(0, start)}-0"
-        found = await self._ask(client.xrange(self._key, first, count=FEWEST))
+        found = await self._paced(client.xrange(self._key, first, count=self._fitting(0, 0)))
         at: bytes | str = f"{max(0, start - 1)}-18446744073709551615"
         while True:
             at = found[-1][0] if found else at
             size = sum(len(fields.get(b"Body", b"")) for _, fields in found)
             reading = asyncio.ensure_future(
-                self._read_more(client, created, at, _fitting(len(found), size))
+                self._read_more(client, created, at, self._fitting(len(found), size))
             )
             try:
                 for number, fields in found:
@@ -303,9 +307,28 @@ class RedisStreams(Engine):
         pipe = client.pipeline(transaction=False)
         pipe.xread({self._key: at}, count=most, block=BLOCK)
         pipe.hmget(self._at, ["created", "stream"])
-        answer, (now, stream) = await self._ask(pipe.execute())
+        answer, (now, stream) = await self._paced(pipe.execute())
         self._check_same(created, at, now, stream)
         return answer[0][1] if answer else []
+
+    async def _paced(self, call: Any) -> Any:
+        # The client gives a whole answer TIMEOUT seconds, however much of it comes meanwhile. So
+        # what is too much for a link is asked for in smaller parts, or it would never come.
+        begin = time.monotonic()
+        try:
+            found = await self._ask(call)
+        except EngineError as error:
+            if error.state == NO_ANSWER:
+                self._share = max(1, self._share // 4)
+            raise
+        if time.monotonic() - begin < TIMEOUT / 4:
+            self._share = min(READ_BYTES, 2 * self._share)
+        return found
+
+    def _fitting(self, count: int, size: int) -> int:
+        # How many records are about this share, if so many have this size.
+        fewest = FEWEST if self._share == READ_BYTES else 1
+        return min(MOST, max(fewest, self._share * count // (size + 1)))
 
     def _check_same(
         self, created: str, at: bytes | str, now: bytes | None, stream: bytes | None
@@ -326,7 +349,7 @@ class RedisStreams(Engine):
                 return 0
             size -= held
             first, end = _stream_id(oldest), f"({_text(oldest)}"
-            most = _fitting(entries, held)
+            most = min(MOST, max(FEWEST, READ_BYTES * entries // (held + 1)))
         return first
 
     async def around(self, stream: int) -> Record | None:
@@ -408,11 +431,6 @@ class _Pipeline:
 async def _discard(client: Redis) -> None:
     with suppress(Exception):
         await asyncio.wait_for(client.aclose(), 1)
-
-
-def _fitting(count: int, size: int) -> int:
-    # How many records are about READ_BYTES, if so many have this size.
-    return min(MOST, max(FEWEST, READ_BYTES * count // (size + 1)))
 
 
 def _mark(end: Position) -> Mark:
