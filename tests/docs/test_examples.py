@@ -219,7 +219,8 @@ def program(text: str, address: str, before: str = "") -> Iterator[subprocess.Po
     """A program of the README, run as it stands there, but for the address and more time."""
     assert '"@ticks"' in text
     text = text.replace("@ticks", address).replace("=1.0)", "=50.0)").replace("=10)", "=50)")
-    with started(sys.executable, "-W", "error", "-c", before + text) as process:
+    # Unbuffered: some of them are read line by line.
+    with started(sys.executable, "-u", "-W", "error", "-c", before + text) as process:
         yield process
 
 
