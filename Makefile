@@ -273,7 +273,7 @@ DIST_BUILT := $(DIST)/.built
 $(DIST_BUILT): pyproject.toml
 	test -x $(DIST)/bin/python || $(PYTHON) -m venv $(DIST)
 	$(DIST)/bin/python $(PIP_INSTALL) $(BUILD_TOOLS)
-	$(DIST)/bin/python $(PIP_INSTALL) --group dist
+	$(DIST)/bin/python $(PIP_INSTALL) --no-compile --group dist
 	@touch $@
 
 # The time of all files in sdist and wheels. In an sdist that is the time they have.

@@ -154,10 +154,10 @@ def fits(path: Path) -> bool:
 
 def try_install(archive: Path) -> None:
     with tempfile.TemporaryDirectory() as elsewhere:
-        venv.create(f"{elsewhere}/venv", with_pip=True)
+        venv.create(f"{elsewhere}/venv", with_pip=False)
         python = f"{elsewhere}/venv/bin/python"
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, str(archive)], cwd=elsewhere, check=True)
+        pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--quiet", str(archive)], cwd=elsewhere, check=True)
         subprocess.run([python, "-I", "-c", ROUND_TRIP], cwd=elsewhere, check=True)
         command = [f"{elsewhere}/venv/bin/jumiks", "serve", "@jumiks-dist"]
         subprocess.run(command, stdin=subprocess.DEVNULL, cwd=elsewhere, check=True)
