@@ -27,7 +27,7 @@ C_TESTS := $(patsubst tests/c/%.c,%,$(wildcard tests/c/test_*.c))
 C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -Werror -Wconversion -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check test-slow test-uvloop test-pythons test-c delays fuzz fuzz-handshake model \
+.PHONY: help venv demo test check test-packets test-slow test-uvloop test-pythons test-c delays fuzz fuzz-handshake model \
     lint lint-types lint-stubs lint-style lint-c format sanitize coverage mutation dist wheels wheels-in-images libs-c \
     install-c bench bench-quick bench-check bench-baseline endurance clean
 
@@ -87,11 +87,13 @@ install-c: libs-c ## 15 s: Install the library for programs in C (PREFIX=/usr/lo
 demo: $(BUILT) ## 20 s: Publish a library's worth of lines to five very different clients
 	$(PY) examples/demo.py
 
-test: $(BUILT) ## 3 min: Run the tests, with the log shared and with packets
+test: $(BUILT) ## 3 min: Run the tests
 	$(PY) $(PYTEST)
+
+test-packets: $(BUILT) ## 90 s: Run what means another thing where the log is not shared, after `make test`
 	JUMIKS_TEST_SHARE_LOG=0 $(PY) $(PYTEST) --not-again
 
-test-slow: $(BUILT) ## 2 min: Run the tests that `make test` leaves out because they take seconds each
+test-slow: $(BUILT) ## 4 min: Run the tests that `make test` leaves out because they take seconds each
 	$(PY) $(PYTEST) -m slow
 	JUMIKS_TEST_SHARE_LOG=0 $(PY) $(PYTEST) -m slow --not-again
 
