@@ -9,7 +9,7 @@ import pytest
 from support.base import DEADLINE
 from support.engines import RealEngine, running
 
-from jumiks.bridge import EngineError, redis_streams
+from jumiks.bridge import EngineError
 from jumiks.bridge.engine import Create, make_engine
 from jumiks.bridge.record import Record, make_frames
 
@@ -71,6 +71,6 @@ def test_an_answer_that_is_too_much_for_a_link_is_asked_for_in_parts(
 ) -> None:
     with running("redis") as engine:
         asyncio.run(stored(engine))
-        monkeypatch.setattr(redis_streams, "TIMEOUT", 0.6)
+        monkeypatch.setattr("jumiks.bridge.redis_streams.TIMEOUT", 0.6)
         found = asyncio.run(asyncio.wait_for(read_over_it(engine), DEADLINE))
     assert found == list(range(FIRST, FIRST + COUNT))
