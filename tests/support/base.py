@@ -20,7 +20,7 @@ DEADLINE = 30.0
 """Seconds in which whatever a test waits for has happened, on a busy machine too."""
 
 SHARE_LOG = os.environ.get("JUMIKS_TEST_SHARE_LOG", "1") != "0"
-"""Whether servers share their log by default, as they do for users; `make test-packets` has them not."""
+"""Whether servers share their log by default, as for users; `make test-packets` has them not."""
 
 BEST = "shared" if SHARE_LOG else "framed"
 """A client's best delivery then, unless a test says otherwise."""
