@@ -9,8 +9,8 @@ BUILT := $(VENV)/.built
 SANITIZE ?= address,undefined
 # Options for pytest: make test ARGS="-k lag -x"
 ARGS ?=
-# Two more than there are cores, as many a test waits; 0 is none beside pytest itself.
-WORKERS ?= $(shell echo $$(($$(nproc) + 2)))
+# More than there are cores, as many a test waits; 0 is none beside pytest itself.
+WORKERS ?= $(shell echo $$(($$(nproc) + 4)))
 PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 # Without it each worker would rewrite each test's assertions, and each child compile the package.

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How messages stand in a stream of bytes, and how large they may be."""
 
+import os
+import signal
 import socket
+import threading
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.api import once_it_sleeps_in
 from support.base import DEADLINE, wait_until
 from support.command import command, finish, listens_at, run
 
@@ -53,6 +57,37 @@ def test_any_messages_pass_with_lengths(messages: list[bytes], chunk: int) -> No
             patch.setattr("jumiks.cli.framing.CHUNK", chunk)
             parts = list(read_messages(theirs.fileno(), LENGTH, 20))
     assert [message for part in parts for message in part] == messages
+
+
+class Enough(Exception):
+    """Raised by a signal's handler."""
+
+
+def test_a_signal_that_does_not_end_the_system_call_ends_the_read() -> None:
+    def handler(number: int, frame: object) -> None:
+        raise Enough
+
+    def signal_another_thread() -> None:
+        # This one takes it, so the wait goes on, as it would if the signal came just before it.
+        signal.raise_signal(signal.SIGUSR1)
+        in_time.append(left.wait(DEADLINE))
+        os.write(writing, b"line\n")
+
+    reading, writing = os.pipe()
+    left = threading.Event()
+    in_time: list[bool] = []
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with once_it_sleeps_in("_read", signal_another_thread), pytest.raises(Enough):
+            try:
+                next(read_messages(reading, b"\n", 1000))
+            finally:
+                left.set()
+        assert in_time == [True]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        os.close(reading)
+        os.close(writing)
 
 
 def test_the_last_line_needs_no_newline(address: str) -> None:

@@ -7,6 +7,7 @@ import os
 import select
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, Literal, TypeAlias
 
 __all__ = ["LENGTH", "read_messages", "write_messages"]
@@ -16,6 +17,9 @@ LENGTH: Final = "length"
 
 CHUNK: Final = 1 << 18
 """Bytes to read at a time: large enough to be cheap, small enough to stay in the cache."""
+
+LOOK: Final = 1.0
+"""Seconds after which a wait for input looks whether a signal has come."""
 
 TooLong: TypeAlias = Literal["fail", "skip", "cut"]
 """What becomes of a message that is too large."""
@@ -176,10 +180,10 @@ class _Lengths(_Messages):
 def _read(descriptor: int) -> bytes:
     """Read what is there, and wait for it even if another process made it non-blocking."""
     while True:
-        try:
-            return os.read(descriptor, CHUNK)
-        except BlockingIOError:
-            select.select([descriptor], [], [])
+        # Not in the read: a signal that comes just before a system call does not end it.
+        if select.select([descriptor], [], [], LOOK)[0]:
+            with suppress(BlockingIOError):
+                return os.read(descriptor, CHUNK)
 
 
 def _too_large(number: int, size: int, framing: bytes | str, largest: int) -> str:
