@@ -29,7 +29,8 @@ def other(leg: str, source: str, url: str, far: str) -> Outbound | Inbound:
     """The bridge that is not killed."""
     if leg == "in":
         return Outbound(source, url, create=Create())
-    return Inbound(url, far, history=1 << 20, wait=DEADLINE, share_log=True)
+    # It may look before there is a stream, and again much later: then all must still be there.
+    return Inbound(url, far, history=1 << 25, wait=DEADLINE, share_log=True)
 
 
 @pytest.mark.parametrize("leg", ["out", "in"])

@@ -249,6 +249,7 @@ def inside(
 ) -> Iterator[tuple[Outbound, Inbound]]:
     """A bridge out and a bridge in, in threads of this process."""
     outbound = Outbound(source, url, create=create or Create(), **options)
-    inbound = Inbound(url, far, history=1 << 20, wait=DEADLINE, share_log=True)
+    # It may look before there is a stream, and again much later: then all must still be there.
+    inbound = Inbound(url, far, history=1 << 25, wait=DEADLINE, share_log=True)
     with Inside(outbound), Inside(inbound):
         yield outbound, inbound
