@@ -12,7 +12,7 @@ from pathlib import Path
 from socket import AF_UNIX, socket
 
 import pytest
-from support.base import DEADLINE, ROOT, needs, wait_until
+from support.base import DEADLINE, ROOT, accepts, needs, wait_until
 
 pytestmark = [needs("gunicorn"), pytest.mark.slow]
 
@@ -65,7 +65,7 @@ def gunicorn(folder: Path, address: str) -> Iterator[tuple[subprocess.Popen[byte
     environment = {**os.environ, "RECORDS": os.fspath(records)}
     with subprocess.Popen(words, cwd=folder, env=environment) as process:
         try:
-            wait_until(lambda: path.exists() or process.poll() is not None)
+            wait_until(lambda: accepts(path) or process.poll() is not None)
             yield process, Site(path)
         finally:
             process.terminate()

@@ -11,7 +11,7 @@ from pathlib import Path
 from socket import AF_UNIX, socket
 
 import pytest
-from support.base import DEADLINE, ROOT, needs, wait_until
+from support.base import DEADLINE, ROOT, accepts, needs, wait_until
 from support.servers import Server
 
 pytestmark = [needs("fastapi"), needs("uvicorn"), needs("websockets"), pytest.mark.slow]
@@ -28,7 +28,7 @@ def uvicorn(path: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
         [*words, "--log-level", "warning"], cwd=ROOT / "examples", env=environment
     ) as process:
         try:
-            wait_until(lambda: path.exists() or process.poll() is not None)
+            wait_until(lambda: accepts(path) or process.poll() is not None)
             yield process
         finally:
             process.terminate()

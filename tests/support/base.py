@@ -3,6 +3,7 @@
 
 import importlib.util
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -66,6 +67,12 @@ def may_be_others() -> bool:
 
 
 IS_ROOT = may_be_others()
+
+
+def accepts(path: Path) -> bool:
+    """Does a stream server listen there? The file is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(os.fspath(path)) == 0
 
 
 def wait_until(condition: Callable[[], object], timeout: float = DEADLINE) -> None:
