@@ -606,23 +606,22 @@ def callbacks(table: type[Options]) -> list[str]:
 
 
 def _unknown(kind: str, table: type[Options], name: str) -> TypeError:
-    """Return the error for an option that a class does not have; it names who has it."""
+    """Return the error for an option that a class does not have. It names the class that has it."""
     names = [each.name for each in fields(table)]
-    for other, owner in ((ServerOptions, "server"), (ClientOptions, "client")):
-        if not issubclass(other, table) and any(each.name == name for each in fields(other)):
-            return TypeError(f"{kind} has no option {name!r}: it is one of the {owner}")
-    if name == "spin":
-        return TypeError(f"{kind} has no option 'spin': it is one of jumiks.Client alone")
+    of_client = "jumiks.Client alone" if issubclass(ClientOptions, table) else "the client"
+    for other, owner in ((ServerOptions, "the server"), (ClientOptions, of_client)):
+        if any(each.name == name for each in fields(other)):
+            return TypeError(f"{kind} has no option {name!r}: it is one of {owner}")
     near = get_close_matches(name, names, 1)
     advice = f": did you mean {near[0]!r}?" if near else f"; its options: {', '.join(names)}"
     return TypeError(f"{kind} has no option {name!r}{advice}")
 
 
-def documented(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
-    """Return a class decorator for what a table knows.
+def takes(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
+    """Return a class decorator: the class takes the options of this table.
 
-    It puts the options into the docstring in place of `{options}`, and has an option that is not
-    in the table refused with the name of the right one.
+    Its docstring gets them in place of `{options}`. An option that is not in the table is refused,
+    and the error says which one would be right.
     """
     known = {"self", "where", *(each.name for each in fields(table))}
     text = "\n".join(

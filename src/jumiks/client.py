@@ -28,7 +28,7 @@ from ._closing import Closing
 from ._gap import Gap
 from ._green import cooperates, until_readable
 from ._native import Messages, check, lib, nanoseconds
-from ._options import CONNECT_TIMEOUT, ClientOptions, documented, given
+from ._options import CONNECT_TIMEOUT, ClientOptions, given, takes
 from .batch import Batch, message_dtype
 from .errors import Closed, ServerClosed, Timeout
 
@@ -71,7 +71,7 @@ class _Keywords(Keywords, total=False):
     spin: float
 
 
-@documented(ClientOptions)
+@takes(ClientOptions)
 class Client(Closing, Generic[Item]):
     """Receive every message of a server, in order.
 

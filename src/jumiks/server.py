@@ -39,8 +39,8 @@ from ._options import (
     MAX_CLIENTS,
     ServerOptions,
     check_count,
-    documented,
     given,
+    takes,
 )
 from ._server import access, lag
 from ._server.control import Control, client_infos, log
@@ -200,7 +200,7 @@ def _offered(handle: Handle, options: ServerOptions) -> Capability:
     return offered
 
 
-@documented(ServerOptions)
+@takes(ServerOptions)
 class Server(Closing, Publishing):
     """Publish messages to any number of clients on this machine.
 

@@ -18,7 +18,7 @@ from jumiks._options import (
     Options,
     ServerOptions,
     about,
-    documented,
+    takes,
 )
 from jumiks.cli.parser import make_parser
 
@@ -96,7 +96,7 @@ def test_a_class_without_a_docstring_stays_without() -> None:
     class Bare:
         pass
 
-    assert documented(ServerOptions)(Bare) is Bare
+    assert takes(ServerOptions)(Bare) is Bare
     assert Bare.__doc__ is None
 
 

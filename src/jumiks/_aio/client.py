@@ -17,7 +17,7 @@ from .._client.stream import NOTHING_YET, Ack, Item, OnGap, Stream
 from .._gap import Gap
 from .._loops import Loop
 from .._native import AsyncMessages, lib, nanoseconds
-from .._options import CONNECT_TIMEOUT, AsyncClientOptions, documented, given
+from .._options import CONNECT_TIMEOUT, AsyncClientOptions, given, takes
 from ..batch import Batch, message_dtype
 from ..client import Keywords
 from ..errors import Busy, Closed, ServerClosed, Timeout
@@ -44,7 +44,7 @@ _ACK_PAUSE: Final = 0.01
 _T = TypeVar("_T")
 
 
-@documented(AsyncClientOptions)
+@takes(AsyncClientOptions)
 class AsyncClient(Twin[Stream[Item]], Generic[Item]):
     """Receive every message of a server, in order: `Client` for an event loop.
 

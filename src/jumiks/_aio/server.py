@@ -20,8 +20,8 @@ from .._options import (
     MAX_CLIENTS,
     ServerOptions,
     callbacks,
-    documented,
     given,
+    takes,
 )
 from .._server import access, lag
 from .._server.lag_watch import LAG_WARNING
@@ -42,7 +42,7 @@ SLICE: Final = 50_000_000
 _BATCH_PAUSE: Final = 0.001
 
 
-@documented(ServerOptions)
+@takes(ServerOptions)
 class AsyncServer(Twin[Server]):
     """Publish messages to any number of clients: `Server` for an event loop.
 
