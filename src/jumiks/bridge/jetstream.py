@@ -406,7 +406,7 @@ class JetStream(Engine):
     async def _pull(
         self, consumer: dict[str, Any], batch: int = BATCH
     ) -> AsyncGenerator[Msg, None]:
-        # The messages of a consumer of ours, asked for by so many, and later ones as they come.
+        # Messages of our consumer, at most `batch` per request. Later ones come as they are stored.
         pull = _Pull(self, self._open(), consumer["name"], batch)
         self._pulls.add(pull)
         try:

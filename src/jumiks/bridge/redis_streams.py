@@ -88,10 +88,10 @@ while at < #found and held < tonumber(ARGV[3]) do
 end
 return {at, held, at > 0 and found[at][1]}
 """
-"""Goes back over entries until their bodies have so many bytes. KEYS: the stream. ARGV: where to
-begin, how many entries to look at, and the bytes. Returns how many entries these were, their bytes,
-and the id of the oldest one. Redis' MEMORY USAGE would not do: it looks at the oldest entries alone
-and takes the others to be alike."""
+"""Adds up the sizes of bodies, from a newer entry to older ones, until the sum is large enough.
+KEYS: the stream. ARGV: the entry to begin at, the most entries to read, and the sum in bytes.
+Returns the number of entries added, the sum, and the id of the oldest of them. MEMORY USAGE of
+Redis is no substitute: it samples only the oldest entries."""
 
 
 class RedisStreams(Engine):
@@ -104,7 +104,7 @@ class RedisStreams(Engine):
     _options: dict[str, Any]
     _most = 0
     _share = READ_BYTES
-    """Bytes of records to ask for at a time: less where a link is too slow for so many."""
+    """Bytes of records per request: fewer while a link is too slow for so large an answer."""
 
     # ---- connecting ----
 
@@ -326,7 +326,7 @@ class RedisStreams(Engine):
         return found
 
     def _fitting(self, count: int, size: int) -> int:
-        # How many records are about this share, if so many have this size.
+        # How many records to ask for: `count` records had `size` bytes, and an answer has a share.
         fewest = FEWEST if self._share == READ_BYTES else 1
         return min(MOST, max(fewest, self._share * count // (size + 1)))
 
