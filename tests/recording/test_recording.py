@@ -385,6 +385,17 @@ def test_a_file_of_another_program_is_refused_with_its_topics(tmp_path: Path) ->
         read(path)
 
 
+@contextmanager
+def in_little_memory() -> Iterator[None]:
+    """Fail if Python takes as much as 16 MiB at once."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
 def test_a_chunk_that_is_a_bomb_is_not_unpacked(
     tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
@@ -398,13 +409,11 @@ def test_a_chunk_that_is_a_bomb_is_not_unpacked(
     Chunk(compression, bomb, 0, 0, uncompressed_crc=0, uncompressed_size=100).write(out)
     path = tmp_path / "bomb.mcap"
     path.write_bytes(b"\x89MCAP0\r\n" + out.end())  # type: ignore[no-untyped-call]
-    tracemalloc.start()
-    try:
-        with pytest.raises(RecordingError, match="a chunk of 100 bytes has 101 or more"):
-            read(path)
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
-    finally:
-        tracemalloc.stop()
+    with (
+        in_little_memory(),
+        pytest.raises(RecordingError, match="a chunk of 100 bytes has 101 or more"),
+    ):
+        read(path)
 
 
 def test_a_summary_is_read_within_a_bound(tmp_path: Path) -> None:
@@ -416,12 +425,8 @@ def test_a_summary_is_read_within_a_bound(tmp_path: Path) -> None:
         stream.write(content[:end] + struct.pack("<BQ", 200, 1 << 28))
         stream.seek(1 << 28, os.SEEK_CUR)
         stream.write(content[end:])
-    tracemalloc.start()
-    try:
+    with in_little_memory():
         assert messages(read(path)) == [(FIRST_ID, b"one")]
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_summary_that_goes_on_without_end_is_left(tmp_path: Path) -> None:
