@@ -542,6 +542,7 @@ if child == 0:
     uses = [
         lambda: server.publish(b"child"),
         lambda: server.publish_many([b"child"]),
+        lambda: server.publish_frames(b""),
         lambda: server.reserve(5).__enter__(),
         lambda: server.drain(1),
         lambda: server.wait_for_clients(0, 1),

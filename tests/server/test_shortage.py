@@ -22,6 +22,7 @@ from support.servers import Server
 from support.wire import REPLY, dial
 
 from jumiks import Client, Delivery, JumiksError, Monitor, Refused, Timeout
+from jumiks._server import control
 from jumiks._wire.handshake import Status
 
 POOR = """
@@ -159,6 +160,17 @@ class Faulty:
         return found(*arguments)
 
 
+class But:
+    """What it stands for, but for one function."""
+
+    def __init__(self, real: Any, name: str, other: Any) -> None:
+        self._real = real
+        setattr(self, name, other)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
 class FaultyListener(Faulty):
     """A listening socket whose next connection is faulty."""
 
@@ -190,12 +202,17 @@ def check_that_all_is_well(server: Server, innocent: Client, address: str) -> No
     "error",
     ["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "ECONNABORTED", "EPERM", "EPROTO", "ENETDOWN"],
 )
-def test_an_accept_that_fails_is_tried_again(address: str, error: str) -> None:
+def test_an_accept_that_fails_is_tried_again(
+    address: str, caplog: pytest.LogCaptureFixture, error: str
+) -> None:
     with Server(address) as server, Client(address) as innocent:
         listener = newcomers_of(server)._listener
         listener.sock = faulty = Faulty(listener.sock, "accept", getattr(errno, error))
         check_that_all_is_well(server, innocent, address)
         assert faulty.left <= 0
+    # What lasts would be tried again at once, so the server waits; for EMFILE it has one to spare.
+    waits = error in {"ENFILE", "ENOMEM", "ENOBUFS"}
+    assert ("; trying again every 0.1 s" in caplog.text) == waits
 
 
 @pytest.mark.parametrize("error", ["ENOMEM", "ENOBUFS", "EPIPE", "ECONNRESET", "ENOTCONN"])
@@ -221,6 +238,42 @@ def test_a_call_that_fails_in_the_handshake_costs_that_connection_alone(
         assert faulty.accepted is not None
         assert faulty.accepted.left == 0
         wait_until(lambda: len(server.clients()) == 1)
+        check_that_all_is_well(server, innocent, address)
+
+
+@pytest.mark.parametrize("share_log", [True, False], ids=["shared", "packets"])
+@pytest.mark.parametrize("call", ["dup", "jmk_server_attach"])
+def test_a_client_that_the_last_step_finds_no_descriptor_for_reads_so(
+    address: str, monkeypatch: pytest.MonkeyPatch, call: str, share_log: bool
+) -> None:
+    def fail(*arguments: object) -> int:
+        if call == "dup":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return -errno.EMFILE
+
+    module = "os" if call == "dup" else "lib"
+    with Server(address, share_log=share_log) as server, Client(address) as innocent:
+        with monkeypatch.context() as patch:
+            patch.setattr(control, module, But(getattr(control, module), call, fail))
+            with pytest.raises(Refused, match=r"ulimit -n") as caught:
+                Client(address, timeout=DEADLINE)
+        assert caught.value.status is Status.TOO_MANY_CLIENTS
+        check_that_all_is_well(server, innocent, address)
+
+
+def test_a_client_whose_descriptors_cannot_be_in_flight_gets_packets(address: str) -> None:
+    """unix(7): the kernel refuses more descriptors in flight than a user may have open."""
+    with Server(address, share_log=True) as server, Client(address) as innocent:
+        listener = newcomers_of(server)._listener
+        listener.sock = FaultyListener(listener.sock, "sendmsg", errno.ETOOMANYREFS, 1)
+        with Client(address, timeout=DEADLINE) as client:
+            listener.sock = listener.sock._real
+            assert client.delivery == "framed"
+            server.publish_many([b"1", b"2"])
+            assert [client.receive(DEADLINE), client.receive(DEADLINE)] == [b"1", b"2"]
+            client.ack()
+            wait_until(lambda: server.clients()[1].lag == 0)
+        assert [innocent.receive(DEADLINE), innocent.receive(DEADLINE)] == [b"1", b"2"]
         check_that_all_is_well(server, innocent, address)
 
 
