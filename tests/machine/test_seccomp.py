@@ -135,6 +135,13 @@ if child == 0:
 try:
     os.read(reading, 1)
     refuse(int(sys.argv[3]), int(sys.argv[4]))
+    {use}
+finally:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+
+UNTIL_ITS_DEATH = """
     with jumiks.Client(address) as client:
         print(client.receive(10))
         os.kill(child, signal.SIGKILL)
@@ -142,19 +149,32 @@ try:
             client.receive(20)
         except jumiks.ConnectionLost as error:
             print("the server died" in str(error))
-finally:
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
 """
+
+AFTER_ITS_DEATH = """
+    try:
+        jumiks.Client(address)
+    except jumiks.ConnectionLost as error:
+        print(error)
+"""
+
+
+def run_apart(address: str, use: str, error: int) -> str:
+    """What a client prints whose server is another process, and where pidfd_open fails."""
+    script = CONFINE + APART.format(use=use.strip())
+    return run_script(script, address, numbers()["seccomp"], numbers()["pidfd_open"], error)
 
 
 @pytest.mark.parametrize(
     "error", [errno.EPERM, errno.ENOSYS, errno.EMFILE], ids=errno.errorcode.get
 )
 def test_without_a_pidfd_a_server_s_death_is_told_by_its_socket(address: str, error: int) -> None:
-    found = numbers()
-    said = run_script(CONFINE + APART, address, found["seccomp"], found["pidfd_open"], error)
-    assert said == "b'from another process'\nTrue\n"
+    assert run_apart(address, UNTIL_ITS_DEATH, error) == "b'from another process'\nTrue\n"
+
+
+def test_a_server_that_is_dead_before_it_can_be_watched_is_told(address: str) -> None:
+    said = run_apart(address, AFTER_ITS_DEATH, errno.ESRCH)
+    assert said == f"the server of {address!r} died\n"
 
 
 NO_NAME = """
