@@ -254,7 +254,7 @@ def test_a_record_that_cannot_be_read_is_a_gap_and_no_loop(
 def test_a_stopped_engine_loses_nothing(
     engine: RealEngine, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "ACK_TIMEOUT", 0.5)
+    monkeypatch.setattr("jumiks.bridge.engine.LEAST", 0.5)
     far = f"{address}-far"
     with Server(address, share_log=True) as source, Publisher(source) as publisher:
         with inside(address, engine.url, far) as (out, _), Reader(far) as reader:

@@ -28,6 +28,10 @@ __all__ = ["Create", "Credentials", "Engine", "StreamInfo"]
 PASSWORD: Final = "JUMIKS_BRIDGE_PASSWORD"
 """The environment variable that has the password, if no file has it."""
 
+LEAST: Final = 5.0
+MOST: Final = 320.0
+"""Seconds that a record may be on its way: at first, and at most."""
+
 _SEED: Final = re.compile("^SU[A-Z2-7]{56}$", re.MULTILINE)
 _TOKEN: Final = "BEGIN NATS USER JWT"
 
@@ -221,6 +225,31 @@ class StreamInfo:
     keep_seconds: float | None = None
 
 
+class Patience:
+    """How long the other end may be silent while a record is on its way.
+
+    A link may need longer for one record. So the time doubles while no record gets through, as long
+    as the other end still lets this end connect.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: float = LEAST
+
+    def more(self) -> None:
+        """Double it, up to `MOST`: nothing came in time."""
+        self.seconds = min(2 * self.seconds, MOST)
+
+    def reset(self) -> None:
+        """Begin with the shortest again: nothing is on its way."""
+        self.seconds = LEAST
+
+    @property
+    def words(self) -> str:
+        """What an error adds once there is no longer time."""
+        most = f"; no record gets longer than {MOST:g} s: is the link too slow for its size?"
+        return most if self.seconds >= MOST else ""
+
+
 class Engine(ABC):
     """One stream of one engine.
 
@@ -240,6 +269,8 @@ class Engine(ABC):
         self.target = target
         self.credentials = credentials
         self.subject: str | None = subject
+        self.patience: Patience = Patience()
+        """For records alone; connecting, and all other requests, have a time of their own."""
 
     @abstractmethod
     async def open(self, create: Create | None = None) -> StreamInfo:

@@ -26,8 +26,9 @@ from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from .engine import Create, Engine, Mark, StreamInfo, Tail
+from .engine import Create, Engine, Mark, Patience, StreamInfo, Tail
 from .errors import (
+    NO_ANSWER,
     Conflict,
     EngineError,
     Unfit,
@@ -44,7 +45,7 @@ from .record import Record, Unreadable
 __all__: list[str] = []
 
 TIMEOUT: Final = 5.0
-"""Seconds for a request, and for connecting."""
+"""Seconds for a request, and for connecting; records have `Engine.patience`."""
 
 HEADROOM: Final = 1024
 """Bytes of `max_payload` that headers may take."""
@@ -149,7 +150,7 @@ class JetStream(Engine):
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
                     connect_timeout=int(TIMEOUT),
-                    ping_interval=2,
+                    ping_interval=max(1, int(self.patience.seconds / 2.5)),
                     max_outstanding_pings=2,
                     **options,
                 ),
@@ -170,10 +171,19 @@ class JetStream(Engine):
         self._inbox = client.new_inbox()
         await client.subscribe(f"{self._inbox}.*", cb=self._answered)
 
+    def _over(self) -> EngineError:
+        failure = self._client.last_error if self._client is not None else None
+        if isinstance(failure, errors.UnexpectedEOF) or not isinstance(
+            failure, errors.StaleConnectionError
+        ):
+            return over(self.target)
+        # A ping had no answer: either of them may wait behind records.
+        return no_answer(self.target, self.patience.seconds, self.patience.words)
+
     async def _ended(self) -> None:
         for _, future in self._flying.values():
             if not future.done():
-                future.set_exception(over(self.target))
+                future.set_exception(self._over())
         self._flying.clear()
         for pull in self._pulls:
             pull.queue.put_nowait(None)
@@ -284,7 +294,7 @@ class JetStream(Engine):
         self, what: dict[str, Any]
     ) -> tuple[int, Record | Unreadable, str, str] | None:
         found = await self._request(
-            f"STREAM.MSG.GET.{self.target.stream}", what, may_lack=_NO_MESSAGE
+            f"STREAM.MSG.GET.{self.target.stream}", what, _NO_MESSAGE, self.patience
         )
         if found is None:
             return None
@@ -294,12 +304,17 @@ class JetStream(Engine):
         return message["seq"], _record(headers, body), message["time"], headers.get(_NAME, "")
 
     async def _request(
-        self, subject: str, body: dict[str, Any], may_lack: int = 0
+        self,
+        subject: str,
+        body: dict[str, Any],
+        may_lack: int = 0,
+        patience: Patience | None = None,
     ) -> dict[str, Any] | None:
         client = self._open()
+        seconds, words = (patience.seconds, patience.words) if patience else (TIMEOUT, "")
         try:
             answer = await client.request(
-                f"$JS.API.{subject}", json.dumps(body).encode() if body else b"", timeout=TIMEOUT
+                f"$JS.API.{subject}", json.dumps(body).encode() if body else b"", timeout=seconds
             )
         except errors.NoRespondersError:
             raise EngineError(
@@ -309,7 +324,9 @@ class JetStream(Engine):
             ) from None
         except (errors.Error, OSError) as failure:
             if _timed_out(failure):
-                raise no_answer(self.target, TIMEOUT) from None
+                if patience is not None:
+                    patience.more()
+                raise no_answer(self.target, seconds, words) from None
             raise EngineError(f"{self.target}: {failure}") from None
         found: dict[str, Any] = json.loads(answer.data)
         error = found.get("error")
@@ -529,16 +546,21 @@ class _Pull:
 
     async def next(self) -> Msg:
         """Return the message that comes next."""
+        patience = self._engine.patience
         while True:
             if not self._left and self.queue.empty():
                 await self._ask()
             try:
-                message = await asyncio.wait_for(self.queue.get(), 2 * HEARTBEAT + 1)
+                message = await asyncio.wait_for(self.queue.get(), patience.seconds)
             except TimeoutError:
-                where = self._engine.target
-                raise EngineError(f"{where}: neither a record nor a sign of life") from None
+                error = no_answer(self._engine.target, patience.seconds, patience.words)
+                patience.more()
+                raise error from None
             if message is None:
-                raise over(self._engine.target)
+                error = self._engine._over()
+                if error.state == NO_ANSWER:
+                    patience.more()
+                raise error
             headers = message.headers or {}
             status = headers.get("Status") if not message.reply else None
             if status is None:
@@ -548,7 +570,9 @@ class _Pull:
                 status == "409" and headers.get("Description", "").endswith(_PULL_IS_OVER)
             ):
                 self._left = 0  # this pull is over: the next one asks again
-            elif status != "100":
+            elif status == "100":
+                patience.reset()
+            else:
                 words = headers.get("Description", status)
                 raise EngineError(f"{self._engine.target}: {words}")
 

@@ -31,6 +31,7 @@ from ..batch import Batch
 from ..errors import Closed, JumiksError, Overwritten
 from .engine import Create, Credentials, Mark, StreamInfo, make_engine
 from .errors import (
+    NO_ANSWER,
     Conflict,
     EngineError,
     Standby,
@@ -50,9 +51,6 @@ __all__ = ["Outbound", "OutboundStats"]
 log: Final = logging.getLogger("jumiks.bridge")
 
 WINDOW: Final = 32
-
-ACK_TIMEOUT: Final = 5.0
-"""Seconds without an answer, while records are in flight, after which the engine counts as lost."""
 
 LOOK: Final = 2.0
 """Seconds between looks at the engine while nothing is in flight: it may have gone back."""
@@ -222,6 +220,8 @@ class Outbound(Life):
                 continue
             except EngineError as error:
                 self._problem(error)
+                if error.state == NO_ANSWER and self._flying:
+                    self._engine.patience.more()
             await asyncio.sleep(self._waits.next())
 
     async def _finish(self) -> None:
@@ -389,7 +389,7 @@ class Outbound(Life):
             waits: list[Future[Batch | Gap] | Future[None]] = [self._receiving]
             if self._flying:
                 waits.append(self._flying[0])
-            due = min(self._mark_due(), self._last_sign + (ACK_TIMEOUT if self._flying else LOOK))
+            due = min(self._mark_due(), self._last_sign + (self._silence if self._flying else LOOK))
             left = max(0.0, due - time.monotonic())
             await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             while self._flying and self._flying[0].done():
@@ -422,16 +422,21 @@ class Outbound(Life):
         stream, server, source = self._sent
         return Record(stream + 1, 0, server, source + 1)
 
+    @property
+    def _silence(self) -> float:
+        # Seconds without an answer after which an engine with records in flight counts as lost.
+        return self._engine.patience.seconds
+
     def _check_answers(self) -> None:
-        if self._flying and time.monotonic() >= self._last_sign + ACK_TIMEOUT:
-            flying = f", with {len(self._flying)} records in flight"
-            raise no_answer(self._engine.target, ACK_TIMEOUT, flying)
+        if self._flying and time.monotonic() >= self._last_sign + self._silence:
+            flying = f", with {len(self._flying)} records in flight{self._engine.patience.words}"
+            raise no_answer(self._engine.target, self._silence, flying)
 
     async def _settle_one(self) -> None:
         # The first record in flight has its answer, or the engine has its time for it.
         future = self._flying[0]
         if not future.done():
-            await asyncio.wait([future], timeout=self._last_sign + ACK_TIMEOUT - time.monotonic())
+            await asyncio.wait([future], timeout=self._last_sign + self._silence - time.monotonic())
             self._check_answers()
             if not future.done():
                 return
@@ -441,7 +446,7 @@ class Outbound(Life):
             self._counts.conflicts += 1
             # Once, it may be a record of our own that came late. Twice, it is another bridge.
             now = time.monotonic()
-            often, self._conflict_at = now < self._conflict_at + 2 * ACK_TIMEOUT, now
+            often, self._conflict_at = now < self._conflict_at + 2 * self._silence, now
             if often:
                 raise Standby(str(error)) from None
             raise
@@ -450,6 +455,8 @@ class Outbound(Life):
         self._acked_mark = self._engine.after(self._acked_mark, record)
         self._last_ack = self._last_sign = time.monotonic()
         self._waits.reset()
+        if not self._flying:
+            self._engine.patience.reset()
         if self.problem:
             self._problem_over()
         self._stored(record)

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .engine import Create, Engine, Mark, StreamInfo, Tail
+from .engine import Create, Engine, Mark, Patience, StreamInfo, Tail
 from .errors import (
     NO_ANSWER,
     Conflict,
@@ -40,8 +40,12 @@ from .record import Position, Record, Unreadable
 __all__: list[str] = []
 
 _Entry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
+_Connection: TypeAlias = Any
+"""The client's own."""
 
 TIMEOUT: Final = 5.0
+"""Seconds for connecting and for a request; records have `Engine.patience`."""
+
 BLOCK: Final = 1000
 """Milliseconds that a read waits for records before it looks whether the stream is the same."""
 
@@ -55,29 +59,36 @@ LARGEST: Final = 64 << 20
 """The largest body, bytes; Redis itself takes more, and has it in memory several times."""
 
 APPEND: Final = """\
-local place = redis.call('HMGET', KEYS[2], 'stream', 'server', 'source')
-local at = place[1] and table.concat(place, ' ') or '0'
+local place = redis.call('HMGET', KEYS[2], 'stream', 'server', 'source', 'bytes', 'records')
+local at = place[1] and table.concat(place, ' ', 1, 3) or '0'
 if at ~= ARGV[1] then
   return redis.error_reply('CONFLICT the stream ends at ' .. at .. ', not at ' .. ARGV[1])
 end
 redis.call('XADD', KEYS[1], ARGV[2] .. '-0', unpack(ARGV, 6))
 local created = redis.call('TIME')
 redis.call('HSETNX', KEYS[2], 'created', created[1] .. '.' .. created[2])
+local most, length = tonumber(ARGV[5]), redis.call('XLEN', KEYS[1])
+local size, records = tonumber(place[4] or 0), tonumber(place[5] or length - 1)
+if records ~= length - 1 then
+  size = math.floor(size * (length - 1) / math.max(1, records))
+end
+size = size + #ARGV[#ARGV]
 redis.call('HSET', KEYS[2], 'stream', ARGV[2], 'server', ARGV[3], 'source', ARGV[4],
-  'stored', created[1])
-local most, size = tonumber(ARGV[5]), redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[#ARGV])
-if most > 0 then
-  while size > most and redis.call('XLEN', KEYS[1]) > 1 do
+  'stored', created[1], 'bytes', string.format('%.0f', size), 'records', length)
+if most > 0 and size > most and length > 1 then
+  repeat
     local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
     redis.call('XDEL', KEYS[1], oldest[1])
-    size = redis.call('HINCRBY', KEYS[2], 'bytes', -#oldest[2][#oldest[2]])
-  end
+    size, length = size - #oldest[2][#oldest[2]], length - 1
+  until size <= most or length == 1
+  redis.call('HSET', KEYS[2], 'bytes', string.format('%.0f', size), 'records', length)
 end
 return redis.status_reply('OK')
 """
 """KEYS: the stream, its position. ARGV: the end that is expected (stream id, server_id, source id;
 or 0), the same three of the new end, the bytes that it may keep (0: all), then fields and values,
-the body last."""
+the body last. Where somebody else has trimmed the stream, the bytes that it
+has are taken to have shrunk as much as the number of its records."""
 
 
 BACK: Final = """\
@@ -159,11 +170,11 @@ class RedisStreams(Engine):
         self._client = await self._connect()
         self._script = _text(await self._ask(self._client.script_load(APPEND)))
 
-    async def _connect(self) -> Redis:
+    async def _connect(self, seconds: float = TIMEOUT) -> Redis:
         secure = "ssl" in self._options
         where = f"redis{'s' * secure}://{self._options['host']}:{self._options['port']}"
         client = Redis(
-            socket_timeout=TIMEOUT,
+            socket_timeout=seconds,
             socket_connect_timeout=TIMEOUT,
             single_connection_client=True,
             retry=Retry(NoBackoff(), 0),
@@ -172,7 +183,8 @@ class RedisStreams(Engine):
             **self._options,
         )
         try:
-            await client.ping()
+            async with asyncio.timeout(TIMEOUT):
+                await client.ping()
         except (errors.RedisError, OSError) as error:
             await _discard(client)
             if not secure and isinstance(error.__context__, ConnectionResetError):
@@ -186,7 +198,7 @@ class RedisStreams(Engine):
     async def _another(self) -> Redis:
         # Reading waits, and appends are answered later: each has a connection of its own.
         self._open()
-        client = await self._connect()
+        client = await self._connect(self.patience.seconds)
         self._others.append(client)
         return client
 
@@ -231,20 +243,21 @@ class RedisStreams(Engine):
         """Look at the stream again."""
         client = self._open()
         about = await self._ask(client.info("server"))
-        created = await self._ask(client.hget(self._at, "created"))
+        created, size = await self._ask(client.hmget(self._at, ["created", "bytes"]))
         kind = _text(await self._ask(client.type(self._key)))
         if kind not in ("none", "stream") or (kind == "stream" and created is None):
             what = f"a {kind}" if kind != "stream" else "a stream of someone else"
             raise Unfit(f"{self.target}: the key is {what}: a feed needs a key of its own")
         if created is None:
             raise no_stream(self.target)
-        size = await self._ask(client.memory_usage(self._key, 0)) if kind == "stream" else 0
+        if size is None and kind == "stream":  # another writer's; some entries are looked at
+            size = await self._ask(client.memory_usage(self._key))
         return StreamInfo(
             engine=f"Redis {about['redis_version']}",
             name=self._key,
             created=_text(created),
             records=await self._ask(client.xlen(self._key)),
-            bytes=size or 0,
+            bytes=int(size or 0),
         )
 
     async def last(self) -> Tail:
@@ -263,7 +276,8 @@ class RedisStreams(Engine):
     async def append(self, previous: Mark, record: Record) -> Future[None]:
         """Send a record off; see `Engine.append`."""
         if self._pipeline is None:
-            self._pipeline = _Pipeline(str(self.target), await self._another())
+            client = await self._another()
+            self._pipeline = _Pipeline(str(self.target), client, self.patience)
         end = record.end
         expected = f"{previous.number} {previous.name}".rstrip()
         words: list[bytes | str | int] = [expected, *end, self._most]
@@ -282,47 +296,53 @@ class RedisStreams(Engine):
         """Read records, and wait for more; see `Engine.read`."""
         client, created = await self._another(), (await self.info()).created
         first = f"{max(0, start)}-0"
-        found = await self._paced(client.xrange(self._key, first, count=self._fitting(0, 0)))
+        most = self._fitting(0, 0)
+        found = await self._paced(client.xrange(self._key, first, count=most), most)
         at: bytes | str = f"{max(0, start - 1)}-18446744073709551615"
+        assert client.connection is not None
         while True:
             at = found[-1][0] if found else at
             size = sum(len(fields.get(b"Body", b"")) for _, fields in found)
-            reading = asyncio.ensure_future(
-                self._read_more(client, created, at, self._fitting(len(found), size))
-            )
-            try:
-                for number, fields in found:
-                    yield _record(number, fields)
-                found = []  # a long wait may follow
-                found = await reading
-            finally:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
+            most = self._fitting(len(found), size)
+            # Redis answers while what is here is used.
+            await self._ask(self._ask_for_more(client.connection, at, most))
+            for number, fields in found:
+                yield _record(number, fields)
+            found = []  # a long wait may follow
+            found = await self._paced(self._more(client.connection, created, at), most)
 
-    async def _read_more(
-        self, client: Redis, created: str, at: bytes | str, most: int
-    ) -> list[_Entry]:
+    async def _ask_for_more(self, connection: _Connection, at: bytes | str, most: int) -> None:
         # That it is the same stream is asked behind what was read: one that was made anew may have
         # lower ids, which the read would wait behind.
-        pipe = client.pipeline(transaction=False)
-        pipe.xread({self._key: at}, count=most, block=BLOCK)
-        pipe.hmget(self._at, ["created", "stream"])
-        answer, (now, stream) = await self._paced(pipe.execute())
-        self._check_same(created, at, now, stream)
-        return answer[0][1] if answer else []
+        words = ("COUNT", most, "BLOCK", BLOCK, "STREAMS", self._key, at)
+        commands = [("XREAD", *words), ("HMGET", self._at, "created", "stream")]
+        await connection.send_packed_command(connection.pack_commands(commands), False)
 
-    async def _paced(self, call: Any) -> Any:
-        # The client gives a whole answer TIMEOUT seconds, however much of it comes meanwhile. So
-        # what is too much for a link is asked for in smaller parts, or it would never come.
+    async def _more(self, connection: _Connection, created: str, at: bytes | str) -> list[_Entry]:
+        answer = await connection.read_response()
+        now, stream = await connection.read_response()
+        self._check_same(created, at, now, stream)
+        entries = answer[0][1] if answer else []
+        return [
+            (number, dict(zip(words[::2], words[1::2], strict=True))) for number, words in entries
+        ]
+
+    async def _paced(self, call: Any, count: int) -> Any:
+        # The client has one limit for a whole answer, however much of it comes meanwhile. So what
+        # is too much for a link is asked for in smaller parts; and one record gets longer.
         begin = time.monotonic()
         try:
-            found = await self._ask(call)
-        except EngineError as error:
-            if error.state == NO_ANSWER:
+            found = await call
+        except (errors.RedisError, OSError) as failure:
+            error = _failure(str(self.target), failure, self.patience)
+            if error.state == NO_ANSWER and count == 1:
+                self.patience.more()
+            elif error.state == NO_ANSWER:
                 self._share = max(1, self._share // 4)
-            raise
+            raise error from None
         if time.monotonic() - begin < TIMEOUT / 4:
             self._share = min(READ_BYTES, 2 * self._share)
+            self.patience.reset()
         return found
 
     def _fitting(self, count: int, size: int) -> int:
@@ -369,11 +389,13 @@ class _Pipeline:
     Args:
         where: what errors name.
         client: one whose connection nobody else uses.
+        patience: how long an answer may take.
     """
 
-    def __init__(self, where: str, client: Redis) -> None:
+    def __init__(self, where: str, client: Redis, patience: Patience) -> None:
         assert client.connection is not None
         self._where = where
+        self._patience = patience
         self._connection = client.connection
         self._waiting: deque[Future[None]] = deque()
         self._sent = asyncio.Event()
@@ -391,7 +413,7 @@ class _Pipeline:
         try:
             await connection.send_packed_command(connection.pack_command(*words), False)
         except Exception as error:  # the client's own, too, where the connection ends meanwhile
-            ended = self._end(_failure(self._where, error))
+            ended = self._end(_failure(self._where, error, self._patience))
             future.exception()  # raised here
             raise ended from None
         return future
@@ -411,7 +433,7 @@ class _Pipeline:
                 if not future.done():
                     future.set_exception(error) if error else future.set_result(None)
         except (errors.RedisError, OSError) as failure:
-            self._end(_failure(self._where, failure))
+            self._end(_failure(self._where, failure, self._patience))
 
     def _end(self, error: EngineError) -> EngineError:
         ended = self._ended = self._ended or error
@@ -458,7 +480,7 @@ def _record(number: bytes, fields: dict[bytes, bytes]) -> Record | Unreadable:
     return record
 
 
-def _failure(where: str, error: BaseException) -> EngineError:
+def _failure(where: str, error: BaseException, patience: Patience | None = None) -> EngineError:
     words = str(error) or type(error).__name__
     if isinstance(error, EngineError):
         return error
@@ -473,6 +495,8 @@ def _failure(where: str, error: BaseException) -> EngineError:
     if "WRONGTYPE" in words:
         return Unfit(f"{where}: {words}")
     if isinstance(error, errors.TimeoutError | TimeoutError):
+        if patience is not None:
+            return no_answer(where, patience.seconds, patience.words)
         return no_answer(where, TIMEOUT)
     if "SSL" in words or "certificate" in words.lower():
         return tls_failed(where, words)
