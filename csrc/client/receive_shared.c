@@ -405,18 +405,8 @@ static struct jmk_held *hold_batch(struct jmk_client *client) {
 
 /* ---- reading ---- */
 
-/* Look at the frame at `at`, of which `left` bytes are published. Its length, or 0: it is none. */
-static inline uint64_t decode_frame(const uint8_t *at, uint64_t left, uint64_t id,
-                                    struct jmk_slice *out) {
-    const uint64_t *words = (const uint64_t *)(const void *)at;
-    uint64_t first = le64toh(__atomic_load_n(&words[0], __ATOMIC_RELAXED));
-    uint64_t second = le64toh(__atomic_load_n(&words[1], __ATOMIC_RELAXED));
-    uint64_t length = jmk_frame_length((uint32_t)first);
-
-    if (length > left || (uint16_t)(first >> 32) != JMK_KIND_DATA || second != id)
-        return 0;
-    *out = (struct jmk_slice){at + JMK_FRAME_HEADER, (uint32_t)first};
-    return length;
+static inline uint64_t load_word(const uint8_t *at) {
+    return le64toh(__atomic_load_n((const uint64_t *)(const void *)at, __ATOMIC_RELAXED));
 }
 
 /*
@@ -428,25 +418,31 @@ static inline uint64_t decode_frame(const uint8_t *at, uint64_t left, uint64_t i
  */
 static bool index_frames(struct jmk_reader *reader, uint64_t head, size_t most,
                          struct jmk_batch *batch) {
-    struct jmk_slice *item = reader->items, *end = item + most;
-    uint64_t offset = reader->offset, stop = offset + reader->most, id = reader->id;
-    uint64_t last = reader->last, bytes = 0, step = 0;
-    const uint8_t *at = reader->base + (offset & (reader->size - 1));
+    uint64_t id = reader->id, left = reader->last - id, bytes = 0;
+    const uint8_t *start = reader->base + (reader->offset & (reader->size - 1)), *at = start;
+    const uint8_t *upto = at + (head - reader->offset);
+    const uint8_t *stop = head - reader->offset < reader->most ? upto : at + reader->most;
+    struct jmk_slice *item = reader->items, *end = item + (left < most ? left + 1 : most);
 
-    for (; offset < head && offset < stop && item < end && id <= last; id++) {
-        uint64_t length = decode_frame(at, head - offset, id, item);
+    while (at < stop && item < end) {
+        uint64_t first = load_word(at), length = jmk_frame_length((uint32_t)first);
+        struct jmk_slice *run = item;
+        const uint8_t *bound; /* no other frame of that length begins from here on */
 
-        if (!length)
+        if (length > (uint64_t)(upto - at) || (uint16_t)(first >> 32) != JMK_KIND_DATA ||
+            load_word(at + 8) != id)
             return false;
-        if (length != step)
-            __asm__ volatile("" : "=r"(step) : "0"(length)); /* must stay a branch */
-        bytes += item++->size;
-        offset += step;
-        at += step;
+        bound = upto - length < stop ? upto - length + 1 : stop;
+        do {
+            *item++ = (struct jmk_slice){at + JMK_FRAME_HEADER, (uint32_t)first};
+            at += length;
+            id++;
+        } while (at < bound && item < end && load_word(at) == first && load_word(at + 8) == id);
+        bytes += (uint64_t)(item - run) * (uint32_t)first;
     }
     batch->bytes = bytes;
     batch->count = (size_t)(item - reader->items);
-    reader->offset = offset;
+    reader->offset += (uint64_t)(at - start);
     reader->id = id;
     return true;
 }

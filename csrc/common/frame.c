@@ -125,24 +125,39 @@ int jmk_frame_take(const void *data, size_t length, size_t *offset, struct jmk_s
     return 0;
 }
 
+/* How many frames with messages of size bytes, and nothing wrong with them, the bytes at `at` begin with. */
+static size_t count_frames(const uint8_t *at, size_t left, size_t size) {
+    size_t whole = (size_t)jmk_frame_length(size), padding = whole - JMK_FRAME_HEADER - size;
+    uint64_t mask = padding ? ~UINT64_C(0) << (64 - 8 * padding) : 0, begin, first, last;
+    struct jmk_header header = {(uint32_t)size, JMK_KIND_DATA, 0, 0};
+    uint8_t due[JMK_FRAME_HEADER];
+    size_t count = 0;
+
+    jmk_frame_encode(due, &header);
+    memcpy(&begin, due, sizeof begin); /* size, kind and flags */
+    for (; left >= whole; left -= whole, at += whole, count++) {
+        memcpy(&first, at, sizeof first);
+        memcpy(&last, at + whole - sizeof last, sizeof last);
+        if (first != begin || le64toh(last) & mask)
+            break;
+    }
+    return count;
+}
+
 int jmk_frames_take(const void *data, size_t length, size_t *offset, struct jmk_messages *out,
                     uint64_t *found) {
-    size_t start = *offset, taken = start, count = 0;
-    struct jmk_slice first = {0}, next;
-    int fault = 0;
+    size_t start = *offset, end = start, whole;
+    struct jmk_slice item;
+    int fault = start < length ? jmk_frame_take(data, length, &end, &item, found) : 0;
 
-    while (taken < length) {
-        fault = jmk_frame_take(data, length, &taken, &next, found);
-        if (fault || (count && next.size != first.size))
-            break;
-        if (count++ == 0)
-            first = next;
-        *offset = taken;
-    }
-    *out = (struct jmk_messages){NULL, first.data, first.size, 0, count};
-    if (count)
-        out->stride = (ptrdiff_t)((*offset - start) / count);
-    return fault;
+    *out = (struct jmk_messages){0};
+    if (end == start)
+        return fault;
+    whole = end - start;
+    *out = (struct jmk_messages){NULL, item.data, item.size, (ptrdiff_t)whole, 1};
+    out->count += count_frames((const uint8_t *)data + end, length - end, item.size);
+    *offset = end = start + out->count * whole;
+    return end < length ? jmk_frame_take(data, length, &end, &item, found) : 0;
 }
 
 uint64_t jmk_frames_length(const struct jmk_slice *items, size_t count) {

@@ -37,6 +37,12 @@ static inline struct jmk_header jmk_frame_decode(const void *at) {
                                le64toh(wire.id)};
 }
 
+/* The first and the last part bytes of size, which may overlap. */
+static inline void jmk_copy_ends(uint8_t *to, const uint8_t *from, size_t size, size_t part) {
+    memcpy(to, from, part);
+    memcpy(to + size - part, from + size - part, part);
+}
+
 /* memcpy, in line where that is short: to call it would take longer. */
 static inline void jmk_copy(void *to, const void *from, size_t size) {
     const uint8_t *source = from;
@@ -45,11 +51,15 @@ static inline void jmk_copy(void *to, const void *from, size_t size) {
     if (size < 16 || size > JMK_SHORT) {
         if (size) /* memcpy takes no NULL */
             memcpy(to, from, size);
-        return;
+    } else if (size <= 32) {
+        jmk_copy_ends(at, source, size, 16);
+    } else if (size <= 64) {
+        jmk_copy_ends(at, source, size, 32);
+    } else {
+        for (; size > 128; size -= 64, at += 64, source += 64)
+            memcpy(at, source, 64);
+        jmk_copy_ends(at, source, size, 64);
     }
-    for (size_t i = 0; i < size - 16; i += 16)
-        memcpy(at + i, source + i, 16);
-    memcpy(at + size - 16, source + size - 16, 16);
 }
 
 /* A frame of DATA, its padding included; returns its length. */

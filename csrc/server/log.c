@@ -239,6 +239,7 @@ static uint64_t free_until(const struct jmk_log *log) {
 
 uint64_t jmk_log_append_run(struct jmk_log *log, const struct jmk_messages *messages, size_t *from,
                             size_t to, uint64_t limit) {
+    const struct jmk_messages all = *messages; /* which no store to the log can change */
     struct jmk_mark place = log->write;
     uint64_t end = free_until(log), bytes = 0;
     uint8_t *at = jmk_log_at(log, place.offset);
@@ -247,7 +248,7 @@ uint64_t jmk_log_append_run(struct jmk_log *log, const struct jmk_messages *mess
     if (limit < end)
         end = limit;
     for (; next < to; next++) {
-        struct jmk_slice slice = jmk_message_at(messages, next);
+        struct jmk_slice slice = jmk_message_at(&all, next);
         uint64_t length = jmk_frame_length(slice.size);
 
         if (slice.size > JMK_LOG_STRIDE || place.offset + length > end)

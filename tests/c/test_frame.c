@@ -265,6 +265,53 @@ static void frames_of_one_size_are_taken_as_rows_up_to_one_of_another(void) {
     CHECK_EQUAL(rows.count, 1);
 }
 
+/* As rows, and one by one: whatever stands there, the two have the same frames and the same fault. */
+static void take_both_ways(const uint8_t *frames, size_t length) {
+    size_t offset = 0, behind = 0, next = 0, count = 0;
+    uint64_t found = 0, found_singly = 0;
+    struct jmk_slice item, first = {0};
+    struct jmk_messages rows;
+    int fault = jmk_frames_take(frames, length, &offset, &rows, &found), singly = 0;
+
+    while (next < length) {
+        singly = jmk_frame_take(frames, length, &next, &item, &found_singly);
+        if (singly || (count && item.size != first.size))
+            break;
+        first = count++ ? first : item;
+        behind = next;
+    }
+    CHECK_EQUAL(fault, singly);
+    CHECK_EQUAL(rows.count, count);
+    CHECK_EQUAL(offset, behind);
+    CHECK(!fault || found == found_singly);
+    CHECK(!count || (rows.rows == first.data && rows.size == first.size));
+}
+
+static void rows_of_frames_stop_at_any_byte_that_is_wrong(void) {
+    static const uint32_t sizes[] = {0, 1, 5, 8, 11};
+    enum { FRAMES = 3, ROOM = FRAMES * 40 };
+
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        uint8_t frames[ROOM], *exact;
+        size_t length = 0;
+
+        for (size_t k = 0; k < FRAMES; k++)
+            length += put(frames + length, &(struct jmk_header){sizes[i], JMK_KIND_DATA, 0, k});
+        for (size_t bit = 0; bit < 8 * length; bit++) {
+            frames[bit / 8] ^= (uint8_t)(1 << bit % 8);
+            take_both_ways(frames, length);
+            frames[bit / 8] ^= (uint8_t)(1 << bit % 8);
+        }
+        for (size_t cut = 0; cut <= length;
+             cut++) { /* to the byte, so that ASan sees each behind it */
+            exact = malloc(length - cut ? length - cut : 1);
+            memcpy(exact, frames, length - cut);
+            take_both_ways(exact, length - cut);
+            free(exact);
+        }
+    }
+}
+
 static void what_is_wrong_with_a_frame_is_said_and_nothing_of_it_taken(void) {
     static const struct {
         struct jmk_header header;
@@ -321,6 +368,7 @@ int main(void) {
     frames_are_taken_one_after_the_other();
     each_size_is_written_as_it_is_and_not_a_byte_beside_it();
     frames_of_one_size_are_taken_as_rows_up_to_one_of_another();
+    rows_of_frames_stop_at_any_byte_that_is_wrong();
     what_is_wrong_with_a_frame_is_said_and_nothing_of_it_taken();
     a_frame_longer_than_any_buffer_is_not_taken();
     return 0;
