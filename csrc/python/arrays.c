@@ -131,11 +131,22 @@ int jmk_gather_array(struct jmk_gathered *self, PyObject *array) {
 
 /* The first message that is not as large as the first of all, or count. */
 static Py_ssize_t first_other(const struct jmk_slice *items, Py_ssize_t count) {
+    size_t size = items[0].size, other = 0;
     Py_ssize_t i = 1;
 
-    while (i < count && items[i].size == items[0].size)
+    for (; i + 8 <= count; i += 8) {
+        for (Py_ssize_t k = i; k < i + 8; k++)
+            other |= items[k].size ^ size;
+        if (other)
+            break;
+    }
+    while (i < count && items[i].size == size)
         i++;
     return i;
+}
+
+bool jmk_are_rows(const struct jmk_slice *items, Py_ssize_t count) {
+    return first_other(items, count) == count;
 }
 
 PyObject *jmk_row_size(const struct jmk_slice *items, Py_ssize_t count) {

@@ -119,6 +119,9 @@ bool jmk_shows_pointers(PyObject *object);
 /* Fill an empty one from a buffer whose items are messages. 0, or -1 with a Python error. */
 int jmk_gather_array(struct jmk_gathered *self, PyObject *array);
 
+/* Have all messages one size? */
+bool jmk_are_rows(const struct jmk_slice *items, Py_ssize_t count);
+
 /* (size of the first, None, None) if all messages have one size, else (size, index of another, its size). */
 PyObject *jmk_row_size(const struct jmk_slice *items, Py_ssize_t count);
 

@@ -29,14 +29,16 @@ static void receiver_dealloc(PyObject *object) {
 
 /*
  * Receive, unless the last batch lies behind handled: then a signal's exception kept its caller from
- * taking it, and it is still there. A return code, or -1 with a Python error in *failed.
+ * taking it, and it is still there. *size is the third argument, unless size is NULL. A return code, or -1
+ * with a Python error in *failed.
  */
-static int receive_batch(struct jmk_receiver *self, PyObject *args, int *failed) {
+static int receive_batch(struct jmk_receiver *self, PyObject *args, Py_ssize_t *size, int *failed) {
     unsigned long long handled;
     long long timeout;
     int result;
 
-    *failed = !PyArg_ParseTuple(args, "KL", &handled, &timeout);
+    *failed = !(size ? PyArg_ParseTuple(args, "KLn", &handled, &timeout, size)
+                     : PyArg_ParseTuple(args, "KL", &handled, &timeout));
     if (*failed)
         return -1;
     if (self->batch.count && self->batch.first_id > handled)
@@ -68,7 +70,7 @@ PyObject *jmk_receiver_copy(struct jmk_receiver *self) {
 
 static PyObject *receive_list(PyObject *object, PyObject *args) {
     struct jmk_receiver *self = (struct jmk_receiver *)object;
-    int failed, result = receive_batch(self, args, &failed);
+    int failed, result = receive_batch(self, args, NULL, &failed);
     PyObject *list;
 
     if (failed)
@@ -84,9 +86,42 @@ static PyObject *receive_list(PyObject *object, PyObject *args) {
                          (unsigned long long)self->batch.shift);
 }
 
+/* The rows of a batch in which all messages have that size, or None; NULL with or without a Python error. */
+static PyObject *copy_rows(struct jmk_receiver *self, Py_ssize_t size) {
+    const struct jmk_slice *items = self->batch.items;
+    Py_ssize_t count = (Py_ssize_t)self->batch.count;
+    PyObject *rows;
+
+    if (items[0].size != (size_t)size || !jmk_are_rows(items, count))
+        return Py_NewRef(Py_None);
+    rows = jmk_row_bytes(items, count);
+    if (!rows || jmk_client_batch_is_intact(self->client))
+        return rows;
+    Py_DECREF(rows);
+    jmk_receiver_drop(self);
+    return NULL;
+}
+
+static PyObject *receive_rows(PyObject *object, PyObject *args) {
+    struct jmk_receiver *self = (struct jmk_receiver *)object;
+    Py_ssize_t size = 0;
+    int failed, result = receive_batch(self, args, &size, &failed);
+    PyObject *rows;
+
+    if (failed)
+        return NULL;
+    if (result != 0)
+        return PyLong_FromLong(result);
+    rows = copy_rows(self, size);
+    if (!rows)
+        return PyErr_Occurred() ? NULL : PyLong_FromLong(-EINTR);
+    return Py_BuildValue("KKnN", (unsigned long long)self->batch.first_id,
+                         (unsigned long long)self->batch.lost, (Py_ssize_t)self->batch.count, rows);
+}
+
 static PyObject *receive_slices(PyObject *object, PyObject *args) {
     struct jmk_receiver *self = (struct jmk_receiver *)object;
-    int failed, result = receive_batch(self, args, &failed);
+    int failed, result = receive_batch(self, args, NULL, &failed);
 
     if (failed)
         return NULL;
@@ -123,6 +158,9 @@ static PyMethodDef receiver_methods[] = {
     {"receive_slices", receive_slices, METH_VARARGS,
      "receive_slices(handled, timeout): (first id, lost, shift, count, address), or a return "
      "code."},
+    {"receive_rows", receive_rows, METH_VARARGS,
+     "receive_rows(handled, timeout, size): (first id, lost, count, bytearray of all, or None if "
+     "some have another size), or a return code."},
     {NULL, NULL, 0, NULL},
 };
 

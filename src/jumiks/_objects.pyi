@@ -44,6 +44,9 @@ class Receiver:
     def receive_slices(
         self, handled: int, timeout: int, /
     ) -> tuple[int, int, int, int, int] | int: ...
+    def receive_rows(
+        self, handled: int, timeout: int, size: int, /
+    ) -> tuple[int, int, int, bytearray | None] | int: ...
     def receive_list(
         self, handled: int, timeout: int, /
     ) -> tuple[int, int, int, list[bytes], int] | int: ...

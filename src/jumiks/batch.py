@@ -70,6 +70,12 @@ def message_dtype(dtype: DTypeLike) -> np.dtype[np.void]:
     return found
 
 
+def array_of(count: int, dtype: np.dtype[np.void], rows: bytearray) -> NDArray[np.void]:
+    """Return the bytes of that many messages as an array, which may be written to."""
+    array: NDArray[np.void] = _numpy().ndarray(count, dtype, rows)
+    return array
+
+
 def _frame_length(size: int) -> int:
     return lib.JMK_FRAME_HEADER + (size + 7) // 8 * 8
 
@@ -306,8 +312,7 @@ class Batch(Sequence[bytes]):
 
     def _copied_array(self, dtype: np.dtype[np.void]) -> NDArray[np.void]:
         self._row_size(dtype)
-        array: NDArray[np.void] = _numpy().ndarray(self._count, dtype, self._row_copy())
-        return array
+        return array_of(self._count, dtype, self._row_copy())
 
     def _row_copy(self) -> bytearray:
         copy = self._copied(lambda: row_bytes(self._items, self._count))

@@ -277,8 +277,11 @@ def test_an_array_that_outlives_its_batch_is_what_it_was_or_the_batch_says_so(
 
 
 @needs_numpy
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "as a batch"])
 @pytest.mark.parametrize("on_lag", ["skip", "disconnect"])
-def test_what_is_given_up_while_it_is_copied_is_never_received(address: str, on_lag: Any) -> None:
+def test_what_is_given_up_before_it_is_copied_is_never_received(
+    address: str, on_lag: Any, direct: bool
+) -> None:
     # It was received, and the policy gives it up right then: the array is of what comes behind.
     with (
         Server(address, log_size=1 << 17, share_log=True, on_lag=on_lag, patience=0) as server,
@@ -286,18 +289,11 @@ def test_what_is_given_up_while_it_is_copied_is_never_received(address: str, on_
     ):
         server.publish(bytes(1 << 14))
         stream: Any = client._stream
-        batch = stream.batch
-        given_up: list[int] = []
-
-        def late(limit: int) -> Any:
-            found = batch(limit)
-            if not given_up and isinstance(found, Batch):
-                given_up.append(1)
-                for number in range(1, 12):
-                    server.publish(bytes([number]) * (1 << 14))
-            return found
-
-        stream.batch = late
+        assert stream.peek() == 0
+        for number in range(1, 12):
+            server.publish(bytes([number]) * (1 << 14))
+        assert stream.direct
+        stream.direct = direct
         if on_lag == "disconnect":
             with pytest.raises(Lagged) as caught:
                 client.receive_array("S16384", DEADLINE)

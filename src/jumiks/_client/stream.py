@@ -35,7 +35,7 @@ from .. import errors
 from .._gap import Gap, GapReason, in_words
 from .._native import Handout, Receiver, check, lib
 from .._wire.handshake import FIRST_ID, START_NOW, START_OLDEST, ServerHello, Status
-from ..batch import Batch
+from ..batch import Batch, array_of
 from ..errors import (
     AckError,
     Closed,
@@ -521,7 +521,17 @@ class Stream(Handout, Generic[Item]):
         Raises:
             ValueError: the messages have another size, or not all one. They are received again.
         """
-        found = self.batch(limit)
+        receiver = self.receiver
+        if receiver is not None and self.direct and not self.acks_ahead and not self.has_taken():
+            self.returned = self.out
+            rows = receiver.receive_rows(self.out, limit, dtype.itemsize)
+            if isinstance(rows, int):
+                return rows
+            first_id, lost, count, copy = rows
+            if copy is not None and not lost:
+                self._batch_due = first_id, first_id + count - 1
+                return array_of(count, dtype, copy)
+        found = self.batch(limit)  # the same messages, if some were received
         if not isinstance(found, Batch):
             return found
         try:
