@@ -2,8 +2,8 @@
 /*
  * Messages as rows of an array: published from one, and received as one
  *
- * An array to publish is any buffer with two or more dimensions, or with one of items that are more
- * than a byte. Each array[i] is a message. Only the way from one to the next may be strided.
+ * An array to publish is any buffer with two or more dimensions, or with one of items that are not
+ * a byte each. Each array[i] is a message. Only the way from one to the next may be strided.
  */
 #include "python/objects.h"
 
@@ -78,7 +78,7 @@ static int get_array(PyObject *array, Py_buffer *view) {
 static bool is_array(const Py_buffer *view) {
     bool records = view->format && strncmp(view->format, "T{", 2) == 0;
 
-    return view->ndim >= 2 || (view->ndim == 1 && (view->itemsize > 1 || records));
+    return view->ndim >= 2 || (view->ndim == 1 && (view->itemsize != 1 || records));
 }
 
 static bool rows_are_contiguous(const Py_buffer *view) {

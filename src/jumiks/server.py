@@ -371,8 +371,9 @@ class Server(Closing, Publishing):
         Args:
             messages: buffers; all are checked before the first of them is published. Or an array:
                 one buffer of two or more dimensions, or of one and with items of more than a byte,
-                such as records of numpy. Each `messages[i]` is a message then, with the bytes that
-                it has in memory. It must be contiguous; the array itself may be strided.
+                such as records of numpy. Each `messages[i]` is a message then, with all bytes that
+                it has in memory, those between its fields too. It must be contiguous; the array
+                itself may be strided.
             timeout: as for `publish`.
 
         Raises:

@@ -392,6 +392,7 @@ def numpy_arrays() -> list[Callable[[], Any]]:
         lambda: np.broadcast_to(np.arange(3, dtype="u1"), (4, 3)),
         lambda: np.zeros((3, 0)),
         lambda: np.zeros((0, 3)),
+        lambda: np.zeros(3, "V0"),
         lambda: np.array(["ab", "c"], "S5"),
         lambda: np.array([1, 2], "<M8[ns]"),
         lambda: np.array([(1, 2, 3)] * 3, [("when", "<M8[ns]"), ("P", "<f8"), ("O", "u1")]),
