@@ -242,7 +242,9 @@ coverage: ## 7 min: Count which lines of C and Python the tests run
 	JUMIKS_COVERAGE=1 $(COV)/bin/python $(PIP_INSTALL) --no-build-isolation . --group coverage
 	@mkdir -p build/coverage/c build/coverage/python
 	@set -e; for name in $(C_TESTS); do \
-	    $(CC) $(C_FLAGS) --coverage -fprofile-update=atomic -o build/coverage/c/$$name tests/c/$$name.c $(CORE); \
+	    own=tests/c/$$name.flags; \
+	    $(CC) $(C_FLAGS) --coverage -fprofile-update=atomic $$(test ! -e $$own || echo @$$own) \
+	        -o build/coverage/c/$$name tests/c/$$name.c $(CORE); \
 	    build/coverage/c/$$name; \
 	done
 	$(COV)/bin/python -m coverage run $(PYTEST) -m ''

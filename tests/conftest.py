@@ -12,6 +12,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -26,6 +27,7 @@ from support.base import (
     IS_ROOT,
     NOBODY,
     REFUSES,
+    ROOT,
     SHARE_LOG,
     USE_UVLOOP,
     needs,
@@ -43,6 +45,9 @@ hypothesis.settings.load_profile("patient")
 
 LEAK_DEADLINE = 20.0
 """Seconds for what is ending already: a thread that was told to, a child that is being reaped."""
+
+COUNTS = ROOT / "build/coverage/python"
+"""Where `make coverage` counts lines."""
 
 _numbers = itertools.count(1)
 
@@ -194,6 +199,10 @@ def unprivileged() -> Iterator[int]:
         return
     if not IS_ROOT:
         pytest.skip("this root cannot become another user")
+    if "coverage" in sys.modules:  # it writes down what the test ran, as that user
+        COUNTS.chmod(0o777)
+        for file in COUNTS.glob("data.*"):
+            file.chmod(0o666)
     os.seteuid(NOBODY)
     try:
         yield NOBODY
