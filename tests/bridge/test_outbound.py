@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bridge out makes of what its source gives it, and of what its engine answers."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.memory_engine import MemoryEngine, Store
+
+from jumiks import Gap, GapReason
+from jumiks.bridge import Outbound, outbound
+from jumiks.bridge.errors import Conflict, Standby
+from jumiks.bridge.record import Position, Record, make_frames
+
+pytestmark = pytest.mark.no_core
+
+A, B = 7, 8
+"""Sources."""
+
+HEAD = 16
+
+
+class Frames:
+    """A batch as a bridge sees it, some of which the source may overwrite while it is read.
+
+    Args:
+        first: id of its first message.
+        messages: their payloads.
+        sound: how many of the records made of it are of what was published; None is all.
+    """
+
+    def __init__(self, first: int, messages: list[bytes], sound: int | None = None) -> None:
+        self.first_id, self.last_id = first, first + len(messages) - 1
+        self._frames = make_frames(first, messages)
+        self._left = len(messages) if sound is None else sound
+
+    def frames(self) -> bytes:
+        return self._frames
+
+    @property
+    def valid(self) -> bool:
+        self._left -= 1
+        return self._left >= 0
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return what makes a bridge whose stream ends somewhere, with a source connected."""
+
+    def new(sent: Position | None, server: int = A, **options: Any) -> Any:
+        monkeypatch.setattr(outbound, "make_engine", lambda *_: MemoryEngine(Store()))
+        bridge: Any = Outbound("@source", "memory://", **options)
+        bridge._source = SimpleNamespace(server_id=server, lag=0)
+        bridge._sent = sent
+        return bridge
+
+    return new
+
+
+def sent(bridge: Any, records: Iterable[Record]) -> list[tuple[Any, ...]]:
+    """Take records as the bridge does when it sends them; say what is in them."""
+    found: list[tuple[Any, ...]] = []
+    for record in records:
+        bridge._sent = record.end
+        what = record.gap or b"".join(record.payloads())
+        found.append((record.seq, record.count, record.server, record.first, what))
+        assert record.lost == (record.count if record.gap not in ("", "restarted") else 0) or (
+            record.gap == "restarted" and record.lost is None
+        )
+    return found
+
+
+MADE: dict[str, tuple[Position | None, list[Gap | Frames], list[tuple[Any, ...]]]] = {
+    "an empty stream takes the source's ids": (
+        None,
+        [Frames(5, [b"a", b"b"])],
+        [(5, 2, A, 5, b"ab")],
+    ),
+    "messages go on": (Position(10, A, 4), [Frames(5, [b"a"])], [(11, 1, A, 5, b"a")]),
+    "messages of another source go on": (
+        Position(10, B, 4),
+        [Frames(7, [b"a"])],
+        [(11, 1, A, 7, b"a")],
+    ),
+    "a hole that nobody told of": (
+        Position(10, A, 4),
+        [Frames(8, [b"a"])],
+        [(11, 3, A, 5, "evicted"), (14, 1, A, 8, b"a")],
+    ),
+    "a hole of one message": (
+        Position(10, A, 4),
+        [Frames(6, [b"a"])],
+        [(11, 1, A, 5, "evicted"), (12, 1, A, 6, b"a")],
+    ),
+    "a gap": (Position(10, A, 4), [Gap(5, 9)], [(11, 5, A, 5, "skipped")]),
+    "a gap in an empty stream": (None, [Gap(5, 9)], [(5, 5, A, 5, "skipped")]),
+    "a gap of one": (Position(10, A, 4), [Gap(5, 5)], [(11, 1, A, 5, "skipped")]),
+    "a gap that was told in part": (Position(10, A, 7), [Gap(5, 9)], [(11, 2, A, 8, "skipped")]),
+    "a gap that was told": (Position(10, A, 9), [Gap(5, 9)], []),
+    "a gap behind a hole": (
+        Position(10, A, 4),
+        [Gap(7, 9)],
+        [(11, 2, A, 5, "evicted"), (13, 3, A, 7, "skipped")],
+    ),
+    "a gap of another source": (Position(10, B, 4), [Gap(7, 9)], [(11, 3, A, 7, "skipped")]),
+    "a gap by its reason": (
+        Position(10, A, 4),
+        [Gap(5, 5, GapReason.ENDED)],
+        [(11, 1, A, 5, "ended")],
+    ),
+    "a gap of unknown size waits for a message": (
+        Position(10, B, 4),
+        [Gap(5, None, GapReason.RESTARTED)],
+        [],
+    ),
+    "and is told before it": (
+        Position(10, B, 4),
+        [Gap(5, None, GapReason.RESTARTED), Frames(1, [b"a"]), Frames(2, [b"b"])],
+        [(11, 1, A, 1, "restarted"), (12, 1, A, 1, b"a"), (13, 1, A, 2, b"b")],
+    ),
+    "and before a gap": (
+        Position(10, B, 4),
+        [Gap(5, None, GapReason.RESTARTED), Gap(1, 3, GapReason.EVICTED)],
+        [(11, 1, A, 1, "restarted"), (12, 3, A, 1, "evicted")],
+    ),
+    "from where, and how many, nobody knows": (
+        Position(10, B, 4),
+        [Gap(0, None, GapReason.RESTARTED), Frames(1, [b"a"])],
+        [(11, 1, A, 1, "restarted"), (12, 1, A, 1, b"a")],
+    ),
+    "overwritten at once": (
+        Position(10, A, 4),
+        [Frames(5, [b"a", b"b"], sound=0)],
+        [(11, 2, A, 5, "skipped")],
+    ),
+    "overwritten at once, behind a hole": (
+        Position(10, A, 3),
+        [Frames(5, [b"a", b"b"], sound=0)],
+        [(11, 1, A, 4, "evicted"), (12, 2, A, 5, "skipped")],
+    ),
+    "overwritten at once, of another source": (
+        Position(10, B, 4),
+        [Frames(5, [b"a", b"b"], sound=0)],
+        [(11, 2, A, 5, "skipped")],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_the_records_of_what_a_source_gives(make: Callable[..., Any], case: str) -> None:
+    position, items, due = MADE[case]
+    bridge = make(position)
+    found = [
+        record
+        for item in items
+        for record in sent(
+            bridge,
+            bridge._records_of_gap(item) if isinstance(item, Gap) else bridge._records_of(item),
+        )
+    ]
+    assert found == due
+    stats = bridge.stats()
+    gaps = [each for each in due if isinstance(each[4], str)]
+    unknown = [each for each in gaps if each[4] == "restarted"]
+    assert sum(stats.gaps.values()) == len(gaps)
+    assert stats.unknown_gaps == len(unknown)
+    assert stats.lost == sum(each[1] for each in gaps if each not in unknown)
+
+
+def test_what_is_overwritten_behind_some_records_is_a_gap(make: Callable[..., Any]) -> None:
+    bridge = make(Position(10, A, 4), plain=True)
+    found = sent(bridge, bridge._records_of(Frames(5, [b"a", b"b", b"c", b"d"], sound=2)))
+    assert found == [
+        (11, 1, A, 5, b"a"),
+        (12, 1, A, 6, b"b"),
+        (13, 2, A, 7, "skipped"),
+    ]
+
+
+def test_a_message_that_just_fits_is_stored_and_one_beyond_is_a_gap(
+    make: Callable[..., Any],
+) -> None:
+    bridge = make(Position(10, A, 4))
+    bridge._engine.store.largest = HEAD + 8
+    found = sent(bridge, bridge._records_of(Frames(5, [b"12345678", b"123456789"])))
+    assert found == [(11, 1, A, 5, b"12345678"), (12, 1, A, 6, "too-large")]
+
+
+def test_a_second_conflict_soon_is_another_bridge_and_a_first_is_not(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(outbound, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    soon = 2 * outbound.ACK_TIMEOUT
+
+    async def settle(bridge: Any) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_exception(Conflict("it ends elsewhere"))
+        bridge._flying.append(future)
+        bridge._unacked.append(Record(11, 1, A, 5, b"", "skipped", 1))
+        await bridge._settle_one()
+
+    async def whole() -> None:
+        bridge = make(Position(10, A, 4))
+        for wait, kind in ((0.0, Conflict), (soon, Conflict), (soon - 0.1, Standby)):
+            now[0] += wait
+            bridge._ground()
+            bridge._unacked.clear()
+            with pytest.raises(kind) as caught:
+                await settle(bridge)
+            assert type(caught.value) is kind
+            assert len(bridge._unacked) == 1, "it is not stored"
+        assert bridge.stats().conflicts == 3
+        assert bridge.stats().records == 0
+
+    asyncio.run(whole())
