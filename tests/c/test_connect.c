@@ -99,7 +99,34 @@ static void any_welcome_is_taken_or_told(void) {
     }
 }
 
+/* What a reason is shown as; a 0x9b that does not follow a 0xc2 is part of another character. */
+static void a_reason_has_no_control_characters(void) {
+    static const struct {
+        const char *sent, *shown;
+    } cases[] = {
+        {"too many", "too many"},
+        {"", ""},
+        {"a\x1b[2Jb\n\x1f ", "a?[2Jb?? "},
+        {"~\x7f\x7e", "~?~"},
+        {"\xc2\x9b.\xc2\x80.\xc2\x9f.", "??.??.??."},
+        {"\xc2\xa0.\xc3\x9b.", "\xc2\xa0.\xc3\x9b."},
+        {"\xc2", "\xc2"},
+    };
+    uint8_t packet[16 + JMK_REASON_SIZE + 9] = {1};
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        memcpy(packet + 16, cases[i].sent, strlen(cases[i].sent));
+        shake = (struct jmk_handshake){.extended = 1};
+        CHECK_EQUAL(read_welcome(packet, 16 + strlen(cases[i].sent)), JMK_E_REFUSED);
+        CHECK_EQUAL(strcmp(facts.reason, cases[i].shown), 0);
+    }
+    memset(packet + 16, 'x', sizeof packet - 16);
+    CHECK_EQUAL(read_welcome(packet, sizeof packet), JMK_E_REFUSED);
+    CHECK_EQUAL(strlen(facts.reason), JMK_REASON_SIZE);
+}
+
 int main(void) {
+    a_reason_has_no_control_characters();
     a_field_that_is_cut_is_zero();
     a_reply_says_what_is_asked_for();
     any_welcome_is_taken_or_told();
