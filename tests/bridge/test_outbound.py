@@ -2,16 +2,18 @@
 """What a bridge out makes of what its source gives it, and of what its engine answers."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.base import DEADLINE
 from support.memory_engine import MemoryEngine, Store
 
 from jumiks import Gap, GapReason
 from jumiks.bridge import Outbound, outbound
-from jumiks.bridge.errors import Conflict, Standby
+from jumiks.bridge.errors import Conflict, EngineError, Standby
 from jumiks.bridge.record import Position, Record, make_frames
 
 pytestmark = pytest.mark.no_core
@@ -216,3 +218,27 @@ def test_a_second_conflict_soon_is_another_bridge_and_a_first_is_not(
         assert bridge.stats().records == 0
 
     asyncio.run(whole())
+
+
+def test_an_answer_is_waited_for_and_in_the_end_no_more(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def whole() -> None:
+        bridge = make(Position(10, A, 4))
+        loop = asyncio.get_running_loop()
+        bridge._source.ack = lambda *_: asyncio.sleep(0)
+        bridge._unacked.extend(Record(11 + n, 1, A, 5 + n, b"", "skipped", 1) for n in range(2))
+        bridge._flying.extend(loop.create_future() for _ in range(2))
+        bridge._last_sign = time.monotonic()
+        loop.call_later(0.01, bridge._flying[0].set_result, None)
+        await bridge._settle_one()
+        assert bridge.stats().records == 1
+        assert bridge.stats().position == Position(11, A, 5)
+        monkeypatch.setattr(outbound, "ACK_TIMEOUT", 0.01)
+        with pytest.raises(EngineError, match="with 1 records in flight"):
+            while True:
+                await bridge._settle_one()
+        assert (len(bridge._flying), len(bridge._unacked)) == (1, 1)
+        bridge._ground()
+
+    asyncio.run(asyncio.wait_for(whole(), DEADLINE))
