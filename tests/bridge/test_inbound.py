@@ -12,6 +12,7 @@ from support.memory_engine import MemoryEngine, Store
 from jumiks import AsyncClient, Gap
 from jumiks._options import LOG_SIZE
 from jumiks.bridge import Inbound, inbound, life
+from jumiks.bridge.far import Far
 from jumiks.bridge.record import Record, Unreadable, make_frames
 
 FIRST = 100_000
@@ -29,9 +30,11 @@ def data(seq: int, count: int, server: int = A, first: int = 0, mark: bytes = b"
 class Scene:
     """A bridge in that runs, and a client of it that notes what it is given."""
 
+    history = 1
+
     def __init__(self, address: str, store: Store) -> None:
         self.store = store
-        self.bridge = Inbound("redis://here/ticks", address, history=1, share_log=True)
+        self.bridge = Inbound("redis://here/ticks", address, history=self.history, share_log=True)
         self.address = address
         self.got: list[bytes | Gap] = []
 
@@ -172,3 +175,55 @@ def test_a_message_that_the_far_log_does_not_take_is_a_gap(
     assert scene.messages() == [*range(FIRST, FIRST + 6), FIRST + 7]
     assert scene.gaps() == [(FIRST + 6, FIRST + 6)]
     assert scene.bridge.stats().gaps == {"too-large": 1}
+
+
+MARK = Record(FIRST + 3, 0, A, FIRST + 3)
+GAP = Record(FIRST + 3, 2, A, FIRST + 3, b"", "evicted", 2)
+THREE = data(FIRST, 3)
+
+BEGUN: dict[str, tuple[list[Record | Unreadable], int, int]] = {
+    "nothing": ([], FIRST, FIRST),
+    "one message": ([data(FIRST, 1)], FIRST, FIRST + 1),
+    "all records, and the last has one message": ([THREE, data(FIRST + 3, 1)], FIRST, FIRST + 4),
+    "a mark alone": ([MARK], FIRST + 3, FIRST + 3),
+    "a mark behind": ([THREE, MARK], FIRST, FIRST + 3),
+    "a mark before": ([MARK, data(FIRST + 3, 1)], FIRST + 3, FIRST + 4),
+    "a mark between": ([THREE, MARK, data(FIRST + 3, 1)], FIRST, FIRST + 4),
+    "a gap alone": ([GAP], FIRST + 5, FIRST + 5),
+    "a gap behind": ([THREE, GAP], FIRST + 5, FIRST + 5),
+    "a gap, and one message": ([THREE, GAP, data(FIRST + 5, 1)], FIRST + 5, FIRST + 6),
+    "a hole, and one message": ([THREE, data(FIRST + 4, 1)], FIRST + 4, FIRST + 5),
+    "a hole, and two records": (
+        [THREE, data(FIRST + 4, 1), data(FIRST + 5, 1)],
+        FIRST + 4,
+        FIRST + 6,
+    ),
+    "an unreadable one, and one message": (
+        [THREE, Unreadable("nonsense", FIRST + 3, FIRST + 3), data(FIRST + 4, 1)],
+        FIRST + 4,
+        FIRST + 5,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BEGUN)
+def test_what_is_there_is_in_the_log_before_anybody_can_connect(
+    play: Any, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    records, first, end = BEGUN[case]
+    begun: list[tuple[int, int]] = []
+    listen = Far.listen
+
+    async def noted(far: Far, server_id: int, first_id: int, history: Any) -> None:
+        await listen(far, server_id, first_id, history)
+        begun.append((first_id, far.next_id))
+
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: begun)
+
+    monkeypatch.setattr(Far, "listen", noted)
+    monkeypatch.setattr(Scene, "history", 1 << 20)
+    scene = play(work, *records)
+    assert begun == [(first, end)]
+    assert scene.bridge.stats().messages == end - first
+    assert scene.bridge.stats().lost == 0
