@@ -90,6 +90,16 @@ def play(address: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+def test_before_it_serves_it_is_no_server_of_anybody(play: Any) -> None:
+    async def work(scene: Scene) -> None:
+        assert scene.bridge.stats().server_id == 0
+        assert scene.bridge.stats().clients == 0
+        await scene.until(lambda: scene.bridge.stats().server_id)
+        assert scene.bridge.stats().server_id > 1
+
+    play(work, data(FIRST, 5))
+
+
 def test_a_hole_in_the_ids_is_a_gap(play: Any) -> None:
     async def work(scene: Scene) -> None:
         await scene.until(lambda: len(scene.messages()) == 5)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ from support.base import DEADLINE, log_mappings, wait_until
 from support.servers import Server
 
 from jumiks import Busy, Client, ClientInfo, Closed, JumiksError, ServerClosed, Timeout
+from jumiks._native import ffi, lib
 from jumiks._wire.handshake import FIRST_ID
 
 if TYPE_CHECKING:
@@ -218,6 +220,23 @@ def test_a_publisher_that_waits_for_a_reserve_times_out_saying_so(server: Server
         with pytest.raises(Timeout, match="another publisher, whose turn it is") as caught:
             task.result()
     assert caught.value.holder is None
+
+
+def test_who_held_a_publisher_up_before_is_not_named_once_it_waits_for_another(
+    address: str,
+) -> None:
+    holder = ffi.new("struct jmk_account *")
+    with Server(address, on_lag="block", max_lag=1) as server, Client(address) as client:
+        room = partial(lib.jmk_server_wait_room, server._open(), 1, 0, holder)
+        server.publish(b"1")
+        assert room() == lib.JMK_E_TIMEOUT
+        assert holder.key != 0
+        assert receive(client, 1) == [b"1"]
+        client.ack()
+        server.drain(DEADLINE)
+        with server.reserve(1):
+            assert Task(room).result() == lib.JMK_E_TIMEOUT
+        assert holder.key == 0
 
 
 def test_a_reserve_waits_for_the_end_of_another(server: Server) -> None:
