@@ -242,3 +242,73 @@ def test_an_answer_is_waited_for_and_in_the_end_no_more(
         bridge._ground()
 
     asyncio.run(asyncio.wait_for(whole(), DEADLINE))
+
+
+def test_what_the_engine_has_stored_is_counted_and_acked_at_the_source(
+    make: Callable[..., Any],
+) -> None:
+    acked: list[tuple[int, int]] = []
+
+    async def ack(server: int, number: int) -> None:
+        acked.append((server, number))
+
+    async def whole() -> None:
+        bridge = make(Position(10, A, 4))
+        bridge._source.ack = ack
+        bridge._problem(EngineError("it was away"))
+        waits = [bridge._waits.next() for _ in range(3)]
+        frames = make_frames(5, [b"a", b"b", b"c"])
+        bridge._unacked.extend(
+            (
+                Record(11, 3, A, 5, frames),
+                Record(14, 2, A, 8, b"", "skipped", 2),
+                Record(16, 1, 0, 1, make_frames(1, [b"d"])),  # of no source that is known
+            )
+        )
+        for number in range(3):
+            assert bool(bridge.problem) == (number == 0)
+            bridge._flying.append(asyncio.get_running_loop().create_future())
+            bridge._flying[0].set_result(None)
+            await bridge._settle_one()
+        stats = bridge.stats()
+        assert (stats.records, stats.messages, stats.bytes) == (3, 4, len(frames) + HEAD + 8)
+        assert (stats.outstanding, stats.outstanding_bytes) == (0, 0)
+        assert stats.position == Position(16, 0, 1)
+        assert bridge._acked_mark.number == 3
+        assert bridge._stored_at > 0
+        assert bridge._waits.next() < waits[1]
+        assert acked == [(A, 7), (A, 9)]
+
+    asyncio.run(whole())
+
+
+def test_a_bridge_that_stands_by_says_so_and_lets_all_go(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "STANDBY", 0.001)
+    closed = []
+
+    async def close() -> None:
+        closed.append(True)
+
+    async def whole() -> None:
+        bridge = make(Position(10, A, 4))
+        await bridge._engine.open()
+        bridge._source.close = close
+        flying = asyncio.get_running_loop().create_future()
+        receiving = bridge._receiving = asyncio.ensure_future(asyncio.Event().wait())
+        bridge._flying.append(flying)
+        bridge._unacked.append(Record(11, 1, A, 5, b"", "skipped", 1))
+        bridge._known, bridge._conflict_at = True, time.monotonic()
+        await bridge._stand_by(Standby("another bridge stores"))
+        assert "another bridge stores" in bridge.problem
+        assert flying.cancelled()
+        assert receiving.cancelled()
+        assert closed == [True]
+        assert not bridge._flying
+        assert not bridge._unacked
+        assert bridge._source is bridge._receiving is None
+        assert not bridge._known
+        assert bridge._conflict_at < 0
+
+    asyncio.run(asyncio.wait_for(whole(), DEADLINE))
