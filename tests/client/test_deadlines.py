@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import select
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 from support import reference
@@ -24,6 +26,7 @@ from support.wire import hello_of, listening, one_connection, saying
 
 import jumiks
 from jumiks import AsyncClient, Client
+from jumiks._client import connecting
 from jumiks._wire.handshake import FIRST_ID
 
 FLOOD = 5.0  # seconds, if nobody ends it: less than a test's deadline, and much more than is due
@@ -231,3 +234,40 @@ def test_a_flood_that_is_faster_than_its_reader_moves_no_deadline(address: str) 
         with Client(address) as client, taking(0.3, 3), pytest.raises(jumiks.Timeout):
             client.receive(0.3)
         process.wait(DEADLINE)
+
+
+@pytest.mark.parametrize(
+    ("is_closing", "error", "timeout", "comes"),
+    [
+        (True, errno.EMFILE, None, True),
+        (True, errno.EMFILE, DEADLINE, True),
+        (True, errno.EMFILE, 0.0, False),
+        (False, errno.EMFILE, DEADLINE, False),
+        (True, errno.EACCES, DEADLINE, False),
+    ],
+)
+def test_without_a_descriptor_it_tries_again_while_some_are_being_closed(
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    is_closing: bool,
+    error: int,
+    timeout: float | None,
+    comes: bool,
+) -> None:
+    usual, tries = connecting.connecting, []
+
+    def short(*arguments: Any, **options: Any) -> Any:
+        tries.append(arguments)
+        if len(tries) < 3:
+            raise OSError(error, "not now")
+        return usual(*arguments, **options)
+
+    monkeypatch.setattr(connecting, "connecting", short)
+    monkeypatch.setattr(connecting.rights, "closing", lambda: is_closing)
+    with Server(address):
+        if comes:
+            Client(address, timeout=timeout).close()
+        else:
+            with pytest.raises(OSError, match="not now"):
+                Client(address, timeout=timeout)
+    assert len(tries) == (3 if comes else 1)

@@ -102,6 +102,18 @@ def test_acking_ahead_acks_one_message_at_a_time(address: str, delivery: Deliver
         assert stream.resume_at == LAST + 1
 
 
+@all_ways
+def test_a_peek_gives_no_code_for_a_message_taken_or_not(address: str, delivery: Delivery) -> None:
+    with Server(address) as server, stream_of(address, delivery) as stream:
+        server.publish_many(MESSAGES)
+        wait_until(lambda: stream.peek() not in NOTHING_YET)
+        assert stream.peek() == 0
+        assert not stream.has_taken()
+        assert taken(stream) == MESSAGES[0]
+        assert stream.has_taken()
+        assert stream.peek() == 0
+
+
 def test_without_a_way_back_the_ending_is_raised(address: str) -> None:
     with Server(address), stream_of(address, "shared") as stream:
         ending = ConnectionLost("it died")
