@@ -25,7 +25,7 @@ from support.servers import Server
 from jumiks import Client, Refused, ServerClosed
 from jumiks._client.connecting import wait_for
 from jumiks._native import gather
-from jumiks._options import LOG_SIZE
+from jumiks._options import LOG_SIZE, ServerOptions
 from jumiks._wire.handshake import FIRST_ID
 from jumiks._wire.status import ServerStatus, parse_status
 from jumiks.cli import main
@@ -571,6 +571,35 @@ def test_a_narrow_terminal_gets_fewer_columns_and_no_broken_line(width: int) -> 
 
 def shown(view: Any, width: int = 200, height: int = 40) -> list[str]:
     return [str(line) for line in view.lines(Sample(NOW, BEFORE), width, height)]
+
+
+MOST_KEPT = ServerOptions(log_size=1 << 20).most_kept
+"""Messages."""
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "more"),
+    [
+        ("--keep", "512K", "513K"),
+        ("--keep", str(MOST_KEPT), str(MOST_KEPT + 1)),
+        ("--max-message", "256K", "257K"),
+    ],
+)
+def test_what_a_log_just_has_room_for_is_taken_and_no_more(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    most: str,
+    more: str,
+) -> None:
+    scene = Scene("", path, monkeypatch, capsys)
+    assert given_to_server(scene, ["--log-size", "1M", name, most])["log_size"] == 1 << 20
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        with pytest.raises(SystemExit):
+            main(["serve", str(path), "--log-size", "1M", name, more])
+    assert f"{name} {more}: " in capsys.readouterr().err
 
 
 @needs("rich")
