@@ -4,12 +4,14 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import termios
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.api import SMALL_LOG, Task
@@ -19,7 +21,7 @@ from support.servers import Server
 
 from jumiks import Client, Lagged, Monitor, ServerClosed
 from jumiks._wire.handshake import FIRST_ID
-from jumiks.cli import _say, main
+from jumiks.cli import _say, bench, main
 from jumiks.cli.pages import man_page
 from jumiks.cli.parser import make_parser
 
@@ -498,3 +500,19 @@ def test_a_broken_pipe_is_quiet(address: str) -> None:
         server.publish(b"nobody reads this")
         status, _, errors = finish(listen)
     assert (status, errors) == (141, "")
+
+
+@pytest.mark.parametrize("how", [(64, 2, True, 0.01), (64, 1, True, 0.01, True)])
+def test_what_bench_measures_is_said_with_its_units(how: tuple[Any, ...]) -> None:
+    said = re.fullmatch(r"([\d.]+)([kMG]?) msg/s, ([\d.]+)([kMG]?)B/s", bench.throughput(*how))
+    assert said, "nothing is lost, and that is all"
+    units = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+    messages, data = (float(said[at]) * units[said[at + 1]] for at in (1, 3))
+    assert data == pytest.approx(how[0] * messages, rel=0.1)
+    assert data > 0
+
+
+def test_bench_says_how_long_messages_took() -> None:
+    said = re.fullmatch(r"p50 (\d+) us, p99 (\d+) us", bench.latency(0.001))
+    assert said
+    assert 0 < int(said[1]) <= int(said[2])

@@ -434,6 +434,25 @@ def test_its_number_stays_while_the_client_comes_back(address: str, delivery: De
         assert events < 500
 
 
+def test_its_first_use_may_come_while_the_server_is_away(address: str, delivery: Delivery) -> None:
+    with Server(address) as server:
+        client = Client(address, delivery=delivery, reconnect=SOON)
+        server.close()
+        with suppress(Timeout):
+            client.receive(0.01)
+    with client:
+        assert client._stream.way is not None
+        client.fileno()
+        with Server(address) as server:
+            taken = b""
+            while taken != b"there":
+                assert has_come(client)  # time for the next try, and in the end a message
+                with suppress(Timeout):
+                    taken = client.receive(0)
+                if server.clients() and not server.stats().published:
+                    server.publish(b"there")
+
+
 def test_a_client_whose_server_is_away_is_not_readable_all_the_time(
     address: str, delivery: Delivery
 ) -> None:

@@ -13,6 +13,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.base import DEADLINE, needs, wait_until
@@ -587,3 +588,39 @@ def test_ctrl_c_finishes_the_file(address: str, tmp_path: Path) -> None:
         assert not recording.is_cut_off
     assert isinstance(end, End)
     assert end.reason == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("ours", "next_id", "theirs", "gap", "told", "following"),
+    [
+        (7, 10, 7, Gap(5, 9), None, 10),
+        (7, 10, 7, Gap(5, 10), Gap(10, 10), 11),
+        (7, 10, 7, Gap(5, 12), Gap(10, 12), 13),
+        (7, 10, 7, Gap(10, 12), Gap(10, 12), 13),
+        (7, 10, 7, Gap(12, 12), Gap(12, 12), 13),
+        (7, 10, 8, Gap(5, 9), Gap(5, 9), 10),
+        (7, 10, 7, Gap(5, None), Gap(5, None), 10),
+        (0, 10, 0, Gap(5, 9), Gap(5, 9), 10),  # plain servers have no id, so it may be another
+    ],
+)
+def test_what_is_lost_is_told_once(
+    address: str,
+    tmp_path: Path,
+    ours: int,
+    next_id: int,
+    theirs: int,
+    gap: Gap,
+    told: Gap | None,
+    following: int,
+) -> None:
+    lost: list[Any] = []
+    with Server(address), Client(address, on_gap="yield") as client:
+        one: Any = Recorder(client, tmp_path / "ticks.mcap", "@ticks")
+        one._put = lost.append
+        one._server_id, one._next_id = ours, next_id
+        one._lose(1, theirs, gap)
+        one._writer.close()
+    assert lost == ([] if told is None else [Lost(1, theirs, told)])
+    assert one.gaps == len(lost)
+    assert one.lost == sum(each.gap.count or 0 for each in lost)
+    assert one._next_id == following

@@ -112,6 +112,16 @@ def test_a_function_that_raises_refuses_and_is_logged(caplog: pytest.LogCaptureF
     assert record.name == "jumiks"
 
 
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_function_that_decides_is_not_logged(
+    answer: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "jumiks"):
+        reason = access.refusal(access.check_allow("allow", lambda peer: answer), PEER, False)
+    assert (reason is None) == answer
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("answer", [None, 1, "yes", object()])
 def test_a_function_that_returns_no_bool_refuses_and_is_logged(
     answer: Any, caplog: pytest.LogCaptureFixture

@@ -243,6 +243,8 @@ def test_a_frame_that_is_too_large_is_named_by_its_offset(address: str) -> None:
         assert (caught.value.size, caught.value.limit, caught.value.offset) == (101, 100, 24)
         with pytest.raises(MessageTooLarge, match="in the frame at offset 0, is larger"):
             server.publish_frames(framed([bytes(101)] * 3))
+        with pytest.raises(MessageTooLarge, match="in the frame at offset 24, is larger"):
+            server.publish_frames(framed([b"good", bytes(101), bytes(101)]))
         with pytest.raises(MessageTooLarge, match=r"101 bytes is larger") as caught:
             server.publish_many([bytes(101)])
         assert caught.value.offset is None
