@@ -13,6 +13,7 @@ from support.memory_engine import MemoryEngine, Store
 
 from jumiks import Gap, GapReason
 from jumiks.bridge import Outbound, outbound
+from jumiks.bridge.engine import LEAST
 from jumiks.bridge.errors import Conflict, EngineError, Standby
 from jumiks.bridge.record import Position, Record, make_frames
 
@@ -195,7 +196,7 @@ def test_a_second_conflict_soon_is_another_bridge_and_a_first_is_not(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(outbound, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    soon = 2 * outbound.ACK_TIMEOUT
+    soon = 2 * LEAST
 
     async def settle(bridge: Any) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -220,9 +221,7 @@ def test_a_second_conflict_soon_is_another_bridge_and_a_first_is_not(
     asyncio.run(whole())
 
 
-def test_an_answer_is_waited_for_and_in_the_end_no_more(
-    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_is_waited_for_and_in_the_end_no_more(make: Callable[..., Any]) -> None:
     async def whole() -> None:
         bridge = make(Position(10, A, 4))
         loop = asyncio.get_running_loop()
@@ -234,7 +233,7 @@ def test_an_answer_is_waited_for_and_in_the_end_no_more(
         await bridge._settle_one()
         assert bridge.stats().records == 1
         assert bridge.stats().position == Position(11, A, 5)
-        monkeypatch.setattr(outbound, "ACK_TIMEOUT", 0.01)
+        bridge._engine.patience.seconds = 0.01
         with pytest.raises(EngineError, match="with 1 records in flight"):
             while True:
                 await bridge._settle_one()
@@ -256,6 +255,7 @@ def test_what_the_engine_has_stored_is_counted_and_acked_at_the_source(
         bridge = make(Position(10, A, 4))
         bridge._source.ack = ack
         bridge._problem(EngineError("it was away"))
+        bridge._engine.patience.more()
         waits = [bridge._waits.next() for _ in range(3)]
         frames = make_frames(5, [b"a", b"b", b"c"])
         bridge._unacked.extend(
@@ -277,6 +277,7 @@ def test_what_the_engine_has_stored_is_counted_and_acked_at_the_source(
         assert bridge._acked_mark.number == 3
         assert bridge._stored_at > 0
         assert bridge._waits.next() < waits[1]
+        assert bridge._engine.patience.seconds == LEAST
         assert acked == [(A, 7), (A, 9)]
 
     asyncio.run(whole())

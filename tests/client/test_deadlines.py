@@ -26,7 +26,8 @@ from support.wire import hello_of, listening, one_connection, saying
 
 import jumiks
 from jumiks import AsyncClient, Client
-from jumiks._client import connecting
+from jumiks._wire import rights
+from jumiks._wire.connect import connecting
 from jumiks._wire.handshake import FIRST_ID
 
 FLOOD = 5.0  # seconds, if nobody ends it: less than a test's deadline, and much more than is due
@@ -254,16 +255,16 @@ def test_without_a_descriptor_it_tries_again_while_some_are_being_closed(
     timeout: float | None,
     comes: bool,
 ) -> None:
-    usual, tries = connecting.connecting, []
+    tries = []
 
     def short(*arguments: Any, **options: Any) -> Any:
         tries.append(arguments)
         if len(tries) < 3:
             raise OSError(error, "not now")
-        return usual(*arguments, **options)
+        return connecting(*arguments, **options)
 
-    monkeypatch.setattr(connecting, "connecting", short)
-    monkeypatch.setattr(connecting.rights, "closing", lambda: is_closing)
+    monkeypatch.setattr("jumiks._client.connecting.connecting", short)
+    monkeypatch.setattr(rights, "closing", lambda: is_closing)
     with Server(address):
         if comes:
             Client(address, timeout=timeout).close()
