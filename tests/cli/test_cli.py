@@ -516,3 +516,21 @@ def test_bench_says_how_long_messages_took() -> None:
     said = re.fullmatch(r"p50 (\d+) us, p99 (\d+) us", bench.latency(0.001))
     assert said
     assert 0 < int(said[1]) <= int(said[2])
+
+
+def test_bench_measures_what_each_line_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "throughput", lambda *how: json.dumps(how))
+    monkeypatch.setattr(bench, "latency", lambda seconds: f"for {seconds:g} s")
+    bench.measure_self(12)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last.split() == f"64 B, {bench.LATENCY_RATE} per second, latency for 2 s".split()
+    for line in lines:
+        said = re.fullmatch(r"64 (B|KiB), (in|as|one) \w.*, (\d) clients? +(\[.*\])", line)
+        assert said
+        size, count, batched, seconds, *rows = json.loads(said[4])
+        assert size == 64 * {"B": 1, "KiB": 1024}[said[1]]
+        assert (batched, rows) == (said[2] != "one", [True] * (said[2] == "as"))
+        assert (count, seconds) == (int(said[3]), 2)
+    assert len(lines) == 5
