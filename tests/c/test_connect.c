@@ -125,7 +125,31 @@ static void a_reason_has_no_control_characters(void) {
     CHECK_EQUAL(strlen(facts.reason), JMK_REASON_SIZE);
 }
 
+/* It may be longer, for a later version, and not shorter. */
+static void a_welcome_has_all_its_fields(void) {
+    static const struct {
+        uint16_t wishes, granted;
+        size_t due;
+    } cases[] = {
+        {JMK_CAN_FRAMES, JMK_CAN_FRAMES, 16},
+        {JMK_CAN_FRAMES | JMK_CAN_LOG, JMK_CAN_FRAMES, 16},
+        {JMK_CAN_FRAMES | JMK_CAN_LOG, JMK_CAN_FRAMES | JMK_CAN_LOG, 24},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint8_t packet[32] = {[2] = (uint8_t)cases[i].granted, [8] = 0xa0, 0x86, 1, [16] = 5};
+
+        for (size_t length = 0; length <= sizeof packet; length++) {
+            shake = (struct jmk_handshake){.wishes = cases[i].wishes, .extended = 1};
+            CHECK_EQUAL(read_welcome(packet, length), length < cases[i].due ? JMK_E_PROTOCOL : 0);
+        }
+        CHECK_EQUAL(facts.first_id, 100000);
+        CHECK_EQUAL(shake.first_offset, cases[i].due == 24 ? 5 : 0);
+    }
+}
+
 int main(void) {
+    a_welcome_has_all_its_fields();
     a_reason_has_no_control_characters();
     a_field_that_is_cut_is_zero();
     a_reply_says_what_is_asked_for();

@@ -160,10 +160,11 @@ TESTS = {
     "whole/test_errors",
     "_client/link.py": "client/test_client_life client/test_direct client/test_reconnect "
     "client/test_hostile_server client/test_shared client/test_aio client/test_position",
-    "_client/stream.py": "client/test_stream client/test_by_hand client/test_gap_of_one "
-    "client/test_given_back client/test_client client/test_readiness client/test_position "
-    "client/test_client_life client/test_ends client/test_wait client/test_lent client/test_aio "
-    "client/test_reentered machine/test_fork whole/test_arrays",
+    "_client/stream.py": "client/test_stream client/test_direct client/test_gap_of_one "
+    "client/test_by_hand client/test_given_back client/test_client client/test_readiness "
+    "client/test_position client/test_client_life client/test_ends client/test_reconnect "
+    "client/test_wait client/test_lent client/test_aio client/test_reentered machine/test_fork "
+    "whole/test_arrays",
     "_client/connecting.py": "client/test_deadlines client/test_client_life client/test_client "
     "machine/test_green cli/test_effects client/test_aio",
     "_aio/server.py": "client/test_aio_server client/test_cancelled server/test_watch",
@@ -189,6 +190,7 @@ TESTS = {
     "cli/top.py": "cli/test_effects cli/test_status cli/test_cli",
     "cli/s": "cli/test_status cli/test_effects cli/test_cli cli/test_framing cli",
     "cli/p": "cli/test_help cli/test_effects cli/test_cli docs/test_site cli",
+    "cli/bench.py": "cli/test_cli cli/test_effects docs/test_tour",
     "cli/": "cli/test_effects cli/test_cli cli/test_help cli docs/test_bench docs/test_tour",
     "_metrics.py": "integrations/test_prometheus integrations/test_opentelemetry "
     "server/test_figures",
@@ -202,7 +204,7 @@ TESTS = {
     "monitor.py": "wire/test_monitor",
     "_peer.py": "server/test_access server/test_welcome client/test_direct client/test_reconnect",
     "_native.py": "core/test_packaging machine/test_subinterpreters whole/test_errors",
-    "_green.py": "machine/test_green",
+    "_green.py": "machine/test_patched machine/test_green",
     "_closing.py": "server/test_server client/test_client_life machine/test_exit",
     "batch.py": "client/test_lent client/test_client whole/test_frames whole/test_arrays "
     "client/test_words client/test_given_back",
