@@ -99,7 +99,7 @@ TESTS = {
     "csrc/common/os": "machine/test_seccomp machine/test_fork client/test_deadlines "
     "client/test_shared machine/test_exit",
     "csrc/common/": "wire/test_rights server/test_hostile server/test_liars machine/test_exit",
-    "csrc/connect/": "",  # it is not in Python's library
+    "csrc/connect/": "whole/test_c_library",  # it is not in Python's library
     "csrc/python/arrays": "whole/test_arrays",
     "csrc/python/awaiting": "client/test_aio client/test_cancelled client/test_given_back "
     "whole/test_opcodes",
@@ -113,8 +113,8 @@ TESTS = {
     "client/test_given_back whole/test_arrays",
     "csrc/python/": "whole/test_frames client/test_lent server/test_publish whole/test_any_bytes "
     "client/test_words client/test_client client/test_reentered whole/test_bad_input",
-    "csrc/server/lag": "server/test_lag server/test_lag_policies server/test_turn "
-    "server/test_figures server/test_publish server/test_keep server/test_lag_model",
+    "csrc/server/lag": "server/test_lag server/test_keep server/test_lag_policies server/test_turn "
+    "server/test_figures server/test_publish server/test_lag_model",
     "csrc/server/admit": "server/test_lag server/test_keep server/test_pace "
     "server/test_lag_policies server/test_lag_model",
     "csrc/server/skip": "server/test_lag_policies server/test_figures client/test_gap_of_one",
