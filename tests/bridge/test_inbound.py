@@ -172,6 +172,48 @@ def test_a_record_without_headers_is_counted_and_its_ids_are_told(play: Any) -> 
     assert scene.bridge.stats().gaps == {"unreadable": 1, "evicted": 1}
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        pytest.param(Unreadable("nonsense"), id="nonsense"),
+        pytest.param(data(FIRST + 1, 2), id="ids that were here"),
+        pytest.param(Record(FIRST, 3, A, FIRST, b"", "evicted", 3), id="a gap that was here"),
+        pytest.param(Record(FIRST + 5, 0, A, FIRST + 5), id="a mark"),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False], ids=["in the history", "later"])
+def test_a_record_of_somebody_else_takes_nothing_away(
+    play: Any, hostile: Record | Unreadable, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def back(_: MemoryEngine, __: int) -> int:
+        return 0
+
+    monkeypatch.setattr(MemoryEngine, "back", back)
+
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == (7 if before else 5))
+        if not before:
+            scene.add(hostile, data(FIRST + 5, 2))
+        scene.add(data(FIRST + 7, 2))
+        await scene.until(lambda: FIRST + 8 in scene.messages())
+
+    first = [data(FIRST, 5), *([hostile, data(FIRST + 5, 2)] if before else [])]
+    scene = play(work, *first)
+    assert scene.messages() == list(range(FIRST, FIRST + 9))
+    assert scene.bridge.stats().restarts == 0
+
+
+def test_ids_that_jump_back_are_told(play: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == 5)
+        scene.add(data(FIRST + 2, 2), data(FIRST + 5, 1))
+        await scene.until(lambda: len(scene.messages()) == 6)
+
+    scene = play(work, data(FIRST, 5))
+    assert scene.messages() == list(range(FIRST, FIRST + 6))
+    assert "stream ids 100002 to 100003 come behind 100004" in caplog.text
+
+
 def test_a_message_that_the_far_log_does_not_take_is_a_gap(
     play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

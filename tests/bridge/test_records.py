@@ -52,6 +52,13 @@ def test_what_is_no_record_is_unreadable(vector: dict[str, Any]) -> None:
         Record.parse(vector["headers"], bytes.fromhex(vector["body"])).payloads()
 
 
+@pytest.mark.parametrize("seq", ["9" * 5000, str((1 << 64) - 1), "nan", "-5", "+5", "\u0665"])
+def test_an_id_that_cannot_be_is_unreadable(seq: str) -> None:
+    headers = Record(FIRST, 1, 42, FIRST, b"x", plain=True).headers()
+    with pytest.raises(Unreadable):
+        Record.parse(headers | {"Jumiks-Seq": seq}, b"x")
+
+
 def test_what_is_unreadable_still_says_which_ids_it_takes() -> None:
     (later,) = (each for each in VECTORS if each["about"] == "a later format")
     with pytest.raises(Unreadable) as caught:

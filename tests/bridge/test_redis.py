@@ -3,13 +3,15 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
 from support.base import wait_until
 from support.engines import RealEngine, running
+from support.servers import Server
 
+from jumiks.bridge import EngineError, Outbound
 from jumiks.bridge.engine import Create, Engine, Mark, make_engine
 from jumiks.bridge.record import Record, make_frames
 
@@ -107,3 +109,87 @@ def test_a_stream_whose_records_somebody_has_all_deleted_goes_on(redis: RealEngi
             return await read(one, FIRST + 8)
 
     assert asyncio.run(trim()) == list(range(FIRST + 5, FIRST + 9))
+
+
+async def carried(bridge: Outbound, then: Callable[[], bool]) -> None:
+    """Run a bridge until something is so."""
+    task = asyncio.create_task(bridge.run())
+    while not (task.done() or then()):
+        await asyncio.sleep(0.01)
+    bridge.close()
+    await task
+
+
+def test_an_entry_of_somebody_else_is_a_state_that_says_what_to_do(
+    redis: RealEngine, address: str
+) -> None:
+    async def run() -> list[int]:
+        bridge = Outbound(address, redis.url, create=Create())
+        done: list[str] = []
+
+        def is_done() -> bool:
+            stats = bridge.stats()
+            if stats.messages == 1 and not done:
+                done.append("entry")
+                said(redis, f"XADD ticks {FIRST + 1000}-0 field value")
+                source.publish(b"two")
+            if stats.state == "unfit stream" and len(done) == 1:
+                done.append("told")
+                assert "XDEL" in stats.problem
+                assert "XSETID" in stats.problem
+                said(redis, f"XDEL ticks {FIRST + 1000}-0")
+                assert said(redis, f"XSETID ticks {FIRST}-0") == b"+OK\r\n"
+            return stats.messages == 2
+
+        await asyncio.wait_for(carried(bridge, is_done), 20)
+        async with opened(redis.url) as one:
+            return await read(one, FIRST + 1)
+
+    with Server(address, first_id=FIRST) as source:
+        source.publish(b"one")
+        assert asyncio.run(run()) == [FIRST, FIRST + 1]
+
+
+@pytest.mark.parametrize("field", ["stream", "server", "source"])
+def test_a_position_that_is_no_number_is_told(redis: RealEngine, field: str) -> None:
+    async def run() -> None:
+        async with opened(redis.url) as one:
+            await append(one, [FIRST])
+            said(redis, "HSET", "{ticks}:at", field, "nan")
+            with pytest.raises(EngineError, match=r"at has .*'nan'.* for its three numbers"):
+                await one.last()
+
+    asyncio.run(run())
+
+
+def test_a_bridge_out_goes_to_the_primary_wherever_that_is(redis: RealEngine, address: str) -> None:
+    async def run(url: str, other: RealEngine) -> int:
+        bridge = Outbound(address, url)
+        done: list[str] = []
+
+        def is_done() -> bool:
+            stats = bridge.stats()
+            if stats.messages == 1 and not done:
+                done.append("taken over")
+                # The other one takes over, and this one follows it.
+                said(other, "REPLICAOF NO ONE")
+                said(redis, f"REPLICAOF 127.0.0.1 {other.port}")
+                source.publish(b"two")
+            return stats.messages >= 2
+
+        await asyncio.wait_for(carried(bridge, is_done), 20)
+        async with opened(other.url) as one:
+            return (await one.info()).records
+
+    with running("redis") as other, Server(address, first_id=FIRST) as source:
+        source.publish(b"one")
+        asyncio.run(made(redis.url))
+        said(other, f"REPLICAOF 127.0.0.1 {redis.port}")
+        wait_until(lambda: b"master_link_status:up" in said(other, "INFO replication"))
+        url = f"redis://127.0.0.1:{redis.port},127.0.0.1:{other.port}/ticks"
+        assert asyncio.run(run(url, other)) >= 1
+
+
+async def made(url: str) -> None:
+    async with opened(url):
+        pass

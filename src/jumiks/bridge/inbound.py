@@ -174,6 +174,8 @@ class Inbound(Life):
         self._far = Far(where, {"log_size": size, **options})
         self._info: StreamInfo | None = None
         self._lineage = _Lineage()
+        self._newest = 0
+        """The highest stream id that came over this connection."""
         self._epoch = ""
         self._last_record: float | None = None
         self._counts = _Counts()
@@ -219,6 +221,7 @@ class Inbound(Life):
 
     async def _follow(self) -> None:
         engine, far = self._engine, self._far
+        self._newest = 0
         start = far.next_id if far.is_open else await engine.back(self._history)
         async with aclosing(engine.read(start)) as records:  # type: ignore[type-var]
             if not far.is_open:
@@ -235,19 +238,23 @@ class Inbound(Life):
         record, due = None, 0
         while not self._far.is_open:
             while record is None and due <= upto:
-                record, due = await self._next_sound(records, due)
+                record, due = await self._next_sound(records, due, upto)
             record, due = await self._listen(records, record, due, upto)
 
     async def _next_sound(
-        self, records: AsyncIterator[Record | Unreadable], due: int
+        self, records: AsyncIterator[Record | Unreadable], due: int, upto: int
     ) -> tuple[Record | None, int]:
         # The next record, None if its messages cannot be had; and the stream id behind it.
         while True:
             record = await anext(records)
             self._note_record()
             if isinstance(record, Unreadable):
-                return None, max(due, record.last + 1)
-            if record.count:
+                self._note_unreadable(record)
+                if record.last >= upto:
+                    return None, upto + 1
+                continue  # the ids behind it show what is missing
+            self._check_order(record)
+            if record.count and record.last >= due:
                 break
             if not due:
                 return None, record.last + 1  # a mark, and all before it has gone
@@ -279,7 +286,7 @@ class Inbound(Life):
                 if due > upto or making.done():
                     break
                 before = due
-                record, due = await self._next_sound(records, due)
+                record, due = await self._next_sound(records, due, upto)
                 if record is None or record.seq != before:
                     return record, due
             history.end(whole=True)
@@ -304,10 +311,11 @@ class Inbound(Life):
         self._note_record()
         if isinstance(record, Unreadable):
             # The ids behind it show what is missing.
-            log.warning("a record that cannot be read: %s", record)
+            self._note_unreadable(record)
             self._counts.gaps["unreadable"] += 1
             return
         far = self._far
+        self._check_order(record)
         repeats = record.seq < far.next_id and bool(record.count)
         if repeats and not self._lineage.fits(record, far.next_id):
             raise _Another(f"{record.server} {record.seq}")
@@ -325,6 +333,13 @@ class Inbound(Life):
         lost = record.last + 1 - far.next_id
         self._gap(record.gap or "unreadable", None if record.lost is None else lost)
         await far.skip_to(record.last + 1)
+
+    def _check_order(self, record: Record) -> None:
+        # A bridge out never goes back while the stream does not.
+        if record.count and record.seq <= self._newest:
+            words = "stream ids %d to %d come behind %d: those that were here are dropped"
+            log.warning(words, record.seq, record.last, self._newest)
+        self._newest = max(self._newest, record.last)
 
     async def _publish(self, record: Record) -> None:
         if self._far.next_id == record.seq:
@@ -355,6 +370,10 @@ class Inbound(Life):
                 self._gap("too-large", 1)
                 await far.skip_to(far.next_id + 1)
             upto = record.count
+
+    @staticmethod
+    def _note_unreadable(record: Unreadable) -> None:
+        log.warning("a record that cannot be read: %s", record)
 
     def _note_record(self) -> None:
         self._counts.records += 1

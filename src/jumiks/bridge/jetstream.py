@@ -607,7 +607,7 @@ def _record(headers: dict[str, str], body: bytes) -> Record | Unreadable:
     try:
         return Record.parse(headers, body)
     except Unreadable as error:
-        return error
+        return Unreadable(str(error))  # the ids that it claims may be nonsense too
 
 
 def _decoded(text: str | None) -> bytes:

@@ -33,6 +33,7 @@ _KINDS: Final = frozenset(get_args(GapKind))
 _HEAD: Final = struct.Struct("<IHHQ")
 _DATA: Final = 1
 _MOST: Final = 1 << 64
+_DIGITS: Final = len(str(_MOST))
 _UNKNOWN: Final = "?"
 
 
@@ -130,6 +131,8 @@ class Record:
         if form is None:
             raise Unreadable("a record without the header Jumiks-Format")
         seq, count = _number(headers, "Jumiks-Seq"), _number(headers, "Jumiks-Count")
+        if seq + count > _MOST - 1:
+            raise Unreadable(f"a record of {count} ids from {seq} on: ids end before")
         about = (seq, seq + count - 1)
         if form != FORMAT:
             raise Unreadable(f"a record of format {form!r}; this version reads {FORMAT}", *about)
@@ -203,7 +206,12 @@ class Record:
 def _number(headers: Mapping[str, str], name: str, least: int = 0) -> int:
     text = headers.get(name, "")
     digits = text[1:] if text[:1] == "-" else text
-    if not (digits.isascii() and digits.isdecimal() and least <= int(text) < _MOST):
+    if not (
+        len(digits) <= _DIGITS
+        and digits.isascii()
+        and digits.isdecimal()
+        and least <= int(text) < _MOST
+    ):
         raise Unreadable(f"a record with {name}: {text[:40]!r}")
     return int(text)
 

@@ -114,6 +114,8 @@ class RedisStreams(Engine):
     _client: Redis | None = None
     _options: dict[str, Any]
     _most = 0
+    _appends = False
+    """Whether only a primary is of use. After a failover the first of the hosts may be none."""
     _share = READ_BYTES
     """Bytes of records per request: fewer while a link is too slow for so large an answer."""
 
@@ -124,11 +126,15 @@ class RedisStreams(Engine):
         await self.close()
         if self.subject is not None:
             raise ValueError("Redis has no subjects: leave out --subject")
+        self._appends = self._appends or create is not None
         failure: EngineError | None = None
         for host, port in self.target.hosts:
             try:
                 await self._begin(host, port or 6379)
-                break
+                if not self._appends or await self._is_primary():
+                    break
+                failure = EngineError(f"{self.target}: {host} is a replica", "replica")
+                await self.close()
             except EngineError as error:
                 failure = error
         else:
@@ -138,6 +144,9 @@ class RedisStreams(Engine):
             self._most = create.max_bytes
             await self._create()
         return await self.info()
+
+    async def _is_primary(self) -> bool:
+        return bool((await self._ask(self._open().info("replication")))["role"] == "master")
 
     async def _create(self) -> None:
         client = self._open()
@@ -257,7 +266,7 @@ class RedisStreams(Engine):
             name=self._key,
             created=_text(created),
             records=await self._ask(client.xlen(self._key)),
-            bytes=int(size or 0),
+            bytes=_number(size),
         )
 
     async def last(self) -> Tail:
@@ -268,13 +277,18 @@ class RedisStreams(Engine):
         if stream is None:
             await self.info()  # raises if the key is not ours
             return Tail(None, Mark(0))
-        position = Position(int(stream), int(server), int(source))
-        return Tail(position, _mark(position), float(stored or 0) or None)
+        try:
+            position = Position(int(stream), int(server), int(source))
+            return Tail(position, _mark(position), float(stored or 0) or None)
+        except (TypeError, ValueError):
+            found = f"{_text(stream)!r}, {_text(server or b'')!r}, {_text(source or b'')!r}"
+            raise Unfit(f"{self.target}: {self._at} has {found} for its three numbers") from None
 
     # ---- appending ----
 
     async def append(self, previous: Mark, record: Record) -> Future[None]:
         """Send a record off; see `Engine.append`."""
+        self._appends = True
         if self._pipeline is None:
             client = await self._another()
             self._pipeline = _Pipeline(str(self.target), client, self.patience)
@@ -355,8 +369,9 @@ class RedisStreams(Engine):
     ) -> None:
         if _text(now or b"") != created:
             raise EngineError(f"{self.target}: the stream is another one now", "another stream")
-        if int(stream or 0) < _stream_id(at):
-            raise EngineError(f"{self.target}: the stream went back", "went back")
+        if _number(stream) < _stream_id(at):
+            words = f"the stream went back, or entry {_text(at)} is none of a bridge"
+            raise EngineError(f"{self.target}: {words}: XDEL removes it", "went back")
 
     async def back(self, size: int) -> int:
         """Return where the last `size` bytes begin; Redis adds up the bodies, and sends none."""
@@ -463,6 +478,13 @@ def _text(value: bytes | str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
+def _number(value: bytes | int | None) -> int:
+    try:
+        return int(value or 0)
+    except ValueError:
+        return 0
+
+
 def _stream_id(number: bytes | str) -> int:
     return int(_text(number).partition("-")[0])
 
@@ -492,6 +514,13 @@ def _failure(where: str, error: BaseException, patience: Patience | None = None)
         return not_allowed(where, words)
     if isinstance(error, errors.OutOfMemoryError) or words.startswith("OOM"):
         return EngineError(f"{where}: {words}", "full")
+    if "equal or smaller" in words or "exhausted" in words:
+        return Unfit(
+            f"{where}: behind the last record is, or was, an entry that is none of a bridge: "
+            "remove it (XDEL), and set the last id back to that of the last record (XSETID)"
+        )
+    if words.startswith("READONLY"):
+        return EngineError(f"{where}: {words}", "replica")
     if "WRONGTYPE" in words:
         return Unfit(f"{where}: {words}")
     if isinstance(error, errors.TimeoutError | TimeoutError):
