@@ -135,15 +135,24 @@ static int gather_items(struct jmk_gathered *self) {
     return 0;
 }
 
+/* What can be iterated, and is hardly meant: characters, or the keys of a mapping. The limited API
+ * has the flag by its number alone (PEP 634). */
+static bool is_no_sequence(PyObject *object) {
+    const unsigned long mapping = 1UL << 6; /* Py_TPFLAGS_MAPPING */
+
+    return PyUnicode_Check(object) || PyType_GetFlags(Py_TYPE(object)) & mapping;
+}
+
 /* A tuple of them. An iterable may fail by itself, with whatever it raises. */
 static PyObject *items_of(PyObject *sequence) {
     PyObject *kind, *error, *trace, *iterator;
-    PyObject *items = PyUnicode_Check(sequence) ? NULL : PySequence_Tuple(sequence);
+    bool wrong = is_no_sequence(sequence);
+    PyObject *items = wrong ? NULL : PySequence_Tuple(sequence);
 
     if (items)
         return items;
     PyErr_Fetch(&kind, &error, &trace);
-    iterator = PyUnicode_Check(sequence) ? NULL : PyObject_GetIter(sequence);
+    iterator = wrong ? NULL : PyObject_GetIter(sequence);
     if (iterator) {
         PyErr_Restore(kind, error, trace);
         Py_DECREF(iterator);

@@ -13,7 +13,7 @@ class GapReason(enum.Enum):
     """Why messages are missing."""
 
     SKIPPED = "the server skipped them, as its lag policy says"
-    EVICTED = "the server no longer had them"
+    EVICTED = "the server does not have them"
     ENDED = "the server ended first"
     RESTARTED = "another server took its place"
 

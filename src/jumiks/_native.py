@@ -5,6 +5,7 @@
 time; csrc/jumiks.h says which calls are exceptions.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from io import FileIO
@@ -49,6 +50,7 @@ __all__ = [
     "address_of",
     "check",
     "check_callback",
+    "check_handler",
     "fault_of",
     "ffi",
     "frame_bytes",
@@ -143,6 +145,21 @@ def check_callback(function: object, name: str) -> None:
     """Raise TypeError unless a callback can be called, or is None; `name` is the argument's."""
     if function is not None and not callable(function):
         raise TypeError(f"{name} is a function or None, not {function!r}")
+
+
+def check_handler(handler: object, *, awaited: bool) -> None:
+    """Raise TypeError unless each message can be handed to this function.
+
+    Args:
+        handler: the function.
+        awaited: whether what it returns is awaited.
+    """
+    if not callable(handler):
+        raise TypeError(f"handler is a function that takes a message, not {handler!r:.100}")
+    if not awaited and inspect.iscoroutinefunction(handler):
+        raise TypeError(
+            f"handler is a plain function, as only AsyncClient awaits what {handler!r:.100} returns"
+        )
 
 
 def check(code: int, what: str) -> None:

@@ -157,7 +157,10 @@ def _start(name: str, value: object) -> object:
     if isinstance(value, tuple | list):
         return _position(name, value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name}={value!r}: it must be 'now', 'oldest' or a packet id")
+        raise ValueError(
+            f"{name}={value!r:.100}: it must be 'now', 'oldest' or a packet id; a pair (server_id, "
+            "packet id), as client.position is, names the server too"
+        )
     if not FIRST_ID <= value <= _MOST_ID:
         raise ValueError(
             f"{name}={value}: it must be a packet id from {FIRST_ID} to {_MOST_ID}; 'oldest' "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ._green import is_readable
-from .errors import printable
+from .errors import UNSEEN, printable
 
 __all__ = ["Peer"]
 
@@ -76,8 +76,9 @@ class Peer:
     name: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
-        name = f", {self.name!r}" if self.name else ""
-        return f"{self!r}{name}"
+        process = f"process {self.pid}" if self.pid else UNSEEN
+        text = f"{process} of user {self.uid}"
+        return f"{self.name!r} ({text})" if self.name else text
 
     @classmethod
     def of(cls, sock: socket.socket) -> "Peer":

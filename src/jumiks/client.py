@@ -27,7 +27,7 @@ from ._client.stream import NOTHING_YET, Ack, Item, OnGap, Stream
 from ._closing import Closing
 from ._gap import Gap
 from ._green import cooperates, until_readable
-from ._native import Messages, check, lib, nanoseconds
+from ._native import Messages, check, check_handler, lib, nanoseconds
 from ._options import CONNECT_TIMEOUT, ClientOptions, given, takes
 from .batch import Batch, message_dtype
 from .errors import Closed, ServerClosed, Timeout
@@ -268,11 +268,16 @@ class Client(Closing, Generic[Item]):
 
         With `ack="after"` a message is acked once `handler` has returned, and not if it raised.
         With `"before"` it is acked first, with `"manual"` by you. Exceptions come out of here
-        (docs/protocol.md, "Acks").
+        (docs/protocol.md, "Acks"). Another `run` or `receive` of this client goes on with the
+        message after that one, which counts as handled then. So catch what may be tried again
+        inside of `handler`; to get the message again, close this client and make another with
+        `start=client.position`.
 
         Raises:
+            TypeError: `handler` is no function, or a coroutine function.
             Lagged, Disconnected, ConnectionLost, ProtocolError, Busy: as `receive` does.
         """
+        check_handler(handler, awaited=False)
         for message in self:
             handler(message)
 

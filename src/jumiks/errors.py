@@ -196,7 +196,9 @@ class AddressInUse(JumiksError, OSError):
     def __init__(
         self, address: str, *, pid: int | None = None, uid: int | None = None, detail: str = ""
     ) -> None:
-        owner = f"process {pid}" if pid is not None else UNSEEN
+        owner = "a process" if detail == OTHER_TYPE else UNSEEN
+        if pid is not None:
+            owner = f"process {pid}"
         if uid is not None:
             owner += f" of user {uid}"
         text = f"address {address!r} is in use by {owner}"
@@ -418,18 +420,28 @@ def no_bytes(found: object, position: int) -> TypeError:
 
 def no_sequence(found: object) -> TypeError:
     """Make the error for what is no sequence of messages, and no array of them."""
-    advice = ""
-    if isinstance(found, str):
-        advice = ", and encode it first"
-    elif getattr(found, "ndim", 1) == 1:
-        rows = ".reshape(count, size)"
-        if not hasattr(found, "reshape"):
-            rows = "memoryview(...).cast('B', (count, size))"
-        advice = f"; bytes that are many messages of one size become rows by {rows}"
-    return TypeError(
+    text = (
         f"publish_many takes a sequence of messages, or an array of rows or records, not "
-        f"{type(found)!r}: use publish for one{advice}"
+        f"{type(found)!r}"
     )
+    return TypeError(text + _instead_of_sequence(found))
+
+
+def _instead_of_sequence(found: object) -> str:
+    if isinstance(found, Mapping):
+        return ": publish its values() or its keys()"
+    if isinstance(found, str):
+        return ": use publish for one, and encode it first"
+    try:
+        dimensions = memoryview(found).ndim  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):
+        return ""  # no message either
+    if dimensions != 1:
+        return ": use publish for one"
+    rows = ".reshape(count, size)"
+    if not hasattr(found, "reshape"):
+        rows = "memoryview(...).cast('B', (count, size))"
+    return f": use publish for one; bytes that are many messages of one size become rows by {rows}"
 
 
 def no_rows(found: object, pointers: str | None) -> TypeError | BufferError:
@@ -500,6 +512,8 @@ OTHER_LOOP: Final = (
     "this client was made in another event loop, which it stays with: make a new one in the loop "
     "that runs now"
 )
+NOT_FOR: Final = "use 'async for message in ...': this client belongs to an event loop"
+NOT_WITH: Final = "use 'async with {kind}(...)': it belongs to an event loop, as its methods do"
 ENTERED_TWICE: Final = "a reservation is entered once: call reserve() again"
 ONE_CONSUMER: Final = (
     "another {other} is receiving on this client: one client is for one consumer, so give each "
@@ -555,6 +569,10 @@ BEYOND: Final = "the start that was asked for lies beyond what was published"
 
 TAKEN_AGAIN: Final = "it was taken again at once"
 STAYED_LOCKED: Final = "{path!r} stayed locked for {seconds:g} s"
+OTHER_TYPE: Final = (
+    "its socket is of another type than SOCK_SEQPACKET, so it is no jumiks server, and the kernel "
+    "does not say whose it is"
+)
 OWNER_GONE: Final = (
     "which is gone; another that has its socket is not, such as a child that it forked"
 )

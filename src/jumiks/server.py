@@ -369,7 +369,8 @@ class Server(Closing, Publishing):
         """Publish messages in one call into C; returns their packet ids, which have no holes.
 
         Args:
-            messages: buffers; all are checked before the first of them is published. Or an array:
+            messages: buffers; all are checked before the first of them is published. No mapping,
+                as it could mean keys or values. Or an array:
                 one buffer of two or more dimensions, or of one and with items of more than a byte,
                 such as records of numpy. Each `messages[i]` is a message then, with all bytes that
                 it has in memory, those between its fields too. It must be contiguous; the array

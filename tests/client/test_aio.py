@@ -8,7 +8,7 @@ import socket
 import threading
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -154,6 +154,23 @@ def test_a_busy_feed_leaves_the_loop_its_turns(
                     while client.last_id < FIRST_ID + 20:
                         await getattr(client, way)()
                 assert ticker.count >= before + 10
+
+    run(main)
+
+
+def test_what_belongs_to_an_event_loop_says_so(run: Run, address: str) -> None:
+    server: Any = AsyncServer(address)
+    client: Any = AsyncClient(address)
+    for kind, it in (("AsyncServer", server), ("AsyncClient", client)):
+        with pytest.raises(TypeError, match=rf"use 'async with {kind}\(...\)'"), it:
+            pass
+    with pytest.raises(TypeError, match=r"use 'async for message in \.\.\.'"):
+        iter(client)
+
+    async def main() -> None:
+        async with AsyncServer(address), AsyncClient(address) as there:
+            with pytest.raises(TypeError, match="handler is a function that takes a message"):
+                await there.run(5)  # type: ignore[arg-type]
 
     run(main)
 

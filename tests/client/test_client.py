@@ -5,7 +5,7 @@ import select
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -176,9 +176,44 @@ def test_run_leaves_the_message_unacked_for_which_its_handler_raised(
         with pytest.raises(KeyError, match="no such thing"):
             client.run(handle)
         assert got == FIVE[:2]
+        position = client.position
     assert witness.acked_at_the_end() == FIRST_ID + 1
-    with Client(witness.server.address, start=FIRST_ID + 2) as again:
+    with Client(witness.server.address, start=position) as again:
         assert receive(again, 3) == FIVE[2:]
+
+
+@both_ways
+def test_another_run_goes_on_behind_the_message_that_failed(
+    witness: Witness, delivery: Delivery
+) -> None:
+    got: list[bytes] = []
+    with Client(witness.server.address, delivery=delivery) as client:
+        witness.server.publish_many(FIVE)
+        with pytest.raises(ZeroDivisionError):
+            client.run(lambda _: 1 // 0)
+        for message in FIVE[1:]:
+            assert client.receive(DEADLINE) == message
+        assert got == []
+
+
+async def never_awaited(_message: bytes) -> None:
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (5, "handler is a function that takes a message, not 5"),
+        (None, "handler is a function that takes a message, not None"),
+        (
+            never_awaited,
+            "handler is a plain function, as only AsyncClient awaits what <function never_",
+        ),
+    ],
+)
+def test_run_refuses_at_once_what_handles_nothing(server: Server, wrong: Any, words: str) -> None:
+    with Client(server.address) as client, pytest.raises(TypeError, match=words):
+        client.run(wrong)
 
 
 # ---- receive, receive_many, ack ----

@@ -9,8 +9,10 @@ import struct
 import subprocess
 import sys
 import time
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -101,8 +103,19 @@ def test_publish_many_refuses_one_message_and_says_what_takes_it(
 
 @pytest.mark.parametrize("wrong", [None, 7])
 def test_publish_many_refuses_what_cannot_be_iterated(server: Server, wrong: Any) -> None:
-    with pytest.raises(TypeError, match=f"takes a sequence of messages, .*not {type(wrong)!r}"):
+    with pytest.raises(TypeError, match=f"takes a sequence of messages, .*not {type(wrong)!r}$"):
         server.publish_many(wrong)
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict, MappingProxyType])
+def test_publish_many_refuses_a_mapping_which_may_mean_keys_or_values(
+    server: Server, kind: Any
+) -> None:
+    wrong = kind({b"key": b"value"})
+    with pytest.raises(TypeError, match=r": publish its values\(\) or its keys\(\)$"):
+        server.publish_many(wrong)
+    assert server.stats().published == 0
+    assert len(server.publish_many(wrong.values())) == 1
 
 
 def test_what_an_iterable_raises_comes_out_of_publish_many_and_nothing_is_published(
@@ -406,7 +419,7 @@ except OSError as error:
 @pytest.mark.parametrize(
     ("setting", "wrong", "kind", "words"),
     [
-        ("start", "new", ValueError, "start='new': it must be 'now', 'oldest' or a packet id"),
+        ("start", "new", ValueError, "'now', 'oldest' or a packet id; a pair .server_id"),
         ("start", None, ValueError, "start=None: it must be 'now', 'oldest' or a packet id"),
         ("start", True, ValueError, "start=True: it must be 'now'"),
         ("start", 100000.0, ValueError, "start=100000.0: it must be 'now'"),

@@ -164,9 +164,21 @@ def test_an_address_with_a_socket_of_another_type_is_in_use(anywhere: str) -> No
             # Each type has abstract names of its own, so this is not even a conflict.
             listen(anywhere).close()
         else:
-            with pytest.raises(AddressInUse):
+            with pytest.raises(AddressInUse, match=r"by a process .its socket is of another type"):
                 listen(anywhere)
             assert Path(anywhere).is_socket()
+
+
+def test_a_tilde_that_nobody_expanded_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ways: list[Callable[[str], object]] = [listen, lambda where: connect(where, 5.0)]
+    for way in ways:
+        with pytest.raises(FileNotFoundError, match=r"'~' stands for .* os\.path\.expanduser"):
+            way("~/feed")
+    (tmp_path / "~").mkdir()
+    listen("~/feed").close()
 
 
 def test_an_address_is_free_again_after_close(anywhere: str) -> None:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Final, Generic, Literal, NoReturn, TypeVar, Unpack, overload
 
 from .. import errors
 from .._client.link import Delivery
@@ -16,7 +16,7 @@ from .._client.reconnect import Backoff, Return
 from .._client.stream import NOTHING_YET, Ack, Item, OnGap, Stream
 from .._gap import Gap
 from .._loops import Loop
-from .._native import AsyncMessages, lib, nanoseconds
+from .._native import AsyncMessages, check_handler, lib, nanoseconds
 from .._options import CONNECT_TIMEOUT, AsyncClientOptions, given, takes
 from ..batch import Batch, message_dtype
 from ..client import Keywords
@@ -177,6 +177,11 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         """
         return AsyncMessages(self._open(), self._next_slowly)
 
+    if not TYPE_CHECKING:  # a type checker refuses `for` by itself
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError(errors.NOT_FOR)
+
     async def _next_slowly(self) -> Item:
         stream = self._stream
         if stream.receiver is None:
@@ -193,11 +198,13 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
 
         What it returns is awaited, if that can be. With `ack="after"` a message is acked then, and
         not if that raised. With `"before"` it is acked first, with `"manual"` by you. An exception
-        comes out of here.
+        comes out of here; `Client.run` says what a second `run` does then.
 
         Raises:
+            TypeError: `handler` is no function.
             Lagged, Disconnected, ConnectionLost, ProtocolError, Busy: as `receive` does.
         """
+        check_handler(handler, awaited=True)
         async for message in self:
             result = handler(message)
             if hasattr(result, "__await__"):

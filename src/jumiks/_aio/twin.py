@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeVar
 
 from .. import errors
 from .._closing import AsyncClosing
@@ -41,6 +41,14 @@ class Twin(AsyncClosing, Generic[_T]):
 
     async def __aenter__(self) -> Self:
         return await self._opened()
+
+    if not TYPE_CHECKING:  # a type checker refuses `with` by itself
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(errors.NOT_WITH.format(kind=type(self).__name__))
+
+        def __exit__(self, *_: object) -> None:
+            """Make Python call `__enter__` at all."""
 
     def _open(self) -> _T:
         if self._inside is None:

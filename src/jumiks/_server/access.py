@@ -122,8 +122,8 @@ def check_allow(name: str, allow: object) -> Rule:
 def _identity(number: int, overflow: int, what: str, name: str) -> int:
     if number == overflow:
         raise ValueError(
-            f"{name}: {what} {number} stands for every {what} that is not mapped in this user "
-            f"namespace, so it is nobody's identity: name another {what}, or take 'anyone'"
+            f"{name}: {what} {number} stands for all {what}s that this user namespace does not "
+            f"map, so it identifies none of them: name another {what}, or take 'anyone'"
         )
     return number
 
@@ -139,9 +139,9 @@ def _some(allowed: Iterable[object], name: str) -> Some:
 
 
 _NOBODY: Final = (
-    f"user {OVERFLOW_UID} may not connect: every user that is not mapped in the server's user "
-    "namespace has this number, so it is nobody's identity; run the client as another user, or "
-    "have the server let in anyone, or ask a function"
+    f"user {OVERFLOW_UID} may not connect: this number stands for all users that the server's user "
+    "namespace does not map, so it identifies none of them; run the client as another user, or "
+    "give the server allow='anyone' or a function"
 )
 
 

@@ -390,7 +390,7 @@ class Control:
         # It may be gone by now; the event that says so follows.
         self.present.add(key)
         self.changes.tell()
-        self._journal.log(logging.INFO, "%s connected, client %d", peer, key)
+        self._journal.log(logging.INFO, "%s connected", peer)
         if self._on_connect is not None:
             account = ffi.new("struct jmk_account *")
             check(lib.jmk_server_account(self._handle, key, account), "server")
@@ -429,9 +429,7 @@ class Control:
                 continue
             info = client_info(account, self.peers[account.key])
             if kind == lib.JMK_EVENT_SKIPPED:
-                self._journal.log(
-                    logging.WARNING, "client %d (%s) skipped %s", info.key, info.peer, info.lost
-                )
+                self._journal.log(logging.WARNING, "%s skipped %s", info.peer, info.lost)
             else:
                 self._gone(info)
 

@@ -143,6 +143,16 @@ def _shown(path: str) -> str:
     return path if "/" in path else f"./{path}"
 
 
+def no_folder(folder: str) -> str:
+    """Return what to say of a directory that is not there."""
+    text = f"there is no directory {folder!r}"
+    if folder.startswith("~"):
+        text += (
+            " ('~' stands for a home directory in a shell alone; os.path.expanduser makes it so)"
+        )
+    return text
+
+
 def _parse_socket(sock: socket.socket) -> Address:
     if sock.fileno() < 0:
         raise ValueError("the socket given as address is closed")

@@ -14,7 +14,7 @@ from .. import errors
 from .._green import new_socket
 from ..errors import Timeout
 from . import rights
-from .address import Address
+from .address import Address, no_folder
 
 __all__: list[str] = []
 
@@ -100,7 +100,7 @@ def _what_is_missing(where: Address) -> str:
     folder = os.path.dirname(where.text) or "."
     if os.path.isdir(folder):
         return "there is no socket at this path"
-    return f"there is no directory {folder!r}"
+    return no_folder(folder)
 
 
 def _why_refused(where: Address) -> ConnectionRefusedError:

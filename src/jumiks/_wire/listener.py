@@ -46,7 +46,7 @@ from .._native import owned_descriptors
 from .._peer import NO_ID, Peer, group_id
 from ..errors import AddressInUse
 from . import rights
-from .address import Address, Kind, parse_address
+from .address import Address, Kind, no_folder, parse_address
 from .connect import kind_of_file, make_socket, waits
 
 __all__: list[str] = []
@@ -422,13 +422,15 @@ def _give_path(where: Address, mode: int | None, gid: int | None) -> None:
 
 
 _UNKNOWN: Final = Peer(0, NO_ID, NO_ID)
+_OTHER_TYPE: Final = Peer(0, NO_ID, NO_ID)
 
 
 def _owner(where: Address) -> Peer | None:
     """Find out which process listens at an address, by a connection that is closed at once.
 
     Returns:
-        None if none does; `_UNKNOWN` if one does and the kernel does not say which.
+        None if none does; `_UNKNOWN` if one does and the kernel does not say which, `_OTHER_TYPE`
+        if its socket is of another type.
 
     Raises:
         PermissionError: this user may not even ask.
@@ -453,9 +455,10 @@ def _owner(where: Address) -> Peer | None:
             where.text,
         ) from error
     except OSError as error:
-        # EAGAIN: its backlog is full. EPROTOTYPE: a socket of another type listens.
-        if error.errno in (errno.EAGAIN, errno.EPROTOTYPE):
+        if error.errno == errno.EAGAIN:  # its backlog is full
             return _UNKNOWN
+        if error.errno == errno.EPROTOTYPE:
+            return _OTHER_TYPE
         raise
     finally:
         rights.hang_up(probe, rights.may_come(probe))
@@ -464,6 +467,8 @@ def _owner(where: Address) -> Peer | None:
 def _in_use(where: Address, owner: Peer | None) -> AddressInUse:
     if owner is None or owner is _UNKNOWN:
         return AddressInUse(where.text)
+    if owner is _OTHER_TYPE:
+        return AddressInUse(where.text, detail=errors.OTHER_TYPE)
     detail = errors.OWNER_GONE if owner.pid and _is_gone(owner.pid) else ""
     return AddressInUse(where.text, pid=owner.pid or None, uid=owner.uid, detail=detail)
 
@@ -483,7 +488,7 @@ def _explain_folder(error: OSError, where: Address) -> OSError:
     folder = os.path.dirname(where.text) or "."
     not_allowed = f"this user may not make files in {folder!r}: have its permissions changed"
     texts = {
-        errno.ENOENT: f"there is no directory {folder!r}: make it first",
+        errno.ENOENT: f"{no_folder(folder)}: make it first",
         errno.ENOTDIR: f"{folder!r} is not a directory: check the path",
         errno.EACCES: not_allowed,
         errno.EPERM: not_allowed,

@@ -180,8 +180,8 @@ def _from_table(
         try:
             about(one).check(name, value)
         except (TypeError, ValueError) as error:
-            # argparse says which option; None cannot be given here.
-            words = str(error).partition("; None is")[0]
+            # argparse says which option; None and a pair cannot be given here.
+            words = re.split("; None is|; a pair", str(error))[0]
             words = words.replace(f"{name}={value}", repr(text), 1).removeprefix(f"{name}=")
             if isinstance(value, Size):
                 words = re.sub(
