@@ -302,7 +302,7 @@ class ServerOptions(Options):
         whole(LEAST_LOG_SIZE, MOST_LOG_SIZE, "bytes"),
         "bytes of the log, rounded up to a power of two; allocated at once.",
         help="bytes of memory for messages, which are also a limit for each client (default: 16M, "
-        "or what --keep and --max-message need)",
+        "or what --keep and --max-message need); in all sizes K is 1024, and KB and KiB are K",
     )
     keep: int = option(
         0,
@@ -311,7 +311,7 @@ class ServerOptions(Options):
         "(`Client(start=...)`), as far as they fit in `keep_bytes`. Without `keep_bytes`, more "
         "than half of the log has room for, if all are empty, is an error.",
         help="how many already acked messages to keep for clients that connect later (--from), "
-        "or, with a unit, how many bytes of them",
+        "or, with a unit, how many bytes of them: 8000 is messages, 8M is bytes",
     )
     keep_bytes: int = option(
         0,

@@ -58,6 +58,15 @@ def test_serve_says_if_no_client_was_there(address: str) -> None:
     assert run("serve", address) == (0, b"", "")
 
 
+@pytest.mark.parametrize("where", ["no-such-folder/feed", "./file"])
+def test_an_address_where_nothing_can_be_served_has_one_status(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert run("serve", where)[0] == 3
+
+
 def test_a_client_that_lags_is_told_options_of_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -235,6 +244,11 @@ def usage_error(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     [
         ("lisen @x", "jumiks: error: argument COMMAND: 'lisen': it must be one of serve, listen, "),
         ("lisen @x", "; did you mean 'listen'?"),
+        ("publish @x", "; did you mean 'serve'?"),
+        ("pub @x", "; did you mean 'serve'?"),
+        ("subscribe @x", "; did you mean 'listen'?"),
+        ("version", "; did you mean '--version'?"),
+        ("serve @x --keep 1T", "--keep 1T: at most 8G can be kept, half of the largest log"),
         ("help", "; did you mean '--help'?"),
         ("listen @x --max-lag 5", "unknown option '--max-lag': it is one of 'jumiks serve'"),
         ("listen @x --max-lga 5", "unknown option '--max-lga'\n"),

@@ -621,6 +621,14 @@ def test_top_shows_the_same_and_what_was_lately() -> None:
 
 
 @needs("rich")
+def test_top_leaves_no_column_out_in_a_pipe(address: str) -> None:
+    with Server(address), Client(address, name="one"):
+        status, output, _ = run("top", address, "--count", "1", "--interval", "0.01")
+    assert status == 0
+    assert [line.split() for line in output.decode().splitlines()][5] == [*HEAD, "LATELY"]
+
+
+@needs("rich")
 def test_the_keys_of_top_sort_help_and_end() -> None:
     from jumiks.cli.top import SORTS, View
 

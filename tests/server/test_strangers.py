@@ -86,7 +86,7 @@ def test_a_peer_that_comes_as_nobody_is_let_in_by_no_default(address: str, own: 
             with pytest.raises(Refused, match="does not map") as caught:
                 Client(address)
             assert caught.value.status == Status.NOT_ALLOWED
-            with pytest.raises(Refused, match=r"may not look at its status.*not mapped"):
+            with pytest.raises(Refused, match=r"may not look at its status.*does not map"):
                 Monitor(address)
         with being(0), Client(address), Monitor(address) as monitor:
             assert monitor.status().stats.clients == 1

@@ -28,6 +28,15 @@ INTERRUPTED: Final = 128 + signal.SIGINT
 BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 
 
+_OF_THE_ADDRESS: Final = (
+    Refused,
+    ConnectionRefusedError,
+    FileNotFoundError,
+    FileExistsError,
+    AddressInUse,
+)
+
+
 class _Terminated(SystemExit):
     pass
 
@@ -71,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         parser: Parser = options.parser
         parser.error(str(error))
-    except (Refused, ConnectionRefusedError, FileNotFoundError, AddressInUse) as error:
+    except _OF_THE_ADDRESS as error:
         _say(error)
         return NOT_THERE
     except ConnectionEnded as error:

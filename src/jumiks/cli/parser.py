@@ -193,7 +193,8 @@ def _from_table(
     if parse is not None:
         more["type"] = checked
     flag = flag or f"--{name.replace('_', '-')}"
-    parser.add_argument(flag, dest=name, default=one.default, help=about(one).help, **more)
+    more.setdefault("help", about(one).help)
+    parser.add_argument(flag, dest=name, default=one.default, **more)
 
 
 def _framing(parser: argparse.ArgumentParser) -> None:
@@ -389,7 +390,13 @@ def _replay(parser: argparse.ArgumentParser) -> None:
         help="what to do with a client that is too far behind: wait for it (default), disconnect "
         "it, or skip messages",
     )
-    option("patience", _patience, metavar="SECONDS|none")
+    option(
+        "patience",
+        _patience,
+        metavar="SECONDS|none",
+        help="how long a client at that limit has to work off half of it, while the replay waits "
+        "(default: none, which is no limit; with another --on-lag than block: 1)",
+    )
     _serve_log(parser)
     _serve_whom(parser, "the first message")
 
@@ -612,7 +619,9 @@ COMMANDS: Final = {
     "replay": Command(
         "publish what 'jumiks record' has written",
         "Publish a recording again, as fast as it came, faster, or without pauses, with its ids. "
-        "At a gap another server follows, so clients with --reconnect are told the gap. Needs "
+        "If it has gaps, give clients --reconnect, or give --renumber here: at a gap the server "
+        "closes and another follows, so 'jumiks listen' without --reconnect ends there, with "
+        "status 0. Clients with --reconnect are told the gap. Needs "
         "mcap: pip install 'jumiks[record]'.",
         _replay,
         "record",

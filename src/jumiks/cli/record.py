@@ -123,7 +123,7 @@ class _Replay:
                 if recording.is_cut_off:
                     say(f"{recording.path}: it was cut off; what was before that is published")
             if self._server is not None:
-                say_if_nobody_heard(self._server)
+                say_if_nobody_heard(self._server, waited=bool(self._options.wait))
         finally:
             if self._server is not None:
                 self._server.close(self._options.linger)
@@ -179,7 +179,10 @@ class _Replay:
         try:
             server.wait_for_clients(clients, RETURN_PATIENCE)
         except Timeout:
-            say("not all clients came back after a gap: those without --reconnect end there")
+            say(
+                "not all clients came back after a gap: those without --reconnect end there, with "
+                "status 0; --renumber leaves the gaps out"
+            )
         return server
 
     def _wait_until_due(self, recorded: int) -> None:

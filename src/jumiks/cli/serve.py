@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
             descriptor, options.framing, largest, options.too_long, tell=say
         ):
             server.publish_many(messages)
-        say_if_nobody_heard(server)
+        say_if_nobody_heard(server, waited=bool(options.wait))
     except BaseException:
         if server is not None:
             notify("STOPPING=1")
@@ -61,16 +61,19 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def say_if_nobody_heard(server: Server) -> None:
-    """Say so if no client was there for what was published."""
+def say_if_nobody_heard(server: Server, *, waited: bool = False) -> None:
+    """Say so if no client was there for what was published.
+
+    Args:
+        server: which has published it.
+        waited: whether `--wait` was given.
+    """
     stats = server.stats()
     if stats.published and not (
         stats.delivered or server.clients() or any(server.endings.values())
     ):
-        say(
-            f"{counted(stats.published, 'message')} published, no client was "
-            "connected: --wait 1 waits for one"
-        )
+        hint = "" if waited else ": --wait 1 waits for one"
+        say(f"{counted(stats.published, 'message')} published, no client was connected{hint}")
 
 
 def _log_size(options: argparse.Namespace) -> int:
@@ -78,6 +81,11 @@ def _log_size(options: argparse.Namespace) -> int:
     keep: Size = options.keep.bytes
     largest: Size | None = options.max_message
     if not isinstance(options.log_size, Size):  # it was not given
+        if 2 * keep > MOST_LOG_SIZE:
+            raise UsageError(
+                f"--keep {keep.text}: at most {size_text(MOST_LOG_SIZE // 2)} can be kept, half of "
+                "the largest log"
+            )
         return max(LOG_SIZE, 2 * keep, min(4 * (largest or 0), MOST_LOG_SIZE))
     size: Size = options.log_size
     room = 1 << (size - 1).bit_length()  # as the server rounds it

@@ -36,6 +36,8 @@ DROPPED: Final = (
 
 _NAME: Final = 24
 _GAP: Final = 2
+_KILO: Final = 1023.5
+"""Where `size_of` begins to have a unit."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -167,7 +169,8 @@ def server_lines(sample: Sample) -> list[str]:
     count = stats.next_id - stats.oldest_id
     who = f"{program(status)}, up {age(status.now - status.started)}"
     crowd = f"{counted(len(infos), 'client')}, {counted(status.monitors, 'monitor')}"
-    used = f"{size_of(stats.log_used)} of {size_of(stats.log_size)} used"
+    bare = " bytes" * (stats.log_used < _KILO)  # else it would look like messages
+    used = f"{size_of(stats.log_used)}{bare} of {size_of(stats.log_size)} used"
     kept = counted(count, "message")
     kept += f", {stats.oldest_id} to {stats.next_id - 1}" if count else ""
     rate = f"{short(messages)} msg/s, {size_of(size)}/s published"
@@ -208,7 +211,7 @@ def cells(sample: Sample, info: ClientInfo) -> dict[str, str]:
 def size_of(value: float) -> str:
     """Return a number of bytes in about four digits, with the units that options take."""
     for unit in ("", "K", "M", "G", "T"):
-        if value < 1023.5 or unit == "T":
+        if value < _KILO or unit == "T":
             whole = value >= 99.95 or value == int(value)
             return f"{value:.0f}{unit}" if whole else f"{value:.1f}{unit}"
         value /= 1024

@@ -20,7 +20,7 @@ from jumiks.errors import JumiksError
 from jumiks.monitor import Monitor
 from jumiks.stats import ClientInfo
 
-from .status import Sample, cells, cut, fitting, server_lines, table
+from .status import Sample, cells, cut, fitting, server_lines, table, terminal_width
 
 try:
     from rich.console import Console, Group
@@ -36,6 +36,9 @@ __all__ = ["run"]
 STEPS: Final = "▁▂▃▄▅▆▇█"
 LATELY: Final = 10
 """How many updates the history of a client's lag shows."""
+
+_WIDE: Final = 10_000
+"""Columns of a pipe: more than a line has."""
 
 _HELP: Final = (
     "q       end",
@@ -128,6 +131,8 @@ def run(options: argparse.Namespace) -> int:
     """Show the status again and again, until `q`, Ctrl-C or `--count`."""
     left: int = sys.maxsize if options.count is None else options.count
     console, view = Console(), View()
+    if not console.is_terminal:
+        console.width = _WIDE  # rich cuts lines where it takes a pipe for 80 columns
     with Monitor(options.address) as monitor, _keys() as keys:
         sample = Sample(*[monitor.status()] * 2)
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
@@ -147,10 +152,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _picture(view: View, sample: Sample) -> Group:
-    size = shutil.get_terminal_size()
-    lines = list(view.lines(sample, size.columns, size.lines))
+    lines = list(view.lines(sample, terminal_width(), shutil.get_terminal_size().lines))
     for line in lines:
         line.no_wrap = True
+        line.overflow = "ignore"
     return Group(*lines)
 
 

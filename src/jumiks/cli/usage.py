@@ -23,8 +23,8 @@ WIDTH: Final = 80
 EXIT_STATUS: Final = (
     ("0", "All was done, or the stream ended in good order."),
     ("1", "Something failed; the standard error says what."),
-    ("2", "Wrong usage."),
-    ("3", "No server is at the address, another one is there already, or the server refused."),
+    ("2", "Wrong usage: arguments that are wrong, or do not go together."),
+    ("3", "No server or directory is at the address, something else is, or the server refused."),
     ("4", "The connection ended before its time: this client lagged, or the server is gone."),
     ("5", "The command of --exec failed; its message is not acked."),
     ("6", "Messages are lost, and --on-gap is fail."),
@@ -84,8 +84,21 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 1)
 
 
+_ELSEWHERE: Final = {
+    **dict.fromkeys(("pub", "publish", "send", "server"), "serve"),
+    **dict.fromkeys(("sub", "subscribe", "recv", "receive", "client", "tail"), "listen"),
+    **dict.fromkeys(("list", "servers"), "ls"),
+    "stats": "status",
+    "version": "--version",
+}
+"""What users of other tools type, and what that is here."""
+
+
 def _meant(word: str, words: Iterable[str]) -> str:
-    near = get_close_matches(word, list(words), 1)
+    words = list(words)
+    near = (
+        [_ELSEWHERE[word]] if _ELSEWHERE.get(word) in words else get_close_matches(word, words, 1)
+    )
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -121,7 +134,7 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             words = [str(each) for each in action.choices]
             text = f"{value!r}: it must be one of {', '.join(words)}"
-            near = [*words, "--help"] if action.nargs == argparse.PARSER else words
+            near = [*words, "--help", "--version"] if action.nargs == argparse.PARSER else words
             raise argparse.ArgumentError(action, text + _meant(str(value), near))
 
     def error(self, message: str) -> NoReturn:
