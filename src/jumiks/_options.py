@@ -308,8 +308,8 @@ class ServerOptions(Options):
         0,
         whole(0, _MOST_KEPT),
         "how many already acked messages to keep for clients that connect later "
-        "(`Client(start=...)`), as far as they fit in `keep_bytes`. Without `keep_bytes`, more "
-        "than half of the log has room for, if all are empty, is an error.",
+        "(`Client(start=...)`), as far as they fit in `keep_bytes`. Without `keep_bytes` "
+        "it may be at most log_size / 2 / 16, the number of empty messages in half of the log.",
         help="how many already acked messages to keep for clients that connect later (--from), "
         "or, with a unit, how many bytes of them: 8000 is messages, 8M is bytes",
     )
@@ -337,10 +337,10 @@ class ServerOptions(Options):
         (),
         _history,
         "messages that are in the log before anybody can connect, as if they had been published: "
-        "an iterable of buffers, read one by one. What does not fit pushes out its oldest, and "
-        "`keep` holds for them as for others. If it raises, there is no server. It may be a client "
-        "of the server before, which ends as that one closes; so an address that is in use then is "
-        "tried for another second.",
+        "an iterable of buffers, read one by one. Where they do not fit, the oldest are dropped. "
+        "`keep` holds for them as for others. If the iterable raises, no server is made. The "
+        "iterable may be a client of the server before, which ends when that server closes. So if "
+        "the address is still in use then, it is tried for another second.",
     )
     max_message: int | None = option(
         None,
@@ -355,9 +355,10 @@ class ServerOptions(Options):
     max_clients_per_user: int | None = option(
         None,
         whole(1, _MOST_CLIENTS, none="half of max_clients"),
-        "how many clients of one user may be connected; those that shake hands count, and the "
-        "kernel says whose they are. None is half of `max_clients`, and no limit for the server's "
-        "own user and root, which could stop it anyway. A number holds for these two as well.",
+        "how many clients of one user may be connected; clients that are still connecting count. "
+        "The user is the one that the kernel reports. None is half of `max_clients`, and no limit "
+        "for the server's own user and root, which could stop it anyway. A number holds for these "
+        "two as well.",
     )
     handshake_timeout: float = option(
         HANDSHAKE_TIMEOUT, _reply_time, "seconds that a client has for its reply to the hello."
@@ -536,9 +537,10 @@ class AsyncClientOptions(Options):
         None,
         _on_gap,
         "what happens at a `Gap`, in its place in the stream: messages that the server skipped for "
-        "this client (its policy says so), no longer had, or took with it. A function is called "
-        'with it; `"raise"` raises `MessagesLost`; `"yield"` has it received like a message; by '
-        "default `missed` counts it, and the logger `jumiks` has the first one, at WARNING.",
+        "this client (its policy says so), did not have, or that were lost when it died. A "
+        'function is called with the gap; `"raise"` raises `MessagesLost`; `"yield"` has it '
+        "received like a message; by default `missed` counts it, and the logger `jumiks` has the "
+        "first one, at WARNING.",
     )
     ack: Ack = option(
         "after",

@@ -286,9 +286,9 @@ class Batch(Sequence[bytes]):
 
         They must have the size of the dtype, which need not be a record's. With
         `delivery="shared"` the array is the log itself: not copied, and lent. It cannot be taken
-        back, so what is behind this batch is not acked while the array, or a slice of it, lives:
-        let go of it before the next receive. `valid` is about it, too. In all other cases it is one
-        copy, made at this call. `Client.receive_array` always copies.
+        back, so the array, or a slice of it that lives on, keeps this batch and all behind it from
+        being acked: let go of it before the next receive. `valid` is about it, too. In all other
+        cases it is one copy, made at this call. `Client.receive_array` always copies.
 
         Args:
             dtype: what numpy takes for one.

@@ -99,8 +99,8 @@ class Handler(logging.Handler):
     It never waits: a record that finds no room in the log is dropped, and counted in `dropped`. So
     are records that are larger than the server's `max_message`, records that jumiks logs while it
     publishes one, records after the server was closed, and records in a forked child, which has no
-    part in its parent's server. For records of children, put a `QueueHandler` in them and a
-    `QueueListener` with this handler in the parent.
+    part in its parent's server; the child's own copy counts those. For records of children, put a
+    `QueueHandler` in them and a `QueueListener` with this handler in the parent.
 
     Args:
         server: where to publish. Its lag policy decides about clients that are slow; with "block" a

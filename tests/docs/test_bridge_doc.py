@@ -17,11 +17,9 @@ from support.engines import free_port, require
 from jumiks.cli.parser import make_parser
 
 PAGE = (ROOT / "docs/bridge.md").read_text("utf-8")
-PLAIN_BLOCK = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-# Blocks with a language are no commands; they go first, as their ends look like beginnings.
 COMMANDS = [
     line
-    for block in PLAIN_BLOCK.findall(re.sub(r"^```\w+\n.*?^```$", "", PAGE, flags=re.DOTALL | re.M))
+    for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     for line in block.splitlines()
 ]
 LINES = 100

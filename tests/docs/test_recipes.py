@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs of docs/recipes.md; those in examples/ are in test_examples.py."""
 
+import asyncio
 import re
+import socket
 import subprocess
 import sys
 from contextlib import suppress
+from threading import enumerate as enumerate_threads
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from support.base import DEADLINE, ROOT, needs
+from support.base import DEADLINE, ROOT, needs, wait_until
 from support.servers import Server
 
 from jumiks import Client
@@ -16,7 +21,60 @@ with suppress(ImportError):
     import numpy as np
 
 PAGE = (ROOT / "docs/recipes.md").read_text("utf-8")
-IMAGES, TYPED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+GUNICORN, WEBSOCKET, IMAGES, TYPED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+class Browser:
+    """A websocket that leaves when it has got enough, or when it is told to."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.left = asyncio.Event()
+        self.closed = 0
+
+    async def send_bytes(self, message: bytes) -> None:
+        self.got.append(message)
+
+    async def close(self, code: int, _reason: str) -> None:
+        self.closed = code
+
+    async def receive(self) -> dict[str, str]:
+        await self.left.wait()
+        return {"type": "websocket.disconnect"}
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_websocket_ends_when_its_browser_leaves_or_is_too_slow(slow: bool) -> None:
+    found: dict[str, Any] = {}
+    exec(WEBSOCKET, found)
+
+    async def main() -> None:
+        browser, queue = Browser(), asyncio.Queue[bytes | None]()
+        queue.put_nowait(b"one")
+        task = asyncio.create_task(found["feed"](browser, queue))
+        while not browser.got:
+            await asyncio.sleep(0)
+        queue.put_nowait(None) if slow else browser.left.set()
+        await asyncio.wait_for(task, DEADLINE)
+        assert (browser.got, browser.closed) == ([b"one"], 1013 if slow else 0)
+
+    asyncio.run(main())
+
+
+def test_what_goes_where_in_gunicorn_tells_a_worker_of_a_change(address: str) -> None:
+    found: dict[str, Any] = {}
+    exec(GUNICORN.replace("@changes", address), found)
+    arbiter, worker = SimpleNamespace(), SimpleNamespace()
+    found["on_starting"](arbiter)
+    with arbiter.changes:
+        found["post_fork"](arbiter, worker)
+        with worker.changed:
+            worker.announce(b"ann")
+            assert worker.changed.receive(DEADLINE) == b"ann"
+        with arbiter.outbox:
+            arbiter.outbox.shutdown(socket.SHUT_WR)
+            wait_until(lambda: not any("(publish)" in each.name for each in enumerate_threads()))
 
 
 @needs("msgspec")

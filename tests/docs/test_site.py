@@ -17,7 +17,7 @@ from jumiks._metrics import metrics
 
 ELSEWHERE = {
     "tour.md": {"sh": "tests/docs/test_tour.py"},
-    "bridge.md": {"": "tests/docs/test_bridge_doc.py"},
+    "bridge.md": {"sh": "tests/docs/test_bridge_doc.py"},
     "protocol.md": dict.fromkeys(("hex",), "tests/wire/test_protocol_doc.py"),
     "scale.md": {"": "tests/docs/test_scale_doc.py"},
     "recipes.md": {"python": "tests/docs/test_recipes.py"},

@@ -357,6 +357,8 @@ class JetStream(Engine):
         headers = record.headers()
         headers["Nats-Expected-Last-Sequence"] = str(previous.number)
         if previous.name:
+            # The number alone would not do with several records in flight: of two writers at one
+            # place one has its first record refused, and its second would follow the other's.
             headers["Nats-Expected-Last-Msg-Id"] = previous.name
         headers[_NAME] = behind.name
         assert self.subject is not None
