@@ -19,6 +19,7 @@ SOURCE_DATE_EPOCH=1700000000
 
 import gzip
 import os
+import sysconfig
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ class BuildExt(build_ext):
         self.compiler._compile = compile_strictly
 
 
+# A free-threaded Python has no stable ABI (until 3.15), so it gets a wheel of its own.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
 SOURCE_DATE_EPOCH = os.environ.get("SOURCE_DATE_EPOCH", "")
 if SOURCE_DATE_EPOCH:
     os.umask(0o022)  # the modes in archives come of it
@@ -131,7 +135,7 @@ setup(
     cffi_modules=["csrc/build_core.py:ffibuilder"],
     options={
         # Python 3.11's stable ABI: one wheel serves that version and all later ones.
-        "bdist_wheel": {"py_limited_api": "cp311"},
+        "bdist_wheel": {} if FREE_THREADED else {"py_limited_api": "cp311"},
         # The flags above are no part of what setuptools compares, so no object file may be reused,
         # and no kind of build may take another one's.
         "build": {"build_base": f"build/{KIND}"},

@@ -80,9 +80,7 @@ static PySendResult send_on(struct next_message *self, PyObject *value, PyObject
     return sent;
 }
 
-static PySendResult next_send(PyObject *object, PyObject *value, PyObject **result) {
-    struct next_message *self = (struct next_message *)object;
-
+static PySendResult send_in(struct next_message *self, PyObject *value, PyObject **result) {
     *result = NULL;
     if (self->coroutine)
         return send_on(self, value, result);
@@ -100,6 +98,15 @@ static PySendResult next_send(PyObject *object, PyObject *value, PyObject **resu
     if (self->awaited)
         return *result ? PYGEN_RETURN : PYGEN_ERROR;
     return start(self) ? send_on(self, value, result) : PYGEN_ERROR;
+}
+
+static PySendResult next_send(PyObject *object, PyObject *value, PyObject **result) {
+    PySendResult sent;
+
+    JMK_ALONE(object);
+    sent = send_in((struct next_message *)object, value, result);
+    JMK_END_ALONE();
+    return sent;
 }
 
 /* The same as generators have it: what is returned is raised in a StopIteration. */
@@ -121,8 +128,7 @@ static PyObject *next_iternext(PyObject *object) {
     return next_step(object, Py_None);
 }
 
-static PyObject *next_throw(PyObject *object, PyObject *args) {
-    struct next_message *self = (struct next_message *)object;
+static PyObject *throw_in(struct next_message *self, PyObject *args) {
     PyObject *coroutine, *throw, *result = NULL;
 
     if (!self->coroutine && (self->awaited || !self->stream || !start(self))) {
@@ -141,13 +147,25 @@ static PyObject *next_throw(PyObject *object, PyObject *args) {
     return result;
 }
 
+static PyObject *next_throw(PyObject *object, PyObject *args) {
+    PyObject *result;
+
+    JMK_ALONE(object);
+    result = throw_in((struct next_message *)object, args);
+    JMK_END_ALONE();
+    return result;
+}
+
 static PyObject *next_close(PyObject *object, PyObject *unused) {
     struct next_message *self = (struct next_message *)object;
-    PyObject *coroutine = self->coroutine, *done;
+    PyObject *coroutine, *done;
 
     (void)unused;
+    JMK_ALONE(object);
+    coroutine = self->coroutine;
     self->awaited = true;
     self->coroutine = NULL;
+    JMK_END_ALONE();
     if (!coroutine)
         Py_RETURN_NONE;
     done = PyObject_CallMethod(coroutine, "close", NULL);
@@ -230,15 +248,21 @@ static void loop_dealloc(PyObject *object) {
 static PyObject *loop_next(PyObject *object) {
     struct jmk_types *types = PyType_GetModuleState(Py_TYPE(object));
     struct async_messages *self = (struct async_messages *)object;
+    PyObject *next;
 
-    return new_next(types->next_message, self->wait ? self->stream : NULL, self->wait);
+    JMK_ALONE(object);
+    next = new_next(types->next_message, self->wait ? self->stream : NULL, self->wait);
+    JMK_END_ALONE();
+    return next;
 }
 
 static PyObject *loop_aclose(PyObject *object, PyObject *unused) {
     struct jmk_types *types = PyType_GetModuleState(Py_TYPE(object));
 
     (void)unused;
+    JMK_ALONE(object);
     Py_CLEAR(((struct async_messages *)object)->wait);
+    JMK_END_ALONE();
     return new_next(types->next_message, NULL, Py_None);
 }
 

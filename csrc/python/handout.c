@@ -103,15 +103,11 @@ static int receive(struct jmk_receiver *receiver, uint64_t handled, bool wait) {
     struct jmk_batch *batch = &receiver->batch;
     int result;
 
-    if (batch->count && batch->first_id > handled)
+    if (!receiver->busy && batch->count && batch->first_id > handled)
         return 0; /* it was kept from being handed out */
-    result = jmk_client_take(receiver->client, handled, MOST, batch);
-    if (result != JMK_E_TIMEOUT || !wait)
-        return result;
-    Py_BEGIN_ALLOW_THREADS
-    result = jmk_client_receive_some(receiver->client, handled, -1, MOST, batch);
-    Py_END_ALLOW_THREADS
-    return result;
+    result = jmk_receiver_take(receiver, handled, MOST);
+    return result == JMK_E_TIMEOUT && wait ? jmk_receiver_receive(receiver, handled, -1, MOST)
+                                           : result;
 }
 
 /* May what was received be handed out here? Another thread, or a destructor, may have come between. */
@@ -181,48 +177,102 @@ static bool may_take(const struct handout *self) {
     return self->direct && self->out >= self->last && self->out >= self->ahead;
 }
 
+/* Without a GIL another thread may close the client at any moment, so the receiver is held. */
+static struct jmk_receiver *hold_receiver(struct handout *self) {
+#ifdef Py_GIL_DISABLED
+    PyObject *receiver;
+
+    JMK_ALONE(self);
+    receiver = Py_XNewRef((PyObject *)self->receiver);
+    JMK_END_ALONE();
+    return (struct jmk_receiver *)receiver;
+#else
+    return self->receiver;
+#endif
+}
+
+static void let_go(struct jmk_receiver *receiver) {
+#ifdef Py_GIL_DISABLED
+    Py_XDECREF((PyObject *)receiver);
+#else
+    (void)receiver;
+#endif
+}
+
+/* A caller in C comes back without a bytecode, which is where signals are handled: SIGNALS_AND_WAIT. */
+enum wait { NO_WAIT, WAIT, SIGNALS_AND_WAIT };
+
+/* The next message of that receiver. NULL without an error: it is Python's. */
+static PyObject *next_from(struct handout *self, struct jmk_receiver *receiver, enum wait wait) {
+    if (self->receiver != receiver)
+        return NULL;
+    if (has_next(self))
+        return hand_out(self);
+    if (!may_take(self))
+        return NULL;
+    if (wait == SIGNALS_AND_WAIT &&
+        (PyErr_CheckSignals() < 0 || self->receiver != receiver || !may_take(self)))
+        return NULL;
+    return take_next(self, wait != NO_WAIT);
+}
+
+static PyObject *next_message(struct handout *self, enum wait wait) {
+    struct jmk_receiver *receiver = hold_receiver(self);
+    PyObject *message;
+
+    if (!receiver)
+        return NULL;
+    JMK_ALONE2(self, receiver);
+    message = next_from(self, receiver, wait);
+    JMK_END_ALONE2();
+    let_go(receiver);
+    return message;
+}
+
 /* The next message within a timeout, or None: then Python is to look for it. */
 static PyObject *handout_next(PyObject *object, PyObject *timeout) {
-    struct handout *self = (struct handout *)object;
     PyObject *message = NULL;
 
-    if (self->receiver && jmk_is_timeout(timeout)) {
-        if (has_next(self))
-            message = hand_out(self);
-        else if (may_take(self))
-            message = take_next(self, timeout == Py_None); /* Python's waits can end in parts */
-    }
+    if (jmk_is_timeout(timeout)) /* Python's waits can end in parts */
+        message = next_message((struct handout *)object, timeout == Py_None ? WAIT : NO_WAIT);
     return (message || PyErr_Occurred()) ? message : Py_NewRef(Py_None);
 }
 
 /* ---- acks of a loop ---- */
 
-/* Is it time that the loop acks what it has handled of those taken? */
-static bool ack_is_due(const struct handout *self) {
-    return self->quarter && self->out >= self->first && self->out < self->last &&
-           (self->out >= self->ack_at || coarse_now() >= self->ack_time);
+/* The message up to which the loop is to ack now, of those taken; 0: none. */
+static uint64_t due_ack(struct handout *self) {
+    uint64_t due = 0;
+
+    JMK_ALONE(self);
+    if (self->receiver && self->quarter && self->out >= self->first && self->out < self->last &&
+        (self->out >= self->ack_at || coarse_now() >= self->ack_time)) {
+        due = self->out;
+        set_next_ack(self, due);
+    }
+    JMK_END_ALONE();
+    return due;
 }
 
 bool jmk_handout_ack_in_time(PyObject *object) {
-    struct handout *self = (struct handout *)object;
+    unsigned long long due = due_ack((struct handout *)object);
     PyObject *done;
 
-    if (!ack_is_due(self))
+    if (!due)
         return true;
-    set_next_ack(self, self->out);
-    done = PyObject_CallMethod(object, "ack_in_loop", "K", (unsigned long long)self->out);
+    done = PyObject_CallMethod(object, "ack_in_loop", "K", due);
     Py_XDECREF(done);
     return done != NULL;
 }
 
 PyObject *jmk_handout_ready(PyObject *object) {
     struct handout *self = (struct handout *)object;
+    bool others_first;
 
-    if (!self->receiver || self->out >= self->slice_last || now() >= self->slice_ends)
-        return NULL;
-    if (has_next(self))
-        return hand_out(self);
-    return may_take(self) ? take_next(self, false) : NULL;
+    JMK_ALONE(object);
+    others_first = self->out >= self->slice_last || now() >= self->slice_ends;
+    JMK_END_ALONE();
+    return others_first ? NULL : next_message(self, NO_WAIT);
 }
 
 /* ---- what Python sees of it ---- */
@@ -235,29 +285,40 @@ static PyObject *get_ready(PyObject *object, void *closure) {
 }
 
 static PyObject *get_receiver(PyObject *object, void *closure) {
-    PyObject *receiver = (PyObject *)((struct handout *)object)->receiver;
+    PyObject *receiver;
 
     (void)closure;
-    return Py_NewRef(receiver ? receiver : Py_None);
+    JMK_ALONE(object);
+    receiver = Py_XNewRef((PyObject *)((struct handout *)object)->receiver);
+    JMK_END_ALONE();
+    return receiver ? receiver : Py_NewRef(Py_None);
 }
 
 static int set_receiver(PyObject *object, PyObject *value, void *closure) {
     struct handout *self = (struct handout *)object;
-    PyObject *before = (PyObject *)self->receiver;
+    PyObject *before;
 
     (void)closure;
     if (!value || (value != Py_None && !jmk_is_receiver(value))) {
         PyErr_SetString(PyExc_TypeError, "it is a Receiver or None");
         return -1;
     }
+    JMK_ALONE(object);
+    before = (PyObject *)self->receiver;
     self->receiver = value == Py_None ? NULL : (struct jmk_receiver *)Py_NewRef(value);
+    JMK_END_ALONE();
     Py_XDECREF(before);
     return 0;
 }
 
 /* closure: where the number is in the struct. */
 static PyObject *get_number(PyObject *object, void *closure) {
-    return PyLong_FromUnsignedLongLong(*(uint64_t *)(void *)((char *)object + (size_t)closure));
+    uint64_t number;
+
+    JMK_ALONE(object);
+    number = *(uint64_t *)(void *)((char *)object + (size_t)closure);
+    JMK_END_ALONE();
+    return PyLong_FromUnsignedLongLong(number);
 }
 
 static int set_number(PyObject *object, PyObject *value, void *closure) {
@@ -267,26 +328,40 @@ static int set_number(PyObject *object, PyObject *value, void *closure) {
         PyErr_SetString(PyExc_TypeError, "it is a number");
     if (PyErr_Occurred())
         return -1;
+    JMK_ALONE(object);
     *(uint64_t *)(void *)((char *)object + (size_t)closure) = number;
+    JMK_END_ALONE();
     return 0;
 }
 
 static PyObject *get_flag(PyObject *object, void *closure) {
-    return PyBool_FromLong(*(bool *)(void *)((char *)object + (size_t)closure));
+    bool flag;
+
+    JMK_ALONE(object);
+    flag = *(bool *)(void *)((char *)object + (size_t)closure);
+    JMK_END_ALONE();
+    return PyBool_FromLong(flag);
 }
 
 static int set_flag(PyObject *object, PyObject *value, void *closure) {
+    JMK_ALONE(object);
     *(bool *)(void *)((char *)object + (size_t)closure) = value == Py_True;
+    JMK_END_ALONE();
     return 0;
 }
 
 static PyObject *get_taken(PyObject *object, void *closure) {
     struct handout *self = (struct handout *)object;
-    PyObject *messages = self->messages ? Py_NewRef(self->messages) : PyList_New(0);
+    unsigned long long first, last;
+    PyObject *messages;
 
     (void)closure;
-    return Py_BuildValue("KKN", (unsigned long long)self->first, (unsigned long long)self->last,
-                         messages);
+    JMK_ALONE(object);
+    first = self->first;
+    last = self->last;
+    messages = Py_XNewRef(self->messages);
+    JMK_END_ALONE();
+    return Py_BuildValue("KKN", first, last, messages ? messages : PyList_New(0));
 }
 
 static int set_taken_from(PyObject *object, PyObject *value, void *closure) {
@@ -300,7 +375,9 @@ static int set_taken_from(PyObject *object, PyObject *value, void *closure) {
     }
     if (!PyArg_ParseTuple(value, "KKO!", &first, &last, &PyList_Type, &messages))
         return -1;
+    JMK_ALONE(object);
     set_taken((struct handout *)object, first, last, Py_NewRef(messages));
+    JMK_END_ALONE();
     return 0;
 }
 
@@ -405,35 +482,33 @@ static void messages_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
-/* The next message, or NULL without an error: it is Python's. */
-static PyObject *next_of(struct handout *stream) {
-    if (!stream->receiver || !jmk_handout_ack_in_time((PyObject *)stream))
-        return NULL;
-    if (stream->receiver && has_next(stream))
-        return hand_out(stream);
-    /* A caller in C comes back without a bytecode, which is where signals are handled. */
-    if (!may_take(stream) || PyErr_CheckSignals() < 0 || !stream->receiver || !may_take(stream))
-        return NULL;
-    return take_next(stream, true);
+/* The next item; NULL is the end, or an error. */
+static PyObject *next_item(struct messages *self) {
+    PyObject *item = NULL, *wait;
+
+    if (jmk_handout_ack_in_time((PyObject *)self->stream))
+        item = next_message(self->stream, SIGNALS_AND_WAIT);
+    if (item || PyErr_Occurred() || !self->wait)
+        return item;
+    wait = Py_NewRef(self->wait);
+    item = PyObject_CallNoArgs(wait);
+    Py_DECREF(wait);
+    if (item == Py_None)
+        Py_CLEAR(item);
+    return item;
 }
 
 static PyObject *messages_next(PyObject *object) {
     struct messages *self = (struct messages *)object;
-    PyObject *item;
+    PyObject *item = NULL;
 
-    if (!self->wait)
-        return NULL; /* it has ended */
-    item = next_of(self->stream);
-    if (!item && !PyErr_Occurred()) {
-        PyObject *wait = Py_NewRef(self->wait);
-
-        item = PyObject_CallNoArgs(wait);
-        Py_DECREF(wait);
+    JMK_ALONE(object);
+    if (self->wait) { /* else it has ended */
+        item = next_item(self);
+        if (!item)
+            Py_CLEAR(self->wait);
     }
-    if (item == Py_None)
-        Py_CLEAR(item);
-    if (!item)
-        Py_CLEAR(self->wait);
+    JMK_END_ALONE();
     return item;
 }
 

@@ -3,8 +3,10 @@
 #ifndef JMK_OBJECTS_H
 #define JMK_OBJECTS_H
 
+#include <pyconfig.h>
+
 #define PY_SSIZE_T_CLEAN
-#ifndef Py_LIMITED_API
+#if !defined Py_LIMITED_API && !defined Py_GIL_DISABLED
 #define Py_LIMITED_API 0x030B0000 /* one wheel serves Python 3.11 and all later ones */
 #endif
 #include <Python.h>
@@ -12,6 +14,24 @@
 #include <stdbool.h>
 
 #include "jumiks.h"
+
+/*
+ * Between these two a thread has the object to itself, as far as it would by the GIL: another thread may
+ * come wherever a GIL could be let go, and nowhere else. So what is safe with a GIL is safe without.
+ * From where an inner one waits to its end, an outer one protects nothing; JMK_ALONE2 takes two objects
+ * at once. No return, break or goto may leave them.
+ */
+#ifdef Py_GIL_DISABLED
+#define JMK_ALONE(object) Py_BEGIN_CRITICAL_SECTION(object)
+#define JMK_END_ALONE() Py_END_CRITICAL_SECTION()
+#define JMK_ALONE2(one, other) Py_BEGIN_CRITICAL_SECTION2(one, other)
+#define JMK_END_ALONE2() Py_END_CRITICAL_SECTION2()
+#else
+#define JMK_ALONE(object) {
+#define JMK_END_ALONE() }
+#define JMK_ALONE2(one, other) {
+#define JMK_END_ALONE2() }
+#endif
 
 /* The module's types, one set per interpreter. */
 struct jmk_types {
@@ -72,9 +92,20 @@ struct jmk_receiver {
     PyObject *owner;
     jmk_client *client;
     struct jmk_batch batch; /* what was received last */
+    bool busy;              /* a thread is filling or reading that, though others may run */
 };
 
 bool jmk_is_receiver(PyObject *object);
+
+/*
+ * Receive at most `most` messages (0: no limit), and wait for the first: nanoseconds, -1 is no limit. A
+ * return code: JMK_E_BUSY if another thread does, or has not used yet what it got.
+ */
+int jmk_receiver_receive(struct jmk_receiver *receiver, uint64_t handled, int64_t timeout,
+                         size_t most);
+
+/* Take what is there, without a wait. */
+int jmk_receiver_take(struct jmk_receiver *receiver, uint64_t handled, size_t most);
 
 /*
  * The last batch as a list. NULL without a Python error: what was copied may be torn, so the batch was
@@ -145,6 +176,9 @@ struct jmk_window {
 
 PyObject *jmk_window_make(PyTypeObject *type, PyObject *owner, const void *memory, size_t size,
                           int readonly);
+
+/* How many buffers are open on it. */
+Py_ssize_t jmk_window_exports(struct jmk_window *window);
 
 /* A list of read-only memoryviews, not copied; owner keeps the memory alive. */
 PyObject *jmk_window_list(PyTypeObject *type, PyObject *owner, const struct jmk_slice *items,

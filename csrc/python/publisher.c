@@ -194,7 +194,7 @@ static int take_back(struct reservation *self) {
     if (!done)
         PyErr_Clear(); /* it is in use: that counts as an export */
     Py_XDECREF(done);
-    if (!window->exports || !self->size)
+    if (!jmk_window_exports(window) || !self->size)
         return 0;
     result = jmk_server_take_back(self->publisher->server, window->memory, (size_t)self->size,
                                   &window->area, &window->area_length);
@@ -242,18 +242,18 @@ static PyObject *fail_with(struct reservation *self, int result, const struct jm
                                  holder ? (Py_ssize_t)sizeof *holder : (Py_ssize_t)0);
 }
 
-static PyObject *reservation_enter(PyObject *object, PyObject *unused) {
-    struct reservation *self = (struct reservation *)object;
-    struct jmk_types *types = PyType_GetModuleState(Py_TYPE(object));
+/* It is entered once; a try that took no turn does not count. */
+static PyObject *enter(struct reservation *self) {
+    struct jmk_types *types = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     struct publisher *publisher = self->publisher;
     struct jmk_account holder = {0};
     int64_t deadline;
     void *where;
     int result;
 
-    (void)unused;
     if (self->entered)
         return fail_with(self, 0, NULL);
+    self->entered = true; /* another thread may come while this one waits */
     deadline = jmk_deadline(self->timeout);
     do {
         Py_BEGIN_ALLOW_THREADS
@@ -261,11 +261,11 @@ static PyObject *reservation_enter(PyObject *object, PyObject *unused) {
                                             &holder);
         Py_END_ALLOW_THREADS
     } while (goes_on(result));
+    self->entered = self->open = result == 0;
     if (result == -EINTR)
         return NULL;
     if (result != 0)
         return fail_with(self, result, &holder);
-    self->entered = self->open = true;
     self->window = (struct jmk_window *)jmk_window_make(types->window, publisher->owner, where,
                                                         (size_t)self->size, 0);
     self->view = self->window ? PyMemoryView_FromObject((PyObject *)self->window) : NULL;
@@ -281,25 +281,45 @@ static PyObject *reservation_enter(PyObject *object, PyObject *unused) {
     return Py_NewRef(self->view);
 }
 
-static PyObject *reservation_exit(PyObject *object, PyObject *args) {
-    struct reservation *self = (struct reservation *)object;
-    PyObject *kind, *error, *trace;
+static PyObject *reservation_enter(PyObject *object, PyObject *unused) {
+    PyObject *view;
+
+    (void)unused;
+    JMK_ALONE(object);
+    view = enter((struct reservation *)object);
+    JMK_END_ALONE();
+    return view;
+}
+
+static PyObject *leave(struct reservation *self, bool publish) {
     int result;
 
-    if (!PyArg_ParseTuple(args, "OOO", &kind, &error, &trace))
-        return NULL;
     if (!self->open)
         return fail_with(self, 0, NULL);
-    result = end_reservation(self, kind == Py_None);
-    if (result != 0 && kind == Py_None)
+    result = end_reservation(self, publish);
+    if (result != 0 && publish)
         return fail_with(self, result, NULL);
     Py_RETURN_NONE;
 }
 
+static PyObject *reservation_exit(PyObject *object, PyObject *args) {
+    PyObject *kind, *error, *trace, *done;
+
+    if (!PyArg_ParseTuple(args, "OOO", &kind, &error, &trace))
+        return NULL;
+    JMK_ALONE(object);
+    done = leave((struct reservation *)object, kind == Py_None);
+    JMK_END_ALONE();
+    return done;
+}
+
 static PyObject *reservation_packet_id(PyObject *object, void *closure) {
-    uint64_t id = ((struct reservation *)object)->id;
+    uint64_t id;
 
     (void)closure;
+    JMK_ALONE(object);
+    id = ((struct reservation *)object)->id;
+    JMK_END_ALONE();
     if (!id)
         Py_RETURN_NONE;
     return PyLong_FromUnsignedLongLong(id);
@@ -349,11 +369,21 @@ static void publishing_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
+/* The server may be closed while it is used. NULL: there is none. */
+static struct publisher *hold_publisher(PyObject *object) {
+    PyObject *publisher;
+
+    JMK_ALONE(object);
+    publisher = Py_XNewRef((PyObject *)((struct publishing *)object)->publisher);
+    JMK_END_ALONE();
+    return (struct publisher *)publisher;
+}
+
 static PyObject *publishing_get(PyObject *object, void *closure) {
-    PyObject *publisher = (PyObject *)((struct publishing *)object)->publisher;
+    PyObject *publisher = (PyObject *)hold_publisher(object);
 
     (void)closure;
-    return Py_NewRef(publisher ? publisher : Py_None);
+    return publisher ? publisher : Py_NewRef(Py_None);
 }
 
 /* A subclass of ours has no module to ask for the type. */
@@ -363,14 +393,17 @@ static bool is_publisher(PyObject *object) {
 
 static int publishing_set(PyObject *object, PyObject *value, void *closure) {
     struct publishing *self = (struct publishing *)object;
-    PyObject *before = (PyObject *)self->publisher;
+    PyObject *before;
 
     (void)closure;
     if (!value || (value != Py_None && !is_publisher(value))) {
         PyErr_SetString(PyExc_TypeError, "it is a Publisher or None");
         return -1;
     }
+    JMK_ALONE(object);
+    before = (PyObject *)self->publisher;
     self->publisher = value == Py_None ? NULL : (struct publisher *)Py_NewRef(value);
+    JMK_END_ALONE();
     Py_XDECREF(before);
     return 0;
 }
@@ -407,7 +440,7 @@ static bool parse_call(PyObject *const *args, Py_ssize_t count, PyObject *names,
 
 static PyObject *publish(PyObject *object, PyObject *const *args, Py_ssize_t count,
                          PyObject *names) {
-    struct publisher *publisher = ((struct publishing *)object)->publisher;
+    struct publisher *publisher;
     PyObject *data, *timeout;
     bool failed = false;
     uint64_t id = 0;
@@ -415,8 +448,8 @@ static PyObject *publish(PyObject *object, PyObject *const *args, Py_ssize_t cou
 
     if (!parse_call(args, count, names, &data, &timeout))
         return NULL;
-    if (publisher && jmk_is_timeout(timeout)) {
-        Py_INCREF((PyObject *)publisher); /* the server may be closed meanwhile */
+    publisher = jmk_is_timeout(timeout) ? hold_publisher(object) : NULL;
+    if (publisher) {
         if (PyBytes_CheckExact(data) && PyBytes_Size(data) <= LARGE)
             result = append_small(publisher, PyBytes_AsString(data), PyBytes_Size(data), &id);
         else

@@ -27,6 +27,32 @@ static void receiver_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
+/* What keeps a call out while another thread is in: it may be forked, or closed, too. */
+static int busy_code(const struct jmk_receiver *self) {
+    int error = jmk_client_ack(self->client, UINT64_MAX, 0); /* no message has that id */
+
+    return error == JMK_E_ACK ? JMK_E_BUSY : error;
+}
+
+int jmk_receiver_receive(struct jmk_receiver *self, uint64_t handled, int64_t timeout,
+                         size_t most) {
+    int result;
+
+    if (self->busy)
+        return busy_code(self);
+    self->busy = true;
+    Py_BEGIN_ALLOW_THREADS
+    result = jmk_client_receive_some(self->client, handled, timeout, most, &self->batch);
+    Py_END_ALLOW_THREADS
+    self->busy = false;
+    return result;
+}
+
+int jmk_receiver_take(struct jmk_receiver *self, uint64_t handled, size_t most) {
+    return self->busy ? busy_code(self)
+                      : jmk_client_take(self->client, handled, most, &self->batch);
+}
+
 /*
  * Receive, unless the last batch lies behind handled: then a signal's exception kept its caller from
  * taking it, and it is still there. *size is the third argument, unless size is NULL. A return code, or -1
@@ -35,18 +61,14 @@ static void receiver_dealloc(PyObject *object) {
 static int receive_batch(struct jmk_receiver *self, PyObject *args, Py_ssize_t *size, int *failed) {
     unsigned long long handled;
     long long timeout;
-    int result;
 
     *failed = !(size ? PyArg_ParseTuple(args, "KLn", &handled, &timeout, size)
                      : PyArg_ParseTuple(args, "KL", &handled, &timeout));
     if (*failed)
         return -1;
-    if (self->batch.count && self->batch.first_id > handled)
+    if (!self->busy && self->batch.count && self->batch.first_id > handled)
         return 0;
-    Py_BEGIN_ALLOW_THREADS
-    result = jmk_client_receive(self->client, handled, timeout, &self->batch);
-    Py_END_ALLOW_THREADS
-    return result;
+    return jmk_receiver_receive(self, handled, timeout, 0);
 }
 
 bool jmk_is_receiver(PyObject *object) {
@@ -59,8 +81,11 @@ void jmk_receiver_drop(struct jmk_receiver *self) {
 }
 
 PyObject *jmk_receiver_copy(struct jmk_receiver *self) {
-    PyObject *list = jmk_message_list(self->batch.items, (Py_ssize_t)self->batch.count);
+    PyObject *list;
 
+    self->busy = true; /* making objects may run destructors, which may run anything */
+    list = jmk_message_list(self->batch.items, (Py_ssize_t)self->batch.count);
+    self->busy = false;
     if (!list || jmk_client_batch_is_intact(self->client))
         return list;
     Py_DECREF(list);
@@ -68,8 +93,7 @@ PyObject *jmk_receiver_copy(struct jmk_receiver *self) {
     return NULL;
 }
 
-static PyObject *receive_list(PyObject *object, PyObject *args) {
-    struct jmk_receiver *self = (struct jmk_receiver *)object;
+static PyObject *list_batch(struct jmk_receiver *self, PyObject *args) {
     int failed, result = receive_batch(self, args, NULL, &failed);
     PyObject *list;
 
@@ -102,8 +126,7 @@ static PyObject *copy_rows(struct jmk_receiver *self, Py_ssize_t size) {
     return NULL;
 }
 
-static PyObject *receive_rows(PyObject *object, PyObject *args) {
-    struct jmk_receiver *self = (struct jmk_receiver *)object;
+static PyObject *row_batch(struct jmk_receiver *self, PyObject *args) {
     Py_ssize_t size = 0;
     int failed, result = receive_batch(self, args, &size, &failed);
     PyObject *rows;
@@ -119,8 +142,7 @@ static PyObject *receive_rows(PyObject *object, PyObject *args) {
                          (unsigned long long)self->batch.lost, (Py_ssize_t)self->batch.count, rows);
 }
 
-static PyObject *receive_slices(PyObject *object, PyObject *args) {
-    struct jmk_receiver *self = (struct jmk_receiver *)object;
+static PyObject *slice_batch(struct jmk_receiver *self, PyObject *args) {
     int failed, result = receive_batch(self, args, NULL, &failed);
 
     if (failed)
@@ -133,18 +155,51 @@ static PyObject *receive_slices(PyObject *object, PyObject *args) {
                          PyLong_FromVoidPtr((void *)(uintptr_t)self->batch.items));
 }
 
+static PyObject *receive_list(PyObject *object, PyObject *args) {
+    PyObject *found;
+
+    JMK_ALONE(object);
+    found = list_batch((struct jmk_receiver *)object, args);
+    JMK_END_ALONE();
+    return found;
+}
+
+static PyObject *receive_rows(PyObject *object, PyObject *args) {
+    PyObject *found;
+
+    JMK_ALONE(object);
+    found = row_batch((struct jmk_receiver *)object, args);
+    JMK_END_ALONE();
+    return found;
+}
+
+static PyObject *receive_slices(PyObject *object, PyObject *args) {
+    PyObject *found;
+
+    JMK_ALONE(object);
+    found = slice_batch((struct jmk_receiver *)object, args);
+    JMK_END_ALONE();
+    return found;
+}
+
 static PyObject *has_batch(PyObject *object, PyObject *handled) {
-    const struct jmk_receiver *self = (struct jmk_receiver *)object;
+    const struct jmk_batch *batch = &((struct jmk_receiver *)object)->batch;
     unsigned long long id = PyLong_AsUnsignedLongLong(handled);
+    bool has;
 
     if (PyErr_Occurred())
         return NULL;
-    return PyBool_FromLong(self->batch.count && self->batch.first_id > id);
+    JMK_ALONE(object);
+    has = batch->count && batch->first_id > id;
+    JMK_END_ALONE();
+    return PyBool_FromLong(has);
 }
 
 static PyObject *receiver_drop(PyObject *object, PyObject *unused) {
     (void)unused;
+    JMK_ALONE(object);
     jmk_receiver_drop((struct jmk_receiver *)object);
+    JMK_END_ALONE();
     Py_RETURN_NONE;
 }
 

@@ -62,18 +62,31 @@ static int window_getbuffer(PyObject *object, Py_buffer *view, int flags) {
         view->shape = self->shape;
         view->strides = self->strides;
     }
+    JMK_ALONE(object);
     self->exports++;
+    JMK_END_ALONE();
     return 0;
 }
 
 static void window_releasebuffer(PyObject *object, Py_buffer *view) {
     (void)view;
+    JMK_ALONE(object);
     ((struct jmk_window *)object)->exports--;
+    JMK_END_ALONE();
+}
+
+Py_ssize_t jmk_window_exports(struct jmk_window *self) {
+    Py_ssize_t exports;
+
+    JMK_ALONE(self);
+    exports = self->exports;
+    JMK_END_ALONE();
+    return exports;
 }
 
 static PyObject *window_exports(PyObject *object, void *closure) {
     (void)closure;
-    return PyLong_FromSsize_t(((struct jmk_window *)object)->exports);
+    return PyLong_FromSsize_t(jmk_window_exports((struct jmk_window *)object));
 }
 
 static PyGetSetDef window_getset[] = {

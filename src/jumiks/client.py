@@ -183,6 +183,8 @@ class Client(Closing, Generic[Item]):
                 first, last, messages = stream.taken
             elif stream.handle is None:
                 raise Closed(errors.CLOSED.format(what="client"))
+            if not first <= out <= last:  # another thread came between
+                check(lib.JMK_E_BUSY, "client")
             message = messages[out - first]
             stream.out = out
             return message

@@ -757,7 +757,8 @@ class Stream(Handout, Generic[Item]):
     def lag(self) -> int:
         """Messages received by this end and not acked."""
         handle = self.open()
-        return lib.jmk_client_last_id(handle) - lib.jmk_client_acked_id(handle)
+        acked = lib.jmk_client_acked_id(handle)  # first: another thread may go on between the two
+        return lib.jmk_client_last_id(handle) - acked
 
     @property
     def missed(self) -> int:
