@@ -105,9 +105,10 @@ test-uvloop: $(BUILT) ## 10 s: Run the tests that need an event loop with uvloop
 	    -k "not trio and not uvloop"
 
 # What a Python can change; PYTHON_TESTS=tests runs all. The rest is C, or a matter of bytes.
-PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14 python3.14t
 PYTHON_TESTS ?= tests/cli tests/integrations $(patsubst %,tests/client/test_%.py,aio aio_server client client_life \
-    deadlines ends labels lent reconnect) $(patsubst %,tests/machine/test_%.py,exit fork namespaces processes subinterpreters) \
+    deadlines ends labels lent reconnect) $(patsubst %,tests/machine/test_%.py,exit fork namespaces processes subinterpreters \
+    threads) \
     $(patsubst %,tests/server/test_%.py,access callbacks keep publish server turn watch) tests/docs/test_docstrings.py \
     $(patsubst %,tests/wire/test_%.py,address monitor rights) $(patsubst %,tests/whole/test_%.py,arrays bad_input errors frames)
 
@@ -282,7 +283,7 @@ $(DIST_BUILT): pyproject.toml
 
 # The time of all files in sdist and wheels. In an sdist that is the time they have.
 dist wheels: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y PKG-INFO)
-CHECK_WHEELS = $(DIST)/bin/python -m abi3audit --strict $(1) && $(DIST)/bin/check-wheel-contents $(1) && \
+CHECK_WHEELS = $(DIST)/bin/python -m abi3audit --strict $(subst *,*-abi3-*,$(1)) && $(DIST)/bin/check-wheel-contents $(1) && \
     $(DIST)/bin/python -m twine check --strict $(1)
 
 dist: $(DIST_BUILT) ## 30 s: Build sdist and wheel twice, compare, check all and try the wheel

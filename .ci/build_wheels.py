@@ -5,13 +5,14 @@ build_wheels.py SDIST FOLDER [PLATFORM ...]
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from pathlib import Path
 
-from build_dist import BUILD, finish, unpack
+from build_dist import finish, unpack
 
 TARGETS = {
     "manylinux_2_17_x86_64": "x86_64-linux-gnu.2.17",
@@ -20,6 +21,22 @@ TARGETS = {
     "musllinux_1_2_aarch64": "aarch64-linux-musl",
 }
 """Where a wheel is for, and what zig calls that."""
+
+
+FREE_THREADED = "python3.14t"
+"""It needs a wheel of its own, which is built if it is here, for this machine and glibc."""
+
+
+def free_threaded_python(folder: Path) -> str:
+    """Return one that can build."""
+    subprocess.run([FREE_THREADED, "-m", "venv", "--without-pip", folder], check=True)
+    python = f"{folder}/bin/python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "install", "--quiet", "--no-compile", "build", "setuptools>=77", "cffi>=2"],
+        check=True,
+    )
+    return python
 
 
 def python_headers(folder: Path) -> list[str]:
@@ -37,10 +54,13 @@ def python_headers(folder: Path) -> list[str]:
     return [f"-I{folder}"]
 
 
-def start(source: Path, out: Path, platform: str, headers: list[str]) -> subprocess.Popen[bytes]:
+def start(
+    source: Path, out: Path, platform: str, headers: list[str], python: str = sys.executable
+) -> subprocess.Popen[bytes]:
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", TARGETS[platform], *headers]
+    build = [python, "-m", "build", "--no-isolation", "--wheel", f"--outdir={out}"]
     return subprocess.Popen(
-        [*BUILD, "--wheel", f"-C--build-option=--plat-name={platform}", f"--outdir={out}", source],
+        [*build, f"-C--build-option=--plat-name={platform}", source],
         env={**os.environ, "CC": " ".join(compiler)},
         umask=0o022,
         stdout=subprocess.PIPE,
@@ -55,6 +75,12 @@ def main() -> None:
         flags = python_headers(headers)
         for platform in sys.argv[3:] or TARGETS:
             finish(start(unpack(sdist, Path(place) / platform), out, platform, flags))
+        if not shutil.which(FREE_THREADED):
+            print(f"{FREE_THREADED} is not here, so there is no wheel for it")
+            return
+        python = free_threaded_python(Path(place) / "python")
+        source = unpack(sdist, Path(place) / "free-threaded")
+        finish(start(source, out, f"manylinux_2_17_{os.uname().machine}", [], python))
 
 
 if __name__ == "__main__":

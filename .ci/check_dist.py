@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look into the sdist and the wheels, and install and try the wheel that fits this machine."""
 
+import fnmatch
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import venv
 import zipfile
 from pathlib import Path
 
@@ -37,10 +38,15 @@ IN_SDIST = (
 IN_WHEEL = (
     "jumiks/__init__.py",
     "jumiks/cli/__init__.py",
-    "jumiks/_core.abi3.so",
     "jumiks/_objects.py",
     "jumiks/py.typed",
 )
+LIBRARIES = {
+    "cp311-abi3": "jumiks/_core.abi3.so",
+    "cp314-cp314t": "jumiks/_core.cpython-314t-*-linux-*.so",
+}
+"""What a wheel is for, and its one library. A free-threaded Python has no stable ABI."""
+
 OFFERED = {"PyInit__core", "PyInit__objects"}
 """The modules that the one library has."""
 
@@ -136,25 +142,35 @@ def check_platform(path: Path, needed: set[str]) -> None:
 
 
 def check_wheel(path: Path) -> None:
-    if "-cp311-abi3-" not in path.name:
-        sys.exit(f"{path.name} is not for the stable ABI of Python 3.11 and later")
+    kind = "-".join(path.name.split("-")[2:4])
+    if kind not in LIBRARIES:
+        sys.exit(f"{path.name} is not for one of {sorted(LIBRARIES)}")
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         check_names(path, names, IN_WHEEL)
-        needed = check_library(path.name, archive.read("jumiks/_core.abi3.so"))
+        libraries = [name for name in names if re.search(r"\.so\b", name)]
+        if len(libraries) != 1 or not fnmatch.fnmatch(libraries[0], LIBRARIES[kind]):
+            sys.exit(f"{path.name} has {libraries}, and not {LIBRARIES[kind]} alone")
+        needed = check_library(path.name, archive.read(libraries[0]))
     foreign = [name for name in names if not name.startswith(("jumiks/", "jumiks-"))]
     if foreign:
         sys.exit(f"{path.name} installs more than jumiks: {foreign}")
     check_platform(path, needed)
 
 
-def fits(path: Path) -> bool:
-    return not parse_wheel_filename(path.name)[3].isdisjoint(sys_tags())
+def python_for(path: Path) -> str | None:
+    """Return a Python of this machine that the wheel fits, if there is one."""
+    tags = parse_wheel_filename(path.name)[3]
+    if not tags.isdisjoint(sys_tags()):
+        return sys.executable
+    runs_here = any(tag.platform in {each.platform for each in sys_tags()} for tag in tags)
+    free_threaded = next((f"python3.{tag.abi[3:]}" for tag in tags if tag.abi[-1] == "t"), None)
+    return shutil.which(free_threaded) if free_threaded and runs_here else None
 
 
-def try_install(archive: Path) -> None:
+def try_install(archive: Path, base: str) -> None:
     with tempfile.TemporaryDirectory() as elsewhere:
-        venv.create(f"{elsewhere}/venv", with_pip=False)
+        subprocess.run([base, "-m", "venv", "--without-pip", f"{elsewhere}/venv"], check=True)
         python = f"{elsewhere}/venv/bin/python"
         pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "--quiet", str(archive)], cwd=elsewhere, check=True)
@@ -172,8 +188,8 @@ def main() -> None:
         sys.exit(f"no wheel is in {folder}")
     for wheel in wheels:
         check_wheel(wheel)
-        if fits(wheel):
-            try_install(wheel)
+        if python := python_for(wheel):
+            try_install(wheel, python)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_every_group_that_is_installed_is_there() -> None:
 def test_every_python_that_is_classified_is_tested() -> None:
     prefix = "Programming Language :: Python :: 3."
     classified = [each.removeprefix(prefix) for each in PROJECT["classifiers"] if prefix in each]
-    tested = re.findall(r"python3\.(\d+)", MAKEFILE.partition("PYTHONS ?=")[2].splitlines()[0])
+    tested = re.findall(r"python3\.(\d+)\b", MAKEFILE.partition("PYTHONS ?=")[2].splitlines()[0])
     assert classified == tested
     assert PROJECT["requires-python"] == f">=3.{tested[0]}"
 
