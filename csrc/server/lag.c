@@ -365,16 +365,24 @@ static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, 
     return jmk_futex_wait(&server->progress, seen, check_at < deadline ? check_at : deadline);
 }
 
+/* A publisher is about to sleep. If it may not, or finds room at its first look, it does not wait. */
+static void count_wait(struct jmk_server *server, int64_t deadline, bool *waited) {
+    if (*waited || jmk_now() >= deadline)
+        return;
+    *waited = true;
+    atomic_fetch_add_explicit(&server->waits, 1, memory_order_relaxed);
+}
+
 int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
                          struct jmk_account *holder) {
     int64_t deadline = jmk_deadline(timeout), pause;
     int error = jmk_server_usable(server);
+    bool waited = false;
 
     if (error)
         return error;
     pause = first_pause(server);
     atomic_fetch_add(&server->waiters, 1);
-    atomic_fetch_add_explicit(&server->waits, 1, memory_order_relaxed);
     while (!error) {
         unsigned seen = atomic_load(&server->progress);
         int64_t check_at = INT64_MAX;
@@ -384,11 +392,13 @@ int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
             error = JMK_E_CLOSED;
         else if (try_room(server, size, jmk_now() >= deadline, &check_at, holder) == READY)
             break;
-        else
+        else {
+            count_wait(server, deadline, &waited);
             error = sleep_on(server, seen, deadline, check_at, &pause);
+        }
     }
     atomic_fetch_sub(&server->waiters, 1);
-    if (error == -EINTR) /* it comes back, and that is the same wait */
+    if (waited && error == -EINTR) /* it comes back, and that is the same wait */
         atomic_fetch_sub_explicit(&server->waits, 1, memory_order_relaxed);
     return error;
 }

@@ -64,11 +64,10 @@ bool jmk_pump_send(struct jmk_server *server) {
     return done;
 }
 
+/* Before acks are read from the socket. Those of a shared client are elsewhere: see offer. */
 static void note_worst_lag(const struct jmk_server *server, struct jmk_session *session) {
-    uint64_t lag = jmk_session_lag(session, jmk_log_end(&server->log).id);
-
-    if (lag > session->account.worst_lag)
-        session->account.worst_lag = lag;
+    if (!session->page)
+        jmk_session_note_lag(session, jmk_session_lag(session, jmk_log_end(&server->log).id));
 }
 
 /* Act on what reading a session's acks gave. */
@@ -127,7 +126,6 @@ static bool poll_acks(struct jmk_server *server) {
 
         if (!session->ops->poll_acks)
             continue;
-        note_worst_lag(server, session);
         result = session->ops->poll_acks(session, &server->log, &moved);
         if (moved || result)
             settle_acks(server, session, result, moved);

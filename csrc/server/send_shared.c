@@ -126,11 +126,22 @@ static void note_sent(struct jmk_session *session, uint64_t id) {
     session->account.sent_id = id;
 }
 
+/* Its acks are not taken with each offer, but its lag is largest now. What it acks may be a lie. */
+static void note_lag(struct jmk_session *session) {
+    uint64_t acked = atomic_load_explicit(&session->page->acked_id, memory_order_relaxed);
+
+    if (acked < session->acked_id)
+        acked = session->acked_id;
+    if (acked < session->sent_id)
+        jmk_session_note_lag(session, session->sent_id - acked);
+}
+
 /* Let it read all messages up to end, and wake it if it sleeps. */
 static int offer(struct jmk_session *session, struct jmk_mark end) {
     uint64_t sleep;
 
     note_sent(session, end.id - 1);
+    note_lag(session);
     session->account.bytes += end.offset - session->offset;
     session->offset = end.offset;
     sleep = atomic_load(&session->page->sleeping);

@@ -167,8 +167,7 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
     account->delivery = session->delivery;
     account->lag = jmk_session_lag(session, next_id);
     account->lag_bytes = held < head ? head - held : 0;
-    if (account->lag > account->worst_lag)
-        account->worst_lag = account->lag;
+    jmk_session_note_lag(session, account->lag);
     account->queued = session->state == JMK_SKIPPING ? 0 : next_id - 1 - session->sent_id;
     account->kernel_bytes = jmk_session_unread(session);
     account->unacked = session->sent_id - session->acked_id;

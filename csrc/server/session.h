@@ -107,13 +107,22 @@ struct jmk_session {
     struct jmk_account account; /* counters; completed when asked for, fixed when it goes */
 };
 
-/* Messages offered and not acked; next_id is the log's. */
+/*
+ * Messages offered and not acked; next_id is the log's. One that was just let in may be reading already,
+ * though nothing was offered yet.
+ */
 static inline uint64_t jmk_session_lag(const struct jmk_session *session, uint64_t next_id) {
+    bool held_back = session->blocked && session->state == JMK_LIVE;
     uint64_t offered = session->sent_id;
 
-    if (session->blocked && !session->replaying && session->state == JMK_LIVE)
+    if ((held_back || session->state == JMK_HELD) && !session->replaying)
         offered = next_id - 1;
     return offered - session->acked_id;
+}
+
+static inline void jmk_session_note_lag(struct jmk_session *session, uint64_t lag) {
+    if (lag > session->account.worst_lag)
+        session->account.worst_lag = lag;
 }
 
 /*

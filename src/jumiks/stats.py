@@ -52,7 +52,8 @@ class ClientInfo:
             each, `"classic"` for one message per packet.
         lag: messages that were offered to it and are not acked.
         lag_bytes: bytes of the log that these messages hold.
-        worst_lag: the largest `lag` that was seen, messages.
+        worst_lag: the largest `lag` that the server saw, messages. It looks at the lag as it sends
+            or offers messages. Of a client that gets packets, acks count once they are read.
         queued: messages published and not sent to it yet; 0 if it reads the log itself.
         kernel_bytes: bytes in its socket, sent and not read yet, with the kernel's overhead.
         unacked: messages sent to it and not acked.
@@ -188,7 +189,8 @@ class ServerStats:
             clients that are gone.
         rounds: times the server looked for something to send or for acks.
         inline_rounds: times it did so in a publisher's own thread; counted in `rounds` too.
-        waits: times a publisher had to wait for a client.
+        waits: times a publisher had to wait for a client. One that finds room as soon as acks are
+            taken did not.
     """
 
     oldest_id: int

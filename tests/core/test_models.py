@@ -34,7 +34,9 @@ NEED_NO_ORDER = {
         ("publish.c", "jmk_server_kick", "last_inline"),
         ("pump.c", "jmk_pump_inline", "inline_rounds"),
         ("pump.c", "jmk_pump_run", "rounds"),
+        ("lag.c", "count_wait", "waits"),
         ("lag.c", "jmk_server_wait_room", "waits"),
+        ("send_shared.c", "note_lag", "acked_id"),
     ],
     "it says nothing about any other word": [
         ("log.c", "relaxed", "word"),

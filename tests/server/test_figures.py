@@ -7,12 +7,14 @@ has to be added here.
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
+from support.api import But, Task
 from support.base import DEADLINE, DELIVERIES, needs, wait_until
 from support.servers import Server
 from support.shared import WAKE_KIND, hand_made_client
@@ -20,6 +22,8 @@ from support.wire import raw_client
 
 from jumiks import Client, ClientInfo, Delivery, EndReason, ServerStats, Timeout
 from jumiks._metrics import metrics
+from jumiks._native import lib
+from jumiks._server import control
 from jumiks._wire.handshake import FIRST_ID
 
 SIZE = 100
@@ -189,6 +193,22 @@ def test_each_wait_of_a_publisher_is_counted_once(address: str, delivery: Delive
 
 
 @all_deliveries
+def test_a_publisher_that_finds_room_at_its_second_look_did_not_wait(
+    address: str, delivery: Delivery
+) -> None:
+    with (
+        Server(address, max_lag=1, share_log=True) as server,
+        Client(address, delivery=delivery) as client,
+    ):
+        server.wait_for_clients(1, DEADLINE)
+        for _ in range(20):
+            server.publish(b"message")
+            client.receive(DEADLINE)
+            client.ack()
+        assert server.stats().waits < 10  # the server's thread may be at work just then
+
+
+@all_deliveries
 def test_what_clients_were_made_to_skip_still_counts_once_they_are_gone(
     address: str, delivery: Delivery
 ) -> None:
@@ -242,6 +262,13 @@ def test_a_wake_up_in_the_socket_is_a_packet(address: str) -> None:
         assert (server.clients()[0].packets, server.stats().packets) == (1, 1)
 
 
+def take(client: Client) -> None:
+    """Receive ten messages, and ack them."""
+    for _ in range(10):
+        client.receive(DEADLINE)
+    client.ack()
+
+
 @all_deliveries
 def test_a_lag_that_is_over_before_anybody_looks_is_the_worst(
     address: str, delivery: Delivery
@@ -251,12 +278,56 @@ def test_a_lag_that_is_over_before_anybody_looks_is_the_worst(
         Client(address, delivery=delivery) as client,
     ):
         server.wait_for_clients(1, DEADLINE)
+        taking = Task(lambda: take(client))
+        taking.sleeps_in("take")
         server.publish_many([b"message"] * 10)
-        for _ in range(10):
-            client.receive(DEADLINE)
-        client.ack()
+        taking.result()
         info = info_after(server, 10)
         assert (info.lag, info.worst_lag) == (0, 10)
+
+
+@pytest.mark.only_shared  # here the server takes acks when it needs them
+def test_acks_that_the_server_has_not_taken_yet_make_no_lag(server: Server, address: str) -> None:
+    with Client(address) as client:
+        server.wait_for_clients(1, DEADLINE)
+        for _ in range(20):
+            server.publish_many([b"message"] * 10)
+            take(client)
+        assert info_after(server, 200).worst_lag <= 10
+
+
+@pytest.mark.only_shared
+def test_an_ack_of_what_was_not_published_makes_no_lag(address: str) -> None:
+    gone: list[ClientInfo] = []
+    with (
+        Server(address, on_disconnect=lambda info, _: gone.append(info)) as server,
+        hand_made_client(server, address) as client,
+    ):
+        client.ack(FIRST_ID + 1000)
+        server.publish(b"message")
+        wait_until(lambda: not server.clients())
+        wait_until(lambda: gone)
+    assert (gone[0].reason, gone[0].worst_lag) == (EndReason.PROTOCOL, 1)
+
+
+@all_deliveries
+def test_a_client_that_is_just_being_let_in_is_behind_what_was_published(
+    address: str, monkeypatch: pytest.MonkeyPatch, delivery: Delivery
+) -> None:
+    def release(*arguments: Any) -> int:
+        assert looked.wait(DEADLINE)
+        return lib.jmk_server_release(*arguments)
+
+    looked = threading.Event()
+    with Server(address, share_log=True) as server:
+        monkeypatch.setattr(control, "lib", But(lib, "jmk_server_release", release))
+        with Client(address, delivery=delivery) as client:
+            server.publish_many([b"message"] * 10)
+            lag = server.clients()[0].lag
+            looked.set()
+            assert lag == 10
+            take(client)
+            assert info_after(server, 10).lag == 0
 
 
 @pytest.mark.only_shared  # here an ack is a store, of which nothing tells the server

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
-from support.api import Task
+from support.api import But, Task
 from support.base import DEADLINE, IS_ROOT, wait_until
 from support.servers import Server
 from support.wire import REPLY, dial
@@ -158,17 +158,6 @@ class Faulty:
         if self.left == 0:
             raise OSError(self._error, os.strerror(self._error))
         return found(*arguments)
-
-
-class But:
-    """What it stands for, but for one function."""
-
-    def __init__(self, real: Any, name: str, other: Any) -> None:
-        self._real = real
-        setattr(self, name, other)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
 
 
 class FaultyListener(Faulty):

@@ -116,6 +116,17 @@ def once_it_sleeps_in(name: str, action: Callable[[], object]) -> Iterator[None]
         task.result()
 
 
+class But:
+    """What it stands for, but for one function."""
+
+    def __init__(self, real: Any, name: str, other: Any) -> None:
+        self._real = real
+        setattr(self, name, other)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
 def signal_main_thread(number: int = signal.SIGINT) -> None:
     ident = threading.main_thread().ident
     assert ident is not None
