@@ -54,6 +54,10 @@ def test_an_isolated_interpreter_says_why_there_is_no_server(address: str) -> No
         assert "does not support loading in subinterpreters" in said
 
 
+@pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="Python 3.14t has a cffi that loads in no subinterpreter",
+)
 def test_an_interpreter_that_shares_the_lock_has_servers_and_clients(address: str) -> None:
     assert run_in_interpreter(address, isolated=False) == "passed\n"
 
