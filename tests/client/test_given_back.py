@@ -121,6 +121,8 @@ def test_what_is_overwritten_before_an_array_is_made_of_it_is_a_gap(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with overwritten(address, 3) as (client, script):
+        stream: Any = client._stream
+        stream.direct = False  # else C makes the array as it finds the batch
         row_copy = Batch._row_copy
 
         def late_copy(batch: Batch) -> bytearray:

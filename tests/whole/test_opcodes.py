@@ -173,8 +173,8 @@ def test_an_exception_at_any_bytecode_loses_and_doubles_no_message(
     if ack == "after" and (
         call in (iterate, run) or (call is receive and client.delivery == "shared")
     ):
-        # What is there takes no more Python than these calls themselves.
-        assert number < 15 * COUNT
+        # What is there takes no more Python than these calls themselves; run looks at its handler.
+        assert number < 15 * COUNT + 20 * (call is run)
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)

@@ -601,7 +601,7 @@ def test_jumiks_status_shows_a_server_that_tells_nothing(address: str) -> None:
             timeout=DEADLINE,
             check=True,
         )
-    assert "log     0 messages; 0 of 0 used" in done.stdout
+    assert "log     0 messages; 0 bytes of 0 used" in done.stdout
     assert done.stderr == ""
 
 
