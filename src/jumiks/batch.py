@@ -61,10 +61,14 @@ def message_dtype(dtype: DTypeLike) -> np.dtype[np.void]:
     numpy = _numpy()
     if dtype is None:  # numpy has a default, and messages have none
         raise no_dtype(dtype, "messages have no usual one")
-    try:
-        found: np.dtype[np.void] = numpy.dtype(dtype)
-    except Exception as error:  # TypeError, ValueError, SyntaxError, and what the caller's type has
-        raise no_dtype(dtype, error) from None
+    found: np.dtype[np.void]
+    if isinstance(dtype, numpy.dtype):
+        found = dtype
+    else:
+        try:
+            found = numpy.dtype(dtype)
+        except Exception as error:  # TypeError, ValueError, SyntaxError, what the caller's type has
+            raise no_dtype(dtype, error) from None
     if found.hasobject:
         raise dtype_of_objects(found)
     return found

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from support.base import DEADLINE, DELIVERIES, wait_until
@@ -93,6 +94,10 @@ def look_at_rows_and_read(client: Client, into: Received) -> None:
     assert list(batch)
 
 
+def receive_array(client: Client, into: Received) -> None:
+    into += client.receive_array(SIX_BYTES, DEADLINE).tolist()
+
+
 def receive_and_ack(client: Client, into: Received) -> None:
     receive(client, into)
     client.ack()
@@ -109,6 +114,10 @@ CALLS: dict[str, Callable[[Client, Received], None]] = {
     "rows, frames and bytes": look_at_rows_and_read,
     "ack": receive_and_ack,
 }
+SIX_BYTES: Any = None
+with suppress(ImportError):
+    SIX_BYTES = importlib.import_module("numpy").dtype("S6")  # as large as an id
+    CALLS["receive_array"] = receive_array
 
 
 def ids_of(received: Received) -> list[int]:
