@@ -152,6 +152,16 @@ def test_the_kernel_s_list_is_read_as_it_is(
     assert list(ls.listening()) == ["@ticks", "/run/a b", "@two"]
 
 
+def test_where_the_kernel_lists_none_it_says_what_would_help(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ls, "SOCKETS", str(tmp_path / "none"))
+    assert main(["ls"]) == 1
+    assert "No such file or directory: the kernel lists the servers there; mount /proc" in (
+        capsys.readouterr().err
+    )
+
+
 def test_no_more_than_some_are_asked(
     address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

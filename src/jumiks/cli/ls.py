@@ -68,8 +68,14 @@ def run(options: argparse.Namespace) -> int:
 
 def listening() -> Iterator[str]:
     """Yield the addresses that sockets of our type are listened at, each once."""
-    with open(SOCKETS, "rb") as file:
-        lines = file.read().split(b"\n")
+    try:
+        with open(SOCKETS, "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError as error:
+        raise JumiksError(
+            f"{SOCKETS}: {error.strerror}: the kernel lists the servers there; mount /proc, "
+            "or give `jumiks status` an address"
+        ) from None
     seen = set()
     for line in lines:
         parts = line.split(b" ", 6)
