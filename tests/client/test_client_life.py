@@ -386,7 +386,6 @@ with Server(sys.argv[1]) as server, jumiks.Client(sys.argv[1]) as client:
         uses = [
             lambda: client.receive(1),
             lambda: client.receive_many(1),
-            lambda: client.receive_array("u1", 1),
             lambda: next(iter(client)),
             lambda: client.run(print),
             lambda: client.ack(),

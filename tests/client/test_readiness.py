@@ -354,6 +354,22 @@ def test_a_gap_at_the_start_alone_is_told_and_then_it_is_quiet(
             settle(client)
 
 
+def test_what_waits_behind_a_gap_keeps_it_readable(address: str, delivery: Delivery) -> None:
+    options: dict[str, Any] = {"delivery": delivery, "on_gap": "yield"}
+    with (
+        Server(address, on_lag="skip", max_lag=4, patience=0) as server,
+        Client(address, **options) as client,
+    ):
+        server.wait_for_clients(1, DEADLINE)
+        client.fileno()
+        for number in range(20):
+            server.publish(b"%d" % number)
+        while not isinstance(client.receive(DEADLINE), Gap):
+            pass
+        assert select.select([client], [], [], 0)[0]
+        assert client.receive(0) == b"19"
+
+
 @pytest.mark.parametrize("how", ["closes", "breaks"])
 def test_an_end_is_readable_and_stays_so(address: str, delivery: Delivery, how: str) -> None:
     with Server(address) as server, Client(address, delivery=delivery) as client:
