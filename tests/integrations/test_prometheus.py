@@ -47,6 +47,7 @@ def registry_of(server: Server, **options: Any) -> CollectorRegistry:
 
 def test_a_scrape_has_the_server_s_figures(address: str) -> None:
     with Server(address) as server, Client(address) as client:
+        server.wait_for_clients(1, DEADLINE)  # else nothing was delivered, though it may read
         registry = registry_of(server)
         server.publish_many([b"message"] * 10)
         for _ in range(4):
