@@ -155,31 +155,27 @@ static PyObject *slice_batch(struct jmk_receiver *self, PyObject *args) {
                          PyLong_FromVoidPtr((void *)(uintptr_t)self->batch.items));
 }
 
-static PyObject *receive_list(PyObject *object, PyObject *args) {
+/* Receive in one of these three ways. */
+static PyObject *receive_alone(PyObject *object, PyObject *args,
+                               PyObject *(*way)(struct jmk_receiver *, PyObject *)) {
     PyObject *found;
 
     JMK_ALONE(object);
-    found = list_batch((struct jmk_receiver *)object, args);
+    found = way((struct jmk_receiver *)object, args);
     JMK_END_ALONE();
     return found;
+}
+
+static PyObject *receive_list(PyObject *object, PyObject *args) {
+    return receive_alone(object, args, list_batch);
 }
 
 static PyObject *receive_rows(PyObject *object, PyObject *args) {
-    PyObject *found;
-
-    JMK_ALONE(object);
-    found = row_batch((struct jmk_receiver *)object, args);
-    JMK_END_ALONE();
-    return found;
+    return receive_alone(object, args, row_batch);
 }
 
 static PyObject *receive_slices(PyObject *object, PyObject *args) {
-    PyObject *found;
-
-    JMK_ALONE(object);
-    found = slice_batch((struct jmk_receiver *)object, args);
-    JMK_END_ALONE();
-    return found;
+    return receive_alone(object, args, slice_batch);
 }
 
 static PyObject *has_batch(PyObject *object, PyObject *handled) {
