@@ -87,8 +87,8 @@ return redis.status_reply('OK')
 """
 """KEYS: the stream, its position. ARGV: the end that is expected (stream id, server_id, source id;
 or 0), the same three of the new end, the bytes that it may keep (0: all), then fields and values,
-the body last. Where somebody else has trimmed the stream, the bytes that it
-has are taken to have shrunk as much as the number of its records."""
+the body last. Where somebody else has trimmed the stream, the bytes that it has are taken to have
+shrunk as much as the number of its records."""
 
 
 BACK: Final = """\
