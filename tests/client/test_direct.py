@@ -36,11 +36,17 @@ def is_direct(client: Client) -> bool:
     return client._stream.direct
 
 
+def publish_and_wait(server: Server, count: int) -> None:
+    """Publish `numbers`, and wait until all of them are in the log or in the socket."""
+    server.publish_many(numbers(count))
+    wait_until(lambda: server.clients()[0].queued == 0)
+
+
 @contextmanager
 def filled(address: str, count: int = COUNT) -> Iterator[tuple[Server, Client]]:
     """A server that has published `numbers`, and a client that has received none of them."""
     with Server(address) as server, Client(address) as client:
-        server.publish_many(numbers(count))
+        publish_and_wait(server, count)
         yield server, client
 
 
@@ -282,7 +288,7 @@ async def filled_async(
         async with AsyncClient(address) as client:
             server.publish(b"first")
             assert await client.receive() == b"first"
-            server.publish_many(numbers(count))
+            publish_and_wait(server, count)
             yield server, client
 
 
