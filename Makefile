@@ -29,7 +29,7 @@ C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -We
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check test-packets test-slow test-uvloop test-pythons test-c delays fuzz fuzz-handshake model \
     lint lint-types lint-stubs lint-style lint-c format sanitize coverage mutation dist wheels wheels-in-images libs-c \
-    install-c bench bench-quick bench-check bench-baseline endurance clean
+    install-c bench bench-quick bench-check endurance clean
 
 help: ## 1 s: Show what there is
 	@echo 'Each with about what it takes on two idle cores:'
@@ -328,13 +328,19 @@ bench: $(BENCH_BUILT) ## 15 min: Measure beside ten rivals and plain C: tables, 
 bench-quick: $(BENCH_BUILT) ## 1 min: The same with fewer rivals
 	$(BENCH) --quick --benchmark-json=$(RESULTS)/quick.json $(ARGS)
 
-bench-check: $(BENCH_BUILT) ## 2 min: Name what got more than a quarter slower since bench/baseline.json
-	$(BENCH) --quick --rounds 5 --benchmark-json=$(RESULTS)/check.json $(ARGS)
-	$(PY) -m bench.check $(RESULTS)/check.json
+# The commit that the working tree is compared with, and how often both run, in turn: figures of another day say little.
+BASE := origin/main
+PAIRS := 4
+BEFORE := build/before
+ONCE = $(BENCH) --quick --rounds 1 --benchmark-json=$(CURDIR)/build
 
-bench-baseline: $(BENCH_BUILT) ## 3 min: Make that baseline anew
-	$(BENCH) --quick --rounds 7 --benchmark-json=$(RESULTS)/check.json $(ARGS)
-	$(PY) -m bench.check $(RESULTS)/check.json --write
+bench-check: $(BENCH_BUILT) ## 10 min: Name what is more than a quarter slower than in the commit BASE
+	rm -rf $(BEFORE) && mkdir -p $(BEFORE)
+	git archive $(BASE) | tar -x -C $(BEFORE)
+	$(MAKE) -C $(BEFORE) $(BENCH_BUILT)
+	for pair in $$(seq $(PAIRS)); do \
+	    (cd $(BEFORE) && $(ONCE)/before-$$pair.json $(ARGS)) && $(ONCE)/now-$$pair.json $(ARGS) || exit; done
+	$(PY) -m bench.check --before build/before-?.json --now build/now-?.json
 
 # Rounds of kills in each of four settings, and seconds of the soak.
 ROUNDS := 50

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What got worse since the baseline, as ratios to the plain C floor and to pyzmq of the same run.
+"""What got worse since another commit, as ratios to the plain C floor and to pyzmq of the same run.
 
-    python -m bench.check RESULTS... [--write]
+    python -m bench.check --before RESULTS... --now RESULTS...
 
-A ratio counts as worse if it is so by more than `TOLERANCE`, and beyond the worse quarter of the
-baseline's rounds, beside each of the references that it has: what happens to one of them for a
-moment is not our doing. Leaves with 1 if there is one.
+Both are to be run in turn on one machine. A ratio counts as worse if it is so by more than
+`TOLERANCE`, and beyond the worse quarter of the rounds before, beside each of the references that
+it has: what happens to one of them for a moment is not our doing. Exits with 1 if there is one.
 """
 
-import json
+import argparse
 import statistics
 import sys
 from collections import defaultdict
@@ -20,7 +20,6 @@ from pathlib import Path
 from . import report
 from .harness import Comparison
 
-BASELINE = Path(__file__).with_name("baseline.json")
 REFERENCES = ("c-send", "pyzmq")
 FIGURES = ("rate", "cpu", "p50")
 TOLERANCE = 0.25
@@ -85,20 +84,20 @@ def merged(paths: Iterable[Path]) -> list[Comparison]:
     return list(found.values())
 
 
-def main(words: Sequence[str]) -> int:
-    now = ratios(merged(Path(word) for word in words if word != "--write"))
-    if "--write" in words:
-        lines = [f"{json.dumps(key)}: [{a:.4g}, {b:.4g}]" for key, (a, b) in sorted(now.items())]
-        BASELINE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        print(f"{BASELINE}: {len(now)} ratios")
-        return 0
-    before = json.loads(BASELINE.read_text())
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.check", description=__doc__)
+    for option in ("--before", "--now"):
+        parser.add_argument(option, nargs="+", type=Path, required=True, metavar="RESULTS")
+    files = parser.parse_args(words)
+    before, now = (ratios(merged(paths)) for paths in (files.before, files.now))
+    if not (both := len(before.keys() & now.keys())):
+        parser.error("no ratio was measured on both sides")
     found = worse(before, now)
-    print("\n".join(found or [f"none of {len(before.keys() & now.keys())} ratios got worse"]))
-    if missing := sorted(before.keys() - now.keys()):
-        print("\n".join(["not measured in this run:", *missing]))
+    print("\n".join(found or [f"none of {both} ratios got worse"]))
+    if missing := sorted(before.keys() ^ now.keys()):
+        print("\n".join(["measured on one side only:", *missing]))
     return bool(found)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

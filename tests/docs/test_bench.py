@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench's arithmetic: ratios, tables, the baseline, and the check of what arrived."""
+"""The bench's arithmetic: ratios, tables, what got worse, and the check of what arrived."""
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -103,7 +104,7 @@ def test_all_plans_name_contestants_and_entries_that_exist() -> None:
     assert {"pyzmq", "socket", "iceoryx2"} <= set(RIVALS)
 
 
-# ---- the baseline ----
+# ---- what got worse ----
 
 BEFORE = {
     "g: w | jumiks | rate | c-send": (10.0, 9.0),
@@ -127,13 +128,13 @@ def test_more_than_a_quarter_is_worse_whichever_way_is_better(figure: str, now: 
     assert not check.worse({key: (1.0, 1.0)}, {key: (1 / now, 1 / now)})
 
 
-def test_what_a_quarter_of_the_baselines_rounds_had_is_not_worse() -> None:
+def test_what_a_quarter_of_the_rounds_before_had_is_not_worse() -> None:
     key = "g: w | jumiks | p50 | pyzmq"
     assert not check.worse({key: (1.0, 1.4)}, {key: (1.39, 2.0)})
     assert check.worse({key: (1.0, 1.4)}, {key: (1.41, 1.41)})
 
 
-def test_the_baseline_takes_ratios_of_ours_to_references_that_lost_nothing() -> None:
+def test_ratios_are_of_ours_to_references_that_lost_nothing() -> None:
     lossy = Outcome({"rate": 1.0}, 9, lost=1)
     rounds = [
         {"jumiks": rate(ours), "pyzmq": rate(10), "c-send": lossy}
@@ -143,6 +144,28 @@ def test_the_baseline_takes_ratios_of_ours_to_references_that_lost_nothing() -> 
         "group: work | jumiks | rate | pyzmq": (2.0, 1.5),
         "group: work | jumiks | cpu | pyzmq": (0.5, pytest.approx(2 / 3)),
     }
+
+
+def test_runs_of_two_commits_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str, ours: str, value: float) -> str:
+        made = comparison([{ours: rate(value), "pyzmq": rate(10)}]).as_json()
+        path = tmp_path / name
+        path.write_text(json.dumps({"benchmarks": [{"extra_info": {"comparison": made}}]}))
+        return str(path)
+
+    before = ["--before", run("a", "jumiks", 20), run("b", "jumiks", 40)]
+    assert check.main([*before, "--now", run("c", "jumiks", 30), run("d", "jumiks", 31)]) == 0
+    assert capsys.readouterr().out == "none of 2 ratios got worse\n"
+    assert check.main([*before, "--now", run("e", "jumiks", 14)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "group: work | jumiks | cpu: worse by 90% beside pyzmq",
+        "group: work | jumiks | rate: worse by 53% beside pyzmq",
+    ]
+    with pytest.raises(SystemExit):
+        check.main([*before, "--now", run("f", "jumiks-framed", 30)])
+    assert "no ratio was measured on both sides" in capsys.readouterr().err
 
 
 # ---- what subscribers check ----
