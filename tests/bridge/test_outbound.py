@@ -55,7 +55,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def new(sent: Position | None, server: int = A, **options: Any) -> Any:
         monkeypatch.setattr(outbound, "make_engine", lambda *_: MemoryEngine(Store()))
         bridge: Any = Outbound("@source", "memory://", **options)
-        bridge._source = SimpleNamespace(server_id=server, lag=0)
+        bridge._source = SimpleNamespace(server_id=server, lag=0, connections=0)
         bridge._sent = sent
         return bridge
 

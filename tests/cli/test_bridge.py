@@ -2,6 +2,7 @@
 """`jumiks bridge`, as a user runs it."""
 
 import json
+import socket
 import subprocess
 import sys
 from urllib.request import urlopen
@@ -76,6 +77,18 @@ def test_sigterm_ends_a_bridge_in_good_order_and_metrics_say_what_it_did(address
             assert out.stop() == 0
         _, output, _ = run("bridge", "status", engine.url, "--json")
         assert json.loads(output)["position"]["stream"] == FIRST + 99
+
+
+def test_metrics_whose_port_is_taken_say_which(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("prometheus_client")
+    pytest.importorskip("redis")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert main(["bridge", "out", address, "redis://nowhere/ticks", "--metrics", where]) == 1
+    words = f"--metrics {where}: Address already in use: it must be a free port of this machine"
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

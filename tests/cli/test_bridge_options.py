@@ -94,6 +94,7 @@ ROWS = [
     Row("in", ["--wait", "7"], option("wait"), 0.0, 7.0),
     Row("in", ["--max-lag", "7"], option("max_lag"), None, 7),
     Row("in", ["--on-lag", "skip", "--max-lag", "7"], option("on_lag"), "disconnect", "skip"),
+    Row("in", ["--patience", "7"], option("patience"), "default", 7.0),
     Row("in", ["--mode", "660"], option("mode"), None, 0o660),
     Row("in", ["--group", "0"], option("group"), None, 0),
     Row("in", ["--anyone"], option("allow"), None, "anyone"),

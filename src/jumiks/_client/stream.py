@@ -162,6 +162,8 @@ class Stream(Handout, Generic[Item]):
         self.delivery: Delivery = "classic"
         self.watched = False
         """Whether the server's death is noticed even if the connection stays open."""
+        self.joins = 0
+        """Connections so far."""
         self.server_id = 0
         self._first = 0  # the first message of this connection; 0 if the server did not say
         self._gaps: _Gaps = _Gaps()
@@ -259,6 +261,7 @@ class Stream(Handout, Generic[Item]):
             else self._gaps_on_return(hello.server_id, first, ending)
         )
         gaps: list[Gap] = list(found)
+        self.joins += 1
         self.direct = False
         self.handle, self.receiver = link.handle, link.receiver
         self.descriptor = link.descriptor
@@ -759,6 +762,14 @@ class Stream(Handout, Generic[Item]):
         handle = self.open()
         acked = lib.jmk_client_acked_id(handle)  # first: another thread may go on between the two
         return lib.jmk_client_last_id(handle) - acked
+
+    @property
+    def backlog(self) -> int:
+        """Messages not acked, with those in the log that were not received yet, if it is shared."""
+        handle = self.open()
+        acked = lib.jmk_client_acked_id(handle)
+        received = lib.jmk_client_last_id(handle)
+        return max(received, lib.jmk_client_published_id(handle)) - acked
 
     @property
     def missed(self) -> int:

@@ -25,7 +25,12 @@ _OUT: Final[_Rows] = (
     ("bytes", "bytes", "counter", "Bytes of their bodies"),
     ("outstanding", "outstanding_records", "gauge", "Records in flight"),
     ("outstanding_bytes", "outstanding_bytes", "gauge", "Bytes made and not acked by the engine"),
-    ("source_lag", "source_lag_messages", "gauge", "Messages got from the source and not acked"),
+    (
+        "source_lag",
+        "source_lag_messages",
+        "gauge",
+        "Messages published by the source and not acked by the engine",
+    ),
     ("ack_age", "ack_age_seconds", "gauge", "Seconds since the last ack of the engine"),
     ("conflicts", "conflicts", "counter", "Appends that found another end of the stream"),
     ("rewinds", "rewinds", "counter", "Times that the engine had lost what it had acked"),

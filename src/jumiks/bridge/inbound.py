@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Final, TypedDict, Unpack
+from typing import Final, Literal, TypedDict, Unpack
 
 from .._options import LOG_SIZE
 from .._server.access import Allow
@@ -44,6 +44,7 @@ class Serving(TypedDict, total=False):
 
     max_lag: int | None
     on_lag: OnLag
+    patience: float | Literal["default"] | None
     mode: int | None
     group: str | int | None
     allow: Allow
@@ -55,7 +56,8 @@ class InboundStats:
     """The figures of an inbound bridge.
 
     Args:
-        state: `"running"`, or what it waits for: `"connecting"`, or what is wrong with the engine.
+        state: `"running"`, or what it waits for: `"connecting"`, `"filling"` (its log, before it
+            listens), or what is wrong with the engine.
         problem: the last error in words, while there is one; else "".
         server_id: that of the far feed; 0 while it does not listen.
         next_id: the stream id of the message that comes next.
@@ -143,7 +145,8 @@ class Inbound(Life):
         log_size: bytes of the far feed's log; by default twice the history.
         wait: seconds in which the stream may still come into being.
         credentials: how to log in.
-        options: `max_lag`, `on_lag`, `mode`, `group`, `allow` and `share_log` of `Server`.
+        options: `max_lag`, `on_lag`, `patience`, `mode`, `group`, `allow` and `share_log` of
+            `Server`.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the text says what would be right.
@@ -386,7 +389,7 @@ class Inbound(Life):
         """All figures, of one moment."""
         counts, far = self._counts, self._far
         return InboundStats(
-            state=self.state,
+            state="filling" if self.state == "running" and not far.is_open else self.state,
             problem=self.problem,
             server_id=far.server_id if far.is_open else 0,
             next_id=far.next_id,

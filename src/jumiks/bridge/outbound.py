@@ -86,7 +86,8 @@ class OutboundStats:
         bytes: bytes of their bodies.
         outstanding: records in flight.
         outstanding_bytes: bytes of their bodies.
-        source_lag: messages that the source has offered, and the engine has not acked.
+        source_lag: messages that the source has published, and the engine has not acked. Where the
+            source does not share its log, those among them that the bridge has received.
         ack_age: seconds since the last ack of the engine; None if there was none.
         source_reconnects: connections to the source, beyond the first.
         engine_reconnects: connections to the engine, beyond the first.
@@ -457,7 +458,7 @@ class Outbound(Life):
         self._waits.reset()
         if not self._flying:
             self._engine.patience.reset()
-        if self.problem:
+        if self.problem and self.state != "source":
             self._problem_over()
         self._stored(record)
         self._acked = record.end
@@ -497,14 +498,21 @@ class Outbound(Life):
             try:
                 source = await self._connected()
                 waits.reset()
-                return await source.receive()
+                return await source.receive(self._source_is)
             except Closed:
                 raise
             except (JumiksError, OSError) as error:
                 # It is not there, or this bridge was cut for its lag: what is missing is a gap.
-                self._problem(error, "source")
+                self._source_is(error)
                 await self._drop_source()
             await asyncio.sleep(waits.next())
+
+    def _source_is(self, away: BaseException | None) -> None:
+        # What is wrong with the engine is told first.
+        if away is not None and self.state in ("running", "source"):
+            self._problem(away, "source")
+        elif away is None and self.state == "source":
+            self._problem_over()
 
     async def _connected(self) -> Source:
         source = self._source
@@ -512,9 +520,8 @@ class Outbound(Life):
             source = Source(self._where, self._sent)
             await source.open()
             self._source = source
-            self._counts.sources += 1
-            self._problem_over()
-            if self._counts.sources == 1 and await blocks(self._where):
+            self._source_is(None)
+            if self._connections == 1 and await blocks(self._where):
                 log.warning("%s", blocks_words(self._where))
         return source
 
@@ -527,7 +534,13 @@ class Outbound(Life):
             self._receiving = task
         source, self._source = self._source, None
         if source is not None:
+            self._counts.sources += source.connections
             await source.close()
+
+    @property
+    def _connections(self) -> int:
+        source = self._source
+        return self._counts.sources + (source.connections if source is not None else 0)
 
     # ---- making records ----
 
@@ -623,7 +636,7 @@ class Outbound(Life):
 
     def stats(self) -> OutboundStats:
         """All figures, of one moment."""
-        counts = self._counts
+        counts, source = self._counts, self._source
         return OutboundStats(
             state=self.state,
             problem=self.problem,
@@ -633,9 +646,9 @@ class Outbound(Life):
             bytes=counts.bytes,
             outstanding=len(self._flying),
             outstanding_bytes=sum(len(record.body) for record in tuple(self._unacked)),
-            source_lag=self._source.lag if self._source is not None else 0,
+            source_lag=source.lag if source is not None else 0,
             ack_age=None if self._last_ack is None else time.monotonic() - self._last_ack,
-            source_reconnects=max(0, counts.sources - 1),
+            source_reconnects=max(0, self._connections - 1),
             engine_reconnects=max(0, counts.engines - 1),
             conflicts=counts.conflicts,
             rewinds=counts.rewinds,

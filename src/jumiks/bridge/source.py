@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 from .._gap import Gap, GapReason
 from ..aio import AsyncClient
 from ..batch import Batch
-from ..errors import AckError, ConnectionEnded, JumiksError
+from ..errors import AckError, Closed, ConnectionEnded, JumiksError, Timeout
 from ..monitor import Monitor
 from .record import Position
 
 __all__: list[str] = []
 
 CONNECT_SECONDS = 2.0
+
+TOLD_AFTER = 1.0
+"""Seconds without a message after which it is said whether the source is there."""
 
 
 async def blocks(where: str | os.PathLike[str]) -> bool:
@@ -51,12 +55,13 @@ class Source:
         """The server that what was received last came from, or a gap is about."""
 
     async def open(self) -> None:
-        """Connect; raises what `AsyncClient` does."""
+        """Connect, with one try; raises what `AsyncClient` does."""
         position = self._position
         self._client = await AsyncClient(
             self._where,
             start="oldest" if position is None else (position.server, position.source + 1),
             timeout=CONNECT_SECONDS,
+            wait=0,
             on_gap="yield",
             ack="manual",
             reconnect=True,
@@ -65,13 +70,32 @@ class Source:
 
     @property
     def lag(self) -> int:
-        """Messages received and not acked."""
-        return self._client.lag if self._client is not None else 0
+        """Messages published and not acked; those received alone where the log is not shared."""
+        if self._client is not None:
+            with suppress(Closed):
+                return self._client._stream.backlog
+        return 0
 
-    async def receive(self) -> Batch | Gap:
-        """Return what comes next; raises what `AsyncClient.receive_many` does."""
+    @property
+    def connections(self) -> int:
+        """Connections that it has made: the client comes back by itself."""
+        return self._client._stream.joins if self._client is not None else 0
+
+    async def receive(self, told: Callable[[BaseException | None], object]) -> Batch | Gap:
+        """Return what comes next; raises what `AsyncClient.receive_many` does.
+
+        Args:
+            told: called while nothing comes, and before this returns: with what keeps the client
+                from coming back to a source that is gone, or with None if it is there.
+        """
         assert self._client is not None
-        found = await self._client.receive_many()
+        while True:
+            try:
+                found = await self._client.receive_many(TOLD_AFTER)
+                break
+            except Timeout as error:
+                told(error.__cause__)
+        told(None)
         if not (isinstance(found, Gap) and found.reason is GapReason.ENDED):
             self.server_id = self._client.server_id  # else it is at the next one by now
         return found

@@ -95,6 +95,7 @@ def _inbound(options: argparse.Namespace) -> Inbound:
         credentials=credentials_of(options),
         max_lag=options.max_lag,
         on_lag=options.on_lag,
+        patience=options.patience,
         mode=options.mode,
         group=options.group,
         allow="anyone" if options.anyone else None,
@@ -145,7 +146,13 @@ def _serve_metrics(stack: ExitStack, bridge: Outbound | Inbound, host: str, port
         ) from error
     registry = CollectorRegistry()
     registry.register(Figures(lambda: metrics(bridge)))
-    server, thread = start_http_server(port, host, registry)
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        words = error.strerror or str(error)
+        raise JumiksError(
+            f"--metrics {host}:{port}: {words}: it must be a free port of this machine"
+        ) from error
     stack.callback(thread.join)
     stack.callback(server.server_close)
     stack.callback(server.shutdown)

@@ -547,6 +547,7 @@ def _bridge_in(parser: argparse.ArgumentParser) -> None:
     option = partial(_from_table, parser, ServerOptions)
     option("max_lag", _integer, metavar="N")
     option("on_lag", choices=get_args(OnLag))
+    option("patience", _patience, metavar="SECONDS|none")
     option("mode", _mode, metavar="MODE")
     option("group", _group, metavar="GROUP")
     parser.add_argument("--anyone", action="store_true", help=help_of(ServerOptions, "allow"))

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the figures and the state of a bridge say while one of its ends is away."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from itertools import groupby
+from typing import Any
+
+import pytest
+from support.base import DEADLINE, ROOT
+from support.memory_engine import MemoryEngine, Store
+from support.servers import AsyncServer
+
+from jumiks._wire.handshake import FIRST_ID
+from jumiks.bridge import Inbound, Outbound, inbound, life, outbound
+from jumiks.bridge import source as source_end
+from jumiks.bridge.figures import metrics
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    """What both bridges have for an engine; they look again soon."""
+    found = Store()
+    for leg in (outbound, inbound):
+        monkeypatch.setattr(leg, "make_engine", lambda *_: MemoryEngine(found))
+    monkeypatch.setattr(life, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(outbound, "LOOK", 0.02)
+    monkeypatch.setattr(source_end, "TOLD_AFTER", 0.01)
+    return found
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+def play(bridge: Outbound | Inbound, work: Callable[[], Awaitable[None]]) -> None:
+    """Run a bridge while something happens."""
+
+    async def whole() -> None:
+        running = asyncio.create_task(bridge.run())
+        await work()
+        bridge.close()
+        await running
+
+    asyncio.run(asyncio.wait_for(whole(), DEADLINE))
+
+
+def figure(bridge: Outbound | Inbound, name: str, **labels: str) -> float:
+    (found,) = (each for each in metrics(bridge) if each.name == name)
+    wanted = tuple({"stream": bridge.stream, **labels}.values())
+    return dict(found.samples)[wanted]
+
+
+def test_the_sources_lag_counts_what_the_bridge_has_not_received_yet(
+    address: str, store: Store
+) -> None:
+    bridge = Outbound(address, "memory://")
+
+    async def work() -> None:
+        async with AsyncServer(address, share_log=True) as source:
+            source.publish(b"before")
+            await until(lambda: store.records and not bridge.stats().outstanding)
+            await until(lambda: bridge.stats().source_lag == 0)
+            store.down = True
+            store.cut()
+            for _ in range(10):
+                source.publish_many([b"message"] * 100)
+                await asyncio.sleep(0.002)
+            await until(lambda: bridge.stats().state == "unreachable")
+            assert figure(bridge, "jumiks_bridge_out_source_lag_messages") == 1000
+            store.down = False
+            await until(lambda: bridge.stats().messages == 1001)
+            await until(lambda: bridge.stats().source_lag == 0)
+
+    play(bridge, work)
+
+
+def test_a_source_that_is_gone_is_told_and_its_return_is_counted(
+    address: str, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "jumiks.bridge")
+    bridge = Outbound(address, "memory://")
+
+    async def work() -> None:
+        for times in (1, 2):
+            async with AsyncServer(address, share_log=True) as source:
+                source.publish(b"message")
+                await until(lambda: len(store.records) == times)  # noqa: B023
+                await until(lambda: bridge.stats().state == "running")
+                back = figure(bridge, "jumiks_bridge_out_reconnects", side="source")
+                assert back == times - 1
+            await until(lambda: "no server listens at this address" in bridge.stats().problem)
+            assert bridge.stats().state == "source"
+            assert figure(bridge, "jumiks_bridge_out_running") == 0
+
+    play(bridge, work)
+    told = [each.split(":")[0] for each in caplog.messages if "another source" not in each]
+    assert [each for each, _ in groupby(told)][-3:] == ["source", "running again", "source"]
+
+
+def test_a_source_that_is_back_and_silent_is_no_problem(address: str, store: Store) -> None:
+    bridge = Outbound(address, "memory://")
+
+    async def work() -> None:
+        await until(lambda: bridge.stats().state == "source")
+        async with AsyncServer(address, share_log=True):
+            await until(lambda: bridge.stats().state == "running")
+        await until(lambda: bridge.stats().state == "source")
+        async with AsyncServer(address, share_log=True):
+            await until(lambda: bridge.stats().state == "running")
+
+    play(bridge, work)
+    assert not store.records
+
+
+def test_an_engine_that_went_back_is_told_of_the_loss_while_the_source_is_gone(
+    address: str, store: Store
+) -> None:
+    bridge = Outbound(address, "memory://")
+
+    async def work() -> None:
+        async with AsyncServer(address, share_log=True) as source:
+            for number in range(1, 5):
+                source.publish(b"message")
+                await until(lambda: bridge.stats().records == number)  # noqa: B023
+        await until(lambda: bridge.stats().state == "source")
+        store.roll_back(2)
+        await until(lambda: bridge.stats().rewinds and len(store.records) == 3)
+
+    play(bridge, work)
+    assert [(each.seq, each.gap, each.lost) for each in store.records[2:]] == [  # type: ignore[union-attr]
+        (FIRST_ID + 2, "evicted", 2)
+    ]
+
+
+def test_what_is_wrong_with_the_engine_is_told_before_the_source(store: Store) -> None:
+    bridge: Any = Outbound("@nowhere", "memory://")
+    for state, problem in (("unreachable", "gone"), ("standby", "another bridge")):
+        bridge.state, bridge.problem = state, problem
+        for away in (OSError("no server"), None):
+            bridge._source_is(away)
+            assert (bridge.state, bridge.problem) == (state, problem)
+
+
+def test_a_bridge_in_runs_once_it_listens(address: str, store: Store) -> None:
+    bridge: Any = Inbound("memory://", address, history=1, share_log=True)
+    listen, go_on = bridge._far.listen, asyncio.Event()
+
+    async def late(*words: Any) -> None:
+        await go_on.wait()
+        await listen(*words)
+
+    bridge._far.listen = late
+
+    async def work() -> None:
+        await until(lambda: store.connections and bridge.state == "running")
+        assert bridge.stats().state == "filling"
+        assert figure(bridge, "jumiks_bridge_in_running") == 0
+        go_on.set()
+        await until(lambda: bridge.stats().server_id)
+        assert bridge.stats().state == "running"
+
+    play(bridge, work)
+
+
+def test_the_page_has_all_figures_and_no_others(store: Store) -> None:
+    page = (ROOT / "docs" / "bridge.md").read_text()
+    for leg, bridge in (
+        ("out", Outbound("@nowhere", "memory://")),
+        ("in", Inbound("memory://", "@nowhere")),
+    ):
+        prefix = f"jumiks_bridge_{leg}_"
+        rows = page.partition(f"| figure, after `{prefix}` |")[2].partition("\n\n")[0]
+        first = " ".join(row.split("|")[1] for row in rows.splitlines() if row)
+        told = re.findall("`([a-z_]+)", first)
+        figures = list(metrics(bridge))
+        names = {each.name + "_total" * (each.kind == "counter") for each in figures}
+        assert {prefix + each for each in told} == names
