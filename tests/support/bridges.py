@@ -36,14 +36,22 @@ class Reader(threading.Thread):
     Args:
         address: the far feed's.
         start: where it begins.
+        note: what to keep for each gap, at the moment that it is told.
     """
 
-    def __init__(self, address: str, start: Literal["oldest"] | int = "oldest") -> None:
+    def __init__(
+        self,
+        address: str,
+        start: Literal["oldest"] | int = "oldest",
+        note: Callable[[], int] = int,
+    ) -> None:
         super().__init__(name="far reader", target=self._go)
         self._address = address
         self._start = start
         self.numbers: list[int] = []
         self.gaps: list[Gap] = []
+        self.notes: list[int] = []
+        self._note = note
         self.problem: BaseException | None = None
         self._over = threading.Event()
         self._client: Client[bytes | Gap] | None = None
@@ -70,6 +78,7 @@ class Reader(threading.Thread):
         while True:
             found = self._client.receive_many()
             if isinstance(found, Gap):
+                self.notes.append(self._note())
                 self.gaps.append(found)
             else:
                 self.numbers.extend(map(number_of, found))
@@ -153,6 +162,8 @@ class Bridge:
         self.words = words
         self.process: subprocess.Popen[bytes] | None = None
         self.errors = b""
+        self.log = b""
+        """What all its processes have said."""
 
     def start(self) -> "Bridge":
         self.process = subprocess.Popen(
@@ -169,6 +180,7 @@ class Bridge:
             return 0
         process.terminate() if terminate else process.kill()
         self.errors = process.communicate(timeout=DEADLINE)[1]
+        self.log += self.errors
         return process.returncode
 
     def __enter__(self) -> "Bridge":

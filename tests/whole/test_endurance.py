@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from endurance.bridge import HELD, lagged
 from endurance.common import FIRST_ID, Failed
 from endurance.ledger import COMES_BACK, NOW, Check, End, Ledger, Mode, Note, ServerNotes, payload
 from endurance.soak import judge
 from support.base import ROOT, SHARE_LOG
+
+from jumiks import Gap
 
 SHARED = "1" if SHARE_LOG else "0"
 SANITIZED = "LD_PRELOAD" in os.environ
@@ -220,3 +223,21 @@ def test_growth_is_noticed() -> None:
     with pytest.raises(Failed, match=r"disconnect: anonymous grew .* skip: anonymous grew"):
         judge(samples, {}, 1 << 20)
     judge(samples, {}, 16 << 20)
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize(
+    ("published", "told", "count"),
+    [
+        (HELD + 300, {(FIRST_ID + 100, 200)}, 200),
+        (HELD, {(FIRST_ID + 100, 200)}, 200),
+        (HELD // 2, {(FIRST_ID + 100, 200)}, 0),  # the source still had it
+        (HELD + 300, {(FIRST_ID + 100, 199)}, 0),  # the bridge out told another one
+        (HELD + 300, set(), 0),
+    ],
+)
+def test_a_gap_of_a_bridge_is_lag_only_if_the_source_had_it_no_more_and_the_bridge_said_so(
+    published: int, told: set[tuple[int, int]], count: int
+) -> None:
+    assert lagged(Gap(FIRST_ID + 100, FIRST_ID + 299), published, told) == count
+    assert not lagged(Gap(FIRST_ID + 100, None), published, told)
