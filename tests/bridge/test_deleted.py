@@ -37,6 +37,24 @@ def test_a_last_record_that_somebody_deleted_stops_neither_end(
                     assert late.numbers in (list(range(20, 30)), list(range(30)))
 
 
+def test_a_gap_without_end_of_somebody_else_stops_no_end_once_it_is_removed(
+    engine: RealEngine, address: str
+) -> None:
+    far, count = f"{address}-far", 1 << 62
+    with Server(address, share_log=True) as source:
+        with inside(address, engine.url, far) as (out, inbound), Reader(far) as reader:
+            source.publish_many([message(each) for each in range(10)])
+            wait_until(reader.has(10))
+            engine.store_gap(FIRST + 10, count, source.server_id)
+            source.publish_many([message(each) for each in range(10, 20)])
+            wait_until(lambda: out.stats().state == "unfit stream")
+            wait_until(lambda: inbound.stats().gaps.get("unreadable"))
+            engine.remove_gap(FIRST + 10, count)
+            wait_until(reader.has(20))
+            assert reader.numbers == list(range(20))
+            assert reader.gaps == []
+
+
 def test_a_consumer_that_somebody_deleted_is_made_anew(address: str) -> None:
     far = f"{address}-far"
     with running("jetstream") as engine, Server(address, share_log=True) as source:

@@ -99,6 +99,16 @@ MADE: dict[str, tuple[Position | None, list[Gap | Frames], list[tuple[Any, ...]]
     ),
     "a gap": (Position(10, A, 4), [Gap(5, 9)], [(11, 5, A, 5, "skipped")]),
     "a gap in an empty stream": (None, [Gap(5, 9)], [(5, 5, A, 5, "skipped")]),
+    "a gap that would use up the ids": (
+        Position(10, B, 4),
+        [Gap(7, 1 << 60, GapReason.EVICTED)],
+        [(11, 1, A, (1 << 60) + 1, "restarted")],
+    ),
+    "a gap as long as one may be": (
+        Position(10, B, 4),
+        [Gap(7, (1 << 48) + 6, GapReason.EVICTED)],
+        [(11, 1 << 48, A, 7, "evicted")],
+    ),
     "a gap of one": (Position(10, A, 4), [Gap(5, 5)], [(11, 1, A, 5, "skipped")]),
     "a gap that was told in part": (Position(10, A, 7), [Gap(5, 9)], [(11, 2, A, 8, "skipped")]),
     "a gap that was told": (Position(10, A, 9), [Gap(5, 9)], []),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies
 from support.base import ROOT
 
+from jumiks._options import AsyncClientOptions, ServerOptions
 from jumiks.bridge.record import Record, Unreadable, make_frames, split_frames
 
 pytestmark = pytest.mark.no_core
@@ -57,6 +58,41 @@ def test_an_id_that_cannot_be_is_unreadable(seq: str) -> None:
     headers = Record(FIRST, 1, 42, FIRST, b"x", plain=True).headers()
     with pytest.raises(Unreadable):
         Record.parse(headers | {"Jumiks-Seq": seq}, b"x")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Record(FIRST, (1 << 48) + 1, 42, FIRST, b"", "evicted", (1 << 48) + 1),
+        Record(FIRST - 1, 1, 42, FIRST, b"", "evicted", 1),
+        Record((1 << 62) - 1, 2, 42, FIRST, b"", "evicted", 2),
+        Record(FIRST, 1, 0, FIRST, b"", "evicted", 1),
+        Record(FIRST, 1, 42, FIRST - 2, b"", "evicted", 1),
+        Record(FIRST, 2, 42, (1 << 64) - 2, b"", "evicted", 2),
+        Record(FIRST, 1, 42, FIRST - 1, b"", "restarted", None),
+    ],
+    ids=lambda record: f"{record.seq} {record.count} {record.server} {record.first}",
+)
+def test_ids_that_no_server_could_go_on_with_are_unreadable(record: Record) -> None:
+    with pytest.raises(Unreadable, match="no feed has these"):
+        Record.parse(record.headers(), b"")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Record(FIRST, 1 << 48, 42, FIRST, b"", "evicted", 1 << 48),
+        Record((1 << 62) - 2, 2, 42, FIRST, b"", "evicted", 2),
+        Record(FIRST, 5, 42, FIRST - 5, b"", "evicted", 5),
+        Record(FIRST, 1, 42, (1 << 64) - 2, b"", "evicted", 1),
+        Record(FIRST, 1, 42, FIRST, b"", "restarted", None),
+    ],
+    ids=lambda record: f"{record.seq} {record.count} {record.server} {record.first}",
+)
+def test_ids_that_a_server_goes_on_with_are_read(record: Record) -> None:
+    assert Record.parse(record.headers(), b"") == record
+    ServerOptions(first_id=record.last + 1)
+    AsyncClientOptions(start=(record.server, record.end.source + 1))
 
 
 def test_what_is_unreadable_still_says_which_ids_it_takes() -> None:

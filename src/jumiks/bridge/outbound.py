@@ -43,7 +43,7 @@ from .errors import (
     restarted_words,
 )
 from .life import Backoff, Counts, Life
-from .record import GapKind, Position, Record, split_frames
+from .record import MOST_LOST, GapKind, Position, Record, split_frames
 from .source import Source, blocks
 
 __all__ = ["Outbound", "OutboundStats"]
@@ -610,6 +610,8 @@ class Outbound(Life):
         return Record(self._seq(first), count, server, first, body, plain=self._plain)
 
     def _gap(self, server: int, first: int, count: int, kind: GapKind) -> Record:
+        if count > MOST_LOST:  # a source that began elsewhere: ids are not to run out
+            return self._unknown(server, first + count)
         return self._note(Record(self._seq(first), count, server, first, b"", kind, count))
 
     def _unknown(self, server: int, first: int) -> Record:

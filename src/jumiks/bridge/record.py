@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, cast, g
 
 from .._native import Gathered, gather, gather_frames
 from .._native import split_frames as cut_frames
+from .._options import MOST_FIRST_ID
+from .._wire.handshake import FIRST_ID
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -35,6 +37,9 @@ _DATA: Final = 1
 _MOST: Final = 1 << 64
 _DIGITS: Final = len(str(_MOST))
 _UNKNOWN: Final = "?"
+
+MOST_LOST: Final = 1 << 48
+"""Messages that a gap of known size may have: what 9 million per second are in a year."""
 
 
 class Position(NamedTuple):
@@ -144,7 +149,7 @@ class Record:
             raise Unreadable(f"a gap of unknown size that takes {count} ids", *about)
         if not gap and bool(count) != bool(body or headers.get("Jumiks-Plain")):
             raise Unreadable(f"{count} messages in a body of {len(body)} bytes", *about)
-        return cls(
+        found = cls(
             seq,
             count,
             _number(headers, "Jumiks-Server"),
@@ -154,6 +159,21 @@ class Record:
             (None if lost == _UNKNOWN else count) if gap else 0,
             headers.get("Jumiks-Plain") == "1",
         )
+        found._check_ids()
+        return found
+
+    def _check_ids(self) -> None:
+        # A server must be able to go on with them at either end.
+        stream, server, source = self.end
+        if not (
+            self.seq >= FIRST_ID
+            and stream < MOST_FIRST_ID
+            and server
+            and FIRST_ID <= source + 1 < _MOST
+            and (not self.gap or self.count <= MOST_LOST)
+        ):
+            words = f"{self.count} ids from {self.seq} on, which end at {source} of source {server}"
+            raise Unreadable(f"no feed has these: {words}")
 
     def check(self) -> None:
         """Check the body.

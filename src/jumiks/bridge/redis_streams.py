@@ -14,6 +14,7 @@ from asyncio import Future
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from math import inf
 from typing import Any, ClassVar, Final, TypeAlias
 
 from redis import exceptions as errors
@@ -312,6 +313,7 @@ class RedisStreams(Engine):
         first = f"{max(0, start)}-0"
         most = self._fitting(0, 0)
         found = await self._paced(client.xrange(self._key, first, count=most), most)
+        end: float = _number(await self._ask(client.hget(self._at, "stream")))
         at: bytes | str = f"{max(0, start - 1)}-18446744073709551615"
         assert client.connection is not None
         while True:
@@ -321,7 +323,8 @@ class RedisStreams(Engine):
             # Redis answers while what is here is used.
             await self._ask(self._ask_for_more(client.connection, at, most))
             for number, fields in found:
-                yield _record(number, fields)
+                yield _record(number, fields) if _stream_id(number) <= end else _foreign(number)
+            end = inf  # what comes from here on is compared with its own answer
             found = []  # a long wait may follow
             found = await self._paced(self._more(client.connection, created, at), most)
 
@@ -487,6 +490,14 @@ def _number(value: bytes | int | None) -> int:
 
 def _stream_id(number: bytes | str) -> int:
     return int(_text(number).partition("-")[0])
+
+
+def _foreign(number: bytes) -> Unreadable:
+    # The script writes an entry and the position together.
+    words = (
+        f"entry {_text(number)} is behind the stream's end, so none of a bridge: XDEL removes it"
+    )
+    return Unreadable(words, 0, _stream_id(number))
 
 
 def _record(number: bytes, fields: dict[bytes, bytes]) -> Record | Unreadable:
