@@ -204,6 +204,66 @@ def test_a_client_that_comes_back_gets_nothing_twice(address: str, delivery: Del
             assert client.position == (server.server_id, FIRST_ID + 5)
 
 
+ACKS = [2, 2, 9, 10, 15, 16]
+"""How many messages are acked at the end of each connection, of which each brings three."""
+
+
+@all_ways
+def test_acks_count_on_over_many_connections(address: str, delivery: Delivery) -> None:
+    messages = [b"%d" % number for number in range(3 * len(ACKS))]
+    with Server(address, share_log=SHARE_LOG) as server:
+        got: list[bytes] = []
+        with by_hand(address, delivery, reconnect=SOON, on_gap="raise") as client:
+            before = 0
+            for turn, acked_by_then in enumerate(ACKS, 1):
+                server.publish_many(messages[len(got) : 3 * turn])
+                got += receive(client, 3)
+                assert client.position == (server.server_id, FIRST_ID + before)
+                client.ack(FIRST_ID + acked_by_then - 1)
+                client.ack(FIRST_ID)  # an older one takes nothing back
+                before = acked_by_then
+                assert client.position == (server.server_id, FIRST_ID + before)
+                break_connection(client)
+                wait_until(lambda: server.endings[EndReason.LEFT] == turn)  # noqa: B023
+                while not server.clients():
+                    with pytest.raises(Timeout):
+                        client.receive(0.01)  # comes back, and gets nothing again
+            with pytest.raises(AckError, match="was not handed out"):
+                client.ack(FIRST_ID + len(messages))
+            position = client.position
+        assert got == messages
+        with by_hand(address, delivery, start=position) as another:
+            assert receive(another, len(messages) - before) == messages[before:]
+
+
+@all_ways
+def test_in_an_event_loop_acks_count_on_over_connections(
+    address: str, delivery: Delivery, run: Run
+) -> None:
+    async def main() -> None:
+        with Server(address, share_log=SHARE_LOG) as server:
+            options: Any = {"delivery": delivery, "ack": "manual", "reconnect": SOON}
+            async with AsyncClient(address, on_gap="raise", **options) as client:
+                for turn in range(1, 4):
+                    server.publish_many(FIVE)
+                    assert [await client.receive(DEADLINE) for _ in FIVE] == FIVE
+                    await client.ack(FIRST_ID + 4 * turn - 1)
+                    assert client.position == (server.server_id, FIRST_ID + 4 * turn)
+                    break_connection(client)
+                    wait_until(lambda: server.endings[EndReason.LEFT] == turn)  # noqa: B023
+                    while not server.clients():
+                        with pytest.raises(Timeout):
+                            await client.receive(0.01)
+                server.publish(b"end")
+                assert await client.receive(DEADLINE) == b"end"
+                assert client.position == (server.server_id, FIRST_ID + 12)
+                await client.ack()
+                server.drain(DEADLINE)
+                assert client.position == (server.server_id, FIRST_ID + 16)
+
+    run(main)
+
+
 @all_ways
 def test_on_another_server_it_begins_anew(address: str, delivery: Delivery) -> None:
     with Server(address) as server:
