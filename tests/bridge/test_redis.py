@@ -2,6 +2,7 @@
 """What a bridge asks of Redis, and what others do to its stream."""
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -73,6 +74,18 @@ def test_more_is_asked_for_before_what_came_is_used(redis: RealEngine) -> None:
                 wait_until(lambda: b"cmdstat_xread:" in said(redis, "INFO commandstats"))
 
     asyncio.run(use())
+
+
+def test_no_connection_is_silent_while_the_source_is(redis: RealEngine) -> None:
+    # Redis ends one that is silent for longer than its setting `timeout`.
+    async def look() -> set[str]:
+        async with opened(redis.url) as one:
+            await append(one, [FIRST])
+            await one.last()
+            clients = said(redis, "CLIENT LIST").decode()
+            return set(re.findall(r"name=jumiks-bridge .* cmd=(\w+)", clients))
+
+    assert asyncio.run(look()) == {"hmget", "ping"}
 
 
 def test_a_stream_is_not_walked_through_to_know_its_size(redis: RealEngine) -> None:

@@ -16,7 +16,7 @@ import base64
 import json
 import os
 from asyncio import Future
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from datetime import datetime
 from itertools import count
@@ -87,6 +87,7 @@ class JetStream(Engine):
         self._flying: dict[str, tuple[int, Future[None]]] = {}
         """By the answer's subject: the sequence number that is due, and who waits."""
         self._pulls: set[_Pull] = set()
+        self._gone = asyncio.Event()  # the connection has ended
         self._own = os.urandom(6).hex()  # no other connection's record has such a message id
         self._numbers = count(1)
         failure: EngineError | None = None
@@ -181,6 +182,7 @@ class JetStream(Engine):
         return no_answer(self.target, self.patience.seconds, self.patience.words)
 
     async def _ended(self) -> None:
+        self._gone.set()
         for _, future in self._flying.values():
             if not future.done():
                 future.set_exception(self._over())
@@ -313,8 +315,12 @@ class JetStream(Engine):
         client = self._open()
         seconds, words = (patience.seconds, patience.words) if patience else (TIMEOUT, "")
         try:
-            answer = await client.request(
-                f"$JS.API.{subject}", json.dumps(body).encode() if body else b"", timeout=seconds
+            answer = await self._answer(
+                client.request(
+                    f"$JS.API.{subject}",
+                    json.dumps(body).encode() if body else b"",
+                    timeout=seconds,
+                )
             )
         except errors.NoRespondersError:
             raise EngineError(
@@ -335,6 +341,19 @@ class JetStream(Engine):
         if error.get("err_code") == may_lack:
             return None
         return self._fail(error)
+
+    async def _answer(self, request: Coroutine[Any, Any, Msg]) -> Msg:
+        # The client itself waits for an answer until its time is up, though the connection ended.
+        asked = asyncio.ensure_future(request)
+        gone = asyncio.ensure_future(self._gone.wait())
+        try:
+            await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise self._over()
+            return asked.result()
+        finally:
+            asked.cancel()
+            gone.cancel()
 
     def _fail(self, error: dict[str, Any]) -> NoReturn:
         raise self._failure(error)

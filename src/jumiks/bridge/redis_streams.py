@@ -273,6 +273,9 @@ class RedisStreams(Engine):
     async def last(self) -> Tail:
         """Return where the stream ends, as `{key}:at` says."""
         client = self._open()
+        if self._pipeline is not None:
+            # Its connection is silent as long as the source is; Redis may end one that is.
+            await (await self._pipeline.send("PING"))
         names = ["stream", "server", "source", "stored"]
         stream, server, source, stored = await self._ask(client.hmget(self._at, names))
         if stream is None:
