@@ -16,7 +16,7 @@
 #include <time.h>
 
 #define MOST 256 /* messages that are made into objects at a time: they stay in the cache */
-#define ACK_TIME 10000000 /* ns after which a slow loop acks what it has handled */
+#define ACK_TIME 10000000 /* ns after which a slow user acks what it has handled */
 
 struct handout {
     PyObject_HEAD
@@ -29,7 +29,7 @@ struct handout {
         ahead; /* the last in the list; each is acked before it is one to hand out. 0: they are not */
     bool acks_ahead; /* ack="before" */
     bool direct; /* the next ones may be taken here */
-    uint64_t quarter; /* messages: a loop acks at least this often; 0: it acks nothing */
+    uint64_t quarter; /* messages: an ack at least this often; 0: none but by hand */
     uint64_t ack_at; /* the message behind which it acks next, ... */
     uint64_t ack_time; /* ... or the time */
     uint64_t slice_last; /* in an event loop: other tasks run behind that message, ... */
@@ -229,18 +229,9 @@ static PyObject *next_message(struct handout *self, enum wait wait) {
     return message;
 }
 
-/* The next message within a timeout, or None: then Python is to look for it. */
-static PyObject *handout_next(PyObject *object, PyObject *timeout) {
-    PyObject *message = NULL;
+/* ---- acks in time, of a loop and of one receive after another ---- */
 
-    if (jmk_is_timeout(timeout)) /* Python's waits can end in parts */
-        message = next_message((struct handout *)object, timeout == Py_None ? WAIT : NO_WAIT);
-    return (message || PyErr_Occurred()) ? message : Py_NewRef(Py_None);
-}
-
-/* ---- acks of a loop ---- */
-
-/* The message up to which the loop is to ack now, of those taken; 0: none. */
+/* The message up to which it is time to ack, of those taken; 0: none. */
 static uint64_t due_ack(struct handout *self) {
     uint64_t due = 0;
 
@@ -265,6 +256,17 @@ bool jmk_handout_ack_in_time(PyObject *object) {
     return done != NULL;
 }
 
+/* The next message within a timeout, or None: then Python is to look for it. */
+static PyObject *handout_next(PyObject *object, PyObject *timeout) {
+    PyObject *message = NULL;
+
+    if (!jmk_handout_ack_in_time(object))
+        return NULL;
+    if (jmk_is_timeout(timeout)) /* Python's waits can end in parts */
+        message = next_message((struct handout *)object, timeout == Py_None ? WAIT : NO_WAIT);
+    return (message || PyErr_Occurred()) ? message : Py_NewRef(Py_None);
+}
+
 PyObject *jmk_handout_ready(PyObject *object) {
     struct handout *self = (struct handout *)object;
     bool others_first;
@@ -278,9 +280,12 @@ PyObject *jmk_handout_ready(PyObject *object) {
 /* ---- what Python sees of it ---- */
 
 static PyObject *get_ready(PyObject *object, void *closure) {
-    PyObject *message = jmk_handout_ready(object);
+    PyObject *message;
 
     (void)closure;
+    if (!jmk_handout_ack_in_time(object))
+        return NULL;
+    message = jmk_handout_ready(object);
     return (message || PyErr_Occurred()) ? message : Py_NewRef(Py_None);
 }
 
@@ -408,7 +413,7 @@ static PyGetSetDef handout_getset[] = {
     NUMBER(ahead, "The last of those that are acked one by one as they are handed out; 0: none."),
     NUMBER(out, "The id of the last message handed out, whose moving is what hands out."),
     NUMBER(returned, "The last message handed out before the user came back for more."),
-    NUMBER(quarter, "Messages after which a loop acks; 0: it does not."),
+    NUMBER(quarter, "Messages after which it acks at the latest; 0: it does not."),
     {"ready", get_ready, NULL,
      "The next message that is here, or None if there is none, or other tasks have to run.", NULL},
     NUMBER(slice_last, "The message behind which other tasks of an event loop run, ..."),

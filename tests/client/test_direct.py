@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from support.api import Task, receive
@@ -297,6 +297,56 @@ def run_for_long(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jumiks._aio.client, "SLICE_TIME", 1 << 60)
         asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def one_by_one(client: Client[Any], how: str) -> Callable[[], object]:
+    loop = iter(client)
+    return {
+        "loop": lambda: next(loop),
+        "receive": client.receive,
+        "a receive that never waits": lambda: client.receive(0),
+        "a receive with a timeout": lambda: client.receive(DEADLINE),
+    }[how]
+
+
+WAYS = ("loop", "receive", "a receive that never waits", "a receive with a timeout")
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("on_gap", ["raise", "yield"])
+def test_a_slow_user_acks_long_before_the_limit(
+    address: str, how: str, on_gap: Literal["raise", "yield"]
+) -> None:
+    with Server(address, max_lag=80) as server:
+        with Client(address, on_gap=on_gap) as client:
+            publish_and_wait(server, 60)
+            step = one_by_one(client, how)
+            for _ in range(21):  # it came back for more after a quarter of the limit
+                step()
+            assert client.lag <= 60 - 20
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_slow_user_acks_in_time(address: str, how: str) -> None:
+    with filled(address, 200) as (_, client):
+        step = one_by_one(client, how)
+        step()
+        before = client.lag
+        wait_until(lambda: step() and client.lag < before)
+
+
+@pytest.mark.parametrize("how", ["loop", "receive"])
+def test_a_slow_task_acks_long_before_the_limit(address: str, how: str) -> None:
+    async def main() -> None:
+        with Server(address, max_lag=80) as server:
+            async with AsyncClient(address) as client:
+                publish_and_wait(server, 60)
+                loop = aiter(client)
+                for _ in range(21):
+                    await (anext(loop) if how == "loop" else client.receive())
+                assert client.lag <= 60 - 20
+
+    run_for_long(main)
 
 
 def test_what_is_there_needs_no_coroutine(address: str) -> None:
