@@ -192,6 +192,8 @@ def test_the_kernel_tells_the_groups_of_a_peer() -> None:
 @pytest.mark.skipif(not IS_ROOT, reason="only root can have other groups")
 @pytest.mark.parametrize("count", [1, 256, 257])
 def test_a_peer_may_be_in_many_groups(address: str, count: int) -> None:
+    if count > os.sysconf("SC_NGROUPS_MAX"):
+        pytest.skip("this C library lets Python have fewer groups")  # musl: 32
     script = (
         "import os, sys, jumiks; os.setgroups(range(70000, 70000 + int(sys.argv[2])));"
         "os.setgid(60000); jumiks.Client(sys.argv[1]).close()"
