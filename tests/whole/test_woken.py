@@ -7,8 +7,9 @@ wake-up that is missing lets a test here fail.
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 from support.api import SMALL_LOG
@@ -64,6 +65,44 @@ def test_what_is_published_while_the_clients_are_looked_at_is_sent(
                 assert client.receive(DEADLINE) == b"%d" % number
 
 
+@pytest.mark.parametrize("delivery", ["framed", "classic"])
+def test_what_is_published_in_the_last_look_at_the_clients_is_sent(
+    server: Server, address: str, delivery: Delivery
+) -> None:
+    # That look holds the lock, so the publisher cannot send; and nobody looks again.
+    def look(begun: threading.Event, over: threading.Event) -> None:
+        begun.set()
+        while not over.is_set():
+            server.clients()
+
+    with Client(address, delivery=delivery) as client, ThreadPoolExecutor(1) as pool:
+        server.wait_for_clients(1, DEADLINE)
+        for number in range(200):
+            begun, over = threading.Event(), threading.Event()
+            looker = pool.submit(look, begun, over)
+            assert begun.wait(DEADLINE)
+            server.publish(b"%d" % number)
+            over.set()
+            assert client.receive(DEADLINE) == b"%d" % number
+            client.ack()  # before the next round, in which it would wake the thread
+            looker.result()
+
+
+@pytest.mark.parametrize("delivery", ["framed", "classic"])
+def test_what_is_published_right_behind_another_message_is_sent(
+    server: Server, address: str, delivery: Delivery
+) -> None:
+    # That one is left to the thread, which sleeps.
+    with Client(address, delivery=delivery) as client:
+        server.wait_for_clients(1, DEADLINE)
+        for _ in range(100):
+            server.publish(b"1")
+            server.publish(b"2")
+            assert client.receive(DEADLINE) == b"1"
+            assert client.receive(DEADLINE) == b"2"
+            client.ack()
+
+
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_each_ack_lets_a_waiting_publisher_go_on(address: str, delivery: Delivery) -> None:
     def receive(client: Client) -> None:
@@ -97,3 +136,24 @@ def test_the_end_of_what_a_publisher_waits_for_is_told(address: str, end: str) -
                         publisher.result(DEADLINE)
                 else:
                     publisher.result(DEADLINE)
+
+
+def test_a_close_tells_who_waits_at_once_and_not_once_its_clients_have_all(address: str) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(address, max_lag=1, on_lag="block", log_size=4 << 20))
+        client = stack.enter_context(Client(address, delivery="framed"))
+        server.wait_for_clients(1, DEADLINE)
+        server.publish(bytes(1 << 20))  # which its socket has no room for
+        with ThreadPoolExecutor(3) as pool:
+            waits: list[Future[Any]] = [
+                pool.submit(server.wait_for_clients, 2),
+                pool.submit(server.publish, b"2"),
+            ]
+            wait_until(lambda: server.stats().waits)
+            closing = pool.submit(server.close, 4 * DEADLINE)
+            try:
+                for wait in waits:
+                    assert isinstance(wait.exception(DEADLINE), Closed)
+            finally:
+                client.close()
+            closing.result(DEADLINE)
