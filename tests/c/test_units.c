@@ -355,6 +355,23 @@ static void epoll_waits_with_either_call(void) {
     close(epoll_fd);
 }
 
+/* Else each sleep would begin with a call in vain. */
+static void a_wait_for_two_words_that_is_refused_is_not_tried_again(void) {
+    static const int errors[] = {ENOSYS, EPERM};
+    _Atomic uint32_t word = 1;
+    struct jmk_seen seen[2] = {{&word, 1}, {&word, 1}};
+
+    make_server(JMK_BLOCK, 0, -1);
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        refused_call = SYS_futex_waitv;
+        refused_with = errors[i];
+        CHECK_EQUAL(jmk_futex_wait_two(seen, jmk_now() + FAR_OFF), -errors[i]);
+        CHECK(atomic_load(&jmk_no_futex_waitv));
+        atomic_store(&jmk_no_futex_waitv, false);
+    }
+    refused_call = -1;
+}
+
 static void memory_is_shared_on_older_kernels(void) {
     struct peer peer;
 
@@ -383,6 +400,7 @@ static const struct {
     UNIT(no_end_is_hidden),
     UNIT(rounds_are_those_of_the_thread_and_of_publishers),
     UNIT(epoll_waits_with_either_call),
+    UNIT(a_wait_for_two_words_that_is_refused_is_not_tried_again),
     UNIT(memory_is_shared_on_older_kernels),
 };
 

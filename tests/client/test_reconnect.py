@@ -13,7 +13,16 @@ import anyio
 import pytest
 from peers import classic_server
 from support.aio import Run, until
-from support.api import SMALL_LOG, SOON, Task, break_connection, receive, script_process, sockaddr
+from support.api import (
+    SMALL_LOG,
+    SOON,
+    Task,
+    break_connection,
+    once_it_sleeps_in,
+    receive,
+    script_process,
+    sockaddr,
+)
 from support.base import DEADLINE, DELIVERIES, SHARE_LOG, wait_until
 from support.reference import FRAMES, Frame, Welcome, decode_reply, encode_frame, encode_welcome
 from support.servers import Server
@@ -620,12 +629,15 @@ def test_a_dead_server_is_noticed_by_a_client_that_only_polls(
 
 
 def test_a_dead_server_is_noticed_in_an_event_loop(run: Run, address: str) -> None:
+    me = "test_a_dead_server_is_noticed_in_an_event_loop"
+
     async def main() -> None:
         with survived_by_a_child(address) as kill:
             async with AsyncClient(address) as client:
-                kill()
-                with pytest.raises(ConnectionLost):
+                before = time.monotonic()
+                with once_it_sleeps_in(me, kill), pytest.raises(ConnectionLost):
                     await client.receive()
+                assert time.monotonic() - before < SOON_ENOUGH
 
     run(main)
 
