@@ -554,17 +554,24 @@ def ended(command: Sequence[str], tree: Path, seconds: float) -> tuple[int | Non
         return code, output.read()
 
 
-def first_failure(tests: Sequence[str], kinds: str, tree: Path) -> list[str]:
-    """The first test that fails, or that was running at the end of it all; none if all pass."""
+class Failure(NamedTuple):
+    """The test that fails, or that was running at the end of it all; none if all pass."""
+
+    test: list[str]
+    cut: bool = False
+    """Whether that end was that of the time."""
+
+
+def first_failure(tests: Sequence[str], kinds: str, tree: Path) -> Failure:
     command = [sys.executable, "-m", "pytest", "-x", "-v", "--tb=no", "-p", "no:cacheprovider"]
     command += ["-p", "no:xdist", f"--timeout={HANGS}", "-m", kinds, *tests]
     code, said = ended(command, tree, LONGEST)
     if code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        return []
+        return Failure([])
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+::\S.*?)(?: - .*)?$", said, re.MULTILINE)
     running = re.findall(r"^(tests/\S+::\S.*?) *(?:[A-Z]{4,} *\[.*)?$", said, re.MULTILINE)
     # Where there is neither, not even an import passes.
-    return failed[:1] or running[-1:] or ["--collect-only", *tests]
+    return Failure(failed[:1] or running[-1:] or ["--collect-only", *tests], code is None)
 
 
 def cause(choice: Choice, tree: Path) -> str | None:
@@ -575,13 +582,15 @@ def cause(choice: Choice, tree: Path) -> str | None:
     left_out: list[str] = []
     unsure = False
     for _ in range(MOST_CHANCES):
-        failed = first_failure([*choice.tests, *left_out], choice.kinds, tree)
+        failed, cut = first_failure([*choice.tests, *left_out], choice.kinds, tree)
         if not failed:
             return None if unsure else ""
-        if first_failure(failed, choice.kinds, PRISTINE):
+        if first_failure(failed, choice.kinds, PRISTINE).test:
             unsure = True
-        elif first_failure(failed, choice.kinds, tree):
+        elif first_failure(failed, choice.kinds, tree).test:
             return failed[-1]
+        if cut:  # the others that ran have passed
+            return None if unsure else ""
         left_out += [f"--deselect={each}" for each in failed]
     return None
 
