@@ -108,6 +108,9 @@ static int connect_and_receive(void) {
     code = jmk_connect(&client, &options, &facts);
     WRONG_IF(!code != !!client, "a client and code %d", code);
     WRONG_IF(code && !atomic_load(&ledger->fired), "jmk_connect gives %d with no fault", code);
+    if (fault.call == pidfd_open_ && atomic_load(&ledger->fired))
+        WRONG_IF(code != (fault.error == ESRCH ? JMK_E_LOST : 0),
+                 "jmk_connect gives %d where its server cannot be watched", code);
     if (!client)
         return 0;
     had = receive_it(client);

@@ -62,6 +62,7 @@ enum call {
     epoll_pwait2_,
     futex_,
     futex_waitv_,
+    pidfd_open_,
     pthread_create_,
     socket_,
     connect_,
@@ -109,6 +110,7 @@ static const struct call_kind calls[CALLS] = {
     [epoll_pwait2_] = {"epoll_pwait2", {EINTR, ENOSYS, EPERM}},
     [futex_] = {"futex", {EINTR, EAGAIN}},
     [futex_waitv_] = {"futex_waitv", {EINTR, EAGAIN, ENOMEM, ENOSYS, EPERM}},
+    [pidfd_open_] = {"pidfd_open", {EMFILE, ENOSYS, EPERM, ESRCH}},
     [pthread_create_] = {"pthread_create", {EAGAIN, EPERM}},
     [socket_] = {"socket", {EMFILE, ENFILE, ENOMEM, ENOBUFS, EACCES}},
     [connect_] = {"connect", {EAGAIN, EINTR, ECONNREFUSED, EACCES, ENOENT}},
@@ -268,6 +270,7 @@ long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f)
 long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f) {
     enum call call = number == SYS_futex         ? futex_
                      : number == SYS_futex_waitv ? futex_waitv_
+                     : number == SYS_pidfd_open  ? pidfd_open_
                                                  : epoll_pwait2_;
     int wakes = call == futex_ && (b & 127) == 1; /* FUTEX_WAKE has nothing that could fail */
 

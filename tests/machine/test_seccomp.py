@@ -19,6 +19,7 @@ NUMBERS = {
         "futex_waitv": 449,
         "set_robust_list": 273,
         "getsockopt": 55,
+        "setsockopt": 54,
         "seccomp": 317,
     },
     "aarch64": {
@@ -30,6 +31,7 @@ NUMBERS = {
         "futex_waitv": 449,
         "set_robust_list": 99,
         "getsockopt": 209,
+        "setsockopt": 208,
         "seccomp": 277,
     },
 }
@@ -191,6 +193,22 @@ def test_where_the_kernel_has_no_pidfd_of_a_peer_it_has_no_name(address: str) ->
     found = numbers()
     arguments = found["seccomp"], found["getsockopt"], errno.ENOPROTOOPT
     assert run_script(CONFINE + NO_NAME, address, *arguments) == "b'message' '' True\n"
+
+
+NO_PIDFD = """
+with Server(address) as server:
+    refuse(int(sys.argv[3]), int(sys.argv[4]), 76)
+    with jumiks.Client(address, delivery="framed") as client:
+        server.wait_for_clients(1, 10)
+        server.publish(b"message")
+        print(client.receive(10))
+"""
+
+
+def test_where_the_kernel_sends_no_pidfd_of_a_server_a_client_does_without(address: str) -> None:
+    found = numbers()
+    arguments = found["seccomp"], found["setsockopt"], errno.ENOPROTOOPT
+    assert run_script(CONFINE + NO_PIDFD, address, *arguments) == "b'message'\n"
 
 
 NO_PAGE = """
