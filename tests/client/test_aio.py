@@ -21,6 +21,7 @@ from support.servers import AsyncServer, Server
 from support.wire import LARGE, listening, one_connection
 
 import jumiks._aio.client
+import jumiks._loops
 from jumiks import (
     AsyncClient,
     Busy,
@@ -236,6 +237,31 @@ def test_a_message_that_came_as_its_receive_was_cancelled_is_kept(run: Run, addr
                 assert await client.receive(DEADLINE) == b"kept"
 
     run(main)
+
+
+def test_the_loop_stands_still_while_there_is_a_message_and_nobody_receives(
+    run: Run, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[object] = []
+    ready = jumiks._loops._Asyncio._ready
+
+    def look(self: Any) -> None:
+        looks.append(self)
+        ready(self)
+
+    monkeypatch.setattr(jumiks._loops._Asyncio, "_ready", look)
+
+    async def main() -> None:
+        with Server(address) as server:
+            async with AsyncClient(address, delivery="framed") as client:
+                with pytest.raises(Timeout):
+                    await client.receive(0.01)
+                server.publish(b"unwanted")
+                await anyio.sleep(0.05)
+                assert await client.receive(DEADLINE) == b"unwanted"
+
+    run(main)
+    assert len(looks) < 3
 
 
 def test_closing_wakes_a_task_that_receives(run: Run, address: str) -> None:
