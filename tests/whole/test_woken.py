@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from support.api import SMALL_LOG
+from support.api import SMALL_LOG, Task
 from support.base import DEADLINE, SHARE_LOG, wait_until
 from support.servers import Server
 
@@ -136,6 +136,18 @@ def test_the_end_of_what_a_publisher_waits_for_is_told(address: str, end: str) -
                         publisher.result(DEADLINE)
                 else:
                     publisher.result(DEADLINE)
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_a_close_ends_the_receive_of_its_own_client(
+    server: Server, address: str, delivery: Delivery
+) -> None:
+    with Client(address, delivery=delivery) as client:
+        receiver = Task(lambda: client.receive())
+        receiver.sleeps_in("<lambda>")
+        client.close()
+        with pytest.raises(Closed):
+            receiver.result()
 
 
 def test_a_close_tells_who_waits_at_once_and_not_once_its_clients_have_all(address: str) -> None:
