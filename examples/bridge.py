@@ -10,6 +10,7 @@ gets. On several machines systemd does this: examples/systemd.
 """
 
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,11 +51,12 @@ def main(port: str = "4222", source: str = "@ticks", far: str = "@far") -> None:
                         running[name] = start(name, words[name], lines)
                 time.sleep(0.2)
         finally:
-            for process in running.values():
+            for process in reversed(running.values()):
                 process.terminate()
                 process.wait()
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the parts end with it
     with suppress(KeyboardInterrupt):
         main(*sys.argv[1:])

@@ -35,6 +35,15 @@ def parts(address: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=DEADLINE)
 
 
+def test_all_parts_end_with_it(parts: subprocess.Popen[str], address: str) -> None:
+    assert parts.stdout is not None
+    numbers = [int(parts.stdout.readline().split()[1]) for _ in range(4)]
+    wait_until(lambda: listens_at(f"{address}-far"))
+    parts.terminate()
+    parts.wait(DEADLINE)
+    assert not [each for each in numbers if Path(f"/proc/{each}").exists()]
+
+
 def test_each_part_but_the_source_may_be_killed(parts: subprocess.Popen[str], address: str) -> None:
     assert parts.stdout is not None
     numbers = dict(parts.stdout.readline().split() for _ in range(4))
