@@ -19,6 +19,7 @@ SOURCE_DATE_EPOCH=1700000000
 
 import gzip
 import os
+import re
 import sysconfig
 import tarfile
 from pathlib import Path
@@ -96,6 +97,12 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 SOURCE_DATE_EPOCH = os.environ.get("SOURCE_DATE_EPOCH", "")
 if SOURCE_DATE_EPOCH:
+    # More does not fit into the header of a .gz file.
+    if not re.fullmatch("[0-9]+", SOURCE_DATE_EPOCH) or int(SOURCE_DATE_EPOCH) >= 2**32:
+        raise SystemExit(
+            f"SOURCE_DATE_EPOCH={SOURCE_DATE_EPOCH} is no time in whole seconds since 1970, below "
+            "2**32: give one such as $(git log -1 --format=%ct), or unset it"
+        )
     os.umask(0o022)  # the modes in archives come of it
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib.metadata
+import os
 import re
 import runpy
 import subprocess
@@ -150,3 +151,18 @@ def test_every_python_that_is_classified_is_tested() -> None:
 
 def test_type_checkers_find_the_types() -> None:
     assert (Path(jumiks.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize("time", ["today", str(2**32)])
+def test_a_build_says_what_is_wrong_with_its_time(time: str) -> None:
+    pytest.importorskip("setuptools")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env=os.environ | {"SOURCE_DATE_EPOCH": time},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"SOURCE_DATE_EPOCH={time} is no time in whole seconds since")
+    assert len(done.stderr.splitlines()) == 1
