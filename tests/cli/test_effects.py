@@ -54,6 +54,7 @@ def given_to_server(
 ) -> dict[str, object]:
     """All that a command has a server do, in a process without input."""
     seen: dict[str, object] = {}
+    lingers: list[float] = []
 
     class Recorded(Server):
         def __init__(self, where: str, **options: Any) -> None:
@@ -64,7 +65,8 @@ def given_to_server(
             seen["wait"] = count
 
         def close(self, linger: float = -1) -> None:
-            seen["linger"] = linger
+            lingers.append(linger)
+            seen["linger"] = min(lingers)
             super().close(0)
 
     scene.patch.setattr("jumiks.cli.serve.Server", Recorded)
@@ -221,16 +223,16 @@ def status_over_a_file(scene: Scene, words: Sequence[str]) -> int:
         return main([*line, *words])
 
 
-def recording(scene: Scene, *topics: str) -> str:
+def recording(scene: Scene, *topics: str, step: int = 1) -> str:
     """A recording with a message of 100 s after the first one, or with several feeds."""
     from mcap.writer import Writer as McapWriter
 
     file = scene.path.with_name("recording")
-    frames = [gather([b"x"]).frames(FIRST_ID + number) for number in (5, 6)]
+    frames = [gather([b"x"]).frames(FIRST_ID + number) for number in (5, 5 + step)]
     if not topics:
         writer = Writer(file, "@ticks", 7, overwrite=True)
         for number, data in enumerate(frames):
-            writer.write(Pack(10**9 + number * 10**11, 7, FIRST_ID + 5 + number, data))
+            writer.write(Pack(10**9 + number * 10**11, 7, FIRST_ID + 5 + step * number, data))
         writer.close()
         return str(file)
     with file.open("wb") as stream:
@@ -247,7 +249,9 @@ def replayed(name: str) -> Callable[[Scene, Sequence[str]], object]:
     """An option of the server of `replay`."""
 
     def look(scene: Scene, words: Sequence[str]) -> object:
-        line = ["replay", recording(scene), "--speed", "max"]
+        # With a gap, at which another server begins.
+        step = 2 if name == "linger" else 1
+        line = ["replay", recording(scene, step=step), "--speed", "max"]
         return given_to_server(scene, words, line).get(name)
 
     return look
