@@ -210,9 +210,9 @@ TESTS = {
     "client/test_words client/test_given_back",
     "client.py": "client/test_client client/test_client_life client/test_deadlines "
     "client/test_stream client/test_reconnect client/test_reentered machine/test_fork "
-    "machine/test_exit whole/test_bad_input",
+    "machine/test_exit machine/test_green whole/test_bad_input",
     "server.py": "server/test_publish server/test_callbacks server/test_turn server/test_server "
-    "server/test_welcome server/test_watch machine/test_fork machine/test_exit "
+    "server/test_welcome server/test_watch machine/test_fork machine/test_exit machine/test_green "
     "whole/test_bad_input",
     "": "client/test_client client/test_client_life machine/test_exit whole/test_errors",
 }

@@ -147,6 +147,7 @@ def test_the_tools_of_mcap_read_it(address: str, tmp_path: Path) -> None:
     assert json.loads(found[-1][1].data)["event"] == "end"
     assert found[-1][0] == "@ticks/events"
     assert found[0][1].data == gather([b"one", b"two"]).frames(FIRST_ID)
+    assert [message.sequence for _, message in found] == list(range(1, len(found) + 1))
 
 
 def test_times_do_not_go_back_with_the_clock(
