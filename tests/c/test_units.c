@@ -227,6 +227,9 @@ static void a_socket_takes_two_packets(void) {
         CHECK(most >= JMK_LEAST_PACKET && most <= sizeof data);
         for (int i = 0; i < 2; i++)
             CHECK(send(ends[0], data, most, MSG_DONTWAIT) == (ssize_t)most);
+        most = JMK_LEAST_PACKET + 8; /* it is asked for */
+        CHECK_EQUAL(jmk_socket_prepare(server, ends[0], &most), 0);
+        CHECK_EQUAL(most, JMK_LEAST_PACKET + 8);
         close(ends[0]);
         close(ends[1]);
         jmk_server_free(server);
