@@ -256,12 +256,12 @@ class VersionMismatch(Refused):
 
 # What to do against lag, by the kind of limit, in the words of the API and of the command line.
 _ADVICE = {
-    "messages": "have the server raise max_lag or use on_lag='block'",
-    "bytes": "have the server raise log_size or use on_lag='block'",
+    "messages": "have the server raise max_lag or patience, or use on_lag='block'",
+    "bytes": "have the server raise log_size or patience, or use on_lag='block'",
 }
 _COMMAND_ADVICE = {
-    "messages": "use 'serve --max-lag' with a larger number, or 'serve --on-lag block'",
-    "bytes": "use 'serve --log-size' with a larger size, or 'serve --on-lag block'",
+    "messages": "use a larger 'serve --max-lag' or 'serve --patience', or 'serve --on-lag block'",
+    "bytes": "use a larger 'serve --log-size' or 'serve --patience', or 'serve --on-lag block'",
 }
 
 
@@ -322,9 +322,13 @@ class Lagged(ConnectionEnded):
         setting = "max_lag" if self.limit_kind == "messages" else "log_size"
         acked = f"the last ack was for {self.last_acked}" if self.last_acked else "it never acked"
         behind = f"{counted(self.lag, 'message')} ({self.lag_bytes} bytes) behind"
+        limit = f"{counted(self.limit, self.limit_kind[:-1])} ({setting})"
+        half = self.limit - self.limit // 2
+        # Which of the two rules it was is not on the wire.
         return (
-            f"the server cut this client{who}, which was {behind} and at its limit of {self.limit} "
-            f"{self.limit_kind} ({setting}) when another message was published; {acked}"
+            f"the server cut this client{who}, which had been at its limit of {limit}, and was "
+            f"{behind} at the end: it did not work off {half} of them within the server's patience "
+            f"(1 s by default), or had no time for that, as another client kept up; {acked}"
         )
 
     def _loss(self) -> str:

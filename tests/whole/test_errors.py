@@ -150,8 +150,10 @@ def test_a_gap_of_one_message_is_told_as_one() -> None:
 def test_lagged_says_all_its_figures() -> None:
     text = str(LAGGED)
     for word in (
-        "10001 messages (640064 bytes) behind",
-        "at its limit of 10000 messages (max_lag) when another message was published",
+        "had been at its limit of 10000 messages (max_lag)",
+        "was 10001 messages (640064 bytes) behind at the end",
+        "did not work off 5000 of them within the server's patience (1 s by default)",
+        "or had no time for that, as another client kept up; ",
         "the last ack was for 100499",
         "not received: messages 100700 to 112000 (11301 of them)",
         "connect again with start=100700",
@@ -179,25 +181,31 @@ def test_lagged_says_which_of_the_lost_messages_can_still_be_had(
         oldest_kept=oldest_kept,
     )
     assert words in str(error)
-    assert "3 messages (0 bytes) behind and at its limit of 4096 bytes (log_size)" in str(error)
+    assert "at its limit of 4096 bytes (log_size), and was 3 messages (0 bytes) behind" in str(
+        error
+    )
+    assert "did not work off 2048 of them" in str(error)
+    assert "have the server raise log_size or patience, or use on_lag='block'" in str(error)
+    assert "use a larger 'serve --log-size' or 'serve --patience', or" in error.command_text
     assert "it never acked" in str(error)
 
 
 def test_lagged_has_the_words_of_the_command_line() -> None:
-    assert "have the server raise max_lag or use on_lag='block'" in str(LAGGED)
+    assert "have the server raise max_lag or patience, or use on_lag='block'" in str(LAGGED)
     assert LAGGED.command_text == (
         str(LAGGED)
         .replace("start=100700", "--from 100700")
         .replace(
-            "have the server raise max_lag or use on_lag='block'",
-            "use 'serve --max-lag' with a larger number, or 'serve --on-lag block'",
+            "have the server raise max_lag or patience, or use on_lag='block'",
+            "use a larger 'serve --max-lag' or 'serve --patience', or 'serve --on-lag block'",
         )
     )
 
 
 def test_one_message_is_one() -> None:
     text = str(Lagged(limit_kind="messages", limit=1, lag=1, lag_bytes=24))
-    assert "1 message (24 bytes) behind and at its limit" in text
+    assert "at its limit of 1 message (max_lag), and was 1 message (24 bytes) behind" in text
+    assert "did not work off 1 of them" in text
 
 
 @pytest.mark.parametrize(("first", "last", "oldest"), [(0, 0, 5), (100_001, 100_002, 100_003)])
