@@ -302,7 +302,8 @@ class ServerOptions(Options):
         whole(LEAST_LOG_SIZE, MOST_LOG_SIZE, "bytes"),
         "bytes of the log, rounded up to a power of two; allocated at once.",
         help="bytes of memory for messages, which are also a limit for each client (default: 16M, "
-        "or what --keep and --max-message need); in all sizes K is 1024, and KB and KiB are K",
+        "or what --keep in bytes and --max-message need); in all sizes K is 1024, and KB and KiB "
+        "are K",
     )
     keep: int = option(
         0,

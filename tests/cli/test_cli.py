@@ -169,7 +169,7 @@ def test_a_gap_is_a_line_among_the_messages_or_the_end(
     assert errors.startswith(f"jumiks: messages {FIRST_ID} to {oldest - 1} are lost")
 
 
-@pytest.mark.parametrize("more", [(), ("--json", "--exec", "true")])
+@pytest.mark.parametrize("more", [(), ("--exec", "true")])
 def test_a_gap_is_a_line_only_where_there_are_lines_of_json(
     address: str, capsys: pytest.CaptureFixture[str], more: Sequence[str]
 ) -> None:
@@ -427,6 +427,9 @@ def test_serve_refuses_to_keep_more_messages_than_there_can_be(
 ) -> None:
     errors = usage_error(f"serve {address} --keep 2049 --log-size 64K", capsys)
     assert "--keep 2049: half of --log-size 64K is kept, which has room for 2048" in errors
+    errors = usage_error(f"serve {address} --keep 600000", capsys)
+    assert "--keep 600000: half of a log of 16M is kept, which has room for 524288" in errors
+    assert "give a --log-size for them\n" in errors
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,22 @@ def test_a_gap_is_one_for_clients_that_come_back(
     assert gap == Gap(FIRST_ID + 1, FIRST_ID + 8)
 
 
+def test_a_replay_that_nobody_hears_says_so_once(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "ticks.mcap", (1, FIRST_ID, [b"a", b"b"]))
+    assert main(["replay", str(path), address, "--speed", "max"]) == 0
+    heard = "no client was connected: --wait 1 waits for one"
+    assert capsys.readouterr().err == f"jumiks: 2 messages published, {heard}\n"
+    path = write(tmp_path / "gap.mcap", (1, FIRST_ID, [b"a", b"b"]), (1, FIRST_ID + 9, [b"c"]))
+    assert main(["replay", str(path), address, "--speed", "max"]) == 0
+    last, whole = capsys.readouterr().err.splitlines()
+    assert (last, whole) == (
+        f"jumiks: 1 message published, {heard}",
+        "jumiks: 3 messages published",
+    )
+
+
 def test_renumbered_messages_have_no_gaps(address: str, tmp_path: Path) -> None:
     path = write(tmp_path / "ticks.mcap", (1, FIRST_ID + 3, [b"a"]), (1, FIRST_ID + 9, [b"b"]))
     task = listen(address, 2)

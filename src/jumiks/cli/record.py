@@ -122,12 +122,14 @@ class _Replay:
                     self._take(item)
                 if recording.is_cut_off:
                     say(f"{recording.path}: it was cut off; what was before that is published")
+            told = 0
             if self._server is not None:
-                say_if_nobody_heard(self._server, waited=bool(self._options.wait))
+                told = say_if_nobody_heard(self._server, waited=bool(self._options.wait))
         finally:
             if self._server is not None:
                 self._server.close(self._options.linger)
-        say(f"{counted(self._published, 'message')} published")
+        if not told or told != self._published:  # it was the last of several servers
+            say(f"{counted(self._published, 'message')} published")
         return 0
 
     def _take(self, item: Pack | Lost | End) -> None:

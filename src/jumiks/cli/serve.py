@@ -61,8 +61,8 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def say_if_nobody_heard(server: Server, *, waited: bool = False) -> None:
-    """Say so if no client was there for what was published.
+def say_if_nobody_heard(server: Server, *, waited: bool = False) -> int:
+    """Say so if no client was there for what was published; return how many messages that were.
 
     Args:
         server: which has published it.
@@ -74,6 +74,8 @@ def say_if_nobody_heard(server: Server, *, waited: bool = False) -> None:
     ):
         hint = "" if waited else ": --wait 1 waits for one"
         say(f"{counted(stats.published, 'message')} published, no client was connected{hint}")
+        return stats.published
+    return 0
 
 
 def _log_size(options: argparse.Namespace) -> int:
@@ -102,12 +104,27 @@ def _log_size(options: argparse.Namespace) -> int:
     return size
 
 
-def _check_kept(messages: int, log_size: int) -> None:
+def _check_kept(messages: int, log_size: int, given: bool) -> None:
     most = ServerOptions(log_size=log_size).most_kept
     if messages > most:
+        which = f"--log-size {size_text(log_size)}" if given else f"a log of {size_text(log_size)}"
+        advice = "a smaller --keep or a larger --log-size" if given else "a --log-size for them"
         raise UsageError(
-            f"--keep {messages}: half of --log-size {size_text(log_size)} is kept, which has room "
-            f"for {most} messages at most: give a smaller --keep or a larger --log-size"
+            f"--keep {messages}: half of {which} is kept, which has room for {most} messages at "
+            f"most, if they are empty: give {advice}"
+        )
+
+
+def check_file_options(options: argparse.Namespace) -> None:
+    """Refuse options of a socket file where there is none.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if options.address.startswith("@") and (options.mode is not None or options.group is not None):
+        raise UsageError(
+            f"--mode and --group are for the file that a path makes, and {options.address!r} makes "
+            "none: give a path, or --anyone"
         )
 
 
@@ -121,13 +138,9 @@ def make_server(
         first_id: as `Server` takes it.
         server_id: likewise.
     """
-    if options.address.startswith("@") and (options.mode is not None or options.group is not None):
-        raise UsageError(
-            f"--mode and --group are for the file that a path makes, and {options.address!r} makes "
-            "none: give a path, or --anyone"
-        )
+    check_file_options(options)
     log_size = _log_size(options)
-    _check_kept(options.keep.messages, log_size)
+    _check_kept(options.keep.messages, log_size, isinstance(options.log_size, Size))
     return Server(
         listen_socket() if options.address == "systemd" else options.address,
         max_lag=options.max_lag,
