@@ -553,7 +553,7 @@ def test_status_shows_each_figure_in_its_place_and_the_nearest_to_a_limit_first(
     address, log, rate, policy, nothing, *table = report(Sample(NOW, BEFORE))
     assert address == "@a  a process that cannot be seen from here, up 1m40s, 3 clients, 2 monitors"
     assert log == "log     400 messages, 100100 to 100499; 4.9K of 64K used"
-    assert rate == "rate    40 msg/s, 7.8K/s published; 28 msg/s acked by all"
+    assert rate == "rate    40 msg/s, 7.8K/s published; 28 msg/s acked, all clients together"
     assert policy == "policy  skip at 100 messages; nearest: 92%, 5 messages"
     assert nothing == ""
     assert [line.split() for line in table] == [HEAD, *ROWS]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.api import Task, sockaddr
 from support.base import DEADLINE, ROOT, wait_until
+from support.command import command
 from support.servers import Server
 
 from jumiks import Client
@@ -23,8 +24,8 @@ from jumiks.cli import ls, main
 def only_ours(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have it see no server of another test."""
 
-    def listening() -> Iterator[str]:
-        return (each for each in found() if address in each)
+    def listening() -> Iterator[ls.Place]:
+        return (each for each in found() if address in each.address)
 
     found = ls.listening
     monkeypatch.setattr(ls, "listening", listening)
@@ -144,12 +145,73 @@ def test_the_kernel_s_list_is_read_as_it_is(
         "0000000000000000: 00000002 00000000 00010000 0005 01 68753796 relative",
         "0000000000000000: 00000002 00000000 00010000 0005 01 68753797",
         "0000000000000000: 00000002 00000000 00010000 0005 01 68753798 @two",
+        "0000000000000000: 00000002 00000000 00010000 0005 01 none ./forged",
         "lines",
     ]
     file = tmp_path / "unix"
     file.write_text(head + "\n".join(lines) + "\n")
     monkeypatch.setattr(ls, "SOCKETS", str(file))
-    assert list(ls.listening()) == ["@ticks", "/run/a b", "@two"]
+    monkeypatch.setattr(ls, "sockets_of", lambda _: set())
+    absolute = [ls.Place(each, each) for each in ("@ticks", "/run/a b", "@two")]
+    relative = [ls.Place(each, "", ls.UNSEEN) for each in ("./forged", "relative")]
+    assert list(ls.listening()) == [*absolute, *relative]
+
+
+@pytest.mark.parametrize("size", [1, 80])
+def test_servers_at_relative_paths_are_listed_with_their_own_directories(
+    address: str, path: Path, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    folders = [path.parent / f"{address}{name * size}" for name in "ab"]
+    with ExitStack() as stack:
+        for folder in folders:
+            folder.mkdir()
+            stack.enter_context(command("serve", "./feed", "--max-lag", 7, cwd=folder))
+        wait_until(lambda: all((folder / "feed").exists() for folder in folders))
+        wait_until(lambda: len(listed(capsys)) == 3)
+        _, *rows = listed(capsys)
+        facts = json.loads(listed(capsys, "--json")[0])
+    where = [str(folder / "feed") for folder in folders]
+    assert [row.split()[0] for row in rows] == where
+    assert [each["address"] for each in facts] == where
+    assert [each["max_lag"] for each in facts] == [7, 7]
+    assert len({each["pid"] for each in facts}) == 2
+
+
+def test_a_relative_path_that_cannot_be_found_has_a_row_that_says_so(
+    address: str,
+    path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(path.parent)
+    with Server(f"./{address}"):
+        _, row = listed(capsys)
+        assert row.split()[0] == str(path.parent / address)
+        monkeypatch.chdir("/")
+        _, row = listed(capsys)
+        assert row.split()[:2] == [f"./{address}", "-"]
+        assert row.endswith(
+            f"not there in the working directory that its process {os.getpid()} has"
+        )
+        monkeypatch.setattr(ls, "sockets_of", lambda _: set())
+        (facts,) = json.loads(listed(capsys, "--json")[0])
+        monkeypatch.chdir(path.parent)
+    assert facts == {
+        "address": f"./{address}",
+        "problem": "a relative path, of a process whose working directory cannot be seen from here",
+    }
+
+
+def test_a_pipe_gets_whole_addresses_and_reasons(
+    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = f"{address}-" + "x" * (90 - len(address))
+    with Server(long):
+        _, row = listed(capsys)
+        assert row.split()[0] == long
+        monkeypatch.setattr(ls, "terminal_width", lambda: 100)
+        _, row = listed(capsys)
+        assert row.split()[0] == f"{long[:59]}…"
 
 
 def test_where_the_kernel_lists_none_it_says_what_would_help(

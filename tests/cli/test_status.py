@@ -150,3 +150,22 @@ def test_names_take_the_columns_that_a_terminal_gives_them() -> None:
     assert (width_of("abc"), width_of("遅い"), width_of("e\N{COMBINING ACUTE ACCENT}")) == (3, 4, 1)
     assert cut("遅い遅い", 5) == "遅い…"
     assert table([["NAME", "LAG"], ["遅い", "5"]]) == ["NAME  LAG", "遅い    5"]
+
+
+def test_names_are_cut_where_the_width_needs_it_alone() -> None:
+    names = [f"strategy-momentum-eu-equities-{number}" for number in (1, 2)]
+    clients = [{"delivery": "shared", "name": each} for each in names]
+    told = {"address": "@a", "on_lag": "skip", "stats": {}, "clients": clients}
+    status = parse_status(json.dumps(told))
+    look = Sample(status, status)
+
+    def shown(width: int) -> list[str]:
+        return [line.split()[0] for line in report(look, width)[-2:]]
+
+    whole = report(look)
+    assert [line.split()[0] for line in whole[-2:]] == names
+    width = max(map(len, whole[-3:]))
+    assert shown(width) == names
+    assert shown(width - 1) == [f"{names[0][:-2]}…"] * 2
+    assert shown(width - 7) == [f"{names[0][:23]}…"] * 2
+    assert 24 <= len(shown(40)[0]) <= 28

@@ -11,18 +11,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice
+from typing import Final, NamedTuple
 
 from jumiks._peer import process_name
+from jumiks._wire.address import MAX_PATH
 from jumiks.errors import JumiksError, Refused, Timeout, counted, printable
 from jumiks.monitor import Monitor
 
-from .status import LEFT, Sample, as_ascii, cut, short, table, terminal_width, worst_first
+from .status import (
+    LEFT,
+    Sample,
+    as_ascii,
+    cut,
+    short,
+    shortened,
+    table,
+    terminal_width,
+    worst_first,
+)
 from .streams import say
 
 __all__ = ["run"]
@@ -35,6 +48,25 @@ _AT_A_TIME: Final = 32
 _LISTENS: Final = b"00010000"  # __SO_ACCEPTCON
 _SEQPACKET: Final = b"0005"
 _ADDRESS: Final = 60
+_DESCRIPTORS: Final = 1 << 16
+"""Descriptors of one process that are looked at."""
+
+UNSEEN: Final = "a relative path, of a process whose working directory cannot be seen from here"
+MOVED: Final = "a relative path, and not there in the working directory that its process {pid} has"
+
+
+class Place(NamedTuple):
+    """Where a socket is listened at.
+
+    Args:
+        address: as anybody may give it.
+        ask: the same as it fits the kernel; "" if it cannot be asked.
+        problem: why it cannot.
+    """
+
+    address: str
+    ask: str
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +82,25 @@ class Found:
 
 def run(options: argparse.Namespace) -> int:
     """Print the servers, as a table or as JSON."""
-    addresses = list(listening())
-    found = ask_all(addresses[:MOST], options.timeout, options.interval)
+    places = list(listening())
+    found = ask_all(places[:MOST], options.timeout, options.interval)
     if options.json:
         print(as_ascii(json.dumps([_facts(each) for each in found])))
         return 0
     rows = [_row(each) for each in found]
     if rows:
-        for line in table([list(HEAD), *rows]):
-            print(cut(line, terminal_width()))
+        width = terminal_width()
+        for line in table(shortened([list(HEAD), *rows], "ADDRESS", _ADDRESS, width)):
+            print(cut(line, width))
     else:
         say("no server was found that this user may see")
-    if len(addresses) > MOST:
-        say(f"not asked, as there are more than {MOST}: {counted(len(addresses) - MOST, 'socket')}")
+    if len(places) > MOST:
+        say(f"not asked, as there are more than {MOST}: {counted(len(places) - MOST, 'socket')}")
     return 0
 
 
-def listening() -> Iterator[str]:
-    """Yield the addresses that sockets of our type are listened at, each once."""
+def listening() -> Iterator[Place]:
+    """Yield where sockets of our type are listened at, each place once."""
     try:
         with open(SOCKETS, "rb") as file:
             lines = file.read().split(b"\n")
@@ -76,31 +109,77 @@ def listening() -> Iterator[str]:
             f"{SOCKETS}: {error.strerror}: the kernel lists the servers there; mount /proc, "
             "or give `jumiks status` an address"
         ) from None
+    relative: list[tuple[str, str]] = []  # inode and path
     seen = set()
     for line in lines:
         parts = line.split(b" ", 6)
         if len(parts) < 7 or parts[3] != _LISTENS or parts[4] != _SEQPACKET:
             continue
         # The inode is padded with blanks, and a name may begin with some.
-        name = parts[-1].lstrip().partition(b" ")[2]
-        # A relative path would be looked for in another directory than its server's.
-        if name.startswith((b"@", b"/")) and len(name) > 1 and name not in seen:
+        inode, _, word = parts[-1].lstrip().partition(b" ")
+        name = os.fsdecode(word)
+        if name in ("", "@"):
+            continue
+        if not name.startswith(("@", "/")):
+            relative.append((os.fsdecode(inode), name))
+        elif name not in seen:
             seen.add(name)
-            yield os.fsdecode(name)
+            yield Place(name, name)
+    # Two servers may have the same relative path, in two directories.
+    owner = owners({inode for inode, _ in relative})
+    found = {place_of(name, owner.get(inode, "")) for inode, name in relative}
+    yield from sorted(each for each in found if each.address not in seen)
 
 
-def ask_all(addresses: list[str], timeout: float, interval: float) -> list[Found]:
+def owners(sockets: Set[str]) -> dict[str, str]:
+    """Return a process for each socket, by inode, as far as this user may look."""
+    found: dict[str, str] = {}
+    for pid in filter(str.isdecimal, os.listdir("/proc") if sockets else ()):
+        found.update(dict.fromkeys(sockets_of(pid) & sockets, pid))
+    return found
+
+
+def sockets_of(pid: str) -> Set[str]:
+    """Return the inodes of a process's sockets, as far as this user may look."""
+    found = set()
+    with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as descriptors:
+        for each in islice(descriptors, _DESCRIPTORS):
+            with suppress(OSError):
+                link = os.readlink(each.path)
+                if link.startswith("socket:["):
+                    found.add(link[8:-1])
+    return found
+
+
+def place_of(name: str, pid: str) -> Place:
+    """Return where a relative path is, in the working directory of a process; "" for no process."""
+    folder = f"/proc/{pid}/cwd"
+    try:
+        address = os.path.normpath(os.path.join(os.readlink(folder), name))
+    except OSError:
+        return Place(name, "", UNSEEN)
+    for path in (address, f"{folder}/{name}"):  # the kernel takes the second one if it is shorter
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.stat(path).st_mode) and len(os.fsencode(path)) <= MAX_PATH:
+                return Place(address, path)
+    return Place(name, "", MOVED.format(pid=pid))
+
+
+def ask_all(places: list[Place], timeout: float, interval: float) -> list[Found]:
     """Ask all, many at a time; return those that are servers of ours, or may be, by address."""
-    with ThreadPoolExecutor(min(_AT_A_TIME, len(addresses)) or 1) as pool:
-        asked = pool.map(lambda each: ask(each, timeout, interval), addresses)
+    with ThreadPoolExecutor(min(_AT_A_TIME, len(places)) or 1) as pool:
+        asked = pool.map(lambda each: ask(each, timeout, interval), places)
         return sorted(filter(None, asked), key=lambda each: each.address)
 
 
-def ask(address: str, timeout: float, interval: float) -> Found | None:
+def ask(place: Place, timeout: float, interval: float) -> Found | None:
     """Ask one server twice, for rates; None if it is none of ours."""
+    address = place.address
+    if not place.ask:
+        return Found(address, None, place.problem)
     with suppress(JumiksError, OSError, ValueError):
         try:
-            with Monitor(address, timeout=timeout) as monitor:
+            with Monitor(place.ask, timeout=timeout) as monitor:
                 before = monitor.status()
                 time.sleep(interval)
                 return Found(address, Sample(monitor.status(), before))
@@ -116,10 +195,10 @@ LEFT.update({"ADDRESS", "PROGRAM", "POLICY"})
 
 
 def _row(found: Found) -> list[str]:
-    address = cut(printable(found.address), _ADDRESS)
+    address = printable(found.address)
     sample = found.sample
     if sample is None:
-        return [address, *["-"] * 6, cut(found.problem, _ADDRESS)]
+        return [address, *["-"] * 6, found.problem]
     status = sample.status
     worst = worst_first(sample)[:1]
     return [

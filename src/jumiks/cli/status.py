@@ -17,6 +17,7 @@ from typing import Final
 
 from jumiks import errors
 from jumiks._peer import process_name
+from jumiks._wire.handshake import NAME_SIZE
 from jumiks._wire.status import ServerStatus
 from jumiks.errors import counted
 from jumiks.monitor import Monitor
@@ -35,6 +36,8 @@ DROPPED: Final = (
 """Columns that a narrow terminal has no room for, in this order."""
 
 _NAME: Final = 24
+"""Columns of a name that no other column takes from it."""
+
 _GAP: Final = 2
 _KILO: Final = 1023.5
 """Where `size_of` begins to have a unit."""
@@ -176,7 +179,7 @@ def server_lines(sample: Sample) -> list[str]:
     rate = f"{short(messages)} msg/s, {size_of(size)}/s published"
     policy = limit(status)
     if infos:
-        rate += f"; {short(sample.acked)} msg/s acked by all"
+        rate += f"; {short(sample.acked)} msg/s acked, all clients together"
         worst = worst_first(sample)[0]
         policy += f"; nearest: {100 * sample.share(worst):.0f}%, {worst.lag} messages"
     return [
@@ -191,7 +194,7 @@ def cells(sample: Sample, info: ClientInfo) -> dict[str, str]:
     """Return a client's row of the table, by column."""
     messages, acked, size = sample.rates(info)
     return {
-        "NAME": cut(info.name or "-", _NAME),
+        "NAME": cut(info.name or "-", NAME_SIZE),
         "PID": str(info.pid),
         "USER": user_of(info.uid),
         "DELIVERY": info.delivery,
@@ -261,11 +264,28 @@ def fitting(rows: Sequence[Mapping[str, str]], width: int) -> list[list[str]]:
     widths = {
         name: max(len(name), *(width_of(row[name]) for row in rows)) + _GAP for name in rows[0]
     }
+    widths["NAME"] = min(widths["NAME"], _NAME + _GAP)  # names get what is left, and this at least
     for name in DROPPED:
         if sum(widths.values()) - _GAP <= width:
             break
         widths.pop(name, None)
-    return [list(widths), *([row[name] for name in widths] for row in rows)]
+    lines = [list(widths), *([row[name] for name in widths] for row in rows)]
+    return shortened(lines, "NAME", _NAME, width)
+
+
+def shortened(lines: Sequence[Sequence[str]], name: str, least: int, width: int) -> list[list[str]]:
+    """Return lines of a table with one column cut, as far as the others leave no room for it.
+
+    Args:
+        lines: the table's; the first one is the head.
+        name: of the column.
+        least: columns of the terminal that it keeps.
+        width: of the terminal.
+    """
+    at = lines[0].index(name)
+    widths = [max(map(width_of, column)) + _GAP for column in zip(*lines, strict=True)]
+    room = max(least, widths[at] - _GAP - max(0, sum(widths) - _GAP - width))
+    return [[*line[:at], cut(line[at], room), *line[at + 1 :]] for line in lines]
 
 
 def worst_first(sample: Sample) -> list[ClientInfo]:
