@@ -98,7 +98,9 @@ def test_a_source_that_is_gone_is_told_and_its_return_is_counted(
 
     play(bridge, work)
     told = [each.split(":")[0] for each in caplog.messages if "another source" not in each]
-    assert [each for each, _ in groupby(told)][-3:] == ["source", "running again", "source"]
+    waits = "waiting for the source"
+    assert [each for each, _ in groupby(told)][-3:] == [waits, "running again", waits]
+    assert f"{waits}: {address}: no server listens at this address" in caplog.messages[-1]
 
 
 def test_a_source_that_is_back_and_silent_is_no_problem(address: str, store: Store) -> None:

@@ -19,7 +19,7 @@ from jumiks.cli.pages import commands
 pytestmark = pytest.mark.no_core
 
 URL = "redis://host/ticks"
-PLACES = {"out": ["@here", URL], "in": [URL, "@here"], "status": [URL]}
+PLACES = {"out": ["@here", URL], "in": [URL, "./here"], "status": [URL]}
 EMPTY = Look(URL, StreamInfo("Redis 7", "ticks", "now", 0, 0), None, None, 1, ())
 
 
@@ -72,8 +72,17 @@ class Row(NamedTuple):
     with_it: object
 
 
+BESIDE = {"tls_key": ["--tls-cert", "certificate"]}
+"""What an option is for nothing without."""
+
 LOGINS = [
-    Row(leg, [f"--{name.replace('_', '-')}", "file"], login(name), None, "file")
+    Row(
+        leg,
+        [f"--{name.replace('_', '-')}", "file", *BESIDE.get(name, ())],
+        login(name),
+        None,
+        "file",
+    )
     for leg in PLACES
     for name in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key", "password_file")
 ]
@@ -91,6 +100,8 @@ ROWS = [
     Row("out", ["--window", "7"], option("window"), 32, 7),
     Row("out", ["--on-too-large", "stop"], option("on_too_large"), "gap", "stop"),
     Row("in", ["--history", "2K"], option("history"), 64 << 20, 2048),
+    Row("in", ["--log-size", "1M"], option("log_size"), None, 1 << 20),
+    Row("in", ["--log-size", "1M"], option("history"), 64 << 20, 1 << 19),
     Row("in", ["--wait", "7"], option("wait"), 0.0, 7.0),
     Row("in", ["--max-lag", "7"], option("max_lag"), None, 7),
     Row("in", ["--on-lag", "skip", "--max-lag", "7"], option("on_lag"), "disconnect", "skip"),

@@ -277,7 +277,8 @@ def status_of_a_replay_of_two(scene: Scene, words: Sequence[str]) -> int:
 
 def output_begins(name: str, scene: Scene, words: Sequence[str]) -> str:
     with Server(scene.address):
-        return run(name, scene.address, "--interval", "0.01", *words)[1].decode()[:2]
+        quick = () if "--json" in words else ("--interval", "0.01")
+        return run(name, scene.address, *quick, *words)[1].decode()[:2]
 
 
 def sleeps(name: str, scene: Scene, words: Sequence[str]) -> list[float]:

@@ -61,6 +61,9 @@ class Credentials:
         tls_key: path of its key.
         password_file: path of a file whose first line is the password. By default the environment
             variable JUMIKS_BRIDGE_PASSWORD has it. The user's name stands in the URL.
+
+    Raises:
+        ValueError: there are both creds and nkey, or a tls_key without its tls_cert.
     """
 
     creds: str | None = None
@@ -69,6 +72,13 @@ class Credentials:
     tls_cert: str | None = None
     tls_key: str | None = None
     password_file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would silently do nothing."""
+        if self.creds is not None and self.nkey is not None:
+            raise ValueError("creds and nkey are two ways to log in: leave one of them out")
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("tls_key is the key of a certificate: give tls_cert too")
 
     @property
     def password(self) -> str | None:
@@ -265,12 +275,30 @@ class Engine(ABC):
     pack: ClassVar[int] = 128 << 10
     """Bytes of a record that suit the engine."""
 
+    in_url: ClassVar[tuple[str, ...]] = ()
+    """Options that may stand in its URL."""
+
     def __init__(self, target: Target, credentials: Credentials, subject: str | None) -> None:
         self.target = target
         self.credentials = credentials
         self.subject: str | None = subject
         self.patience: Patience = Patience()
         """For records alone; connecting, and all other requests, have a time of their own."""
+        for name in target.options:
+            if name not in self.in_url:
+                known = f": it may have {', '.join(self.in_url)}" if self.in_url else ""
+                raise ValueError(f"{target}: a URL of this engine has no option {name!r}{known}")
+        self.check(None)
+
+    def check(self, create: Create | None) -> None:  # noqa: B027
+        """Check what was asked for, as far as that takes no connection.
+
+        Args:
+            create: how to make the stream; None does not.
+
+        Raises:
+            ValueError: the engine has no such thing, or takes no such name.
+        """
 
     @abstractmethod
     async def open(self, create: Create | None = None) -> StreamInfo:

@@ -60,6 +60,14 @@ FEWEST: Final = 64
 PULL_SECONDS: Final = 30.0
 HEARTBEAT: Final = 2.0
 
+LONGEST_NAME: Final = 255
+"""Bytes of a stream's name, as the server has it."""
+
+MOST_REPLICAS: Final = 5
+"""Copies of a stream, as the server has it."""
+
+_NOT_IN_NAMES: Final = frozenset(" \t\r\n\f.*>/\\")
+_NOT_IN_SUBJECTS: Final = frozenset(" \t\r\n\f*>")
 _NAME: Final = "Nats-Msg-Id"
 _SIZE: Final = "Nats-Msg-Size"
 _WRONG_END: Final = {10070, 10071, 10164}
@@ -78,6 +86,24 @@ class JetStream(Engine):
 
     _client: Client | None = None
     _limit = 1 << 20
+
+    def check(self, create: Create | None) -> None:
+        """Check the names; a server does not answer where one is wrong. See `Engine.check`."""
+        name, subject = self.target.stream, self.subject
+        if set(name) & _NOT_IN_NAMES or len(name.encode()) > LONGEST_NAME:
+            raise ValueError(
+                f"no stream of NATS can have the name {name!r:.100}: a name has at most "
+                f"{LONGEST_NAME} bytes, and no '.', '*', '>', '/', '\\' or space"
+            )
+        if subject is not None and (set(subject) & _NOT_IN_SUBJECTS or not all(subject.split("."))):
+            raise ValueError(
+                f"no record of NATS can have the subject {subject!r:.100}: it must be words with "
+                "a '.' between them, without '*', '>' or space"
+            )
+        if create is not None and not 1 <= create.replicas <= MOST_REPLICAS:
+            raise ValueError(
+                f"replicas={create.replicas}: NATS makes from 1 to {MOST_REPLICAS} copies"
+            )
 
     # ---- connecting ----
 

@@ -26,6 +26,9 @@ CANCEL_AGAIN: Final = 0.2
 SAY_AGAIN: Final = 60.0
 """Seconds after which an error that goes on is logged again."""
 
+_SAID: Final = {"source": "waiting for the source"}
+"""What a state is called in the log, where its name says too little there."""
+
 
 class Backoff:
     """Waits that double, and that chance shortens."""
@@ -143,10 +146,12 @@ class Life(ABC):
 
     def _problem(self, error: BaseException, state: str = "") -> None:
         words = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            words = f"{error.filename}: {error.strerror}"
         state = state or (error.state if isinstance(error, EngineError) else "failed")
         now = time.monotonic()
         if words != self.problem or now >= self._said_at + SAY_AGAIN:
-            log.warning("%s: %s", state, words)
+            log.warning("%s: %s", _SAID.get(state, state), words)
             self._said_at = now
         self.problem, self.state = words, state
 

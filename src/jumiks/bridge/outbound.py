@@ -117,6 +117,13 @@ class OutboundStats:
     unknown_gaps: int
 
 
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}={value}: it must be 1 or more")
+
+
 @dataclass(slots=True)
 class _Counts(Counts):
     sources: int = 0
@@ -164,14 +171,12 @@ class Outbound(Life):
         on_too_large: Literal["gap", "stop"] = "gap",
         credentials: Credentials | None = None,
     ) -> None:
-        for name, value in (("pack", 1 if pack is None else pack), ("window", window)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} is a number, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name}={value}: it must be 1 or more")
+        _check_number("pack", 1 if pack is None else pack)
+        _check_number("window", window)
         if on_too_large not in ("gap", "stop"):
             raise ValueError(f"on_too_large={on_too_large!r}: it must be 'gap' or 'stop'")
         super().__init__(make_engine(url, credentials, subject))
+        self._engine.check(create)
         self._where = source
         self._create = create
         self._pack = pack

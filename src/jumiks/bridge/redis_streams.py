@@ -111,6 +111,7 @@ class RedisStreams(Engine):
 
     extra: ClassVar[str] = "redis"
     pack: ClassVar[int] = 256 << 10
+    in_url: ClassVar[tuple[str, ...]] = ("db",)
 
     _client: Redis | None = None
     _options: dict[str, Any]
@@ -120,13 +121,24 @@ class RedisStreams(Engine):
     _share = READ_BYTES
     """Bytes of records per request: fewer while a link is too slow for so large an answer."""
 
+    def check(self, create: Create | None) -> None:
+        """Refuse what is for NATS alone; see `Engine.check`."""
+        for name, value in (
+            ("subject", self.subject),
+            ("creds", self.credentials.creds),
+            ("nkey", self.credentials.nkey),
+            ("replicas", None if create is None or create.replicas == 1 else create.replicas),
+        ):
+            if value is not None:
+                raise ValueError(f"{name}={value!r} is for NATS, and Redis has none: leave it out")
+        if not (number := self.target.options.get("db", "0")).isdecimal():
+            raise ValueError(f"{self.target}: db={number!r}: it must be a number")
+
     # ---- connecting ----
 
     async def open(self, create: Create | None = None) -> StreamInfo:
         """Connect; see `Engine.open`. To make a stream is to give it a time in `{key}:at`."""
         await self.close()
-        if self.subject is not None:
-            raise ValueError("Redis has no subjects: leave out --subject")
         self._appends = self._appends or create is not None
         failure: EngineError | None = None
         for host, port in self.target.hosts:

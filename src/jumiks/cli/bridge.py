@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from jumiks.bridge import Create, Credentials, Inbound, Outbound
 from jumiks.bridge.figures import metrics
+from jumiks.bridge.inbound import HISTORY
 from jumiks.bridge.look import Look, look
 from jumiks.errors import JumiksError
 from jumiks.systemd import notify
 
+from .serve import check_file_options
 from .status import age, short, table
-from .usage import UsageError
+from .usage import Size, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,8 +73,6 @@ def _outbound(options: argparse.Namespace) -> Outbound:
     create = None
     if options.create:
         create = Create(max_bytes=options.max_bytes or 0, replicas=options.replicas or 1)
-    elif options.max_bytes or options.replicas:
-        raise UsageError("--max-bytes and --replicas say how to make a stream: give --create too")
     return Outbound(
         options.address,
         options.url,
@@ -86,11 +86,30 @@ def _outbound(options: argparse.Namespace) -> Outbound:
     )
 
 
+def _sizes(options: argparse.Namespace) -> tuple[int, int | None]:
+    # The history and the log's size: one of them alone says what the other is.
+    history: Size | None = options.history
+    size = options.log_size
+    if not isinstance(size, Size):  # it was not given
+        return HISTORY if history is None else history, None
+    if history is None:
+        return size // 2, size
+    if history > size:
+        raise UsageError(
+            f"--history {history.text}: it goes into the log, and --log-size {size.text} is less: "
+            "give a smaller --history or a larger --log-size"
+        )
+    return history, size
+
+
 def _inbound(options: argparse.Namespace) -> Inbound:
+    check_file_options(options)
+    history, log_size = _sizes(options)
     return Inbound(
         options.url,
         options.address,
-        history=options.history,
+        history=history,
+        log_size=log_size,
         wait=options.wait,
         credentials=credentials_of(options),
         max_lag=options.max_lag,

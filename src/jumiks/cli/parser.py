@@ -533,9 +533,18 @@ def _bridge_in(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--history",
         type=_size,
-        default=64 << 20,
         metavar="N[K|M|G]",
-        help="bytes that are in the log before anybody can connect (default: 64M)",
+        help="bytes that are in the log before anybody can connect (default: 64M, or half of "
+        "--log-size)",
+    )
+    _from_table(
+        parser,
+        ServerOptions,
+        "log_size",
+        _size,
+        metavar="N[K|M|G]",
+        help="bytes of memory for messages, which are also a limit for each client (default: "
+        "16M, or twice --history)",
     )
     parser.add_argument(
         "--wait",
@@ -742,6 +751,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         command.fill(one)
         one.set_defaults(run=_later(command.module), parser=one)
+        one.command = name
         one.others = OF_THE_SERVER if name in ("listen", "record") else {}
     return parser
 

@@ -15,6 +15,8 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, Final, NoReturn
 
+from .pairs import wrong_pair
+
 __all__ = ["EXIT_STATUS", "Parser", "Size", "UsageError", "size_text"]
 
 WIDTH: Final = 80
@@ -108,8 +110,12 @@ class Parser(argparse.ArgumentParser):
     others: Mapping[str, str] = {}
     """Options that another command has, each with its name."""
 
+    command: str = ""
+    """The command's name; "" if this one is of commands."""
+
     def __init__(self, **more: Any) -> None:
         super().__init__(**{**more, "formatter_class": _Help, "allow_abbrev": False})
+        self._given: set[str] = set()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; what is left over is an error of this command, and not of the one above."""
@@ -118,11 +124,19 @@ class Parser(argparse.ArgumentParser):
             for word in itertools.takewhile("--".__ne__, args or ()):
                 if word.startswith("--"):
                     self._check_option(word.partition("=")[0])
+        self._given = set()
         found, rest = super().parse_known_args(args, namespace)
         for word in rest:
             self._check_option(word.partition("=")[0])
             self.error(f"unexpected argument {word!r}")
+        if wrong := wrong_pair(self.command, self._given):
+            self.error(wrong)
         return found, rest
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # Called for what was given alone: a default's value says nothing of that.
+        self._given.update(action.option_strings)
+        return super()._get_values(action, arg_strings)
 
     def _check_option(self, name: str) -> None:
         if name.startswith("-") and name not in self._option_string_actions:
