@@ -2,6 +2,7 @@
 """The example that hands a feed to web browsers, one of which is slow."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from socket import AF_UNIX, socket
 import pytest
 from support.base import DEADLINE, ROOT, accepts, needs, wait_until
 from support.servers import Server
+
+from jumiks import EndReason
 
 pytestmark = [needs("fastapi"), needs("uvicorn"), needs("websockets"), pytest.mark.slow]
 
@@ -66,3 +69,42 @@ def test_a_slow_websocket_is_closed_and_the_others_get_all(address: str, path: P
                 another.publish(b"again")
                 assert good.recv(DEADLINE) == b"again"
         wait_until(lambda: websockets_of(path) == 0)
+
+
+def test_a_process_that_is_cut_closes_its_websockets_and_comes_back(
+    address: str, path: Path
+) -> None:
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import unix_connect
+
+    where = os.fspath(path), "ws://here/feed"
+    with Server(address, max_lag=100, patience=0) as server, uvicorn(path, address) as process:
+        server.wait_for_clients(1, DEADLINE)
+        with unix_connect(*where) as cut:
+            wait_until(lambda: websockets_of(path) == 1)
+            process.send_signal(signal.SIGSTOP)  # as a request does that blocks the event loop
+            while not server.endings[EndReason.LAGGED]:
+                server.publish_many([b"x"] * 100)
+            process.send_signal(signal.SIGCONT)
+            with pytest.raises(ConnectionClosed, match="1013"):
+                while True:
+                    cut.recv(DEADLINE)
+        server.wait_for_clients(1, DEADLINE)
+        with unix_connect(*where) as again:
+            wait_until(lambda: websockets_of(path) == 1)
+            server.publish(b"again")
+            assert again.recv(DEADLINE) == b"again"
+
+
+def test_what_a_browser_says_is_ignored(address: str, path: Path) -> None:
+    from websockets.sync.client import unix_connect
+
+    with Server(address) as server, uvicorn(path, address):
+        server.wait_for_clients(1, DEADLINE)
+        with unix_connect(os.fspath(path), "ws://here/feed") as browser:
+            for said in ("text", b"bytes"):
+                browser.send(said)
+                browser.ping().wait(DEADLINE)  # the answer comes behind what was said
+            wait_until(lambda: websockets_of(path) == 1)
+            server.publish(b"still here")
+            assert browser.recv(DEADLINE) == b"still here"
