@@ -623,13 +623,20 @@ def _unknown(kind: str, table: type[Options], name: str) -> TypeError:
     return TypeError(f"{kind} has no option {name!r}{advice}")
 
 
+def check_names(kind: str, table: type[Options], names: Iterable[str]) -> None:
+    """Raise `TypeError` for the first name that is neither `where` nor an option of a class."""
+    known = {"self", "where", *(each.name for each in fields(table))}
+    for name in names:
+        if name not in known:
+            raise _unknown(kind, table, name)
+
+
 def takes(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
     """Return a class decorator: the class takes the options of this table.
 
     Its docstring gets them in place of `{options}`. An option that is not in the table is refused,
     and the error says which one would be right.
     """
-    known = {"self", "where", *(each.name for each in fields(table))}
     text = "\n".join(
         textwrap.fill(f"{each.name}: {about(each).doc}", 92, subsequent_indent=" " * 4)
         for each in fields(table)
@@ -649,9 +656,7 @@ def takes(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
                     f"{kind.__name__} takes the address alone without a name: write options with "
                     f"theirs, such as {first}={where[1]!r:.100}"
                 )
-            for name in options:
-                if name not in known:
-                    raise _unknown(kind.__name__, table, name)
+            check_names(kind.__name__, table, options)
             make(self, *where, **options)
 
         type.__setattr__(kind, "__init__", checked)

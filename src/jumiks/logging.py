@@ -23,6 +23,8 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from ._gap import Gap
+from ._options import ClientOptions, check_names
+from ._wire.address import parse_client_address
 from .client import Client, Keywords
 from .errors import Closed
 from .server import Server
@@ -38,6 +40,7 @@ _NUMBERS: Final = ("levelno", "lineno", "thread", "process")
 _TIMES: Final = ("created", "msecs", "relativeCreated")
 _LOCAL: Final = {"msg", "message", "args", "exc_info"}
 _OWN: Final = "jumiks.logging"
+_SET_HERE: Final = ("reconnect", "wait", "on_gap")
 _LOOK: Final = 0.2
 """Seconds between two looks at whether to stop, while the server is not there."""
 
@@ -150,10 +153,11 @@ class Listener:
         address: the server's.
         handlers: get each record; as with `QueueListener`, filters of loggers are not asked again.
         respect_handler_level: whether a handler gets only records of its level or above.
-        options: for `jumiks.Client`; `reconnect` and `wait` are as this class needs them.
+        options: for `jumiks.Client`: `start`, `timeout`, `name`, `delivery`, `ack` (not "manual")
+            and `spin`. The others are as this class needs them.
 
     Raises:
-        TypeError: an argument is wrong.
+        TypeError, ValueError: an argument is wrong; the text says what would be right.
 
     Attributes:
         lost: records that were lost; those of a gap of unknown size count as one.
@@ -174,7 +178,8 @@ class Listener:
         self._address = address
         self._handlers = handlers
         self._respect = respect_handler_level
-        self._options: Keywords = {**(options or {}), "reconnect": True, "wait": _LOOK}
+        self._options = _checked(options or {})
+        parse_client_address(address)
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._client: Client[bytes | Gap] | None = None
@@ -257,6 +262,17 @@ class Listener:
             self.unreadable += 1
         else:
             self.handle(record)
+
+
+def _checked(options: Keywords) -> Keywords:
+    # Else the thread would find what is wrong, where the user does not look.
+    for name in _SET_HERE:
+        if name in options:
+            raise TypeError(f"options={options!r:.200}: leave {name!r} out, which a Listener sets")
+    check_names("Client", ClientOptions, options)
+    if ClientOptions(**options).ack == "manual":
+        raise ValueError("options: ack='manual' has nothing acked, so the server would cut this")
+    return {**options, "reconnect": True, "wait": _LOOK}
 
 
 def _own_record(level: int, text: str) -> logging.LogRecord:

@@ -18,7 +18,7 @@ from ._closing import Closing
 from ._green import let_others_run
 from ._native import nanoseconds
 from ._wire import rights
-from ._wire.address import parse_address
+from ._wire.address import parse_client_address
 from ._wire.handshake import Capability, ClientHandshake, Status
 from ._wire.status import HEADER, MORE, STATUS, UNKNOWN, ServerStatus, parse_status, request
 from .errors import Closed, ConnectionLost, ProtocolError, Refused, Timeout
@@ -58,7 +58,7 @@ class Monitor(Closing, Connecting):
 
     def __init__(self, where: str | os.PathLike[str], *, timeout: float | None = 5.0) -> None:
         nanoseconds(timeout)
-        parsed = parse_address(where)
+        parsed = parse_client_address(where)
         self._address = str(parsed)
         self._pid = os.getpid()
         self._timeout = timeout

@@ -8,11 +8,13 @@ import logging.handlers
 import multiprocessing
 import os
 import queue
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from support.api import SMALL_LOG
@@ -368,3 +370,42 @@ def test_what_ends_a_listener_is_told(address: str, kept: Kept) -> None:
 def test_wrong_arguments_of_a_listener_are_found_at_once(address: str) -> None:
     with pytest.raises(TypeError, match=r"'stderr' is no logging\.Handler"):
         Listener(address, "stderr")  # type: ignore[arg-type]
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize(
+    ("where", "options", "kind", "text"),
+    [
+        ("logs", {}, ValueError, "write '@logs' for an abstract address"),
+        (3, {}, TypeError, "an address is '@name', a path"),
+        ("@x", {"foo": 1}, TypeError, "Client has no option 'foo'; its options: "),
+        ("@x", {"names": "a"}, TypeError, "did you mean 'name'"),
+        ("@x", {"max_lag": 1}, TypeError, "it is one of the server"),
+        ("@x", {"reconnect": False}, TypeError, "leave 'reconnect' out, which a Listener sets"),
+        ("@x", {"wait": 5}, TypeError, "leave 'wait' out, which a Listener sets"),
+        ("@x", {"on_gap": None}, TypeError, "leave 'on_gap' out, which a Listener sets"),
+        ("@x", {"timeout": -1}, ValueError, "timeout"),
+        ("@x", {"start": "first"}, ValueError, "start='first'"),
+        ("@x", {"ack": "manual"}, ValueError, "so the server would cut this"),
+    ],
+)
+def test_wrong_addresses_and_options_of_a_listener_are_found_at_once(
+    where: Any, options: Any, kind: type[Exception], text: str
+) -> None:
+    with pytest.raises(kind, match=text):
+        Listener(where, options=options)
+
+
+def test_a_listener_takes_no_socket() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bound:
+        bound.bind("")
+        with pytest.raises(TypeError, match="is for a server"):
+            Listener(bound)  # type: ignore[arg-type]
+
+
+def test_a_listener_s_options_are_its_client_s(address: str, kept: Kept) -> None:
+    with Server(address, keep=10) as server:
+        server.publish(record_to_json(made("early")))
+        with Listener(address, kept, options={"start": "oldest", "name": "watcher"}):
+            wait_until(lambda: bool(kept.records))
+            assert [info.name for info in server.clients()] == ["watcher"]

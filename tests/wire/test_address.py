@@ -20,7 +20,7 @@ from support.base import IS_ROOT
 
 from jumiks._peer import Peer
 from jumiks._wire import listener as listeners
-from jumiks._wire.address import Kind, parse_address
+from jumiks._wire.address import Kind, parse_address, parse_client_address
 from jumiks._wire.connect import connecting
 from jumiks._wire.listener import Listener, listen
 from jumiks.errors import AddressInUse, Timeout
@@ -39,7 +39,7 @@ def umask(mask: int) -> Iterator[None]:
 
 def connect(where: object, timeout: float | None = None) -> socket.socket:
     """Connect as a client does, waiting in this thread."""
-    for sock, pause in connecting(parse_address(where), timeout):
+    for sock, pause in connecting(parse_client_address(where), timeout):
         if sock is not None:
             return sock
         time.sleep(pause)

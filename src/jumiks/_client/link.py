@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 from .. import errors
 from .._native import Receiver, address_of, check, ffi, lib, nanoseconds, owned
 from .._wire import rights
-from .._wire.address import parse_address
+from .._wire.address import parse_client_address
 from .._wire.handshake import UNTOLD_PACKET, Capability, ClientHandshake, ServerHello
 from ..errors import ConnectionLost, ProtocolError, printable
 from .connecting import (
@@ -109,7 +109,7 @@ class Linker(Connecting):
         acks_by_hand: bool,
         name: str | None = None,
     ) -> None:
-        self._where = parse_address(where)
+        self._where = parse_client_address(where)
         self._address = str(self._where)
         self._wishes = _CAPABILITIES[delivery]
         self._timeout = timeout

@@ -95,6 +95,18 @@ def parse_address(address: object) -> Address:
     )
 
 
+def parse_client_address(address: object) -> Address:
+    """Check an address to connect to: what `parse_address` takes, but for a ready-made socket.
+
+    Raises:
+        TypeError, ValueError: as `parse_address`, or it is a socket.
+    """
+    where = parse_address(address)
+    if where.ready is not None:
+        raise TypeError("a client takes '@name' or a path; a ready-made socket is for a server")
+    return where
+
+
 def _no_url(address: str, scheme: str, rest: str) -> ValueError:
     what = f"address {address!r} is a URL, and an address is '@name' or a path"
     if scheme.lower() in _LOCAL and rest:

@@ -37,7 +37,7 @@ def connecting(
     """Connect to a server's address, and leave the waiting to the caller.
 
     Args:
-        where: what `parse_address` returned for "@name" or a path.
+        where: what `parse_client_address` returned for "@name" or a path.
         timeout: seconds to wait for a place in the server's backlog; None is no limit.
         takes_descriptors: whether the server may send some; else the kernel refuses them if it can.
 
@@ -51,10 +51,7 @@ def connecting(
         Timeout: the server's backlog stayed full.
         OSError: the system refuses, for the reason given; EPROTOTYPE if a socket of another type
             listens there.
-        TypeError: it is a ready-made socket.
     """
-    if where.ready is not None:
-        raise TypeError("a client takes '@name' or a path; a ready-made socket is for a server")
     sock = make_socket(takes_descriptors=takes_descriptors)
     try:
         for wait in _pauses(None if timeout is None else time.monotonic() + timeout):
