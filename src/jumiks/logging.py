@@ -3,13 +3,16 @@
 
 In the program that logs::
 
-    with Server("@app-logs", on_lag="skip") as server:
+    with Server("@app-logs", on_lag="skip", patience=0) as server:
         logging.getLogger().addHandler(Handler(server))
 
 In any number of others::
 
     with Listener("@app-logs", logging.StreamHandler()):
         ...
+
+With `patience=0` a slow listener is skipped at once. Otherwise the server gives it a second, and
+the handler, which never waits, drops the records of that second for all listeners.
 
 Both follow `logging.handlers.QueueHandler` and `QueueListener` where those have a rule.
 """
@@ -20,6 +23,7 @@ import json
 import logging
 import os
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from ._gap import Gap
@@ -105,9 +109,13 @@ class Handler(logging.Handler):
     part in its parent's server; the child's own copy counts those. For records of children, put a
     `QueueHandler` in them and a `QueueListener` with this handler in the parent.
 
+    The next record that can be published comes behind one of the logger "jumiks.logging", of level
+    WARNING, which says how many were dropped. `flush` publishes that one alone.
+
     Args:
-        server: where to publish. Its lag policy decides about clients that are slow; with "block" a
-            slow client makes this handler drop records, so "skip" fits better.
+        server: where to publish. Its lag policy decides about clients that are slow. Where the
+            server would wait for one, this handler drops records, which all others then miss too.
+            So take `on_lag="skip"` with `patience=0`, which waits for none.
         level: of the least important records that are published.
     """
 
@@ -119,6 +127,7 @@ class Handler(logging.Handler):
         self._pid = os.getpid()
         self.dropped: int = 0
         """Records that were not published, in this process."""
+        self._told = 0  # those of them that listeners were told of
 
     def emit(self, record: logging.LogRecord) -> None:
         """Publish a record, or count it as dropped; `handleError` is told what has no JSON."""
@@ -132,22 +141,49 @@ class Handler(logging.Handler):
             self.dropped += 1
             self.handleError(record)
         else:
-            self._publish(data)
+            if not (self._tell_dropped() and self._publish(data)):
+                self.dropped += 1
         finally:
             _mine.publishes = False
 
-    def _publish(self, data: bytes) -> None:
+    def flush(self) -> None:
+        """Tell listeners how many records were dropped, if they were not told and there is room."""
+        if getattr(_mine, "publishes", False) or os.getpid() != self._pid:
+            return
+        with self.lock or nullcontext():
+            _mine.publishes = True
+            try:
+                self._tell_dropped()
+            finally:
+                _mine.publishes = False
+
+    def _tell_dropped(self) -> bool:
+        # Return whether a record may follow: its listeners must hear first what is missing.
+        dropped = self.dropped
+        if dropped == self._told:
+            return True
+        count = dropped - self._told
+        record = _own_record(logging.WARNING, f"records were lost: {count} were not published")
+        record.dropped = count
+        if not self._publish(record_to_json(record)):
+            return False
+        self._told = dropped
+        return True
+
+    def _publish(self, data: bytes) -> bool:
         try:
             self._server.publish(data, timeout=0)
         except Exception:  # a program must not end because nobody can hear it
-            self.dropped += 1
+            return False
+        return True
 
 
 class Listener:
     """Hands the records of a server to local handlers, in a thread.
 
     It waits for a server that is not there yet, and comes back to one that was restarted. A gap
-    becomes a record of the logger "jumiks.logging", of level WARNING, that says what was lost.
+    becomes a record of the logger "jumiks.logging", of level WARNING, that says what was lost. So
+    does what a `Handler` dropped.
 
     Args:
         address: the server's.
@@ -160,7 +196,8 @@ class Listener:
         TypeError, ValueError: an argument is wrong; the text says what would be right.
 
     Attributes:
-        lost: records that were lost; those of a gap of unknown size count as one.
+        lost: records that were lost, in gaps or as a `Handler` dropped them; those of a gap of
+            unknown size count as one.
         unreadable: messages that were no records; they are left out.
         error: what ended the thread, if it was not `stop`: for example `jumiks.Refused`.
     """
@@ -261,7 +298,14 @@ class Listener:
         except ValueError:
             self.unreadable += 1
         else:
+            self.lost += _dropped(record)
             self.handle(record)
+
+
+def _dropped(record: logging.LogRecord) -> int:
+    # What a handler says that it has dropped; a server may send anything.
+    count = getattr(record, "dropped", 0)
+    return count if record.name == _OWN and type(count) is int and count > 0 else 0
 
 
 def _checked(options: Keywords) -> Keywords:

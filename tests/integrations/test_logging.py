@@ -145,6 +145,63 @@ def test_a_handler_never_waits_and_counts_what_it_dropped(address: str) -> None:
             assert handler.dropped == 1000 - server.stats().published > 0
 
 
+def drop_three(server: Server, handler: Handler, logger: logging.Logger, slow: Client) -> None:
+    """Log until three more records were dropped, and make room again."""
+    before = handler.dropped
+    while handler.dropped < before + 3:
+        logger.info("one of many")
+    while slow.last_id < server.stats().published + 99_999:
+        slow.receive(DEADLINE)
+    slow.ack()
+    server.drain(DEADLINE)
+
+
+TOLD = "records were lost: 3 were not published"
+
+
+def test_listeners_are_told_what_was_dropped_ahead_of_the_next_record(
+    address: str, kept: Kept
+) -> None:
+    with Server(address, on_lag="block", max_lag=5) as server, Client(address) as slow:
+        with Listener(address, kept) as listener, logger_of(handler := Handler(server)) as logger:
+            server.wait_for_clients(2, DEADLINE)
+            for lost in (3, 6):
+                drop_three(server, handler, logger, slow)
+                assert listener.lost == lost - 3
+                logger.info("last")
+                wait_until(lambda: kept.records[-1].getMessage() == "last")
+                told = kept.records.pop(-2)
+                assert (told.name, told.levelno) == ("jumiks.logging", logging.WARNING)
+                assert told.getMessage() == TOLD
+                assert listener.lost == handler.dropped == lost
+                kept.records.pop()
+            assert {record.name for record in kept.records} == {"app.part"}
+
+
+def test_a_flush_tells_what_was_dropped_once(address: str, kept: Kept) -> None:
+    with Server(address, on_lag="block", max_lag=5) as server, Client(address) as slow:
+        with Listener(address, kept) as listener, logger_of(handler := Handler(server)) as logger:
+            server.wait_for_clients(2, DEADLINE)
+            drop_three(server, handler, logger, slow)
+            for _ in range(2):
+                handler.flush()
+            logger.info("last")
+            wait_until(lambda: kept.records[-1].getMessage() == "last")
+            assert [r.getMessage() for r in kept.records].count(TOLD) == 1
+            assert listener.lost == 3
+
+
+@pytest.mark.parametrize("count", [-1, True, "3", 1.5, None])
+def test_a_hostile_count_of_dropped_records_is_no_number_of_ours(
+    address: str, kept: Kept, count: object
+) -> None:
+    listener = Listener(address, kept)
+    record = made("hello")
+    vars(record).update(name="jumiks.logging", dropped=count)
+    listener._take(record_to_json(record))
+    assert (listener.lost, len(kept.records)) == (0, 1)
+
+
 @pytest.mark.parametrize("what", ["too large", "closed", "reserved"])
 def test_a_record_that_cannot_be_published_is_dropped(
     address: str, what: str, capsys: pytest.CaptureFixture[str]
