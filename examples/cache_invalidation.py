@@ -22,6 +22,8 @@ from tempfile import TemporaryDirectory
 import jumiks
 
 ADDRESS = "@jumiks-invalidation"
+MOST = 65536
+"""Bytes of the longest key."""
 
 
 class Changes:
@@ -33,15 +35,23 @@ class Changes:
     def __init__(self, address: str = ADDRESS) -> None:
         self.server = jumiks.Server(address, max_lag=10_000, on_lag="skip", patience=0)
         self.inbox, self._outbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._outbox.settimeout(1)  # of a worker, should the parent hang
         self._thread = threading.Thread(target=self._publish, daemon=True)
         self._thread.start()
 
     def _publish(self) -> None:
-        while key := self.inbox.recv(65536):
+        while key := self.inbox.recv(MOST):  # empty once the other end was shut down
             self.server.publish(key)
 
     def announce(self, key: bytes) -> None:
-        """Tell all workers that a record has changed. A worker calls it, after its commit."""
+        """Tell all workers that a record has changed. A worker calls it, after its commit.
+
+        Raises:
+            ValueError: the key is empty or too long, so it could not be told.
+            TimeoutError: the parent takes no keys any more.
+        """
+        if not 0 < len(key) <= MOST:
+            raise ValueError(f"a key has 1 to {MOST} bytes, and this one {len(key)}")
         self._outbox.send(key)
 
     def close(self) -> None:

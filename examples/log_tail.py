@@ -14,6 +14,7 @@ import jumiks
 
 
 def follow(path: str, address: str) -> None:
+    # With the usual patience: while it waits a second for readers, the file keeps what comes.
     with open(path, "rb") as file, jumiks.Server(address, max_lag=10_000, on_lag="skip") as server:
         rest = b""
         while True:
@@ -26,6 +27,8 @@ def follow(path: str, address: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     try:
         follow(*sys.argv[1:])
     except KeyboardInterrupt:

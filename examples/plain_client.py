@@ -35,5 +35,5 @@ def messages(address: str) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    for message in messages(sys.argv[1]):
+    for message in messages(sys.argv[1] if len(sys.argv) == 2 else sys.exit(__doc__)):
         print(message.decode(errors="replace"), flush=True)

@@ -17,7 +17,7 @@ STOP = {signal.SIGTERM}
 def main(pause: float) -> None:
     # `sigtimedwait` takes the signal while the loop waits, so no handler interrupts a publish.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-    with jumiks.Server(systemd.listen_socket(), max_lag=60, on_lag="skip") as server:
+    with jumiks.Server(systemd.listen_socket(), max_lag=60, on_lag="skip", patience=0) as server:
         systemd.notify("READY=1")
         while signal.sigtimedwait(STOP, pause) is None:
             server.publish(time.ctime().encode())

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 
 import pytest
 from support.base import DEADLINE, ROOT, needs, wait_until
@@ -65,6 +66,72 @@ def test_every_worker_sees_what_one_of_them_has_changed() -> None:
     assert sorted(run("cache_invalidation.py")) == [
         f"worker {number}: ann is married, bob single" for number in range(4)
     ]
+
+
+def test_keys_that_cannot_be_told_are_refused_and_the_next_is_told(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    changes = importlib.import_module("cache_invalidation").Changes(address)
+    with Client(address) as client:
+        for key in (b"", bytes(65537)):
+            with pytest.raises(ValueError, match=f"1 to 65536 bytes, and this one {len(key)}"):
+                changes.announce(key)
+        for key in (b"ann", bytes(65536)):
+            changes.announce(key)
+            assert client.receive(DEADLINE) == key
+    changes.close()
+
+
+def test_a_worker_does_not_wait_for_a_parent_that_hangs(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    changes = importlib.import_module("cache_invalidation").Changes(address)
+    with monkeypatch.context() as hanging:
+        stuck = Event()
+        hanging.setattr(changes.server, "publish", lambda _: stuck.wait(DEADLINE))
+        with pytest.raises(TimeoutError):
+            while True:
+                changes.announce(bytes(60_000))
+        stuck.set()
+    changes.close()
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("name", ["log_tail.py", "plain_client.py"])
+@pytest.mark.parametrize("words", [[], ["a", "b", "c"]])
+def test_an_example_with_wrong_arguments_says_what_it_takes(name: str, words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *words], stderr=PIPE, text=True, timeout=DEADLINE
+    )
+    assert done.returncode == 1
+    assert f"python examples/{name} " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs("numpy")
+@pytest.mark.usefixtures("large_log")
+def test_a_frame_that_is_overwritten_while_a_viewer_looks_is_left_out(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    frames = importlib.import_module("frames")
+    with Server(address, on_lag="skip", patience=0, log_size=8 << 20) as server:
+        with Client(address) as client:
+            server.wait_for_clients(1, DEADLINE)
+            frames.publish(server, 3)
+            assert frames.newest_brightness(client.receive_many()) == 3
+            server.publish(b"no image")
+            with pytest.raises(ValueError, match="magic"):
+                frames.newest_brightness(client.receive_many())
+            if client.delivery != "shared":
+                return  # packets are copies
+            server.publish(b"no image")
+            batch = client.receive_many()
+            while batch.valid:
+                server.publish(bytes(1 << 20))
+            assert frames.newest_brightness(batch) == 0
 
 
 @needs("numpy")

@@ -62,16 +62,23 @@ def test_a_websocket_ends_when_its_browser_leaves_or_is_too_slow(slow: bool) -> 
     asyncio.run(main())
 
 
-def test_what_goes_where_in_gunicorn_tells_a_worker_of_a_change(address: str) -> None:
+def test_what_goes_where_in_gunicorn_tells_a_worker_of_a_change(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found: dict[str, Any] = {}
+    shared = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "shared", shared)
     exec(GUNICORN.replace("@changes", address), found)
-    arbiter, worker = SimpleNamespace(), SimpleNamespace()
+    arbiter = SimpleNamespace()
     found["on_starting"](arbiter)
     with arbiter.changes:
-        found["post_fork"](arbiter, worker)
-        with worker.changed:
-            worker.announce(b"ann")
-            assert worker.changed.receive(DEADLINE) == b"ann"
+        found["post_fork"](arbiter, None)
+        with shared.changed:
+            for key in (b"", bytes(65537)):  # the first would end the publisher's thread
+                with pytest.raises(ValueError, match=f"this one {len(key)}"):
+                    shared.announce(key)
+            shared.announce(b"ann")
+            assert shared.changed.receive(DEADLINE) == b"ann"
         with arbiter.outbox:
             arbiter.outbox.shutdown(socket.SHUT_WR)
             wait_until(lambda: not any("(publish)" in each.name for each in enumerate_threads()))
