@@ -383,8 +383,8 @@ class ServerOptions(Options):
         'address; on a path, any user that its permissions allow), `"anyone"`, a user id, a '
         "`Group`, a list or set of user ids and Groups, or a function that takes a `Peer` and "
         "returns True or False.",
-        help="allow any user to connect, even to an abstract address, which has no file "
-        "permissions",
+        help="allow any user to connect to an abstract address; at a path its permissions say who "
+        "may: --mode 0666",
     )
     share_log: bool = option(
         True,

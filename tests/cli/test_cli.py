@@ -265,6 +265,11 @@ def usage_error(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("serve @x --log-size 1M --keep 600k", "--keep 600k: at most half of --log-size 1M is"),
         ("serve @x --log-size 1M --max-message 1M", "at most a quarter of --log-size 1M"),
         ("serve @x --mode 0660", "'@x' makes none: give a path, or --anyone"),
+        (
+            "serve systemd --mode 0660",
+            "makes none: SocketMode= and SocketGroup= of the socket unit",
+        ),
+        ("serve systemd --group 0", "'systemd' makes none: "),
         ("serve @x --patience soon", "a number of seconds, 0 or more, or 'none' for no limit"),
     ],
 )

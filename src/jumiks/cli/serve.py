@@ -116,16 +116,23 @@ def _check_kept(messages: int, log_size: int, given: bool) -> None:
 
 
 def check_file_options(options: argparse.Namespace) -> None:
-    """Refuse options of a socket file where there is none.
+    """Refuse options of a socket file where this makes none.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it makes none.
     """
-    if options.address.startswith("@") and (options.mode is not None or options.group is not None):
-        raise UsageError(
-            f"--mode and --group are for the file that a path makes, and {options.address!r} makes "
-            "none: give a path, or --anyone"
-        )
+    if options.mode is None and options.group is None:
+        return
+    if options.address == "systemd":
+        advice = "SocketMode= and SocketGroup= of the socket unit say the same"
+    elif options.address.startswith("@"):
+        advice = "give a path, or --anyone"
+    else:
+        return
+    raise UsageError(
+        f"--mode and --group are for the file that a path makes, and {options.address!r} makes "
+        f"none: {advice}"
+    )
 
 
 def make_server(
