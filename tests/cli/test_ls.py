@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -200,6 +201,24 @@ def test_a_relative_path_that_cannot_be_found_has_a_row_that_says_so(
         "address": f"./{address}",
         "problem": "a relative path, of a process whose working directory cannot be seen from here",
     }
+
+
+def test_a_child_that_has_the_socket_too_may_be_elsewhere(
+    address: str,
+    path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(path.parent)
+    with listener(f"./{address}") as sock:
+        child = ["sleep", "60"]
+        with subprocess.Popen(child, cwd="/", pass_fds=[sock.fileno()], close_fds=True) as other:
+            try:
+                _, row = listed(capsys)
+            finally:
+                other.kill()
+    assert row.split()[0] == str(path.parent / address)
+    assert row.endswith("no answer within 0.3 s")
 
 
 def test_a_pipe_gets_whole_addresses_and_reasons(

@@ -13,7 +13,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -127,15 +127,16 @@ def listening() -> Iterator[Place]:
             yield Place(name, name)
     # Two servers may have the same relative path, in two directories.
     owner = owners({inode for inode, _ in relative})
-    found = {place_of(name, owner.get(inode, "")) for inode, name in relative}
+    found = {place_of(name, owner.get(inode, ())) for inode, name in relative}
     yield from sorted(each for each in found if each.address not in seen)
 
 
-def owners(sockets: Set[str]) -> dict[str, str]:
-    """Return a process for each socket, by inode, as far as this user may look."""
-    found: dict[str, str] = {}
+def owners(sockets: Set[str]) -> dict[str, list[str]]:
+    """Return the processes that have each socket, by inode, as far as this user may look."""
+    found: dict[str, list[str]] = {}
     for pid in filter(str.isdecimal, os.listdir("/proc") if sockets else ()):
-        found.update(dict.fromkeys(sockets_of(pid) & sockets, pid))
+        for inode in sockets_of(pid) & sockets:
+            found.setdefault(inode, []).append(pid)
     return found
 
 
@@ -151,18 +152,22 @@ def sockets_of(pid: str) -> Set[str]:
     return found
 
 
-def place_of(name: str, pid: str) -> Place:
-    """Return where a relative path is, in the working directory of a process; "" for no process."""
-    folder = f"/proc/{pid}/cwd"
-    try:
-        address = os.path.normpath(os.path.join(os.readlink(folder), name))
-    except OSError:
-        return Place(name, "", UNSEEN)
-    for path in (address, f"{folder}/{name}"):  # the kernel takes the second one if it is shorter
+def place_of(name: str, pids: Sequence[str]) -> Place:
+    """Return where a relative path is: in the working directory of a process that has the socket.
+
+    Another one, such as a child, may have gone elsewhere.
+    """
+    problem = UNSEEN
+    for pid in pids:
+        folder = f"/proc/{pid}/cwd"
         with suppress(OSError):
-            if stat.S_ISSOCK(os.stat(path).st_mode) and len(os.fsencode(path)) <= MAX_PATH:
-                return Place(address, path)
-    return Place(name, "", MOVED.format(pid=pid))
+            address = os.path.normpath(os.path.join(os.readlink(folder), name))
+            problem = MOVED.format(pid=pid)
+            is_there = stat.S_ISSOCK(os.stat(f"{folder}/{name}").st_mode)
+            for path in (f"{folder}/{name}", address):  # the kernel takes none that is long
+                if is_there and len(os.fsencode(path)) <= MAX_PATH:
+                    return Place(address, path)
+    return Place(name, "", problem)
 
 
 def ask_all(places: list[Place], timeout: float, interval: float) -> list[Found]:
