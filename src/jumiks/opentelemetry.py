@@ -3,17 +3,21 @@
 
 ::
 
-    observe(server, opentelemetry.metrics.get_meter("my-service"))
+    meter = opentelemetry.metrics.get_meter("my-service")
+    observe(server, meter)
+    observe(another, meter)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from ._metrics import MOST_CLIENTS, metrics
+from ._metrics import MOST_CLIENTS, Metric, metrics
 from .errors import Closed
 
 if TYPE_CHECKING:
@@ -23,29 +27,54 @@ if TYPE_CHECKING:
 __all__ = ["observe"]
 
 
+_lock: Final = threading.Lock()
+
+_observed: Final[WeakKeyDictionary[Meter, dict[Server | AsyncServer, int]]] = WeakKeyDictionary()
+"""The servers of each meter that has instruments, and how many clients of each have figures."""
+
+
 def observe(
     server: Server | AsyncServer, meter: Meter, *, most_clients: int = MOST_CLIENTS
 ) -> None:
-    """Make an instrument for each figure of a server, looked at when the meter's reader asks.
+    """Have a server's figures looked at when the meter's reader asks.
+
+    There is an instrument for each figure, for all servers of the meter: `address` tells these
+    apart. Take one `Meter` for all of them, as the SDK lets an instrument be made only once.
 
     Args:
-        server: a `Server` or an `AsyncServer`. Once it is closed, there are no figures.
+        server: a `Server` or an `AsyncServer`. Once it is closed, there are no figures of it.
         meter: where the instruments belong.
         most_clients: how many clients have figures of their own: those with the largest lag.
+
+    Raises:
+        Closed: the server is closed.
     """
+    found = list(metrics(server, most_clients))
+    with _lock:
+        is_new = meter not in _observed
+        servers = _observed.setdefault(meter, {})
+        servers[server] = most_clients
+    if is_new:
+        for index, metric in enumerate(found):
+            _make_instrument(meter, servers, index, metric)
 
-    def instrument(index: int, kind: str, name: str, text: str) -> None:
-        def look(_options: CallbackOptions) -> Iterable[Observation]:
+
+def _make_instrument(
+    meter: Meter, servers: dict[Server | AsyncServer, int], index: int, metric: Metric
+) -> None:
+    def look(_options: CallbackOptions) -> Iterator[Observation]:
+        with _lock:
+            now = list(servers.items())
+        for server, most_clients in now:
             try:
-                metric = list(metrics(server, most_clients))[index]
+                figures = list(metrics(server, most_clients))[index]
             except Closed:
-                return
-            for values, figure in metric.samples:
-                yield Observation(figure, dict(zip(metric.labels, values, strict=True)))
+                with _lock:
+                    servers.pop(server, None)
+                continue
+            for values, figure in figures.samples:
+                yield Observation(figure, dict(zip(figures.labels, values, strict=True)))
 
-        counter = kind == "counter"
-        make = meter.create_observable_counter if counter else meter.create_observable_gauge
-        make(name, callbacks=[look], description=text)
-
-    for index, metric in enumerate(metrics(server, most_clients)):
-        instrument(index, metric.kind, metric.name, metric.text)
+    counter = metric.kind == "counter"
+    make = meter.create_observable_counter if counter else meter.create_observable_gauge
+    make(metric.name, callbacks=[look], description=metric.text)

@@ -9,7 +9,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 from support.servers import Server
 
-from jumiks import Client, EndReason
+from jumiks import Client, Closed, EndReason
 from jumiks._metrics import metrics
 from jumiks.opentelemetry import observe
 
@@ -46,3 +46,37 @@ def test_a_reader_finds_the_figures_of_the_moment_and_none_of_a_closed_server(
         (published,) = read(reader)["jumiks_published_messages"]
         assert published.value == 4
     assert not any(read(reader).values())
+
+
+def published(reader: InMemoryMetricReader) -> dict[object, float]:
+    points = read(reader).get("jumiks_published_messages", [])
+    return {(point.attributes or {})["address"]: point.value for point in points}
+
+
+@pytest.mark.parametrize("meter_of", ["one meter", "two of a name"])
+def test_servers_of_one_meter_are_told_apart_and_one_may_close(
+    address: str, meter_of: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    meters = [provider.get_meter("test")] * 2
+    if meter_of == "two of a name":
+        meters = [provider.get_meter("test") for _ in range(2)]
+    with Server(address) as first, Server(f"{address}-2") as second, Client(second.address):
+        observe(first, meters[0])
+        observe(second, meters[1], most_clients=0)
+        first.publish(b"message")
+        second.publish_many([b"message"] * 2)
+        assert published(reader) == {first.address: 1, second.address: 2}
+        assert read(reader).get("jumiks_client_lag_messages", []) == []
+        observe(second, meters[1])  # once more, as it should be
+        assert len(read(reader)["jumiks_client_lag_messages"]) == 1
+        first.close()
+        assert published(reader) == {second.address: 2}
+        with Server(address) as third:
+            observe(third, meters[0])
+            assert published(reader) == {second.address: 2, third.address: 0}
+    assert not any(read(reader).values())
+    with pytest.raises(Closed):
+        observe(first, meters[0])
+    assert not caplog.records
