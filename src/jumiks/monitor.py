@@ -90,12 +90,12 @@ class Monitor(Closing, Connecting):
             sock.send(request(self._asked), socket.MSG_NOSIGNAL)
             body = self._answer(sock, deadline)
             status = parse_status(body.decode("utf-8", "replace"))
-        except TimeoutError as error:
+        except TimeoutError:
             raise Timeout(
                 errors.NO_ANSWER.format(address=self._address, timeout=self._timeout)
-            ) from error
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise ConnectionLost(errors.GONE.format(address=self._address)) from error
+            ) from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise ConnectionLost(errors.GONE.format(address=self._address)) from None
         except (ConnectionLost, ProtocolError):
             # No server stands still because the user keeps a monitor whose connection is over.
             with suppress(OSError):

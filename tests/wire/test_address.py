@@ -9,15 +9,18 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.base import IS_ROOT
 
+from jumiks import Client, Monitor
 from jumiks._peer import Peer
 from jumiks._wire import listener as listeners
 from jumiks._wire.address import Kind, parse_address, parse_client_address
@@ -710,6 +713,24 @@ def test_connecting_to_what_is_no_socket_says_so(path: Path) -> None:
         connect(path)
     with pytest.raises(NotADirectoryError, match="not a directory"):
         connect(path / "socket")
+
+
+def test_an_error_that_is_explained_has_one_traceback(address: str, path: Path) -> None:
+    path.write_text("")
+    wrong: list[Callable[[], object]] = [
+        partial(connect, address),
+        partial(connect, path),
+        partial(connect, "/nowhere/ticks"),
+        partial(Client, address, wait=0.05),
+        partial(Monitor, address),
+        partial(listen, path / "socket"),
+        partial(listen, path.parent / "nowhere" / "socket"),
+    ]
+    for each in wrong:
+        with pytest.raises(OSError) as caught:  # noqa: PT011  the numbers are tested above
+            each()
+        assert caught.value.errno
+        assert "".join(traceback.format_exception(caught.value)).count("Traceback") == 1
 
 
 def test_connecting_to_a_stream_socket_says_so(path: Path) -> None:

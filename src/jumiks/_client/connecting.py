@@ -229,9 +229,9 @@ class Connecting:
             raise Timeout(
                 errors.NO_HANDSHAKE.format(address=self._address, what=what, timeout=timeout)
             ) from None
-        except (ConnectionResetError, BrokenPipeError) as error:
+        except (ConnectionResetError, BrokenPipeError):
             rights.hang_up(sock, self._guarded)
-            raise ConnectionLost(errors.HUNG_UP.format(address=self._address)) from error
+            raise ConnectionLost(errors.HUNG_UP.format(address=self._address)) from None
         except BaseException:
             rights.hang_up(sock, self._guarded)
             raise

@@ -74,10 +74,13 @@ def _try_connect(sock: socket.socket, where: Address) -> None:
     except BlockingIOError:
         raise  # its backlog is full
     except OSError as error:
-        raise _explain_connect(error, where) from error
+        explained = _explain_connect(error, where)
+        if explained is None:
+            raise
+        raise explained from None
 
 
-def _explain_connect(error: OSError, where: Address) -> OSError:
+def _explain_connect(error: OSError, where: Address) -> OSError | None:
     if error.errno == errno.ECONNREFUSED:
         return _why_refused(where)
     texts = {
@@ -89,7 +92,7 @@ def _explain_connect(error: OSError, where: Address) -> OSError:
         "which is SOCK_SEQPACKET: check the address",
     }
     if error.errno not in texts:
-        return error
+        return None
     return OSError(error.errno, texts[error.errno], where.text)
 
 

@@ -535,7 +535,7 @@ class ClientHandshake:
         try:
             hello = ServerHello.decode(packet)
         except Malformed as error:
-            raise ProtocolError(errors.STRANGER.format(why=error)) from error
+            raise ProtocolError(errors.STRANGER.format(why=error)) from None
         if max(hello.version[:2]) > _PLAUSIBLE:
             why = errors.NO_VERSION.format(size=len(packet))
             raise ProtocolError(errors.STRANGER.format(why=why))
@@ -557,7 +557,7 @@ class ClientHandshake:
         try:
             welcome = Welcome.decode(packet)
         except Malformed as error:
-            raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=error)) from error
+            raise ProtocolError(errors.BROKEN_HANDSHAKE.format(fault=error)) from None
         self.welcome = welcome
         if welcome.status != Status.ACCEPTED:
             reason = printable(welcome.text) or refusal_text(

@@ -216,7 +216,7 @@ def _listen_ready(where: Address, backlog: int) -> Listener:
         except OSError as error:
             raise ValueError(
                 f"the socket given as address cannot listen ({error.strerror}): is it connected?"
-            ) from error
+            ) from None
     # A service manager hands its sockets over inheritable.
     sock.set_inheritable(False)
     sock.setblocking(False)
@@ -291,7 +291,10 @@ def _take_lock(where: Address, path: str) -> tuple[FileIO, str]:
             owner = _owner(where)
             if owner is not None:
                 raise _in_use(where, owner) from None
-            raise _explain_folder(error, where) from error
+            explained = _explain_folder(error, where)
+            if explained is None:
+                raise
+            raise explained from None
         if file is not None:
             return file, path
     raise AddressInUse(
@@ -367,8 +370,11 @@ def _bind_path(sock: socket.socket, where: Address, mode: int | None) -> tuple[s
             sock.bind(where.sockaddr)
             break
         except OSError as error:
+            explained = _explain_folder(error, where)
+            if explained is not None:
+                raise explained from None
             if error.errno != errno.EADDRINUSE:
-                raise _explain_folder(error, where) from error
+                raise
         _remove_stale(where)
         if last:
             raise AddressInUse(where.text, detail=errors.TAKEN_AGAIN)
@@ -402,7 +408,7 @@ def _remove_stale(where: Address) -> None:
             f"a socket file that no server listens on cannot be replaced ({error.strerror}): "
             f"have its owner, user {found.st_uid}, remove it",
             where.text,
-        ) from error
+        ) from None
 
 
 def _give_path(where: Address, mode: int | None, gid: int | None) -> None:
@@ -415,7 +421,7 @@ def _give_path(where: Address, mode: int | None, gid: int | None) -> None:
                 f"cannot give the socket file to group {gid} ({error.strerror}): "
                 "the server's user must be a member of it",
                 where.text,
-            ) from error
+            ) from None
     # What the umask took away at bind.
     if mode is not None and stat.S_IMODE(os.lstat(where.text).st_mode) != mode:
         os.chmod(where.text, mode)
@@ -447,13 +453,13 @@ def _owner(where: Address) -> Peer | None:
         except PermissionError:
             folder = os.path.dirname(where.text) or "."
             text = f"this user may not search {folder!r}: have its permissions changed"
-            raise PermissionError(error.errno, text, where.text) from error
+            raise PermissionError(error.errno, text, where.text) from None
         raise PermissionError(
             error.errno,
             "there is a socket that this user may not connect to, so whether it is in use "
             "cannot be told: take another path",
             where.text,
-        ) from error
+        ) from None
     except OSError as error:
         if error.errno == errno.EAGAIN:  # its backlog is full
             return _UNKNOWN
@@ -484,7 +490,7 @@ def _is_gone(pid: int) -> bool:
     return False
 
 
-def _explain_folder(error: OSError, where: Address) -> OSError:
+def _explain_folder(error: OSError, where: Address) -> OSError | None:
     folder = os.path.dirname(where.text) or "."
     not_allowed = f"this user may not make files in {folder!r}: have its permissions changed"
     texts = {
@@ -495,5 +501,5 @@ def _explain_folder(error: OSError, where: Address) -> OSError:
         errno.EROFS: f"{folder!r} is on a file system that is mounted read-only: take another path",
     }
     if error.errno not in texts:
-        return error
+        return None
     return OSError(error.errno, texts[error.errno], where.text)
