@@ -13,7 +13,7 @@
         ├── AckError (ValueError)               an ack for a message that was not received
         ├── Overwritten                         a batch was given up by the server while in use
         ├── MessagesLost                        there is a gap in the stream, and it goes on behind
-        ├── AddressInUse (OSError)              another process serves that address
+        ├── AddressInUse (OSError)              another server is at that address
         └── ConnectionEnded (ConnectionError)   the connection is over, and why:
             ├── Refused                         the server did not let this client in
             │   └── VersionMismatch             ... as it speaks another protocol version
@@ -184,7 +184,7 @@ class MessagesLost(JumiksError):
 
 
 class AddressInUse(JumiksError, OSError):
-    """Another process serves that address.
+    """Another process serves that address, or another `Server` of this process.
 
     Args:
         address: as the user gave it.
@@ -197,14 +197,17 @@ class AddressInUse(JumiksError, OSError):
         self, address: str, *, pid: int | None = None, uid: int | None = None, detail: str = ""
     ) -> None:
         owner = "a process" if detail == OTHER_TYPE else UNSEEN
-        if pid is not None:
+        advice = "stop that one first"
+        if detail == OURS:
+            owner, advice = f"{OURS}, {pid}", "close() that one first"
+        elif pid is not None:
             owner = f"process {pid}"
-        if uid is not None:
+        if uid is not None and detail != OURS:
             owner += f" of user {uid}"
         text = f"address {address!r} is in use by {owner}"
-        if detail:
+        if detail not in ("", OURS):
             text += f" ({detail})"
-        super().__init__(errno.EADDRINUSE, f"{text}: stop that one first, or take another address")
+        super().__init__(errno.EADDRINUSE, f"{text}: {advice}, or take another address")
         self.address = address
         self.pid = pid
         self.uid = uid
@@ -571,6 +574,7 @@ ONLY_NOW: Final = (
 ALL_TAKEN: Final = "all {count} client places are taken (max_clients)"
 BEYOND: Final = "the start that was asked for lies beyond what was published"
 
+OURS: Final = "another Server of this process"
 TAKEN_AGAIN: Final = "it was taken again at once"
 STAYED_LOCKED: Final = "{path!r} stayed locked for {seconds:g} s"
 OTHER_TYPE: Final = (

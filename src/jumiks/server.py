@@ -212,7 +212,7 @@ class Server(Closing, Publishing):
 
     Raises:
         TypeError, ValueError: an argument is wrong; the text says what would be right.
-        AddressInUse: another process serves that address.
+        AddressInUse: another process serves that address, or another `Server` of this one.
         MessageTooLarge, BufferError: there is such a message in `history`.
         OSError: the address cannot be had, or the system lacks what the log needs.
 

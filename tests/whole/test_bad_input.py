@@ -517,8 +517,9 @@ def test_an_address_that_is_served_is_refused_with_its_owner(anywhere: str) -> N
         with pytest.raises(AddressInUse) as caught:
             Server(anywhere)
         assert (caught.value.errno, caught.value.pid) == (errno.EADDRINUSE, os.getpid())
-        for words in (anywhere, f"process {os.getpid()}", "stop that one first"):
-            assert words in str(caught.value)
+        ours = f"by another Server of this process, {os.getpid()}: close() that one first, or take"
+        assert ours in str(caught.value)
+        assert anywhere in str(caught.value)
         assert_serves(server)
 
 
@@ -537,6 +538,7 @@ with jumiks.Server(sys.argv[1]):
         with pytest.raises(AddressInUse, match=f"in use by process {process.pid}") as caught:
             Server(anywhere)
         assert caught.value.pid == process.pid
+        assert f"of user {os.geteuid()}: stop that one first, or take" in str(caught.value)
         process.kill()
         process.wait(DEADLINE)
     # What a killed server leaves behind is stale, and replaced.

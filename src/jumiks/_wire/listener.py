@@ -186,7 +186,7 @@ def listen(
         backlog: connections that may wait to be accepted (listen(2)), if the system allows it.
 
     Raises:
-        AddressInUse: another process serves there.
+        AddressInUse: another server is there.
         FileExistsError: something that is no socket stands there.
         PermissionError, FileNotFoundError, OSError: the system refuses, for the reason given.
         TypeError, ValueError: a wrong argument.
@@ -476,6 +476,8 @@ def _in_use(where: Address, owner: Peer | None) -> AddressInUse:
     if owner is _OTHER_TYPE:
         return AddressInUse(where.text, detail=errors.OTHER_TYPE)
     detail = errors.OWNER_GONE if owner.pid and _is_gone(owner.pid) else ""
+    if owner.pid == os.getpid():
+        detail = errors.OURS
     return AddressInUse(where.text, pid=owner.pid or None, uid=owner.uid, detail=detail)
 
 
