@@ -1,12 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `with` and `async with` do with whatever has a `close`."""
+"""What all that has a `close` has in common: `with`, `async with`, `repr`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 __all__: list[str] = []
+
+
+def shown(kind: str, about: Callable[[], str]) -> str:
+    """Return the `repr` of an object, which debuggers also ask for if its constructor failed.
+
+    Args:
+        kind: its class.
+        about: returns what stands behind that.
+    """
+    try:
+        return f"<jumiks.{kind}{about()}>"
+    except AttributeError:
+        return f"<jumiks.{kind}: not made>"
 
 
 class Closing:

@@ -70,6 +70,15 @@ Check = Callable[[str, object], object]
 # ---- checks
 
 
+def _make_it_int(*values: object) -> str:
+    # Advice for what looks like a whole number in a text, such as numpy's.
+    for value in values:
+        if not isinstance(value, int) and hasattr(type(value), "__index__"):
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            return f": int() makes a whole number of a {kind}"
+    return ""
+
+
 def whole(least: int, most: int, unit: str = "", *, none: str = "") -> Check:
     """Return the check of a whole number.
 
@@ -85,7 +94,8 @@ def whole(least: int, most: int, unit: str = "", *, none: str = "") -> Check:
         if value is None and none:
             return value
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} is {kind}{' or None' * bool(none)}, not {value!r}")
+            words = f"{name} is {kind}{' or None' * bool(none)}, not {value!r}"
+            raise TypeError(words + _make_it_int(value))
         if not least <= value <= most:
             words = f"{name}={value}: it must be from {least} to {most} {unit}".rstrip()
             raise ValueError(f"{words}; None is {none}" if none else words)
@@ -159,7 +169,7 @@ def _start(name: str, value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(
             f"{name}={value!r:.100}: it must be 'now', 'oldest' or a packet id; a pair (server_id, "
-            "packet id), as client.position is, names the server too"
+            "packet id), as client.position is, names the server too" + _make_it_int(value)
         )
     if not FIRST_ID <= value <= _MOST_ID:
         raise ValueError(
@@ -173,7 +183,7 @@ def _position(name: str, pair: tuple[object, ...] | list[object]) -> tuple[int, 
     if len(pair) != 2 or not all(type(each) is int for each in pair):
         raise ValueError(
             f"{name}={pair!r:.100}: it must be (server_id, packet id), two whole numbers, as "
-            "client.position gives them"
+            "client.position gives them" + _make_it_int(*pair)
         )
     server_id, packet_id = cast("tuple[int, int]", pair)
     if not 1 <= server_id <= _MOST_ID:
@@ -651,7 +661,8 @@ def takes(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
         @wraps(make)
         def checked(self: object, *where: object, **options: object) -> None:
             if len(where) > 1:
-                first = fields(table)[0].name
+                first = next(each for each in fields(table) if each.default is not None)
+                example = f"{kind.__name__}({where[0]!r:.100}, {first.name}={first.default!r})"
                 raise TypeError(
                     f"{kind.__name__} takes the address alone without a name: write options with "
                     f"theirs, such as {first}={where[1]!r:.100}"

@@ -24,7 +24,7 @@ from ._client.connecting import in_thread
 from ._client.link import Delivery
 from ._client.reconnect import Backoff
 from ._client.stream import NOTHING_YET, Ack, Item, OnGap, Stream
-from ._closing import Closing
+from ._closing import Closing, shown
 from ._gap import Gap
 from ._green import cooperates, until_readable
 from ._native import Messages, check, check_handler, lib, nanoseconds
@@ -429,7 +429,7 @@ class Client(Closing, Generic[Item]):
         return self._stream.readiness()
 
     def __repr__(self) -> str:
-        return f"<jumiks.Client {self._stream}>"
+        return shown("Client", lambda: f" {self._stream}")
 
     # ---- closing ----
 

@@ -17,7 +17,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeVar
 
 from . import errors
-from ._closing import Closing
+from ._closing import Closing, shown
 from ._green import Pauses, cooperates, new_thread
 from ._native import (
     Gathered,
@@ -580,8 +580,11 @@ class Server(Closing, Publishing):
         return self._max_message
 
     def __repr__(self) -> str:
-        state = "closed" if self._handle is None else f"{len(self._control.present)} clients"
-        return f"<jumiks.Server {self._address} ({state})>"
+        def about() -> str:
+            state = "closed" if self._handle is None else f"{len(self._control.present)} clients"
+            return f" {self._address} ({state})"
+
+        return shown("Server", about)
 
     # ---- closing ----
 

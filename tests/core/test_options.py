@@ -2,6 +2,7 @@
 """The table of options, and the places that repeat a part of it."""
 
 import argparse
+import ast
 import inspect
 import pydoc
 import textwrap
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jumiks import AsyncClient, AsyncServer, Client, Server
+from jumiks import AddressInUse, AsyncClient, AsyncServer, Client, Server
 from jumiks._options import (
     About,
     AsyncClientOptions,
@@ -264,9 +265,60 @@ def test_an_unknown_option_is_told_with_whose_it_is(kind: Any, name: str, words:
 def test_an_option_without_its_name_is_told_how_it_is_written(
     kind: Any, table: type[Options]
 ) -> None:
-    words = f"{kind.__name__} takes the address alone .*, such as {fields(table)[0].name}=1000$"
-    with pytest.raises(TypeError, match=words):
+    with pytest.raises(TypeError) as caught:
         kind("@nobody", 1000)
+    before, _, example = str(caught.value).partition(", for example ")
+    assert before == (
+        f"{kind.__name__} takes one positional argument, the address: write all else as keywords"
+    )
+    call = ast.parse(example, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert ast.unparse(call.func) == kind.__name__
+    assert [ast.literal_eval(each) for each in call.args] == ["@nobody"]
+    for each in call.keywords:  # it is no wrong value that is shown
+        table(**{each.arg or "": ast.literal_eval(each.value)})
+
+
+@tables
+def test_one_whose_constructor_failed_has_a_repr(kind: Any, table: type[Options]) -> None:
+    assert table
+    with pytest.raises(TypeError) as caught:
+        kind("@nobody", no_option=1)
+    failed = caught.traceback[1].frame.f_locals["self"]
+    assert repr(failed) == f"<jumiks.{kind.__name__}: not made>"
+
+
+def test_a_server_that_was_refused_its_address_has_a_repr(address: str) -> None:
+    with Server(address), pytest.raises(AddressInUse) as caught:
+        Server(address)
+    failed = caught.traceback[1].frame.f_locals["self"]
+    assert repr(failed) == "<jumiks.Server: not made>"
+
+
+class Number:
+    """What some libraries have for a whole number."""
+
+    def __index__(self) -> int:
+        return 100_000
+
+    def __repr__(self) -> str:
+        return "100000"
+
+
+@pytest.mark.parametrize(
+    ("table", "wrong"),
+    [
+        (ServerOptions, {"max_lag": Number()}),
+        (ClientOptions, {"start": Number()}),
+        (ClientOptions, {"start": (1, Number())}),
+    ],
+)
+def test_what_looks_like_a_whole_number_is_told_by_its_type(
+    table: type[Options], wrong: dict[str, object]
+) -> None:
+    words = rf": int\(\) makes a whole number of a {__name__}\.Number$"
+    with pytest.raises((TypeError, ValueError), match=words):
+        table(**wrong)
 
 
 @pytest.mark.parametrize(("command", "each"), ON_COMMAND_LINE)

@@ -14,6 +14,7 @@ from .. import errors
 from .._client.link import Delivery
 from .._client.reconnect import Backoff, Return
 from .._client.stream import NOTHING_YET, Ack, Item, OnGap, Stream
+from .._closing import shown
 from .._gap import Gap
 from .._loops import Loop
 from .._native import AsyncMessages, check_handler, lib, nanoseconds
@@ -346,8 +347,10 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         return self._open().readiness()
 
     def __repr__(self) -> str:
-        state = "not there yet" if self._inside is None else str(self._stream)
-        return f"<jumiks.AsyncClient: {state}>"
+        def about() -> str:
+            return f": {'not there yet' if self._inside is None else self._stream}"
+
+        return shown("AsyncClient", about)
 
     # ---- closing ----
 

@@ -12,6 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final, Literal
 
 from .. import errors
+from .._closing import shown
 from .._loops import Loop
 from .._native import Gathered, Reservation, check_callback, gather, gather_frames, lib, nanoseconds
 from .._options import (
@@ -346,8 +347,10 @@ class AsyncServer(Twin[Server]):
         return self._open().max_message
 
     def __repr__(self) -> str:
-        inside = "not there yet" if self._inside is None else repr(self._inside)[1:-1]
-        return f"<jumiks.AsyncServer: {inside}>"
+        def about() -> str:
+            return f": {'not there yet' if self._inside is None else repr(self._inside)[1:-1]}"
+
+        return shown("AsyncServer", about)
 
     # ---- closing ----
 
