@@ -361,7 +361,10 @@ class ServerOptions(Options):
         "four times as much memory",
     )
     max_clients: int = option(
-        MAX_CLIENTS, whole(1, _MOST_CLIENTS), "how many clients may be connected at a time."
+        MAX_CLIENTS,
+        whole(1, _MOST_CLIENTS),
+        "how many clients may be connected at a time. "
+        "A place is free a moment after its client has closed: `Client(wait=1)` waits for it.",
     )
     max_clients_per_user: int | None = option(
         None,
@@ -664,8 +667,8 @@ def takes(table: type[Options]) -> Callable[[type[_T]], type[_T]]:
                 first = next(each for each in fields(table) if each.default is not None)
                 example = f"{kind.__name__}({where[0]!r:.100}, {first.name}={first.default!r})"
                 raise TypeError(
-                    f"{kind.__name__} takes the address alone without a name: write options with "
-                    f"theirs, such as {first}={where[1]!r:.100}"
+                    f"{kind.__name__} takes one positional argument, the address: write all else "
+                    f"as keywords, for example {example}"
                 )
             check_names(kind.__name__, table, options)
             make(self, *where, **options)

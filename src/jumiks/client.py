@@ -386,12 +386,13 @@ class Client(Closing, Generic[Item]):
 
     @property
     def resume_at(self) -> int:
-        """The packet id to go on at in another process; 0 if nothing was received.
+        """The packet id to go on at in another process.
 
         That is behind the last message that counts as handled, as `ack` says: "after" has the one
         in work received again, "before" does not, "manual" has all received again that were not
-        acked. It is an id of this server alone: another one, with another `server_id`, begins its
-        ids anew. So give another client `position`.
+        acked. If nothing was received, it is the first message that this client gets; 0 if that is
+        not known, as with a plain 1.0 server. It is an id of this server alone: another one, with
+        another `server_id`, begins its ids anew. So give another client `position`.
         """
         return self._stream.resume_at
 
