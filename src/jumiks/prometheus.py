@@ -5,11 +5,13 @@
 
     prometheus_client.REGISTRY.register(Collector(server))
     prometheus_client.start_http_server(9100)
+
+A registry takes one collector; give it all servers: `Collector(server, another)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -32,7 +34,8 @@ class Figures(_Collector):
     """Collects figures when they are scraped, and at no other time.
 
     Args:
-        read: returns all figures of a moment; where it raises `Closed` there are none.
+        read: returns all figures of a moment; where it raises `Closed` there are none. Those of one
+            name become one family.
     """
 
     def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
@@ -43,22 +46,45 @@ class Figures(_Collector):
         try:
             found = list(self._read())
         except Closed:
-            return
+            return ()
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for metric in found:
-            family = _FAMILIES[metric.kind](metric.name, metric.text, labels=metric.labels)
+            family = families.get(metric.name)
+            if family is None:
+                family = _FAMILIES[metric.kind](metric.name, metric.text, labels=metric.labels)
+                families[metric.name] = family
             for labels, figure in metric.samples:
                 family.add_metric(labels, figure)
-            yield family
+        return families.values()
+
+    def describe(self) -> Iterable[Family]:
+        """Have `register` refuse a second collector of these names; a scrape would be malformed."""
+        return self.collect()
 
 
 class Collector(Figures):
-    """Collects the figures of one server, when they are scraped and at no other time.
+    """Collects the figures of servers, when they are scraped and at no other time.
+
+    A second one in the same registry raises `ValueError` there: give one collector all servers.
 
     Args:
-        server: a `Server` or an `AsyncServer`. Once it is closed, there are no figures.
-        most_clients: how many clients have figures of their own: those with the largest lag. So the
-            labels of one scrape are bounded.
+        servers: each a `Server` or an `AsyncServer`. Once one is closed, it has no figures.
+        most_clients: how many clients of each server have figures of their own: those with the
+            largest lag. So the labels of one scrape are bounded.
     """
 
-    def __init__(self, server: Server | AsyncServer, *, most_clients: int = MOST_CLIENTS) -> None:
-        super().__init__(lambda: metrics(server, most_clients))
+    def __init__(self, *servers: Server | AsyncServer, most_clients: int = MOST_CLIENTS) -> None:
+        self._servers = dict.fromkeys(servers)
+        self._most_clients = most_clients
+        super().__init__(self._of_all)
+
+    def add(self, server: Server | AsyncServer) -> None:
+        """Collect the figures of another server as well."""
+        self._servers[server] = None
+
+    def _of_all(self) -> Iterator[Metric]:
+        for server in tuple(self._servers):
+            try:
+                yield from list(metrics(server, self._most_clients))
+            except Closed:
+                self._servers.pop(server, None)

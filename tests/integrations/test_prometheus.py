@@ -112,6 +112,44 @@ def test_a_closed_server_has_no_figures_and_breaks_no_scrape(address: str) -> No
     assert scrape(registry) == {}
 
 
+def test_several_servers_are_one_family_each_in_openmetrics(address: str) -> None:
+    openmetrics = pytest.importorskip("prometheus_client.openmetrics.exposition")
+    from prometheus_client.openmetrics.parser import text_string_to_metric_families as parsed
+
+    registry = CollectorRegistry()
+    others = [f"{address}-{number}" for number in range(2)]
+    with Server(address) as first, Server(others[0]) as second:
+        registry.register(collector := Collector(first, second))
+        second.publish(b"message")
+
+        def published() -> dict[str, float]:
+            # Their own parser refuses a family that comes twice.
+            families = parsed(openmetrics.generate_latest(registry).decode())  # type: ignore[no-untyped-call]
+            (family,) = [each for each in families if each.name == "jumiks_published_messages"]
+            return {sample.labels["address"]: sample.value for sample in family.samples}
+
+        assert published() == {address: 0, others[0]: 1}
+        second.close()
+        assert published() == {address: 0}
+        with Server(others[1]) as third:
+            collector.add(third)
+            assert published() == {address: 0, others[1]: 0}
+
+
+@pytest.mark.parametrize("describes", [False, True])
+def test_a_second_collector_in_a_registry_is_refused_when_it_is_registered(
+    address: str, describes: bool
+) -> None:
+    registry = CollectorRegistry(auto_describe=describes)
+    with Server(address) as first, Server(f"{address}-2") as second:
+        registry.register(collector := Collector(first))
+        with pytest.raises(ValueError, match="Duplicated timeseries"):
+            registry.register(Collector(second))
+        registry.unregister(collector)
+        registry.register(Collector(second))
+        assert scrape(registry)
+
+
 # ---- the dashboard
 
 
