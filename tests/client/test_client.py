@@ -456,13 +456,16 @@ def test_an_on_gap_that_raises_while_connecting_leaves_nothing(address: str) -> 
         wait_until(lambda: not server.clients())
 
 
-def test_a_gap_is_counted_once_though_on_gap_raised(address: str) -> None:
+@pytest.mark.parametrize(("error", "times"), [(KeyError, 1), (KeyboardInterrupt, 2)])
+def test_a_gap_is_told_once_though_on_gap_raised_and_again_after_a_ctrl_c(
+    address: str, error: type[BaseException], times: int
+) -> None:
     gaps: list[Gap] = []
 
     def fail_once(gap: Gap) -> None:
         gaps.append(gap)
         if len(gaps) == 1:
-            raise KeyError(gap.first)
+            raise error(gap.first)
 
     with (
         Server(address, max_lag=4, on_lag="skip", patience=0) as server,
@@ -474,10 +477,10 @@ def test_a_gap_is_counted_once_though_on_gap_raised(address: str) -> None:
             assert fast.receive(DEADLINE) == b"%d" % number
             fast.ack()
         assert receive(slow, 4) == [b"0", b"1", b"2", b"3"]
-        with pytest.raises(KeyError):
+        with pytest.raises(error):
             slow.receive(DEADLINE)
         assert slow.receive(DEADLINE) == b"7"
-        assert set(gaps) == {Gap(FIRST_ID + 4, FIRST_ID + 6)}
+        assert gaps == [Gap(FIRST_ID + 4, FIRST_ID + 6)] * times
         assert slow.missed == 3
 
 

@@ -618,7 +618,11 @@ class Stream(Handout, Generic[Item]):
                 self.hand_out_gap(gap)
                 raise error
             if callable(self._on_gap):
-                self._on_gap(gap)  # if it raises, it is told again
+                try:
+                    self._on_gap(gap)
+                except Exception:  # it was told; after a Ctrl-C it is told again
+                    self.hand_out_gap(gap)
+                    raise
             elif not self._logged:
                 self._logged = True
                 words = in_words(gap, "lost")
