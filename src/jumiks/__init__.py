@@ -5,7 +5,6 @@ A `Server` publishes; any number of `Client` objects receive every message, in o
 exactly what they missed.
 """
 
-import logging as _logging
 import typing as _typing
 
 from ._client.link import Delivery
@@ -80,8 +79,6 @@ __all__ = [
     "Timeout",
     "VersionMismatch",
 ]
-
-_logging.getLogger("jumiks").addHandler(_logging.NullHandler())
 
 __version__: str
 

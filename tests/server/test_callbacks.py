@@ -2,6 +2,8 @@
 """What a callback may do in the control thread: anything but wait for clients there."""
 
 import logging
+import subprocess
+import sys
 import threading
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
@@ -176,3 +178,27 @@ def test_a_close_ends_each_wait_though_a_callback_is_not_through(
             finally:
                 through.set()
             closer.result()
+
+
+PROGRAM = """
+import logging, sys, jumiks
+if sys.argv[2] == "configured":
+    logging.basicConfig()
+options = dict(max_lag=1, on_lag="skip", patience=0, on_connect=lambda info: 1 / 0)
+with jumiks.Server(sys.argv[1], **options) as server, jumiks.Client(sys.argv[1]) as client:
+    server.publish_many([b""] * 3)
+    for _ in range(2):
+        client.receive()
+"""
+
+
+@pytest.mark.parametrize("how", ["configured", "as it is"])
+def test_a_program_sees_once_what_went_wrong_whether_it_configured_logging_or_not(
+    address: str, how: str
+) -> None:
+    words = [sys.executable, "-c", PROGRAM, address, how]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=DEADLINE, check=True)
+    assert done.stderr.count("ZeroDivisionError: division by zero\n") == 1
+    assert done.stderr.count(": message 100001 is lost: the server skipped") == 1
+    assert done.stderr.count("skipped message 100001\n") == 1
+    assert "connected" not in done.stderr  # which is at INFO

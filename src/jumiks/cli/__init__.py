@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -37,6 +38,10 @@ _OF_THE_ADDRESS: Final = (
 )
 
 
+_SILENT: Final = logging.NullHandler()
+"""The commands say themselves what their users should see, on the same standard error."""
+
+
 class _Terminated(SystemExit):
     pass
 
@@ -60,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what stands behind the command's name; by default what the process was given.
     """
+    logging.getLogger("jumiks").addHandler(_SILENT)
     prepare_streams()
     options = make_parser().parse_args(arguments)
     signals = [signal.SIGTERM]
