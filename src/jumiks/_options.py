@@ -293,7 +293,8 @@ class ServerOptions(Options):
         "disconnect",
         one_of(lag.OnLag),
         'what happens to a client at its limit. `"disconnect"` cuts it, `"block"` makes `publish` '
-        'wait for it, `"skip"` has it miss messages, counted and reported. See docs/lag-policy.md.',
+        'wait for it, `"skip"` has it miss messages, counted and reported; with `patience=0` at '
+        "once. See docs/lag-policy.md.",
         help="what to do with a client at that limit: disconnect it (the default), wait for it "
         "(block), or have it miss messages (skip); --patience says how long to wait first",
     )
