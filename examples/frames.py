@@ -3,7 +3,7 @@
 
 Each message is what `numpy.save` would write: a short header with shape and dtype, then the pixels.
 So images of all kinds may come one after another, and a message that is written to a file is one
-for `numpy.load`. A viewer that is slow skips frames, and sees the newest ones.
+for `numpy.load`. A viewer that is slow skips frames, and is never more than `MAX_LAG` behind.
 """
 
 import functools
@@ -18,6 +18,7 @@ import jumiks
 ADDRESS = "@jumiks-frames"
 SHAPE = (480, 640, 3)
 FRAMES = 50
+MAX_LAG = 2
 HEAD_ROOM = 256
 """Bytes of a message that the header of an image is within; numpy pads it to 128."""
 
@@ -76,7 +77,7 @@ def newest_brightness(batch: jumiks.Batch) -> int:
 
 
 def view() -> None:
-    """Look at the newest frame of each batch."""
+    """Look at the newest frame of each batch; frames as large as these come one by one."""
     seen = brightest = 0
     with jumiks.Client(ADDRESS) as client:
         try:
@@ -90,8 +91,13 @@ def view() -> None:
 
 def main() -> None:
     """Publish frames to one viewer."""
-    # patience=0: the camera waits for no viewer.
-    with jumiks.Server(ADDRESS, log_size=32 << 20, on_lag="skip", patience=0) as server:
+    with jumiks.Server(
+        ADDRESS,
+        log_size=32 << 20,
+        max_lag=MAX_LAG,
+        on_lag="skip",
+        patience=0,  # the camera waits for no viewer
+    ) as server:
         viewer = get_context("spawn").Process(target=view)
         viewer.start()
         server.wait_for_clients(1, timeout=60)

@@ -197,7 +197,11 @@ class Client(Closing, Generic[Item]):
     @overload
     def receive_many(self: Client[bytes | Gap], timeout: float | None = None) -> Batch | Gap: ...
     def receive_many(self, timeout: float | None = None) -> Batch | Gap:
-        """Receive what is there, at least one message, waiting for that if need be.
+        """Receive the next messages that are there, at least one, waiting for that if need be.
+
+        Of a shared log it takes messages until they fill 256 KiB, or an eighth of the log if that
+        is less, with a header of 16 bytes for each; of packets, what some of them have. So the last
+        message is the newest only if the next call, with a timeout of 0, raises `Timeout`.
 
         Args, Raises: as for `receive`. With `ack="before"` all of them count as handled. With
         `ack="manual"` views of a shared log last until the batch is acked.
@@ -221,8 +225,9 @@ class Client(Closing, Generic[Item]):
     def receive_array(
         self, dtype: DTypeLike, timeout: float | None = None
     ) -> NDArray[np.void] | Gap:
-        """Receive what is there as a numpy array, an item per message, waiting for the first.
+        """Receive the next messages as a numpy array, an item per message, waiting for the first.
 
+        It has as many as a batch of `receive_many`, and may not reach to the newest message.
         The array has one dimension and is a copy: it stays as it is, and may be written to.
         `receive_many` and `Batch.array` do it without a copy. The last item is message `last_id`,
         and ids in an array have no holes.

@@ -47,6 +47,30 @@ def batch_of(client: Client, count: int) -> Batch:
     return batch
 
 
+# ---- how much one call takes ----
+
+
+@pytest.mark.only_shared
+@pytest.mark.parametrize("log_size", [65536, 4 << 20])
+@pytest.mark.parametrize("size", [0, 8, 3000, 11_992])
+def test_a_batch_is_as_large_as_documented_and_more_of_them_end_with_the_newest(
+    address: str, log_size: int, size: int
+) -> None:
+    frame = 16 + size
+    most = -(-min(256 << 10, log_size // 8) // frame)  # the last one goes beyond
+    count = (log_size - 4096) // frame
+    server = Server(address, log_size=log_size, max_message=log_size // 4)
+    with server, Client(address) as client:
+        server.publish_many([bytes(size)] * count)
+        batches = [client.receive_many(DEADLINE)]
+        with suppress(Timeout):
+            while True:
+                batches.append(client.receive_many(0))
+        assert client.last_id == FIRST_ID + count - 1
+        assert {len(each) for each in batches[:-1]} == {most}
+        assert len(batches[-1]) <= most
+
+
 # ---- rows ----
 
 

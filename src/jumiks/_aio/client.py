@@ -147,7 +147,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
         self: AsyncClient[bytes | Gap], timeout: float | None = None
     ) -> Batch | Gap: ...
     async def receive_many(self, timeout: float | None = None) -> Batch | Gap:
-        """Receive what is there, at least one message; see `Client.receive_many`."""
+        """Receive the next messages that are there; see `Client.receive_many` for how many."""
         found: Batch | Gap = await self._wait_for(self._stream.batch, timeout)
         return self._stream.hand_out(found)
 
@@ -162,7 +162,7 @@ class AsyncClient(Twin[Stream[Item]], Generic[Item]):
     async def receive_array(
         self, dtype: DTypeLike, timeout: float | None = None
     ) -> NDArray[np.void] | Gap:
-        """Receive what is there as a numpy array; see `Client.receive_array`."""
+        """Receive the next messages as a numpy array; see `Client.receive_array`."""
         wanted = message_dtype(dtype)
 
         def take(limit: int) -> NDArray[np.void] | Gap | int:
