@@ -32,7 +32,7 @@ ALLOWED = {
     *("core/test_faces.py", "core/test_options.py"),
     # Their scripts are about processes and limits, not deliveries.
     *("machine/test_processes.py", "machine/test_subinterpreters.py", "server/test_hostile.py"),
-    *("server/test_shortage.py", "whole/test_bad_input.py"),
+    *("server/test_shortage.py", "server/test_callbacks.py", "whole/test_bad_input.py"),
 }
 
 
