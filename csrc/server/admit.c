@@ -52,6 +52,24 @@ static void catch_up(const struct jmk_server *server, struct jmk_session *sessio
         session->replaying = false;
 }
 
+/* What is there already is behind it at its start, as history is. Under log_lock. */
+static void set_backlog(struct jmk_server *server, struct jmk_session *session) {
+    uint64_t behind = server->log.write.id - 1 - session->acked_id;
+
+    session->replaying = behind != 0;
+    session->backlog = server->config.max_lag ? behind : 0;
+    catch_up(server, session);
+    server->catching_up = server->catching_up || session->backlog;
+}
+
+void jmk_admit_begin(struct jmk_server *server, struct jmk_session *session) {
+    pthread_mutex_lock(&server->log_lock);
+    session->state = JMK_LIVE;
+    set_backlog(server, session);
+    pthread_mutex_unlock(&server->log_lock);
+    server->stale = true;
+}
+
 void jmk_admit_enter(struct jmk_server *server, struct jmk_session *session,
                      struct jmk_mark place) {
     uint64_t stays, last;
@@ -60,12 +78,9 @@ void jmk_admit_enter(struct jmk_server *server, struct jmk_session *session,
     session->first_id = place.id;
     session->shown_from = server->log.write.id;
     session->due_id = 0;
-    session->replaying = place.id != server->log.write.id;
-    session->backlog = server->config.max_lag ? server->log.write.id - place.id : 0;
     if (!server->holders)
         server->kept = jmk_log_oldest(&server->log);
-    catch_up(server, session);
-    server->catching_up = server->catching_up || session->backlog;
+    set_backlog(server, session);
     stays = session->replaying ? place.offset : history_from(server, place);
     if (!server->holders)
         server->kept = jmk_log_find(&server->log, server->kept, stays);

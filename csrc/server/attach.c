@@ -226,7 +226,7 @@ int jmk_server_release(jmk_server *server, uint64_t key) {
     if (error)
         return error;
     if (session && session->state == JMK_HELD) {
-        session->state = JMK_LIVE;
+        jmk_admit_begin(server, session);
         jmk_pump_send(server);
         jmk_admit_update(server);
     } else {

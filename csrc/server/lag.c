@@ -72,6 +72,7 @@ struct demand {
     uint64_t half_id; /* a client that needs one before this is past half of the log now */
     const struct policy *policy;
     enum awaited awaited;
+    bool now; /* its publisher waits for nobody: neither may it, nor is that the policy */
 };
 
 struct verdict {
@@ -231,6 +232,10 @@ static void judge_one(struct jmk_server *server, struct jmk_session *session,
                        verdict);
     if (limit == JMK_LIMIT_NONE && (demand->awaited != FASTEST || !session->due_id))
         return;
+    if (held && demand->now && limit == JMK_LIMIT_MESSAGES) {
+        session->excused = server->stale = verdict->again = true;
+        return;
+    }
     if (!held)
         due = demand->awaited == NONE ? now : term_end(server, session);
     if (now >= due) {
@@ -263,13 +268,14 @@ static void set_outrun(struct jmk_server *server, bool outrun, int64_t now) {
     server->outrun = outrun;
 }
 
-static struct verdict judge(struct jmk_server *server, size_t size, int64_t now) {
+static struct verdict judge(struct jmk_server *server, size_t size, int64_t now, bool last) {
     struct verdict verdict = {.open = true, .check_at = INT64_MAX};
     struct demand demand = demand_for(server, size);
     bool outrun = outruns_all(server, &demand, now, &verdict);
 
     if (verdict.again)
         return verdict;
+    demand.now = last && server->config.patience == 0;
     demand.awaited = demand.policy->waits_for_each ? EACH : outrun ? FASTEST : NONE;
     for (uint32_t i = server->live_count; i-- > 0;)
         judge_one(server, server->live[i], &demand, now, &verdict);
@@ -294,13 +300,13 @@ static bool others_turn(jmk_server *server) {
 }
 
 /* Make rounds until they change nothing. Under pump_lock. */
-static struct verdict judge_again(struct jmk_server *server, size_t size) {
+static struct verdict judge_again(struct jmk_server *server, size_t size, bool last) {
     struct verdict verdict;
     int polls = 0;
 
     do {
         jmk_pump_round(server);
-        verdict = judge(server, size, jmk_now());
+        verdict = judge(server, size, jmk_now(), last);
         jmk_admit_update(server);
         if (!verdict.again && !verdict.open && ++polls < MOST_POLLS)
             verdict.again =
@@ -328,7 +334,7 @@ static int try_room(struct jmk_server *server, size_t size, bool last, int64_t *
         else if (!jmk_server_try_lock(server))
             return WAIT;
     }
-    verdict = judge_again(server, size);
+    verdict = judge_again(server, size, last);
     if (verdict.holder) {
         jmk_ends_account(server, verdict.holder);
         *holder = verdict.holder->account;

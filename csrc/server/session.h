@@ -80,6 +80,7 @@ struct jmk_session {
     bool
         blocked; /* its socket refused a packet; no send until epoll or an ack says that there is room */
     bool replaying; /* it began in the past, and still reads history */
+    bool excused; /* its welcome was on its way, and a publisher could not wait for that */
     bool more; /* stopped by the bound on work, not by the socket */
     bool muted; /* it sent too many idle acks: what it sends stays in its socket for now */
     uint32_t idle_acks; /* packets that told nothing new, since the clock was read last */

@@ -99,7 +99,9 @@ struct jmk_server {
 /* Messages that session may be behind; UINT64_MAX: the log's bytes alone limit it. Under pump_lock. */
 static inline uint64_t jmk_server_limit(const struct jmk_server *server,
                                         const struct jmk_session *session) {
-    return server->config.max_lag ? server->config.max_lag + session->backlog : UINT64_MAX;
+    if (!server->config.max_lag || (session->state == JMK_HELD && session->excused))
+        return UINT64_MAX;
+    return server->config.max_lag + session->backlog;
 }
 
 /* JMK_E_FORKED in a child, else 0. */

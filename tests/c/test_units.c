@@ -259,6 +259,51 @@ static void the_largest_message_comes_in_fragments(void) {
     leave(&peer);
 }
 
+/* ---- limits ---- */
+
+/* As a publisher does that waits for nobody. */
+static uint64_t publish_at_once(int count) {
+    struct jmk_account holder;
+    uint64_t id = 0;
+
+    for (int i = 0; i < count; i++) {
+        CHECK_EQUAL(jmk_server_wait_room(server, SIZE, 0, &holder), 0);
+        id = publish(SIZE, 1);
+    }
+    return id;
+}
+
+/* The server takes a moment to welcome it. What is published meanwhile is behind it at its start, as history. */
+static void a_client_without_its_welcome_holds_nobody_up(void) {
+    for (uint32_t mode = JMK_CLASSIC; mode <= JMK_SHARED; mode++) {
+        for (enum jmk_policy policy = JMK_DISCONNECT; policy <= JMK_SKIP; policy++) {
+            struct jmk_account holder;
+            struct jmk_batch batch;
+            struct peer peer;
+            uint64_t id;
+
+            make_server(policy, 4, 0);
+            peer = attach(mode, false, false);
+            publish(SIZE, 4);
+            CHECK_EQUAL(jmk_server_append(server, zeros, SIZE, &id), JMK_E_FULL);
+            publish_at_once(6);
+            CHECK_EQUAL(jmk_server_release(server, peer.key), 0);
+            id = publish(SIZE, 4);
+            CHECK_EQUAL(jmk_server_append(server, zeros, SIZE, &id), JMK_E_FULL);
+            while (acked_by(&peer) < id) { /* it is offered max_lag at a time */
+                CHECK_EQUAL(jmk_client_receive(peer.client, acked_by(&peer), -1, &batch), 0);
+                ack(&peer, batch.first_id + batch.count - 1);
+            }
+            CHECK_EQUAL(jmk_server_wait_acked(server, id, FAR_OFF, &holder), 0);
+            publish(SIZE, 4);
+            CHECK_EQUAL(jmk_server_append(server, zeros, SIZE, &id), JMK_E_FULL);
+            leave(&peer);
+            jmk_server_free(server);
+        }
+    }
+    make_server(JMK_BLOCK, 0, -1);
+}
+
 /* ---- ends that other processes' copies of a socket must not hide ---- */
 
 enum end { SERVERS, CLIENTS, HALF }; /* HALF: the client says that it sends no more, and reads on */
@@ -400,6 +445,7 @@ static const struct {
     UNIT(a_long_wait_looks_at_signals),
     UNIT(a_socket_takes_two_packets),
     UNIT(the_largest_message_comes_in_fragments),
+    UNIT(a_client_without_its_welcome_holds_nobody_up),
     UNIT(no_end_is_hidden),
     UNIT(rounds_are_those_of_the_thread_and_of_publishers),
     UNIT(epoll_waits_with_either_call),
