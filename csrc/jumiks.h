@@ -159,7 +159,7 @@ struct jmk_account {
     uint64_t messages;       /* sent to it */
     uint64_t bytes;          /* the same in bytes, headers included */
     uint64_t packets;        /* the same in packets */
-    uint64_t skipped;        /* messages its cursor jumped over */
+    uint64_t skipped;        /* messages it missed; it may get the newest of a gap still open */
     int64_t since;           /* CLOCK_MONOTONIC when attached */
     int64_t last_ack;        /* CLOCK_MONOTONIC of its last ack; 0 if none */
 };

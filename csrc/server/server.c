@@ -241,7 +241,7 @@ static void count_sessions(const struct jmk_server *server, struct jmk_stats *ou
         out->delivered += account->messages;
         out->delivered_bytes += account->bytes;
         out->packets += account->packets;
-        out->skipped += account->skipped;
+        out->skipped += jmk_session_skipped(server->live[i], server->log.write.id);
         out->kernel_bytes += jmk_session_unread(server->live[i]);
     }
     out->unread = server->unread_count;

@@ -171,6 +171,7 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
     account->queued = session->state == JMK_SKIPPING ? 0 : next_id - 1 - session->sent_id;
     account->kernel_bytes = jmk_session_unread(session);
     account->unacked = session->sent_id - session->acked_id;
+    account->skipped = jmk_session_skipped(session, next_id);
     account->oldest_id = atomic_load(&log->page->oldest_id);
 }
 

@@ -94,6 +94,7 @@ struct jmk_session {
     uint64_t acked_id; /* acked cursor */
     uint64_t first_id; /* where it started, or went on after a gap */
     uint64_t shown_from; /* the first message that was published while it was there */
+    uint64_t skipped; /* messages in its gaps, but for one that is still open */
     uint64_t gap_first; /* what was skipped last */
     uint64_t gap_last;
     uint64_t backlog; /* what it had behind it at its start, until it is within max_lag */
@@ -119,6 +120,13 @@ static inline uint64_t jmk_session_lag(const struct jmk_session *session, uint64
     if ((held_back || session->state == JMK_HELD) && !session->replaying)
         offered = next_id - 1;
     return offered - session->acked_id;
+}
+
+/* Messages that it missed; next_id is the log's. A gap still open ends before the newest one at the latest. */
+static inline uint64_t jmk_session_skipped(const struct jmk_session *session, uint64_t next_id) {
+    bool open = session->state == JMK_SKIPPING && next_id - session->sent_id > 2;
+
+    return session->skipped + (open ? next_id - session->sent_id - 2 : 0);
 }
 
 static inline void jmk_session_note_lag(struct jmk_session *session, uint64_t lag) {

@@ -41,7 +41,8 @@ void jmk_skip_resume(struct jmk_server *server, struct jmk_session *session, boo
         return;
     session->gap_first = got + 1;
     session->gap_last = session->sent_id;
-    session->account.skipped += session->gap_last - got;
+    session->skipped += session->gap_last - got;
+    session->account.skipped = session->skipped;
     jmk_ends_raise_event(server, session, JMK_EVENT_SKIPPED);
 }
 

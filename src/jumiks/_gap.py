@@ -12,7 +12,7 @@ __all__ = ["Gap", "GapReason"]
 class GapReason(enum.Enum):
     """Why messages are missing."""
 
-    SKIPPED = "the server skipped them, as its lag policy says"
+    SKIPPED = "the server gave them up, as its lag policy says"
     EVICTED = "the server does not have them"
     ENDED = "the server ended first"
     RESTARTED = "another server took its place"

@@ -63,7 +63,7 @@ class ClientInfo:
         messages: messages sent to it so far.
         bytes: bytes sent to it so far, headers included.
         packets: packets sent to it so far.
-        skipped: messages it was made to miss so far.
+        skipped: messages it was made to miss so far, also while it is still being skipped.
         since: when it was let in, seconds on the clock of `time.monotonic`.
         last_ack: when its last ack was seen, seconds on that clock; None if there was none.
         reason: why it is gone; None while it is not.
@@ -71,7 +71,9 @@ class ClientInfo:
             `LAGGED`.
         limit_kind: `"messages"` (`max_lag`) or `"bytes"` (the log); "" if the reason is not
             `LAGGED`.
-        lost: messages that it did not get, if it is gone or was skipped; None if there are none.
+        lost: if it is gone, messages that it may not have got; None if there are none. Of a client
+            that read the log and was cut, these are all that it had not acked: it gets those that
+            the log still has when it reads them.
         error: what the operating system said, if the reason is `ERROR`; else "".
     """
 
@@ -123,10 +125,12 @@ class ClientInfo:
 
     def __str__(self) -> str:
         name = f"{self.peer.name!r}, " if self.peer.name else ""
+        text = f"client {self.key} ({name}process {self.pid}, {self.delivery}): "
+        text += f"{counted(self.lag, 'message')} behind"
+        if self.delivery == "shared" or not self.lag:
+            return text
         return (
-            f"client {self.key} ({name}process {self.pid}, {self.delivery}): "
-            f"{counted(self.lag, 'message')} behind: "
-            f"{self.queued} queued, {self.kernel_bytes} bytes in the kernel, "
+            f"{text}: {self.queued} queued, {self.kernel_bytes} bytes in the kernel, "
             f"{self.unacked} sent and not acked"
         )
 

@@ -436,7 +436,8 @@ class Control:
     def _gone(self, info: ClientInfo) -> None:
         assert info.reason is not None
         level = logging.WARNING if info.reason is EndReason.LAGGED else logging.INFO
-        self._journal.log(level, "gone (%s): %s; lost %s", info.reason.name, info, info.lost)
+        lost = f"; it may have lost {info.lost}" if info.lost else ""
+        self._journal.log(level, "gone (%s): %s%s", info.reason.name, info, lost)
         if info.key not in self.present:
             return  # its coming was not reported
         self.endings[info.reason] += 1
