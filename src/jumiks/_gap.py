@@ -13,7 +13,7 @@ class GapReason(enum.Enum):
     """Why messages are missing."""
 
     SKIPPED = "the server gave them up, as its lag policy says"
-    EVICTED = "the server does not have them"
+    EVICTED = "the server does not keep them"
     ENDED = "the server ended first"
     RESTARTED = "another server took its place"
 

@@ -142,9 +142,17 @@ def nanoseconds(seconds: object, name: str = "timeout", *, none: bool = True) ->
 
 
 def check_callback(function: object, name: str) -> None:
-    """Raise TypeError unless a callback can be called, or is None; `name` is the argument's."""
+    """Raise TypeError unless a callback can be called, or is None; `name` is the argument's.
+
+    What it returns is not awaited, so a coroutine function would never run.
+    """
     if function is not None and not callable(function):
         raise TypeError(f"{name} is a function or None, not {function!r}")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"{name} is a plain function, as nobody awaits what {function!r:.100} returns; "
+            "let it start a task"
+        )
 
 
 def check_handler(handler: object, *, awaited: bool) -> None:

@@ -231,6 +231,8 @@ def _spin(name: str, value: object) -> object:
 def _on_gap(name: str, value: object) -> object:
     if value not in ("raise", "yield", None) and not callable(value):
         raise TypeError(f"{name} is 'raise', 'yield', a function or None, not {value!r}")
+    if callable(value):
+        check_callback(value, name)
     return value
 
 
@@ -512,11 +514,12 @@ class AsyncClientOptions(Options):
         "now",
         _start,
         '`"now"`, `"oldest"` for all that the server still keeps, or the packet id to go on at. If '
-        "that message is gone, from the oldest that is kept, and a gap says so. A server with "
-        "`keep` may begin later than at its oldest, so that this client has time to read it: a "
-        "gap says that too. `(server_id, packet id)`, which `client.position` gives, is an id of "
-        "that server alone: on another one it starts with the oldest, behind a gap. If that "
-        "server's feed has not come so far yet, it is waited for, up to `timeout` seconds.",
+        "that message is gone, from the oldest that is kept, and a gap says so. With `keep` the "
+        "server keeps that many, and half of what else its log has, so that this client has time "
+        "to read it: what it leaves out of its log is a gap too. `(server_id, packet id)`, which "
+        "`client.position` gives, is an id of that server alone: on another one it starts with "
+        "the oldest, behind a gap. If that server's feed has not come so far yet, it is waited "
+        "for, up to `timeout` seconds.",
         help="where to start: at the oldest message that is kept, at the next one (the default), "
         "or at an id",
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a client tries to come back, and what it logs meanwhile."""
 
+import asyncio
 import errno
 import gc
 import logging
@@ -544,6 +545,7 @@ def test_a_backoff_that_cannot_be_is_refused(
         ({"reconnect": 1}, TypeError, "reconnect is True, False or a Backoff"),
         ({"ack": "never"}, ValueError, "'after', 'before' or 'manual'"),
         ({"on_gap": "ignore"}, TypeError, "on_gap is 'raise', 'yield', a function or None"),
+        ({"on_gap": asyncio.sleep}, TypeError, "on_gap is a plain function, as nobody awaits"),
     ],
 )
 def test_wrong_arguments_are_refused(

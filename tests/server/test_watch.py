@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs that cannot be flooded, and warnings of lag."""
 
+import asyncio
 import logging
 from dataclasses import replace
 from typing import Any
@@ -173,3 +174,10 @@ def test_wrong_settings_are_named(
 ) -> None:
     with pytest.raises(error, match=words):
         Server(address, **wrong)
+
+
+@pytest.mark.parametrize("name", ["on_connect", "on_disconnect", "on_lag_warning"])
+@pytest.mark.parametrize("kind", [Server, AsyncServer])
+def test_a_coroutine_function_is_no_callback(address: str, name: str, kind: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} is a plain function, as nobody awaits"):
+        kind(address, **{name: asyncio.sleep})
