@@ -261,7 +261,7 @@ def test_the_loop_stands_still_while_there_is_a_message_and_nobody_receives(
                 assert await client.receive(DEADLINE) == b"unwanted"
 
     run(main)
-    assert len(looks) < 3
+    assert len(looks) < 10  # one that does not stand still looks as often as it can
 
 
 def test_closing_wakes_a_task_that_receives(run: Run, address: str) -> None:

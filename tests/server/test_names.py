@@ -76,7 +76,7 @@ def test_a_client_that_was_cut_knows_which_it_was(address: str) -> None:
     with Server(address, max_lag=1, patience=0) as server, Client(address, name="slow") as client:
         server.publish_many([b"a", b"b"])
         client.receive(DEADLINE)
-        with pytest.raises(Lagged, match=r"cut this client \(slow\), which was") as caught:
+        with pytest.raises(Lagged, match=r"cut this client \(slow\), which had been") as caught:
             client.receive(DEADLINE)
         assert caught.value.name == "slow"
 
