@@ -382,6 +382,7 @@ def test_skip_tells_the_same_gap_at_both_ends(
 ) -> None:
     gaps: list[Gap] = []
     caplog.set_level(logging.INFO, "jumiks")
+    caplog.set_level(logging.INFO, "jumiks")
     with Harassed(address, max_lag=10, on_lag="skip", patience=0) as harassed:
         with Client(address, on_gap=gaps.append) as client:
             for _ in range(25):

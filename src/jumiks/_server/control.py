@@ -429,7 +429,7 @@ class Control:
                 continue
             info = client_info(account, self.peers[account.key])
             if kind == lib.JMK_EVENT_SKIPPED:
-                self._journal.log(logging.WARNING, "%s skipped %s", info.peer, info.lost)
+                self._journal.log(logging.INFO, "%s skipped %s", info.peer, info.lost)
             else:
                 self._gone(info)
 
