@@ -39,7 +39,9 @@ def observe(
     """Have a server's figures looked at when the meter's reader asks.
 
     There is an instrument for each figure, for all servers of the meter: `address` tells these
-    apart. Take one `Meter` for all of them, as the SDK lets an instrument be made only once.
+    apart. The SDK takes an instrument only once, and drops a second one without a word. So give all
+    servers the same `Meter` object: one that was got before the SDK was set up is another than one
+    that was got after it, even if they have one name.
 
     Args:
         server: a `Server` or an `AsyncServer`. Once it is closed, there are no figures of it.
