@@ -375,22 +375,6 @@ def test_a_gap_at_the_start_is_told_by_the_first_receive(address: str) -> None:
             assert strict.receive(DEADLINE) == SLOT
 
 
-def test_a_function_that_raises_at_a_gap_is_called_again(address: str) -> None:
-    calls: list[Gap] = []
-
-    def on_gap(gap: Gap) -> None:
-        calls.append(gap)
-        if len(calls) == 1:
-            raise LookupError
-
-    with returning_with_a_gap(address, on_gap=on_gap) as (client, oldest):
-        with pytest.raises(LookupError):
-            client.receive(DEADLINE)
-        assert client.receive(DEADLINE) == SLOT
-        assert calls == [Gap(FIRST_ID + 1, oldest - 1)] * 2
-        assert client.missed == oldest - 1 - FIRST_ID
-
-
 # ---- what counts as handled ----
 
 

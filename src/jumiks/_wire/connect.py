@@ -74,13 +74,12 @@ def _try_connect(sock: socket.socket, where: Address) -> None:
     except BlockingIOError:
         raise  # its backlog is full
     except OSError as error:
-        explained = _explain_connect(error, where)
-        if explained is None:
-            raise
-        raise explained from None
+        # In a variable of this frame it would keep the frame, and what that has, for the collector.
+        raise _explain_connect(error, where) from None
 
 
-def _explain_connect(error: OSError, where: Address) -> OSError | None:
+def _explain_connect(error: OSError, where: Address) -> OSError:
+    # The same error if there is no more to say.
     if error.errno == errno.ECONNREFUSED:
         return _why_refused(where)
     texts = {
@@ -92,7 +91,7 @@ def _explain_connect(error: OSError, where: Address) -> OSError | None:
         "which is SOCK_SEQPACKET: check the address",
     }
     if error.errno not in texts:
-        return None
+        return error
     return OSError(error.errno, texts[error.errno], where.text)
 
 

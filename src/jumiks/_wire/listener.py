@@ -291,10 +291,7 @@ def _take_lock(where: Address, path: str) -> tuple[FileIO, str]:
             owner = _owner(where)
             if owner is not None:
                 raise _in_use(where, owner) from None
-            explained = _explain_folder(error, where)
-            if explained is None:
-                raise
-            raise explained from None
+            raise _explain_folder(error, where) from None
         if file is not None:
             return file, path
     raise AddressInUse(
@@ -370,11 +367,8 @@ def _bind_path(sock: socket.socket, where: Address, mode: int | None) -> tuple[s
             sock.bind(where.sockaddr)
             break
         except OSError as error:
-            explained = _explain_folder(error, where)
-            if explained is not None:
-                raise explained from None
             if error.errno != errno.EADDRINUSE:
-                raise
+                raise _explain_folder(error, where) from None
         _remove_stale(where)
         if last:
             raise AddressInUse(where.text, detail=errors.TAKEN_AGAIN)
@@ -492,7 +486,8 @@ def _is_gone(pid: int) -> bool:
     return False
 
 
-def _explain_folder(error: OSError, where: Address) -> OSError | None:
+def _explain_folder(error: OSError, where: Address) -> OSError:
+    # The same error if there is no more to say.
     folder = os.path.dirname(where.text) or "."
     not_allowed = f"this user may not make files in {folder!r}: have its permissions changed"
     texts = {
@@ -503,5 +498,5 @@ def _explain_folder(error: OSError, where: Address) -> OSError | None:
         errno.EROFS: f"{folder!r} is on a file system that is mounted read-only: take another path",
     }
     if error.errno not in texts:
-        return None
+        return error
     return OSError(error.errno, texts[error.errno], where.text)
