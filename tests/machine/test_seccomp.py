@@ -37,7 +37,9 @@ NUMBERS = {
 }
 
 CONFINE = """
-import asyncio, ctypes, os, signal, struct, sys, threading
+import asyncio, ctypes, logging, os, signal, struct, sys, threading
+
+logging.getLogger("jumiks").setLevel(logging.CRITICAL)  # it warns of what there is not
 
 address, seccomp = sys.argv[1], int(sys.argv[2])
 
@@ -212,8 +214,6 @@ def test_where_the_kernel_sends_no_pidfd_of_a_server_a_client_does_without(addre
 
 
 NO_PAGE = """
-import logging
-logging.getLogger("jumiks").setLevel(logging.CRITICAL)  # it warns of that
 with jumiks.Server(address, share_log=True) as server, jumiks.Client(address) as before:
     refuse(int(sys.argv[3]), int(sys.argv[4]))
     with jumiks.Client(address) as after:

@@ -166,13 +166,17 @@ class JetStream(Engine):
         async def note(error: Exception) -> None:
             problems.append(error)
 
+        async def ended() -> None:
+            if client is self._client:  # and not one that was given up
+                self._ended()
+
         try:
             await asyncio.wait_for(
                 client.connect(
                     [where],
                     name="jumiks bridge",
                     error_cb=note,
-                    closed_cb=self._ended,
+                    closed_cb=ended,
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
@@ -207,7 +211,7 @@ class JetStream(Engine):
         # A ping had no answer: either of them may wait behind records.
         return no_answer(self.target, self.patience.seconds, self.patience.words)
 
-    async def _ended(self) -> None:
+    def _ended(self) -> None:
         self._gone.set()
         for _, future in self._flying.values():
             if not future.done():
@@ -221,7 +225,7 @@ class JetStream(Engine):
         client, self._client = self._client, None
         if client is None:
             return
-        await self._ended()
+        self._ended()
         await _discard(client)
 
     def _open(self) -> Client:
