@@ -8,6 +8,7 @@ it asks for each delivery by itself.
 """
 
 import gc
+import importlib.util
 import itertools
 import os
 import signal
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import hypothesis
 import pytest
 from support import servers
@@ -70,6 +72,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="show which files and tests use most of the processor, their children's time included",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def first_loop() -> None:
+    """Run one uvloop, if there is one: it keeps a pipe for the whole process."""
+    if importlib.util.find_spec("uvloop"):
+        anyio.run(anyio.sleep, 0, backend_options={"use_uvloop": True})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@
 import os
 
 import pytest
+from support.base import needs
 
 from jumiks.bridge import Credentials
 from jumiks.cli import main
@@ -61,7 +62,13 @@ def refused(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     return errors
 
 
-@pytest.mark.parametrize(("arguments", "words"), [*TWICE, *ENGINES])
+ENGINES_ARE_HERE = (needs("nats"), needs("redis"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [*TWICE, *(pytest.param(*row, marks=ENGINES_ARE_HERE) for row in ENGINES)],
+)
 def test_what_would_do_nothing_is_refused(
     arguments: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +108,7 @@ def test_a_parser_forgets_what_was_given_before(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
 
 
+@needs("nats")
 @pytest.mark.parametrize("leg", ["out @x {}", "in {} @x", "status {}"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_no_stream_can_have_is_refused_at_once(

@@ -1,20 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Event loops for the tests of clients."""
 
-import importlib.util
 from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
 from support.aio import Run
 from support.base import DEADLINE, LOOPS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def first_loop() -> None:
-    """Run one uvloop, if there is one: it keeps a pipe for the whole process."""
-    if importlib.util.find_spec("uvloop"):
-        anyio.run(anyio.sleep, 0, backend_options={"use_uvloop": True})
 
 
 @pytest.fixture(params=LOOPS)
