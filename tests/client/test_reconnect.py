@@ -543,9 +543,9 @@ def survived_by_a_child(address: str) -> Iterator[Callable[[], None]]:
         "print('ready', flush=True)\n"
         "os.read(0, 1)\n"
         "if not os.fork():\n"
+        "    print('forked', flush=True)\n"  # and it has let go of what is not its own
         "    os.read(0, 1)\n"
         "    os._exit(0)\n"
-        "print('forked', flush=True)\n"
         "os.read(0, 1)\n"
     )
     with script_process(script, address) as process:
