@@ -335,8 +335,9 @@ BEFORE := build/before
 ONCE = $(BENCH) --quick --rounds 1 --benchmark-json=$(CURDIR)/build
 
 bench-check: $(BENCH_BUILT) ## 10 min: Name what is more than a quarter slower than in the commit BASE
-	rm -rf $(BEFORE) && mkdir -p $(BEFORE)
-	git archive $(BASE) | tar -x -C $(BEFORE)
+	rm -rf $(BEFORE)
+	git clone --quiet --shared --no-checkout . $(BEFORE)
+	git -C $(BEFORE) checkout --quiet "$$(git rev-parse --verify '$(BASE)^{commit}')"
 	$(MAKE) -C $(BEFORE) $(BENCH_BUILT)
 	for pair in $$(seq $(PAIRS)); do \
 	    (cd $(BEFORE) && $(ONCE)/before-$$pair.json $(ARGS)) && $(ONCE)/now-$$pair.json $(ARGS) || exit; done
