@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support.api import SMALL_LOG, Task
 from support.base import DEADLINE, needs, wait_until
-from support.command import JUMIKS, PIPE, command, finish, listens_at, run
+from support.command import JUMIKS, PIPE, command, finish, listens_at, run, usage_error
 from support.servers import Server
 
 from jumiks import Client, Lagged, Monitor, ServerClosed
@@ -227,16 +227,6 @@ def test_wrong_usage_is_status_2(
         main(arguments)
     assert caught.value.code == 2
     assert "usage: jumiks" in capsys.readouterr().err
-
-
-def usage_error(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
-    with open(os.devnull) as nothing, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stdin", nothing)
-        with pytest.raises(SystemExit) as caught:
-            main(arguments.split())
-    output, errors = capsys.readouterr()
-    assert (caught.value.code, output) == (2, "")
-    return errors
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two options of which one would do nothing are refused, and so is what an engine cannot have."""
 
-import os
-
 import pytest
 from support.base import needs
+from support.command import usage_error
 
 from jumiks.bridge import Credentials
-from jumiks.cli import main
 from jumiks.cli.pages import commands
 from jumiks.cli.pairs import APART, NEEDS
 from jumiks.cli.parser import make_parser
@@ -51,17 +49,6 @@ ENGINES = [
 NAMES = ["bad.name", "bad%20name", "bad*", "bad>", "bad%5Cname", "bad%09name", "x" * 256]
 
 
-def refused(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
-    with open(os.devnull) as nothing, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stdin", nothing)
-        with pytest.raises(SystemExit) as caught:
-            main(arguments.split())
-    output, errors = capsys.readouterr()
-    assert (caught.value.code, output) == (2, "")
-    assert errors.startswith("usage: jumiks ")
-    return errors
-
-
 ENGINES_ARE_HERE = (needs("nats"), needs("redis"))
 
 
@@ -72,7 +59,7 @@ ENGINES_ARE_HERE = (needs("nats"), needs("redis"))
 def test_what_would_do_nothing_is_refused(
     arguments: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert words in refused(arguments, capsys)
+    assert words in usage_error(arguments, capsys)
 
 
 def test_each_pair_of_the_tables_is_tried() -> None:
@@ -114,7 +101,7 @@ def test_a_parser_forgets_what_was_given_before(capsys: pytest.CaptureFixture[st
 def test_a_name_that_no_stream_can_have_is_refused_at_once(
     leg: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    errors = refused("bridge " + leg.format(f"nats://127.0.0.1:1/{name}"), capsys)
+    errors = usage_error("bridge " + leg.format(f"nats://127.0.0.1:1/{name}"), capsys)
     assert "no stream of NATS can have the name " in errors
 
 

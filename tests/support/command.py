@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command in a process of its own, as a user runs it."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from jumiks.cli import main
 from support.base import DEADLINE
 
 JUMIKS = (sys.executable, "-m", "jumiks.cli")
@@ -34,6 +38,18 @@ def finish(process: subprocess.Popen[bytes], given: bytes | None = None) -> tupl
 def run(*arguments: object, given: bytes = b"") -> tuple[int, bytes, str]:
     with command(*arguments) as process:
         return finish(process, given)
+
+
+def usage_error(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What it says, in this process, where it was called wrongly: status 2 and no output."""
+    with open(os.devnull) as nothing, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", nothing)
+        with pytest.raises(SystemExit) as caught:
+            main(arguments.split())
+    output, errors = capsys.readouterr()
+    assert (caught.value.code, output) == (2, "")
+    assert errors.startswith("usage: jumiks ")
+    return errors
 
 
 def listens_at(address: str) -> bool:

@@ -50,6 +50,17 @@ def free_port() -> int:
         return port
 
 
+def headers_of(first: int, count: int, server: int) -> dict[str, str]:
+    """A record's headers; its stream ids are those of its source."""
+    return {
+        "Jumiks-Format": "1",
+        "Jumiks-Seq": str(first),
+        "Jumiks-Count": str(count),
+        "Jumiks-Server": str(server),
+        "Jumiks-First": str(first),
+    }
+
+
 class RealEngine:
     """An engine that a test starts, kills and starts again.
 
@@ -189,15 +200,8 @@ class RealEngine:
 
     def store_gap(self, first: int, count: int, server: int) -> None:
         """Store a gap of any length, as somebody else may."""
-        headers = {
-            "Jumiks-Format": "1",
-            "Jumiks-Seq": str(first),
-            "Jumiks-Count": str(count),
-            "Jumiks-Server": str(server),
-            "Jumiks-First": str(first),
-            "Jumiks-Gap": "evicted",
-            "Jumiks-Lost": str(count),
-        }
+        lost = {"Jumiks-Gap": "evicted", "Jumiks-Lost": str(count)}
+        headers = headers_of(first, count, server) | lost
         if self.kind == "jetstream":
             self._ask("TICKS", b"", headers)
             return
@@ -213,13 +217,7 @@ class RealEngine:
     def poison(self, first: int, count: int, server: int) -> None:
         """Append a record whose body is not what its headers say."""
         last = first + count - 1
-        headers = {
-            "Jumiks-Format": "1",
-            "Jumiks-Seq": str(first),
-            "Jumiks-Count": str(count),
-            "Jumiks-Server": str(server),
-            "Jumiks-First": str(first),
-        }
+        headers = headers_of(first, count, server)
         if self.kind == "jetstream":
             self._ask("TICKS", b"nonsense", headers)
             return
