@@ -335,9 +335,11 @@ BEFORE := build/before
 ONCE = $(BENCH) --quick --rounds 1 --benchmark-json=$(CURDIR)/build
 
 bench-check: $(BENCH_BUILT) ## 10 min: Name what is more than a quarter slower than in the commit BASE
+	@git rev-parse --quiet --verify '$(BASE)^{commit}' >/dev/null || \
+	    { echo "BASE=$(BASE): there is no such commit here; name one as git does, such as BASE=HEAD~1" >&2; exit 1; }
 	rm -rf $(BEFORE)
 	git clone --quiet --shared --no-checkout . $(BEFORE)
-	git -C $(BEFORE) checkout --quiet "$$(git rev-parse --verify '$(BASE)^{commit}')"
+	git -C $(BEFORE) checkout --quiet "$$(git rev-parse '$(BASE)^{commit}')"
 	$(MAKE) -C $(BEFORE) $(BENCH_BUILT)
 	for pair in $$(seq $(PAIRS)); do \
 	    (cd $(BEFORE) && $(ONCE)/before-$$pair.json $(ARGS)) && $(ONCE)/now-$$pair.json $(ARGS) || exit; done
