@@ -29,7 +29,7 @@ C_FLAGS := -std=c11 -D_GNU_SOURCE -DJMK_POINTS -pthread -g -O1 -Wall -Wextra -We
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check test-packets test-slow test-uvloop test-pythons test-c delays fuzz fuzz-handshake model \
     lint lint-types lint-stubs lint-style lint-c format sanitize coverage mutation dist wheels wheels-in-images libs-c \
-    install-c bench bench-quick bench-check endurance clean
+    install-c bench bench-quick bench-check endurance clean always
 
 help: ## 1 s: Show what there is
 	@echo 'Each with about what it takes on two idle cores:'
@@ -50,6 +50,7 @@ $(BUILT): $(BUILD_INPUTS)
 venv: $(BUILT) ## 30 s: Make .venv with everything for development
 
 # The library for programs in C, which needs no Python: make install-c PREFIX=/usr.
+# CC, CPPFLAGS, CFLAGS and LDFLAGS are the packager's, but for what the library has to be built with.
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
@@ -57,32 +58,46 @@ C_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 C_ABI := 1
 C_LIB := build/c
 C_NAME := libjumiks.so.$(C_ABI)
-C_BUILD = -std=c11 -D_GNU_SOURCE -O3 -fPIC -fno-semantic-interposition -pthread -Icsrc $(CFLAGS)
+C_BUILD = -O3 $(CPPFLAGS) $(CFLAGS) -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=default -fno-semantic-interposition -pthread \
+    -Icsrc
+C_LINK = $(CFLAGS) -shared -pthread -Wl,-soname,$(C_NAME),-Bsymbolic-functions,--version-script=csrc/libjumiks.map $(LDFLAGS)
 
-$(C_LIB)/%.o: csrc/%.c $(wildcard csrc/*.h csrc/*/*.h)
+# Changes with the commands, as objects of another compiler or of other flags must not be taken.
+$(C_LIB)/commands: export COMMANDS = $(CC) $(C_BUILD); $(CC) $(C_LINK)
+$(C_LIB)/commands: always
+	@mkdir -p $(@D)
+	@printf '%s\n' "$$COMMANDS" | cmp -s - $@ || printf '%s\n' "$$COMMANDS" >$@
+
+$(C_LIB)/%.o: csrc/%.c $(wildcard csrc/*.h csrc/*/*.h) $(C_LIB)/commands
 	@mkdir -p $(@D)
 	$(CC) $(C_BUILD) -c -o $@ $<
 
 $(C_LIB)/$(C_NAME): $(CORE:csrc/%.c=$(C_LIB)/%.o) csrc/libjumiks.map
-	$(CC) -shared -pthread -Wl,-soname,$(C_NAME),-Bsymbolic-functions,--version-script=csrc/libjumiks.map \
-	    $(LDFLAGS) -o $@ $(filter %.o,$^)
+	$(CC) $(C_LINK) -o $@ $(filter %.o,$^)
 
 $(C_LIB)/libjumiks.a: $(CORE:csrc/%.c=$(C_LIB)/%.o)
 	rm -f $@
 	$(AR) rcsD $@ $^
 
+# pkg-config needs a backslash before each space.
+$(C_LIB)/jumiks.pc: csrc/jumiks.pc.in pyproject.toml always
+	@sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+	    -e '/^[a-z]*=/s/ /\\ /g' -e 's|@VERSION@|$(C_VERSION)|' $< >$@
+
 libs-c:
 	@$(MAKE) --no-print-directory --silent -j $$(nproc) $(C_LIB)/$(C_NAME) $(C_LIB)/libjumiks.a
 
-install-c: libs-c ## 15 s: Install the library for programs in C (PREFIX=/usr/local, DESTDIR=)
-	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
-	install -m 644 csrc/jumiks.h $(DESTDIR)$(INCLUDEDIR)/jumiks.h
-	install -m 644 $(C_LIB)/libjumiks.a $(DESTDIR)$(LIBDIR)/libjumiks.a
-	install -m 755 $(C_LIB)/$(C_NAME) $(DESTDIR)$(LIBDIR)/libjumiks.so.$(C_VERSION)
-	ln -sf libjumiks.so.$(C_VERSION) $(DESTDIR)$(LIBDIR)/$(C_NAME)
-	ln -sf $(C_NAME) $(DESTDIR)$(LIBDIR)/libjumiks.so
-	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
-	    -e 's|@VERSION@|$(C_VERSION)|' csrc/jumiks.pc.in >$(DESTDIR)$(LIBDIR)/pkgconfig/jumiks.pc
+# Quoted, as a folder's name may have spaces.
+TO_LIB = "$(DESTDIR)$(LIBDIR)"
+
+install-c: libs-c $(C_LIB)/jumiks.pc ## 15 s: Install the library for programs in C (PREFIX=/usr/local, DESTDIR=)
+	install -d $(TO_LIB)/pkgconfig "$(DESTDIR)$(INCLUDEDIR)"
+	install -m 644 csrc/jumiks.h "$(DESTDIR)$(INCLUDEDIR)/jumiks.h"
+	install -m 644 $(C_LIB)/libjumiks.a $(TO_LIB)/libjumiks.a
+	install -m 755 $(C_LIB)/$(C_NAME) $(TO_LIB)/libjumiks.so.$(C_VERSION)
+	ln -sf libjumiks.so.$(C_VERSION) $(TO_LIB)/$(C_NAME)
+	ln -sf $(C_NAME) $(TO_LIB)/libjumiks.so
+	install -m 644 $(C_LIB)/jumiks.pc $(TO_LIB)/pkgconfig/jumiks.pc
 
 demo: $(BUILT) ## 20 s: Publish a library's worth of lines to five very different clients
 	$(PY) examples/demo.py
