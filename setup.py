@@ -20,6 +20,7 @@ SOURCE_DATE_EPOCH=1700000000
 import gzip
 import os
 import re
+import shutil
 import sysconfig
 import tarfile
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 DEV = os.environ.get("JUMIKS_DEV", "") not in ("", "0")
@@ -92,6 +94,18 @@ class BuildExt(build_ext):
         self.compiler._compile = compile_strictly
 
 
+class BuildPy(build_py):
+    """Start from nothing: what an earlier build left would be part of the wheel.
+
+    A library of a module that is Python by now would be imported in its place.
+    """
+
+    def run(self) -> None:
+        """Copy the package's files."""
+        shutil.rmtree(Path(self.build_lib) / "jumiks", ignore_errors=True)
+        super().run()
+
+
 # A free-threaded Python has no stable ABI (until 3.15), so it gets a wheel of its own.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
@@ -138,7 +152,7 @@ class Sdist(sdist):
 
 
 setup(
-    cmdclass={"build_ext": BuildExt, "sdist": Sdist},
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy, "sdist": Sdist},
     cffi_modules=["csrc/build_core.py:ffibuilder"],
     options={
         # Python 3.11's stable ABI: one wheel serves that version and all later ones.

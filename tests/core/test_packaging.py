@@ -166,3 +166,23 @@ def test_a_build_says_what_is_wrong_with_its_time(time: str) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(f"SOURCE_DATE_EPOCH={time} is no time in whole seconds since")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_build_takes_nothing_that_an_earlier_one_left(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    package = tmp_path / "jumiks"
+    package.mkdir()
+    (package / "_objects.abi3.so").touch()
+    words = [
+        "--quiet",
+        "egg_info",
+        "--egg-base",
+        str(tmp_path),
+        "build_py",
+        "--build-lib",
+        str(tmp_path),
+    ]
+    subprocess.run([sys.executable, "setup.py", *words], cwd=ROOT, check=True)
+    built = {path.name for path in package.iterdir()}
+    assert "py.typed" in built
+    assert [name for name in built if ".so" in name] == []
