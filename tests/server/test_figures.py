@@ -201,11 +201,17 @@ def test_a_publisher_that_finds_room_at_its_second_look_did_not_wait(
         Client(address, delivery=delivery) as client,
     ):
         server.wait_for_clients(1, DEADLINE)
-        for _ in range(20):
-            server.publish(b"message")
-            client.receive(DEADLINE)
-            client.ack()
-        assert server.stats().waits < 10  # the server's thread may be at work just then
+
+        def most_did_not_wait() -> bool:
+            before = server.stats().waits
+            for _ in range(20):
+                server.publish(b"message")
+                client.receive(DEADLINE)
+                client.ack()
+            return server.stats().waits - before < 10
+
+        # The server's thread may be at work just then, on a busy machine again and again.
+        wait_until(most_did_not_wait)
 
 
 @all_deliveries
