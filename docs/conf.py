@@ -98,9 +98,32 @@ def public_name(
     )
 
 
+LONG: Final = 20
+"""Characters of code that fit into a table's cell, also on a phone."""
+
+SHORT: Final = 16
+"""Characters of a cell that is one figure with its unit, or a range."""
+
+COLUMNS: Final = re.compile(r"\S {3,}\S")
+
+
+def mark_what_may_break(_app: Sphinx, page: nodes.document) -> None:
+    """Name what site.css breaks in another way than the rest of its kind."""
+    for cell in page.findall(nodes.entry):
+        if len(cell.astext()) <= SHORT:
+            cell["classes"].append("short")
+        for code in cell.findall(nodes.literal):
+            if len(code.astext()) > LONG:
+                code["classes"].append("long")
+    for block in page.findall(nodes.literal_block):
+        if len(COLUMNS.findall(block.astext())) > 2:
+            block["classes"].append("columns")
+
+
 def setup(app: Sphinx) -> None:
     """Have Sphinx call what is above."""
     app.connect("source-read", link_inside)
     app.connect("autodoc-process-docstring", link_pages)
+    app.connect("doctree-read", mark_what_may_break)
     app.connect("missing-reference", public_name)
     app.add_lexer("hex", TextLexer)
