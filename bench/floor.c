@@ -423,7 +423,7 @@ static void wait_room(jmk_server *server, size_t size, int code) {
     if (code != JMK_E_FULL && code != JMK_E_TURN)
         die("append", code);
     do
-        code = jmk_server_wait_room(server, size, -1, &holder);
+        code = jmk_server_wait_room(server, size, -1, &holder, NULL);
     while (code == -EINTR);
     check("wait", code);
 }

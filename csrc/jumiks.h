@@ -369,10 +369,11 @@ void jmk_server_yield(jmk_server *server);
 /*
  * Wait until a message of size bytes may be worth another try; applies the lag policy while it
  * waits. -EINTR after a signal, and now and then without one. On JMK_E_TIMEOUT *holder is the client
- * that was in the way (key 0 if it was another publisher).
+ * that was in the way (key 0 if it was another publisher). A wait that is made in several calls is
+ * counted once if each has the same *waited, which is 0 before the first; NULL is one call.
  */
 int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
-                         struct jmk_account *holder);
+                         struct jmk_account *holder, int *waited);
 
 /* Wait until every client has acked id (or none is left); the same returns. */
 int jmk_server_wait_acked(jmk_server *server, uint64_t id, int64_t timeout,

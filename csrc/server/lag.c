@@ -372,21 +372,24 @@ static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, 
 }
 
 /* A publisher is about to sleep. If it may not, or finds room at its first look, it does not wait. */
-static void count_wait(struct jmk_server *server, int64_t deadline, bool *waited) {
+static void count_wait(struct jmk_server *server, int64_t deadline, int *waited) {
     if (*waited || jmk_now() >= deadline)
         return;
-    *waited = true;
+    *waited = 1;
     atomic_fetch_add_explicit(&server->waits, 1, memory_order_relaxed);
 }
 
 int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
-                         struct jmk_account *holder) {
+                         struct jmk_account *holder, int *waited) {
     int64_t deadline = jmk_deadline(timeout), pause;
     int error = jmk_server_usable(server);
-    bool waited = false;
+    int before = 0;
+    bool whole = !waited;
 
     if (error)
         return error;
+    if (whole)
+        waited = &before;
     pause = first_pause(server);
     atomic_fetch_add(&server->waiters, 1);
     while (!error) {
@@ -399,13 +402,15 @@ int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
         else if (try_room(server, size, jmk_now() >= deadline, &check_at, holder) == READY)
             break;
         else {
-            count_wait(server, deadline, &waited);
+            count_wait(server, deadline, waited);
             error = sleep_on(server, seen, deadline, check_at, &pause);
         }
     }
     atomic_fetch_sub(&server->waiters, 1);
-    if (waited && error == -EINTR) /* it comes back, and that is the same wait */
+    if (whole && before && error == -EINTR) /* it comes back, and that is the same wait */
         atomic_fetch_sub_explicit(&server->waits, 1, memory_order_relaxed);
+    else if (!error)
+        *waited = 0; /* the next wait is another one */
     return error;
 }
 

@@ -250,7 +250,8 @@ static int wait_until(jmk_server *server, size_t size, int64_t deadline,
                       struct jmk_account *holder) {
     int64_t left = deadline == INT64_MAX ? -1 : deadline - jmk_now();
 
-    return jmk_server_wait_room(server, size, left < 0 && deadline != INT64_MAX ? 0 : left, holder);
+    return jmk_server_wait_room(server, size, left < 0 && deadline != INT64_MAX ? 0 : left, holder,
+                                NULL);
 }
 
 int jmk_server_publish_many(jmk_server *server, const struct jmk_messages *messages, size_t *done,

@@ -216,7 +216,13 @@ class _Lib:
     def jmk_server_release(self, server: Server, key: int, /) -> int: ...
     def jmk_server_disconnect(self, server: Server, key: int, reason: int, /) -> int: ...
     def jmk_server_wait_room(
-        self, server: Server, size: int, timeout: int, holder: Account, /
+        self,
+        server: Server,
+        size: int,
+        timeout: int,
+        holder: Account,
+        waited: Array[int] | VoidPointer,
+        /,
     ) -> int: ...
     def jmk_server_wait_acked(
         self, server: Server, packet_id: int, timeout: int, holder: Account, /

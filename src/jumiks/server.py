@@ -695,6 +695,7 @@ class Wait:
         limit = 0 if self._in_control else nanoseconds(timeout)
         self._deadline = None if limit < 0 else time.monotonic_ns() + limit
         self.holder: Account = ffi.new("struct jmk_account *")
+        self._waited = ffi.new("int *")
         self._pauses = Pauses() if cooperates() and not over else None
 
     def left(self) -> int:
@@ -724,7 +725,9 @@ class Wait:
     def room(self, size: int) -> Callable[[int], int]:
         """Return what waits for room for as many nanoseconds as it is given, from any thread."""
         handle = self._server._open()
-        return lambda limit: lib.jmk_server_wait_room(handle, size, limit, self.holder)
+        return lambda limit: lib.jmk_server_wait_room(
+            handle, size, limit, self.holder, self._waited
+        )
 
     def acked(self, last: int) -> Callable[[int], int]:
         """Return what waits until all clients have acked a message, likewise."""

@@ -20,7 +20,7 @@ static int wait_room(int code, size_t size) {
     struct jmk_account holder;
 
     WRONG_IF(code != JMK_E_FULL, "append gives %d", code);
-    code = jmk_server_wait_room(server, size, patience(), &holder);
+    code = jmk_server_wait_room(server, size, patience(), &holder, NULL);
     WRONG_IF(code > 0 && code != JMK_E_TIMEOUT, "wait_room gives %d", code);
     if (code == JMK_E_TIMEOUT)
         note_late("room");

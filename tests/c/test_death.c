@@ -218,7 +218,7 @@ static void publish(jmk_server *server, uint64_t id) {
     uint64_t got;
 
     while (jmk_server_append(server, message, size, &got) == JMK_E_FULL)
-        jmk_server_wait_room(server, size, -1, &holder);
+        jmk_server_wait_room(server, size, -1, &holder, NULL);
     CHECK_EQUAL(got, id);
     jmk_server_kick(server);
 }

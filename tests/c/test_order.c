@@ -203,7 +203,7 @@ static void flood(void) {
     for (int i = 0; atomic_load(&overtaken) < OVERTAKEN; i++) {
         memset(message, i, sizeof message);
         while (jmk_server_append(server, message, sizeof message, &id))
-            CHECK(jmk_server_wait_room(server, sizeof message, -1, &holder) <= 0);
+            CHECK(jmk_server_wait_room(server, sizeof message, -1, &holder, NULL) <= 0);
         jmk_server_kick(server);
     }
 }

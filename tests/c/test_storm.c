@@ -20,7 +20,7 @@ static enum jmk_policy storm_policy;
 static void wait_for_room(size_t size) {
     struct jmk_account holder;
 
-    CHECK_EQUAL(jmk_server_wait_room(server, size, -1, &holder), 0);
+    CHECK_EQUAL(jmk_server_wait_room(server, size, -1, &holder, NULL), 0);
 }
 
 static void publish_waiting(const void *data, size_t size) {

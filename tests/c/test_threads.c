@@ -35,7 +35,7 @@ static jmk_client *clients[CLIENTS]; /* that nobody frees as long as the lock is
 static int wait_for_room(size_t size) {
     struct jmk_account holder;
 
-    return jmk_server_wait_room(server, size, -1, &holder) <= 0;
+    return jmk_server_wait_room(server, size, -1, &holder, NULL) <= 0;
 }
 
 static int publish_batch(const void *data, size_t size) {

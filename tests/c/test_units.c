@@ -139,7 +139,7 @@ static int wait_for_a_moment(enum wait wait, struct peer *peer, uint64_t id, int
     struct jmk_batch batch;
 
     if (wait == ROOM)
-        return jmk_server_wait_room(server, SIZE, timeout, &holder);
+        return jmk_server_wait_room(server, SIZE, timeout, &holder, NULL);
     if (wait == ACKED)
         return jmk_server_wait_acked(server, id, timeout, &holder);
     if (wait == END)
@@ -267,7 +267,7 @@ static uint64_t publish_at_once(int count) {
     uint64_t id = 0;
 
     for (int i = 0; i < count; i++) {
-        CHECK_EQUAL(jmk_server_wait_room(server, SIZE, 0, &holder), 0);
+        CHECK_EQUAL(jmk_server_wait_room(server, SIZE, 0, &holder, NULL), 0);
         id = publish(SIZE, 1);
     }
     return id;

@@ -114,7 +114,7 @@ static struct peer skip_one(uint32_t delivery, struct peer *fast, uint64_t *id) 
     ack(fast, *id);
     for (uint64_t next = *id + 1; next < *id + 3; next++) {
         struct jmk_account holder;
-        CHECK_EQUAL(jmk_server_wait_room(server, SIZE, -1, &holder), 0);
+        CHECK_EQUAL(jmk_server_wait_room(server, SIZE, -1, &holder, NULL), 0);
         CHECK_EQUAL(publish(SIZE, 1), next);
         receive_to(fast, next);
         ack(fast, next);
@@ -570,7 +570,7 @@ static void a_skip_of_one_that_got_nothing(uint32_t delivery) {
     peer = attach(delivery, true, true);
     while (jmk_server_append(server, zeros, LARGE, &id) == 0)
         jmk_server_kick(server);
-    CHECK_EQUAL(jmk_server_wait_room(server, LARGE, -1, &holder), 0);
+    CHECK_EQUAL(jmk_server_wait_room(server, LARGE, -1, &holder, NULL), 0);
     CHECK_EQUAL(account_of(&peer).messages, 0);
     CHECK(account_of(&peer).skipped > 0);
     publish(LARGE, 1);
@@ -628,7 +628,7 @@ static void a_skip_of_one_that_sleeps(uint32_t delivery) {
     waiter.peer = &slow;
     start(&waiter);
     ack(&fast, id);
-    CHECK_EQUAL(jmk_server_wait_room(server, SIZE, -1, &holder), 0);
+    CHECK_EQUAL(jmk_server_wait_room(server, SIZE, -1, &holder, NULL), 0);
     publish(SIZE, 1);
     wakes(&waiter, 0);
     leave(&slow);

@@ -210,7 +210,7 @@ static inline void *wait_in_thread(void *argument) {
 
     counted = true;
     if (waiter->wait == ROOM)
-        waiter->result = jmk_server_wait_room(server, SIZE, -1, &holder);
+        waiter->result = jmk_server_wait_room(server, SIZE, -1, &holder, NULL);
     else if (waiter->wait == ACKED)
         waiter->result = jmk_server_wait_acked(server, waiter->id, -1, &holder);
     else if (waiter->wait == END)

@@ -101,7 +101,7 @@ static bool append(size_t size) {
         message[at] = byte_of(shop->next, at);
     code = jmk_server_append(shop->server, message, size, &id);
     if (code == JMK_E_FULL) {
-        code = jmk_server_wait_room(shop->server, size, 0, &holder);
+        code = jmk_server_wait_room(shop->server, size, 0, &holder, NULL);
         CHECK(code == 0 || code == JMK_E_TIMEOUT);
         code = jmk_server_append(shop->server, message, size, &id);
     }

@@ -479,7 +479,7 @@ class Policy(RuleBasedStateMachine):
         size = len(self.message)
         code = self.lib.jmk_server_append(self.server, self.message, size, packet_id)
         while code == FULL:
-            code = self.lib.jmk_server_wait_room(self.server, size, 0, holder)
+            code = self.lib.jmk_server_wait_room(self.server, size, 0, holder, self.ffi.NULL)
             if code == TIMEOUT and holder.key:
                 assert holder.key in {place.key for place in self.model.places}
                 return False

@@ -227,7 +227,7 @@ def test_who_held_a_publisher_up_before_is_not_named_once_it_waits_for_another(
 ) -> None:
     holder = ffi.new("struct jmk_account *")
     with Server(address, on_lag="block", max_lag=1) as server, Client(address) as client:
-        room = partial(lib.jmk_server_wait_room, server._open(), 1, 0, holder)
+        room = partial(lib.jmk_server_wait_room, server._open(), 1, 0, holder, ffi.NULL)
         server.publish(b"1")
         assert room() == lib.JMK_E_TIMEOUT
         assert holder.key != 0

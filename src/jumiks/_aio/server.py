@@ -37,12 +37,8 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-SLICE: Final = 100_000_000
-"""Nanoseconds at most that a thread waits in the core, so that it ends soon after its caller.
-
-A publisher's wait comes back by itself after 63 ms at most (lag.c, "one sleep of a waiter"). That
-is no end of it, so it is counted once, as one that never came back.
-"""
+SLICE: Final = 50_000_000
+"""Nanoseconds at most that a thread waits in the core, so that it ends soon after its caller."""
 
 _BATCH_PAUSE: Final = 0.001
 
