@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -211,7 +212,8 @@ def unprivileged() -> Iterator[int]:
     if "coverage" in sys.modules:  # it writes down what the test ran, as that user
         COUNTS.chmod(0o777)
         for file in COUNTS.glob("data.*"):
-            file.chmod(0o666)
+            with suppress(FileNotFoundError):  # another process is through with its own
+                file.chmod(0o666)
     os.seteuid(NOBODY)
     try:
         yield NOBODY

@@ -12,6 +12,8 @@ from jumiks import Client
 
 SCRIPT = """
 import os, sys
+for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+    del os.environ[name]  # it does not load in an interpreter beside the main one
 module = __import__("_xxsubinterpreters" if sys.version_info < (3, 13) else "_interpreters")
 run = module.run_string if sys.version_info < (3, 13) else module.exec
 if sys.version_info < (3, 13):
