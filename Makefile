@@ -259,7 +259,7 @@ coverage: ## 7 min: Count which lines of C and Python the tests run
 	@mkdir -p build/coverage/c build/coverage/python
 	@set -e; for name in $(C_TESTS); do \
 	    own=tests/c/$$name.flags; \
-	    $(CC) $(C_FLAGS) --coverage -fprofile-update=atomic $$(test ! -e $$own || echo @$$own) \
+	    $(CC) $(C_FLAGS) -DJMK_COVERAGE --coverage -fprofile-update=atomic $$(test ! -e $$own || echo @$$own) \
 	        -o build/coverage/c/$$name tests/c/$$name.c $(CORE); \
 	    build/coverage/c/$$name; \
 	done

@@ -190,7 +190,16 @@ static struct run runs[CHILDREN];
 static unsigned results[CALLS][8][2][OUTCOMES]; /* call, its error, for ever, outcome */
 static unsigned failures;
 
+#ifdef JMK_COVERAGE
+extern void __gcov_dump(void);
+#define DUMP_COUNTS() __gcov_dump() /* as an exit would */
+#else
+#define DUMP_COUNTS() ((void)0)
+#endif
+
 static void begin(struct run *run) {
+    int code;
+
     memset(run->ledger, 0, sizeof *run->ledger);
     run->process = fork();
     CHECK(run->process >= 0);
@@ -201,7 +210,9 @@ static void begin(struct run *run) {
     condition = scenario->condition;
     fault = run->fault;
     ledger = run->ledger;
-    _exit((int)(scenario->roles ? play() : play_connect()));
+    code = (int)(scenario->roles ? play() : play_connect());
+    DUMP_COUNTS();
+    _exit(code);
 }
 
 static const char *error_text(int error) {
