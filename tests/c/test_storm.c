@@ -45,9 +45,11 @@ static void publish_batch(const void *data, size_t size) {
 static void publish_in_place(size_t size, bool keep) {
     void *where;
     uint64_t id;
+    int error;
 
-    while (jmk_server_reserve(server, size, &where))
+    while ((error = jmk_server_reserve(server, size, &where)) > 0)
         wait_for_room(size);
+    CHECK_EQUAL(error, 0);
     memset(where, 0, size);
     if (keep)
         CHECK_EQUAL(jmk_server_commit(server, &id), 0);
