@@ -12,7 +12,14 @@ from io import FileIO
 from itertools import repeat
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ._core import ffi, lib
+from .errors import CONDITIONS, FAULTS, ProtocolError, no_library, protocol_error
+
+try:
+    from ._core import ffi, lib
+except ModuleNotFoundError as error:
+    if error.name != f"{__package__}._core":
+        raise
+    raise no_library(os.path.dirname(__file__)) from None
 from ._objects import (
     AsyncMessages,
     Gathered,
@@ -33,7 +40,6 @@ from ._objects import (
     split_frames,
     view_list,
 )
-from .errors import CONDITIONS, FAULTS, ProtocolError, protocol_error
 
 if TYPE_CHECKING:
     from ._core import Client

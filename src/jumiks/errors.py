@@ -605,6 +605,16 @@ MANY_PARTS: Final = "it has too many parts"
 # ---- arrays of what was received ----
 
 
+def no_library(folder: str) -> ImportError:
+    """Make the error for a copy of the package without its compiled part."""
+    text = (
+        f"jumiks has no compiled library for this Python in {folder}: sources alone have none, "
+        "another Python's does not fit, and from a zip file none can be loaded; install jumiks "
+        "with this Python's pip, into a folder"
+    )
+    return ImportError(text, name="jumiks._core")
+
+
 def no_numpy() -> ImportError:
     """Make the error for an array that is asked for where there is no numpy."""
     text = "arrays need numpy, which is not installed: pip install 'jumiks[numpy]'"

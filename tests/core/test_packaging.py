@@ -3,6 +3,7 @@ import importlib.metadata
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -95,6 +96,26 @@ def test_an_import_loads_no_ctypes() -> None:
     asked = "import sys; import jumiks.cli; print('ctypes' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert said.stdout == "False\n"
+
+
+def test_a_copy_without_the_library_says_what_to_do(tmp_path: Path) -> None:
+    package = Path(jumiks.__file__).parent
+    shutil.copytree(package, tmp_path / "jumiks", ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+    said = subprocess.run(
+        [sys.executable, "-c", "import jumiks"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert f"jumiks has no compiled library for this Python in {tmp_path}" in said.stderr
+    assert said.stderr.splitlines()[-1].startswith("ImportError: ")
+
+
+def test_the_package_is_the_command() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "jumiks", "--version"], capture_output=True, text=True, check=True
+    )
+    assert said.stdout == f"jumiks {PROJECT['version']}\n"
 
 
 def test_a_name_that_is_not_there_is_none() -> None:
