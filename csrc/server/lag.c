@@ -371,9 +371,13 @@ static int sleep_on(struct jmk_server *server, unsigned seen, int64_t deadline, 
     return jmk_futex_wait(&server->progress, seen, check_at < deadline ? check_at : deadline);
 }
 
-/* A publisher is about to sleep. If it may not, or finds room at its first look, it does not wait. */
-static void count_wait(struct jmk_server *server, int64_t deadline, int *waited) {
-    if (*waited || jmk_now() >= deadline)
+/*
+ * A publisher is about to sleep. If it may not, or finds room at its first look, it does not wait; nor
+ * does it wait for a client while the thread has the lock, or another publisher its turn.
+ */
+static void count_wait(struct jmk_server *server, const struct jmk_account *holder,
+                       int64_t deadline, int *waited) {
+    if (*waited || !holder->key || jmk_now() >= deadline)
         return;
     *waited = 1;
     atomic_fetch_add_explicit(&server->waits, 1, memory_order_relaxed);
@@ -402,7 +406,7 @@ int jmk_server_wait_room(jmk_server *server, size_t size, int64_t timeout,
         else if (try_room(server, size, jmk_now() >= deadline, &check_at, holder) == READY)
             break;
         else {
-            count_wait(server, deadline, waited);
+            count_wait(server, holder, deadline, waited);
             error = sleep_on(server, seen, deadline, check_at, &pause);
         }
     }

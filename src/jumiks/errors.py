@@ -344,9 +344,11 @@ class Lagged(ConnectionEnded):
             return ""
         if self.oldest_kept <= self.resume_at:
             again = start.format(self.resume_at)
-            return f"to go on without loss, connect again with {again}; "
+            return (
+                f"to go on, connect again with {again}: it tells what is no longer kept by then; "
+            )
         return (
-            f"the server keeps {self.oldest_kept} and later, so connect again with "
+            f"the server kept {self.oldest_kept} and later, so connect again with "
             f"{start.format(self.oldest_kept)} to get those; "
         )
 

@@ -675,7 +675,8 @@ def hurry(server: Server) -> None:
 
 
 def _holder_words(info: ClientInfo) -> str:
-    name = f" ({info.command})" if info.command else ""
+    name = repr(info.peer.name) if info.peer.name else info.command
+    name = f" ({name})" if name else ""
     process = f"process {info.pid}{name}" if info.pid else errors.UNSEEN
     return errors.HOLDER.format(process=process, lag=counted(info.lag, "message"))
 

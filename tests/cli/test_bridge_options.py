@@ -52,7 +52,7 @@ def given(leg: str, words: Sequence[str], patch: pytest.MonkeyPatch) -> Given:
     patch.setattr("jumiks.cli.bridge._serve_metrics", note_metrics)
     patch.setattr("jumiks.cli.bridge.look", note_credentials)
     with pytest.raises(Seen):
-        main(["bridge", leg, *PLACES[leg], *words])
+        main(["bridge", leg, *(PLACES[leg] if "--anyone" not in words else [URL, "@here"]), *words])
     return seen
 
 

@@ -255,6 +255,8 @@ def test_wrong_usage_is_status_2(
         ("serve @x --log-size 1M --keep 600k", "--keep 600k: at most half of --log-size 1M is"),
         ("serve @x --log-size 1M --max-message 1M", "at most a quarter of --log-size 1M"),
         ("serve @x --mode 0660", "'@x' makes none: give a path, or --anyone"),
+        ("serve @x --mode 0660 --anyone", "'@x' makes none: --anyone is all it needs"),
+        ("serve ./x --anyone", "'./x' is a path, whose file has permissions: give --mode 0666"),
         (
             "serve systemd --mode 0660",
             "makes none: SocketMode= and SocketGroup= of the socket unit",

@@ -72,7 +72,8 @@ def given_to_server(
     scene.patch.setattr("jumiks.cli.serve.Server", Recorded)
     with open(os.devnull) as nothing:
         scene.patch.setattr("sys.stdin", nothing)
-        assert main([*command, str(scene.path), *words]) == 0
+        where = scene.address if "--anyone" in words else str(scene.path)
+        assert main([*command, where, *words]) == 0
     return seen
 
 

@@ -101,6 +101,13 @@ def test_without_clients_publish_never_waits(address: str) -> None:
         assert server.stats().waits == 0
 
 
+def test_a_timeout_names_the_client_in_the_way_as_it_names_itself(address: str) -> None:
+    with Server(address, max_lag=1, on_lag="block") as server, Client(address, name="gui"):
+        server.publish(b"one")
+        with pytest.raises(Timeout, match=rf"by process {os.getpid()} \('gui'\), which is"):
+            server.publish(b"two", timeout=0.02)
+
+
 def test_publish_times_out_with_the_client_that_held_it_and_appends_nothing(
     blocked: tuple[Server, Client],
 ) -> None:

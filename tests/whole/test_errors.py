@@ -164,8 +164,8 @@ def test_lagged_says_all_its_figures() -> None:
 @pytest.mark.parametrize(
     ("oldest_kept", "words"),
     [
-        (100_700, "to go on without loss, connect again with start=100700"),
-        (100_701, "the server keeps 100701 and later"),
+        (100_700, "to go on, connect again with start=100700: it tells what is no longer kept"),
+        (100_701, "the server kept 100701 and later"),
         (112_000, "connect again with start=112000"),
     ],
 )

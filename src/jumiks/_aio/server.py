@@ -308,8 +308,12 @@ class AsyncServer(Twin[Server]):
         while not there:
             left = deadline - time.monotonic()
             if left <= 0:
-                server.wait_for_clients(count, 0)
-                return
+                present = len(server.clients())
+                if present >= count:
+                    return
+                raise Timeout(
+                    errors.TOO_FEW_CLIENTS.format(present=present, count=count, timeout=timeout)
+                )
             there = await self._the_loop().in_thread(partial(enough, min(left, SLICE / 1e9)))
 
     def clients(self) -> tuple[ClientInfo, ...]:

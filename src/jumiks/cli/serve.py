@@ -116,17 +116,23 @@ def _check_kept(messages: int, log_size: int, given: bool) -> None:
 
 
 def check_file_options(options: argparse.Namespace) -> None:
-    """Refuse options of a socket file where this makes none.
+    """Refuse options of a socket file where this makes none, and `--anyone` where it makes one.
 
     Raises:
-        UsageError: it makes none.
+        UsageError: there is such an option.
     """
+    abstract = options.address.startswith("@")
+    if options.anyone and not abstract and options.address != "systemd":
+        raise UsageError(
+            f"--anyone is for an abstract address, and {options.address!r} is a path, whose file has "
+            "permissions: give --mode 0666 for it"
+        )
     if options.mode is None and options.group is None:
         return
     if options.address == "systemd":
         advice = "SocketMode= and SocketGroup= of the socket unit say the same"
-    elif options.address.startswith("@"):
-        advice = "give a path, or --anyone"
+    elif abstract:
+        advice = "--anyone is all it needs" if options.anyone else "give a path, or --anyone"
     else:
         return
     raise UsageError(
