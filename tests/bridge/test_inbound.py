@@ -11,6 +11,7 @@ from support.memory_engine import MemoryEngine, Store
 
 from jumiks import AsyncClient, Gap
 from jumiks._options import LOG_SIZE
+from jumiks._server import returning
 from jumiks.bridge import Inbound, inbound, life
 from jumiks.bridge.far import Far
 from jumiks.bridge.record import Record, Unreadable, make_frames
@@ -31,10 +32,13 @@ class Scene:
     """A bridge in that runs, and a client of it that notes what it is given."""
 
     history = 1
+    reconnect = True
 
     def __init__(self, address: str, store: Store) -> None:
         self.store = store
-        self.bridge = Inbound("redis://here/ticks", address, history=self.history, share_log=True)
+        self.bridge = Inbound(
+            "redis://here/ticks", address, history=self.history, share_log=True, on_lag="block"
+        )
         self.address = address
         self.got: list[bytes | Gap] = []
 
@@ -47,7 +51,7 @@ class Scene:
         while not self.bridge.stats().server_id:
             await asyncio.sleep(0.002)
         async with AsyncClient(
-            self.address, start="oldest", on_gap="yield", reconnect=True
+            self.address, start="oldest", on_gap="yield", reconnect=self.reconnect
         ) as client:
             async for item in client:
                 self.got.append(item)
@@ -111,6 +115,58 @@ def test_a_hole_in_the_ids_is_a_gap(play: Any) -> None:
     assert scene.gaps() == [(FIRST + 5, FIRST + 7)]
     assert scene.bridge.stats().gaps == {"evicted": 1}
     assert scene.bridge.stats().lost == 3
+
+
+def test_several_gaps_in_a_row_lose_nothing_between_them(
+    play: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    begins = [FIRST + 10 * n for n in range(1, 6)]
+
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == 5)
+        scene.add(*(data(first, 2) for first in begins))
+        await scene.until(lambda: begins[-1] + 1 in scene.messages())
+
+    scene = play(work, data(FIRST, 5))
+    assert scene.messages() == [
+        *range(FIRST, FIRST + 5),
+        *(each for first in begins for each in (first, first + 1)),
+    ]
+    assert scene.gaps() == [
+        (FIRST + 5, FIRST + 9),
+        *((first + 2, first + 9) for first in begins[:-1]),
+    ]
+    assert returning.NOT_BACK[:20] not in caplog.text
+
+
+def test_a_log_full_behind_a_gap_loses_nothing(play: Any) -> None:
+    size, count = 1 << 14, 2 * LOG_SIZE >> 14
+
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == 5)
+        for seq in range(FIRST + 6, FIRST + 6 + count):
+            words = [b"%d" % seq + b" " * size]
+            scene.add(Record(seq, 1, A, seq, make_frames(seq, words)))
+        await scene.until(lambda: FIRST + 5 + count in scene.messages())
+
+    scene = play(work, data(FIRST, 5))
+    assert scene.messages() == [*range(FIRST, FIRST + 5), *range(FIRST + 6, FIRST + 6 + count)]
+    assert scene.gaps() == [(FIRST + 5, FIRST + 5)]
+
+
+def test_who_has_gone_for_good_is_waited_for_once(
+    play: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(returning, "PATIENCE", 0.2)
+    monkeypatch.setattr(Scene, "reconnect", False)
+
+    async def work(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.messages()) == 5)
+        scene.add(*(data(FIRST + 10 * n, 2) for n in range(1, 6)))
+        await scene.until(lambda: scene.bridge.stats().next_id == FIRST + 52)
+
+    play(work, data(FIRST, 5))
+    assert caplog.text.count("not all clients came back") == 1
 
 
 def test_messages_that_come_again_are_dropped_by_their_ids(play: Any) -> None:

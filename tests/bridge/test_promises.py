@@ -159,6 +159,25 @@ def test_a_source_is_killed_while_the_bridge_is_down(engine: RealEngine, address
             assert out.stats().gaps == {"restarted": 1}
 
 
+def test_a_far_reader_gets_all_between_several_gaps(engine: RealEngine, address: str) -> None:
+    far, runs = f"{address}-far", 4
+    with Bridge("in", engine.url, far, "--wait", "30") as inbound, Reader(far) as reader:
+        for run in range(runs):
+            with Source(address) as source:
+                source.publish(100 * run, 100 * (run + 1))
+                with Inside(Outbound(address, engine.url, create=Create())) as out:
+                    wait_until(lambda: out.bridge.stats().messages == 100)
+            if not run:  # what comes from here on is read all at once
+                wait_until(reader.has(100))
+                assert inbound.process is not None
+                suspended = inbound.process
+                suspended.send_signal(signal.SIGSTOP)
+        suspended.send_signal(signal.SIGCONT)
+        wait_until(reader.has(100 * runs))
+        assert reader.numbers == list(range(100 * runs))
+        assert reader.gaps == [Gap(at, at) for at in (FIRST + 101 * n - 1 for n in range(1, runs))]
+
+
 def test_a_gap_reaches_the_far_reader_with_both_its_ends(engine: RealEngine, address: str) -> None:
     far = f"{address}-far"
     with Server(address, share_log=True, log_size=1 << 16) as source:

@@ -5,19 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 from asyncio import Future
 from collections import deque
 from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 from .._native import Gathered
 from .._options import ServerOptions
+from .._server.returning import NOT_BACK, Returning
 from ..aio import AsyncServer
+from ..errors import Timeout
 from .engine import StreamInfo
 
 __all__: list[str] = []
+
+log: Final = logging.getLogger("jumiks.bridge")
 
 LINGER = 5.0
 """Seconds that clients have to take what was published, before a gap or another stream follows."""
@@ -86,6 +91,9 @@ class History:
 class Far:
     """A server that takes the place of its predecessor at each gap, as ids rise by one within one.
 
+    The next one comes no earlier than the clients of the one before are back, or have had their
+    time. Until then no more than half a log is published, so that they find it all.
+
     Args:
         where: its address.
         options: those of `AsyncServer`.
@@ -94,8 +102,14 @@ class Far:
     def __init__(self, where: str | os.PathLike[str], options: dict[str, Any]) -> None:
         self._where = where
         self._options = options
-        self.largest: int = ServerOptions(**options).largest
+        found = ServerOptions(**options)
+        self.largest: int = found.largest
         """Bytes of the largest message that its log takes."""
+        self._half = found.log_size // 2
+        self._returning = Returning()
+        self._first_id = 0
+        self._published = 0
+        """Bytes, since it listens."""
         self._server: AsyncServer | None = None
         self.server_id: int = 0
         self.next_id: int = 0
@@ -117,6 +131,8 @@ class Far:
         self._server = await AsyncServer(
             self._where, server_id=server_id, first_id=first_id, history=messages, **self._options
         )
+        self._returning.listens()
+        self._first_id, self._published = first_id, 0
         self.server_id = server_id
         self.next_id = self._server.stats().next_id
 
@@ -128,16 +144,38 @@ class Far:
                 was published.
         """
         assert self._server is not None
+        if self._returning.left and self._published + len(messages) > self._half:
+            await self._for_return(self._server)
         if plain:
             self.next_id = await self._server.publish_wait(messages) + 1
         else:
             self.next_id = (await self._server.publish_frames_wait(messages)).stop
+        self._published += len(messages)
 
     async def skip_to(self, next_id: int) -> None:
         """Leave a gap before the message that comes next."""
         server_id = self.server_id
-        await self.close()
+        await self.give_way()
         await self.listen(server_id, next_id, ())
+
+    async def give_way(self) -> None:
+        """Close the server, as another one takes its place."""
+        server, returning = self._server, self._returning
+        assert server is not None
+        if self.next_id != self._first_id:
+            await self._for_return(server)
+        missing = returning.count if returning.left else 0
+        returning.closes(max(missing, server.stats().clients))
+        await self.close()
+
+    async def _for_return(self, server: AsyncServer) -> None:
+        returning = self._returning
+        if returning.left:
+            try:
+                await server.wait_for_clients(returning.count, returning.left)
+            except Timeout:
+                log.warning("%s", NOT_BACK.format(reconnect="reconnect"))
+            returning.over()
 
     async def close(self, linger: float = LINGER) -> None:
         """Close the server; clients have their time to take what was published."""

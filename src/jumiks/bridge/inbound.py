@@ -202,7 +202,7 @@ class Inbound(Life):
                 )
                 self._epoch = another.lineage
                 self._counts.restarts += 1
-                await self._far.close()
+                await self._far.give_way()
                 continue
             await asyncio.sleep(waits.next())
 

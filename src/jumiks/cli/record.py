@@ -10,9 +10,9 @@ import time
 from math import inf
 from pathlib import Path
 from types import FrameType
-from typing import Final
 
 from jumiks._gap import in_words
+from jumiks._server.returning import NOT_BACK, Returning
 from jumiks._wire.handshake import FIRST_ID
 from jumiks.client import Client
 from jumiks.errors import JumiksError, MessageTooLarge, Timeout, counted
@@ -24,9 +24,6 @@ from .serve import make_server, say_if_nobody_heard, signals_held
 from .streams import say
 
 __all__ = ["run"]
-
-RETURN_PATIENCE: Final = 1.0
-"""Seconds that clients have to come back after a gap."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -108,6 +105,7 @@ class _Replay:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._server: Server | None = None
+        self._returning = Returning()
         self._source = 0  # the recorded server
         self._server_id = 0  # what stands for it here: a replay is no part of that server's feed
         self._next_id = 0
@@ -174,17 +172,17 @@ class _Replay:
         return server
 
     def _listen_again(self, server: Server, pack: Pack) -> Server:
-        clients = len(server.clients())
+        returning = self._returning
+        returning.closes(len(server.clients()))
         server.close(self._options.linger)
         self._server = None
         server = self._listen(pack)
+        returning.listens()
         try:
-            server.wait_for_clients(clients, RETURN_PATIENCE)
+            server.wait_for_clients(returning.count, returning.left)
         except Timeout:
-            say(
-                "not all clients came back after a gap: those without --reconnect end there, with "
-                "status 0; --renumber leaves the gaps out"
-            )
+            words = NOT_BACK.format(reconnect="--reconnect")
+            say(f"{words}, with status 0; --renumber leaves the gaps out")
         return server
 
     def _wait_until_due(self, recorded: int) -> None:
