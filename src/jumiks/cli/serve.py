@@ -124,8 +124,8 @@ def check_file_options(options: argparse.Namespace) -> None:
     abstract = options.address.startswith("@")
     if options.anyone and not abstract and options.address != "systemd":
         raise UsageError(
-            f"--anyone is for an abstract address, and {options.address!r} is a path, whose file has "
-            "permissions: give --mode 0666 for it"
+            f"--anyone is for an abstract address, and {options.address!r} is a path, whose file "
+            "has permissions: give --mode 0666 for it"
         )
     if options.mode is None and options.group is None:
         return
