@@ -136,7 +136,7 @@ def test_several_gaps_in_a_row_lose_nothing_between_them(
         (FIRST + 5, FIRST + 9),
         *((first + 2, first + 9) for first in begins[:-1]),
     ]
-    assert returning.NOT_BACK[:20] not in caplog.text
+    assert returning.not_back("reconnect") not in caplog.text
 
 
 def test_a_log_full_behind_a_gap_loses_nothing(play: Any) -> None:

@@ -15,7 +15,10 @@ __all__: list[str] = []
 PATIENCE: Final = 3.0
 """Seconds that they have: more than the longest wait of a client, unless it chose its own."""
 
-NOT_BACK: Final = "not all clients came back after a gap: those without {reconnect} end there"
+
+def not_back(option: str) -> str:
+    """Say that some are not back; `option` is what a client needs for that."""
+    return f"not all clients came back after a gap: those without {option} end there"
 
 
 class Returning:

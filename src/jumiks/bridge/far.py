@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from .._native import Gathered
 from .._options import ServerOptions
-from .._server.returning import NOT_BACK, Returning
+from .._server.returning import Returning, not_back
 from ..aio import AsyncServer
 from ..errors import Timeout
 from .engine import StreamInfo
@@ -174,7 +174,7 @@ class Far:
             try:
                 await server.wait_for_clients(returning.count, returning.left)
             except Timeout:
-                log.warning("%s", NOT_BACK.format(reconnect="reconnect"))
+                log.warning("%s", not_back("reconnect"))
             returning.over()
 
     async def close(self, linger: float = LINGER) -> None:

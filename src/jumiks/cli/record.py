@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from jumiks._gap import in_words
-from jumiks._server.returning import NOT_BACK, Returning
+from jumiks._server.returning import Returning, not_back
 from jumiks._wire.handshake import FIRST_ID
 from jumiks.client import Client
 from jumiks.errors import JumiksError, MessageTooLarge, Timeout, counted
@@ -181,7 +181,7 @@ class _Replay:
         try:
             server.wait_for_clients(returning.count, returning.left)
         except Timeout:
-            words = NOT_BACK.format(reconnect="--reconnect")
+            words = not_back("--reconnect")
             say(f"{words}, with status 0; --renumber leaves the gaps out")
         return server
 
