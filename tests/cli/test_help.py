@@ -2,6 +2,7 @@
 """The command bench, and the pages: help, manual, completion."""
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from jumiks.cli.parser import EXAMPLES
 from jumiks.cli.usage import EXIT_STATUS
 
 PRELOADED = [f"{name}={os.environ[name]}" for name in ("LD_PRELOAD",) if name in os.environ]
-IN_SHELL = " ".join(["env", *PRELOADED, *JUMIKS])
+IN_SHELL = shlex.join(["env", *PRELOADED, *JUMIKS])
 """The command as a line of a shell into which no sanitizer may be loaded."""
 
 
