@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 from support.api import SMALL_LOG, Task
 from support.base import DEADLINE, needs, wait_until
-from support.command import JUMIKS, PIPE, command, finish, listens_at, run, usage_error
+from support.command import (
+    JUMIKS_IN_SHELL,
+    PIPE,
+    command,
+    finish,
+    listens_at,
+    run,
+    usage_error,
+)
 from support.servers import Server
 
 from jumiks import Client, Lagged, Monitor, ServerClosed
@@ -81,7 +89,7 @@ def test_a_pipeline_of_two_servers(address: str) -> None:
     second = address + "b"
     with command("serve", address, "--wait", 1, "--on-lag", "block") as source:
         wait_until(lambda: listens_at(address))
-        relay = f"{' '.join(JUMIKS)} listen {address} | {' '.join(JUMIKS)} serve {second} --wait 1"
+        relay = f"{JUMIKS_IN_SHELL} listen {address} | {JUMIKS_IN_SHELL} serve {second} --wait 1"
         with subprocess.Popen(relay, shell=True) as middle:
             wait_until(lambda: listens_at(second))
             with command("listen", second) as end:
@@ -329,7 +337,7 @@ def test_under_nohup_the_end_of_the_terminal_is_ignored(address: str) -> None:
 
 def redirected(arguments: str, redirection: str, **more: str) -> tuple[int, bytes, str]:
     """The command with a stream that the shell closes or redirects."""
-    words = f"exec {' '.join(JUMIKS)} {arguments} {redirection}"
+    words = f"exec {JUMIKS_IN_SHELL} {arguments} {redirection}"
     done = subprocess.run(
         ["sh", "-c", words],
         stdin=PIPE,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.base import DEADLINE, ROOT, wait_until
-from support.command import listens_at
+from support.command import JUMIKS_IN_SHELL, listens_at
 from support.engines import free_port, require
 
 from jumiks.cli.parser import make_parser
@@ -56,7 +56,7 @@ def test_the_ten_minutes_bring_each_line_to_the_other_machine(address: str, tmp_
             ("@ticks", address),
             ("@far", f"{address}-far"),
             ("sleep 0.1", "sleep 0.001"),
-            ("jumiks ", f"{sys.executable} -m jumiks.cli "),
+            ("jumiks ", f"{JUMIKS_IN_SHELL} "),
         ):
             command = command.replace(old, new)
         return command

@@ -18,6 +18,7 @@ from threading import Event
 
 import pytest
 from support.base import DEADLINE, ROOT, needs, wait_until
+from support.command import JUMIKS_IN_SHELL
 from support.servers import Server
 from support.wire import listening
 
@@ -331,7 +332,7 @@ def test_the_script_of_the_readme_works(address: str) -> None:
 
 def test_the_readme_s_commands_work(address: str, tmp_path: Path) -> None:
     jumiks = tmp_path / "jumiks"
-    jumiks.write_text(f'#!/bin/sh\nexec {sys.executable} -m jumiks.cli "$@"\n')
+    jumiks.write_text(f'#!/bin/sh\nexec {JUMIKS_IN_SHELL} "$@"\n')
     jumiks.chmod(0o755)
     path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     commands = SHELL.replace("@log", address).replace("sleep 1;", "")

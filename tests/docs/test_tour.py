@@ -4,12 +4,12 @@
 import os
 import re
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from support.base import ROOT
+from support.command import JUMIKS_IN_SHELL, PYTHON_IN_SHELL
 
 from jumiks.cli import main
 
@@ -43,8 +43,8 @@ def test_the_tour_s_commands_print_what_it_says(
         if words in commands and find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     programs = {
-        "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
-        "jumiks": f'#!/bin/sh\nexec {sys.executable} -m jumiks.cli "$@"\n',
+        "python": f'#!/bin/sh\nexec {PYTHON_IN_SHELL} "$@"\n',
+        "jumiks": f'#!/bin/sh\nexec {JUMIKS_IN_SHELL} "$@"\n',
         "sleep": SLEEP,
     }
     for name, program in programs.items():

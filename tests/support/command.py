@@ -2,6 +2,7 @@
 """The command in a process of its own, as a user runs it."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from jumiks.cli import main
 from support.base import DEADLINE
 
 JUMIKS = (sys.executable, "-m", "jumiks.cli")
+# For a shell: the path may have spaces.
+PYTHON_IN_SHELL, JUMIKS_IN_SHELL = shlex.quote(sys.executable), shlex.join(JUMIKS)
 PIPE = subprocess.PIPE
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support.base import ROOT
+from support.command import JUMIKS_IN_SHELL, PYTHON_IN_SHELL
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -127,9 +128,9 @@ class Run:
         self.folder.mkdir()
         self.tools = folder / "tools"
         self.tools.mkdir()
-        for name, words in (("python", ""), ("jumiks", " -m jumiks.cli")):
+        for name, words in (("python", PYTHON_IN_SHELL), ("jumiks", JUMIKS_IN_SHELL)):
             tool = self.tools / name
-            tool.write_text(f'#!/bin/sh\nexec {sys.executable}{words} "$@"\n')
+            tool.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
             tool.chmod(0o755)
 
     def here(self, text: str) -> str:
