@@ -13,10 +13,12 @@ from support.base import DEADLINE, ROOT
 from support.memory_engine import MemoryEngine, Store
 from support.servers import AsyncServer
 
+from jumiks import JumiksError
 from jumiks._wire.handshake import FIRST_ID
 from jumiks.bridge import Inbound, Outbound, inbound, life, outbound
 from jumiks.bridge import source as source_end
 from jumiks.bridge.figures import metrics
+from jumiks.bridge.record import Record, make_frames
 
 
 @pytest.fixture
@@ -136,6 +138,130 @@ def test_an_engine_that_went_back_is_told_of_the_loss_while_the_source_is_gone(
     assert [(each.seq, each.gap, each.lost) for each in store.records[2:]] == [  # type: ignore[union-attr]
         (FIRST_ID + 2, "evicted", 2)
     ]
+
+
+def stored(store: Store) -> list[bytes]:
+    records = [each for each in store.records if isinstance(each, Record)]
+    return [each for record in records for each in record.payloads()]
+
+
+async def together(*bridges: Outbound | Inbound, work: Callable[[], Awaitable[None]]) -> None:
+    running = [asyncio.create_task(bridge.run()) for bridge in bridges]
+    try:
+        await work()
+    finally:
+        for bridge in bridges:
+            bridge.close()
+        await asyncio.gather(*running)
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at the start", "later"])
+def test_the_far_feed_of_a_stream_is_no_source_of_it(
+    address: str, store: Store, later: bool
+) -> None:
+    inside = Inbound("memory://", address, share_log=True)
+    bridge = Outbound(address, "memory://")
+    store.records.append(Record(FIRST_ID, 1, 7, FIRST_ID, make_frames(FIRST_ID, [b"message"])))
+    store.names.append("")
+
+    async def whole() -> None:
+        if later:
+            async with AsyncServer(address, server_id=7, first_id=FIRST_ID + 1, share_log=True):
+                running = asyncio.create_task(bridge.run())
+                await until(lambda: bridge.stats().state == "running")
+
+        async def serve() -> None:
+            await until(lambda: inside.stats().server_id)
+            server = inside.stats().server_id
+            text = rf"^{address} \(server_id {server}\) is the far feed of memory://here/TICKS"
+            with pytest.raises(JumiksError, match=text):
+                await (running if later else bridge.run())
+
+        await together(inside, work=serve)
+
+    asyncio.run(asyncio.wait_for(whole(), DEADLINE))
+    assert len(store.records) == 1
+
+
+def test_another_source_waits_while_a_bridge_appends(
+    address: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "STANDBY", 0.1)
+    other_address = f"{address}-other"
+    right, other = Outbound(address, "memory://"), Outbound(other_address, "memory://")
+
+    async def work() -> None:
+        async with (
+            AsyncServer(address, share_log=True) as source,
+            AsyncServer(other_address, share_log=True) as wrong,
+        ):
+            wrong.publish(b"wrong")
+            source.publish(b"right")
+            await until(lambda: store.records)
+            running, looks = asyncio.create_task(other.run()), 0
+            try:
+                while looks < 8 or other.stats().state != "standby":
+                    source.publish(b"right")
+                    await asyncio.sleep(0.005)
+                    looks += other.stats().state == "standby"
+                assert wrong.server_id != source.server_id
+                words = f"of source {source.server_id}, and {other_address} is {wrong.server_id}"
+                assert words in other.stats().problem
+                begin = len(store.records)
+                while len(store.records) < begin + 100:
+                    source.publish(b"right")
+                    await asyncio.sleep(0.005)
+                assert set(stored(store)) == {b"right"}
+                await until(lambda: b"wrong" in stored(store))  # it is silent now
+            finally:
+                other.close()
+                await running
+
+    play(right, work)
+
+
+def test_a_bridge_that_gets_its_stream_back_stores_nothing_twice(
+    address: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "STANDBY", 0.02)
+    other_address = f"{address}-other"
+    right, other = Outbound(address, "memory://"), Outbound(other_address, "memory://")
+    due: list[bytes] = []
+
+    async def work() -> None:
+        async with (
+            AsyncServer(address, share_log=True) as source,
+            AsyncServer(other_address, share_log=True) as wrong,
+        ):
+            for times in range(3):
+                for name, server in ((b"right", source), (b"wrong", wrong)):
+                    messages = [b"%b %d" % (name, 5 * times + n) for n in range(5)]
+                    server.publish_many(messages)
+                    due.extend(messages)
+                    await until(lambda: len(stored(store)) >= len(due))
+
+    asyncio.run(asyncio.wait_for(together(right, other, work=work), DEADLINE))
+    assert stored(store) == due
+    # What the right one may have had more was not known to the other one, once.
+    assert (right.stats().gaps, other.stats().gaps) == ({}, {"restarted": 1})
+
+
+def test_a_bridge_goes_on_at_once_where_its_source_restarts(
+    address: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "STANDBY", 10 * DEADLINE)
+    bridge = Outbound(address, "memory://")
+
+    async def work() -> None:
+        for times in range(1, 4):
+            async with AsyncServer(address, share_log=True) as source:
+                if times != 2:  # nothing came of the second one
+                    source.publish(b"%d" % times)
+                await until(lambda: bridge.stats().state == "running")
+                await until(lambda: len(stored(store)) == (times + 1) // 2)  # noqa: B023
+            await until(lambda: bridge.stats().state == "source")
+
+    play(bridge, work)
 
 
 def test_what_is_wrong_with_the_engine_is_told_before_the_source(store: Store) -> None:

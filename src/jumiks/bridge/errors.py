@@ -49,10 +49,14 @@ class TooLarge(JumiksError):
 
 
 class Standby(EngineError):
-    """Another bridge appends to the stream."""
+    """Another bridge appends to the stream, or may."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(f"{text}: another bridge appends", "standby")
+        super().__init__(text, "standby")
+
+
+class Loop(JumiksError):
+    """The source serves the very stream that is appended to."""
 
 
 def not_installed(scheme: str, extra: str) -> JumiksError:
@@ -123,6 +127,34 @@ def no_tls(where: object) -> EngineError:
 def no_stream(where: object) -> Unfit:
     """Make the error for a stream that is not there."""
     return Unfit(f"{where}: there is no such stream; jumiks bridge out makes it, with --create")
+
+
+def appends(conflict: Conflict) -> Standby:
+    """Make the error for a stream that another bridge appends to."""
+    return Standby(f"{conflict}: another bridge appends")
+
+
+def another_source(stream: object, last: int, source: object, server: int) -> Standby:
+    """Make the error for a stream whose last record is of another source.
+
+    Args:
+        stream: which.
+        last: the `server_id` of that other source.
+        source: the address of this bridge's own.
+        server: its `server_id`.
+    """
+    return Standby(
+        f"{stream}: its last record is of source {last}, and {source} is {server}: this bridge "
+        "appends once no other one has done so for some seconds, as a stream is for one source"
+    )
+
+
+def loop(stream: object, source: object, server: int) -> Loop:
+    """Make the error for a source that serves what the bridge stores."""
+    return Loop(
+        f"{source} (server_id {server}) is the far feed of {stream}: its messages come from there, "
+        "and would be stored again without end; name the feed that is published, or another stream"
+    )
 
 
 def lost_words(record_at: int, lost: int | None, kind: str) -> str:

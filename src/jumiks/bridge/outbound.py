@@ -26,22 +26,28 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from .._gap import Gap, GapReason
+from .._wire.address import parse_client_address
 from .._wire.handshake import FIRST_ID
 from ..batch import Batch
 from ..errors import Closed, JumiksError, Overwritten
-from .engine import Create, Credentials, Mark, StreamInfo, make_engine
+from .engine import Create, Credentials, Mark, StreamInfo, Tail, make_engine
 from .errors import (
     NO_ANSWER,
     Conflict,
     EngineError,
+    Loop,
     Standby,
     TooLarge,
     Unfit,
+    another_source,
+    appends,
     blocks_words,
+    loop,
     no_answer,
     opened_words,
     restarted_words,
 )
+from .far import far_id
 from .life import Backoff, Counts, Life
 from .record import MOST_LOST, GapKind, Position, Record, split_frames
 from .source import Source, blocks
@@ -56,10 +62,16 @@ LOOK: Final = 2.0
 """Seconds between looks at the engine while nothing is in flight: it may have gone back."""
 
 STANDBY: Final = 1.0
-"""Seconds between two looks of a bridge that another one is ahead of."""
+"""Seconds, at least, between two looks of a bridge that stands by."""
+
+QUIET: Final = 2
+"""Such looks at which a stream is the same: then no other bridge appends."""
 
 FLUSH: Final = 5.0
 """Seconds that the engine has at the end to ack what is in flight."""
+
+MOST_SOURCES: Final = 16
+"""Sources of which it is remembered how much is stored."""
 
 MARKS: Final = 3
 """Marks in the time that the engine keeps records for, while the source is silent."""
@@ -171,6 +183,7 @@ class Outbound(Life):
         on_too_large: Literal["gap", "stop"] = "gap",
         credentials: Credentials | None = None,
     ) -> None:
+        parse_client_address(source)
         _check_number("pack", 1 if pack is None else pack)
         _check_number("window", window)
         if on_too_large not in ("gap", "stop"):
@@ -194,6 +207,14 @@ class Outbound(Life):
         self._mark = Mark(0)
         """What the next append expects."""
         self._acked_mark = Mark(0)
+        self._ours = False
+        """Whether this bridge goes on where its source restarts: it or its source was the last."""
+        self._stored_of: dict[int, int] = {}
+        """The last message of each source that is known to be stored."""
+        self._newest = 0
+        """The stream id up to which that is known."""
+        self._still = Mark(-1), 0.0
+        """Where the stream was last seen to end, and since when."""
         self._unacked: deque[Record] = deque()
         """Made and not acked, whether or not they are in flight now."""
         self._flying: deque[Future[None]] = deque()
@@ -255,6 +276,9 @@ class Outbound(Life):
             found = self._info
             log.info("%s", opened_words(self._engine.target, found.engine, found.records))
         tail = await self._engine.last()
+        if before is not None and before.created != self._info.created:
+            self._stored_of.clear()
+        self._note_end(tail)
         await self._align(tail.position, tail.mark, before)
         self._mark = self._acked_mark = tail.mark
         self._last_sign = self._stored_at = time.monotonic()
@@ -281,7 +305,7 @@ class Outbound(Life):
             return
         acked = self._acked
         if found is not None and (acked is None or found.stream > acked.stream):
-            # Another bridge was faster. All that it stored came from the source too.
+            # Another bridge was faster. What it did not store is read from the source again.
             self._start_at(found)
             await self._drop_source()
             return
@@ -293,10 +317,24 @@ class Outbound(Life):
             acked and acked.stream,
         )
         await self._rewind(found)
+        self._ours = True
+
+    def _note_end(self, tail: Tail) -> None:
+        if tail.mark != self._still[0]:
+            self._still = tail.mark, time.monotonic()
+        if tail.position is None or tail.position.stream < self._newest:
+            self._stored_of.clear()  # the engine went back
+        if tail.position is not None:
+            self._note_stored(tail.position)
+
+    def _note_stored(self, end: Position) -> None:
+        if end.server not in self._stored_of and len(self._stored_of) >= MOST_SOURCES:
+            del self._stored_of[next(iter(self._stored_of))]
+        self._stored_of[end.server], self._newest = end.source, end.stream
 
     def _start_at(self, found: Position | None) -> None:
         self._acked = self._sent = found
-        self._known = True
+        self._known, self._ours = True, found is None
         self._forget()
 
     def _forget(self) -> None:
@@ -342,7 +380,7 @@ class Outbound(Life):
 
     async def _reach(self, position: Position | None) -> Source | None:
         """Return the source that a position is of, to go on there; None if it is not there."""
-        source = Source(self._where, position)
+        source = self._source_at(position)
         with suppress(OSError, JumiksError):
             await source.open()
             if position is None or source.server_id == position.server:
@@ -454,7 +492,7 @@ class Outbound(Life):
             now = time.monotonic()
             often, self._conflict_at = now < self._conflict_at + 2 * self._silence, now
             if often:
-                raise Standby(str(error)) from None
+                raise appends(error) from None
             raise
         self._flying.popleft()
         record = self._unacked.popleft()
@@ -472,25 +510,28 @@ class Outbound(Life):
 
     def _stored(self, record: Record) -> None:
         counts = self._counts
+        self._ours = True
+        self._note_stored(record.end)
         self._stored_at = time.monotonic()
         counts.records += 1
         counts.bytes += len(record.body)
         counts.messages += 0 if record.gap else record.count
 
     async def _stand_by(self, error: Standby) -> None:
-        # The other bridge reads the source as well, so this one needs nothing of it.
+        # This one needs nothing of the source yet.
         self._problem(error)
         self._ground()
         await self._drop_source()
         self._known = False
         self._forget()
         before, misses = None, 0
-        while misses < 2:
+        while misses < QUIET:
             await asyncio.sleep(STANDBY * (1 + random.random()))
             try:
                 tail = await self._engine.last()
             except EngineError:
                 return
+            self._note_end(tail)
             misses = misses + 1 if tail.mark == before else 0
             before = tail.mark
         self._conflict_at = float("-inf")
@@ -504,7 +545,7 @@ class Outbound(Life):
                 source = await self._connected()
                 waits.reset()
                 return await source.receive(self._source_is)
-            except Closed:
+            except (Closed, Standby, Loop):
                 raise
             except (JumiksError, OSError) as error:
                 # It is not there, or this bridge was cut for its lag: what is missing is a gap.
@@ -522,13 +563,53 @@ class Outbound(Life):
     async def _connected(self) -> Source:
         source = self._source
         if source is None:
-            source = Source(self._where, self._sent)
-            await source.open()
+            source = await self._opened()
             self._source = source
             self._source_is(None)
             if self._connections == 1 and await blocks(self._where):
                 log.warning("%s", blocks_words(self._where))
         return source
+
+    def _source_at(self, position: Position | None) -> Source:
+        return Source(self._where, position, self._check_loop)
+
+    def _check_loop(self, server: int) -> None:
+        assert self._info is not None
+        if server == far_id(self._info):
+            raise loop(self._engine.target, self._where, server)
+
+    async def _open_at(self, position: Position | None) -> Source:
+        source = self._source_at(position)
+        try:
+            await source.open()
+        except BaseException:
+            await source.close()
+            raise
+        return source
+
+    async def _opened(self) -> Source:
+        sent = self._sent
+        source = await self._open_at(sent)
+        server = source.server_id
+        if sent is None or server == sent.server:
+            self._ours = True
+            return source
+        if not self._is_my_turn():
+            await source.close()
+            raise another_source(self._engine.target, sent.server, self._where, server)
+        stored = None if self._unacked else self._stored_of.get(server)
+        if stored is None:
+            return source
+        # Another source was in its place; it goes on where it was left.
+        await source.close()
+        return await self._open_at(Position(sent.stream, server, stored))
+
+    def _is_my_turn(self) -> bool:
+        # Whether records of this source may follow those of another one.
+        mark, since = self._still
+        quiet = mark == self._mark and time.monotonic() >= since + QUIET * STANDBY
+        self._ours = self._ours or quiet
+        return self._ours
 
     async def _drop_source(self) -> None:
         task, self._receiving = self._receiving, None

@@ -45,17 +45,25 @@ class Source:
     Args:
         where: the source's address.
         position: where the stream ends; None if it is empty.
+        check: called with the `server_id` of each server before anything of it is taken; what it
+            raises comes out of `open` or `receive`.
     """
 
-    def __init__(self, where: str | os.PathLike[str], position: Position | None) -> None:
+    def __init__(
+        self,
+        where: str | os.PathLike[str],
+        position: Position | None,
+        check: Callable[[int], object],
+    ) -> None:
         self._where = where
         self._position = position
+        self._check = check
         self._client: AsyncClient[bytes | Gap] | None = None
         self.server_id: int = 0
         """The server that what was received last came from, or a gap is about."""
 
     async def open(self) -> None:
-        """Connect, with one try; raises what `AsyncClient` does."""
+        """Connect, with one try; raises what `AsyncClient` and `check` do."""
         position = self._position
         self._client = await AsyncClient(
             self._where,
@@ -66,7 +74,12 @@ class Source:
             ack="manual",
             reconnect=True,
         )
-        self.server_id = self._client.server_id
+        self._note(self._client.server_id)
+
+    def _note(self, server_id: int) -> None:
+        if server_id != self.server_id:
+            self._check(server_id)
+            self.server_id = server_id
 
     @property
     def lag(self) -> int:
@@ -97,7 +110,7 @@ class Source:
                 told(error.__cause__)
         told(None)
         if not (isinstance(found, Gap) and found.reason is GapReason.ENDED):
-            self.server_id = self._client.server_id  # else it is at the next one by now
+            self._note(self._client.server_id)  # else it is at the next one by now
         return found
 
     async def ack(self, server: int, number: int) -> None:
