@@ -2,13 +2,17 @@
 """What a bridge asks of JetStream."""
 
 import asyncio
+import gc
 import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from support.engines import free_port, running
 
 from jumiks.bridge import EngineError
-from jumiks.bridge.engine import Create, make_engine
+from jumiks.bridge.engine import Create, Mark, make_engine
+from jumiks.bridge.record import Record
 
 pytestmark = pytest.mark.no_core
 
@@ -43,3 +47,69 @@ def test_a_node_that_is_down_ends_no_connection_to_another_one() -> None:
 
     with running("jetstream") as engine:
         asyncio.run(ask())
+
+
+class _Failing:
+    """A client whose calls end with an error where they are cancelled, as those of nats-py may."""
+
+    is_closed = False
+    max_payload = 1 << 20
+    last_error = None
+
+    async def _fail(self, *_: object, **__: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise OSError("no server") from None
+
+    connect = request = _fail
+
+    async def publish(self, *_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        pass
+
+
+async def _open(engine: Any) -> None:
+    await engine.open()
+
+
+async def _last(engine: Any) -> None:
+    engine._client = _Failing()
+    await engine.last()
+
+
+async def _append(engine: Any) -> None:
+    engine._client, engine._inbox, engine.subject = _Failing(), "inbox", "TICKS"
+    try:
+        await engine.append(Mark(0), Record(100_000, 1, 7, 100_000, b"", "skipped", 1))
+    finally:
+        engine._ended()
+
+
+@pytest.mark.parametrize("ask", [_open, _last, _append])
+def test_what_fails_as_it_is_cancelled_is_no_error_that_nobody_takes(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[Any], Awaitable[None]]
+) -> None:
+    jetstream = pytest.importorskip("jumiks.bridge.jetstream", reason="nats-py is not installed")
+    monkeypatch.setattr(jetstream, "Client", _Failing)
+    told: list[dict[str, Any]] = []
+
+    async def whole() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, about: told.append(about))
+        engine: Any = make_engine("nats://127.0.0.1/TICKS")
+        engine._flying, engine._pulls, engine._gone = {}, set(), asyncio.Event()
+        engine._own, engine._numbers = "own", iter(range(1, 9))
+        asked = asyncio.ensure_future(ask(engine))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not asked.done()
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert asked.cancelled() or isinstance(asked.exception(), EngineError)
+        await asyncio.sleep(0)
+
+    asyncio.run(whole())
+    gc.collect()
+    assert told == []

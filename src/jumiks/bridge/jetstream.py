@@ -171,8 +171,9 @@ class JetStream(Engine):
                 self._ended()
 
         try:
-            await asyncio.wait_for(
-                client.connect(
+            # Not in a task of its own, whose error nobody would see where a cancellation meets it.
+            async with asyncio.timeout(TIMEOUT + 1):
+                await client.connect(
                     [where],
                     name="jumiks bridge",
                     error_cb=note,
@@ -184,9 +185,7 @@ class JetStream(Engine):
                     ping_interval=max(1, int(self.patience.seconds / 2.5)),
                     max_outstanding_pings=2,
                     **options,
-                ),
-                TIMEOUT + 1,
-            )
+                )
             if secure and not _is_secure(client):
                 raise no_tls(where)
         except BaseException as error:
@@ -382,8 +381,9 @@ class JetStream(Engine):
                 raise self._over()
             return asked.result()
         finally:
-            asked.cancel()
             gone.cancel()
+            asked.cancel()
+            asked.add_done_callback(_ignored)  # it may fail all the same
 
     def _fail(self, error: dict[str, Any]) -> NoReturn:
         raise self._failure(error)
@@ -413,10 +413,12 @@ class JetStream(Engine):
         assert self.subject is not None
         try:
             await client.publish(self.subject, record.body, f"{self._inbox}.{number}", headers)
-        except (errors.Error, OSError) as error:
+        except BaseException as error:
             self._flying.pop(number, None)
             future.cancel()
-            raise EngineError(f"{self.target}: {error}") from None
+            if isinstance(error, errors.Error | OSError):
+                raise EngineError(f"{self.target}: {error}") from None
+            raise
         return future
 
     def after(self, previous: Mark, record: Record) -> Mark:
@@ -685,7 +687,13 @@ def _is_secure(client: Client) -> bool:
 async def _discard(client: Client) -> None:
     # It may wait for the end of a TLS connection that never was one.
     with suppress(Exception):
-        await asyncio.wait_for(client.close(), 1)
+        async with asyncio.timeout(1):
+            await client.close()
+
+
+def _ignored(task: Future[Msg]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _timed_out(error: BaseException) -> bool:

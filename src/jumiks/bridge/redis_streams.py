@@ -449,6 +449,9 @@ class _Pipeline:
             ended = self._end(_failure(self._where, error, self._patience))
             future.exception()  # raised here
             raise ended from None
+        except BaseException:
+            future.cancel()  # whose answer may still come
+            raise
         return future
 
     async def _read(self) -> None:
@@ -485,7 +488,8 @@ class _Pipeline:
 
 async def _discard(client: Redis) -> None:
     with suppress(Exception):
-        await asyncio.wait_for(client.aclose(), 1)
+        async with asyncio.timeout(1):
+            await client.aclose()
 
 
 def _mark(end: Position) -> Mark:
