@@ -150,3 +150,20 @@ def test_a_wrong_option_of_a_bridge_says_what_would_be_right(
         Outbound("@a", "redis://host/ticks", **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="history=-1"):
         Inbound("redis://host/ticks", "@a", history=-1)
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "words"),
+    [
+        (object(), TypeError, "an address is '@name', a path .*, not object"),
+        ("ticks", ValueError, "write '@ticks'"),
+    ],
+)
+def test_a_wrong_address_is_refused_as_a_bridge_is_made(
+    address: str, kind: type[Exception], words: str
+) -> None:
+    pytest.importorskip("redis")
+    with pytest.raises(kind, match=words):
+        Outbound(address, "redis://host/ticks")
+    with pytest.raises(kind, match=words):
+        Inbound("redis://host/ticks", address)

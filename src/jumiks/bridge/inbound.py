@@ -22,6 +22,7 @@ from typing import Final, Literal, TypedDict, Unpack
 from .._options import LOG_SIZE
 from .._server.access import Allow
 from .._server.lag import OnLag
+from .._wire.address import parse_address
 from .._wire.handshake import FIRST_ID
 from ..errors import MessageTooLarge
 from .engine import Credentials, StreamInfo, make_engine
@@ -166,6 +167,7 @@ class Inbound(Life):
         credentials: Credentials | None = None,
         **options: Unpack[Serving],
     ) -> None:
+        parse_address(where)
         if isinstance(history, bool) or not isinstance(history, int):
             raise TypeError(f"history is a number of bytes, not {history!r}")
         if history < 0:

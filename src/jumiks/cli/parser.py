@@ -534,8 +534,8 @@ def _bridge_in(parser: argparse.ArgumentParser) -> None:
         "--history",
         type=_size,
         metavar="N[K|M|G]",
-        help="bytes that are in the log before anybody can connect (default: 64M, or half of "
-        "--log-size)",
+        help="bytes that are in the log before anybody can connect (default: half of --log-size, "
+        "if that is given, else 64M)",
     )
     _from_table(
         parser,
@@ -544,14 +544,15 @@ def _bridge_in(parser: argparse.ArgumentParser) -> None:
         _size,
         metavar="N[K|M|G]",
         help="bytes of memory for messages, which are also a limit for each client (default: "
-        "16M, or twice --history)",
+        "twice --history, and 16M at least)",
     )
     parser.add_argument(
         "--wait",
         type=_seconds,
         default=0.0,
         metavar="SECONDS",
-        help="how long to wait for a stream that is not there yet (default: 0)",
+        help="how long to wait for a stream that is not there yet (default: 0, and then the "
+        "command fails; an engine that is away is waited for in any case)",
     )
     option = partial(_from_table, parser, ServerOptions)
     option("max_lag", _integer, metavar="N")
@@ -661,14 +662,16 @@ COMMANDS: Final = {
     "bridge out": Command(
         "append a local feed to a stream of an engine",
         "Append a local feed to a stream of NATS JetStream or to a key of Redis, exactly once, "
-        "with its gaps. Needs the engine's client: pip install 'jumiks[nats]' or 'jumiks[redis]'.",
+        "with its gaps. A stream is for one feed. Needs the engine's client: pip install "
+        "'jumiks[nats]' or 'jumiks[redis]'.",
         _bridge_out,
         "bridge",
     ),
     "bridge in": Command(
         "serve a stream of an engine as a local feed",
         "Serve a stream that 'jumiks bridge out' fills as a local feed, with the same ids on each "
-        "machine. Needs the engine's client: pip install 'jumiks[nats]' or 'jumiks[redis]'.",
+        "machine. Clients reconnect (listen --reconnect), as another server follows at each gap. "
+        "Needs the engine's client: pip install 'jumiks[nats]' or 'jumiks[redis]'.",
         _bridge_in,
         "bridge",
     ),
