@@ -460,7 +460,10 @@ static int wait_to_index(struct jmk_client *client, uint64_t handled, int64_t de
     return send_ack(client, handled) == 0 ? 0 : jmk_connection_wait(client, deadline, POLLOUT);
 }
 
-/* If the last read had to wait, there is probably nothing now: a look that never waits is left out. */
+/*
+ * If the last read had to wait, there is probably nothing now: a look that never waits is left out,
+ * unless there is no time to wait.
+ */
 static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t deadline) {
     int error = -EAGAIN;
 
@@ -470,7 +473,7 @@ static int wait_for_more(struct jmk_client *client, uint64_t handled, int64_t de
     }
     if (client->packets.taken < client->packets.filled)
         return wait_to_index(client, handled, deadline);
-    if (!client->packets.slow)
+    if (!client->packets.slow || deadline <= jmk_now())
         error = read_packets(client, MSG_DONTWAIT);
     return error == -EAGAIN ? wait_and_read(client, handled, deadline) : error;
 }

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from support import reference
-from support.api import handler, script_process
-from support.base import DEADLINE
+from support.api import Task, descriptor_of, handler, script_process
+from support.base import DEADLINE, wait_until
 from support.reference import Fragment, Frame
 from support.servers import Server
 from support.shared import HandMadeLog, shake_hands
@@ -26,6 +26,7 @@ from support.wire import hello_of, listening, one_connection, saying
 
 import jumiks
 from jumiks import AsyncClient, Client
+from jumiks._client.link import Delivery
 from jumiks._wire import rights
 from jumiks._wire.connect import connecting
 from jumiks._wire.handshake import FIRST_ID
@@ -149,6 +150,22 @@ def test_a_flood_without_messages_leaves_the_event_loop_to_others(
 
     with flooded(address, flood):
         assert asyncio.run(main()) < 1.5
+
+
+@pytest.mark.parametrize("delivery", ["shared", "framed", "classic"])
+def test_a_receive_with_no_time_looks_though_the_last_one_had_to_wait(
+    address: str, delivery: Delivery
+) -> None:
+    with Server(address) as server, Client(address, delivery=delivery) as client:
+        waits = Task(client.receive)
+        waits.sleeps_in("receive")
+        server.publish(b"one")
+        assert waits.result() == b"one"
+        server.publish(b"two")
+        wait_until(lambda: server.stats().delivered == 2)
+        if delivery != "shared":
+            assert select.select([descriptor_of(client)], [], [], DEADLINE)[0]
+        assert client.receive(0) == b"two"
 
 
 def test_a_timeout_above_a_second_is_no_longer_than_it_says(address: str) -> None:
