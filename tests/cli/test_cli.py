@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import termios
@@ -157,6 +158,23 @@ def test_a_gap_is_told_on_standard_error(address: str) -> None:
         status, _, errors = run("listen", address, "--from", FIRST_ID, "--count", 1)
     assert status == 0
     assert f"messages {FIRST_ID} to {oldest - 1} are lost" in errors
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_gap_is_told_when_it_happens(address: str, unbuffered: str) -> None:
+    with Server(address, log_size=SMALL_LOG) as server:
+        server.publish_many([bytes(1000)] * 100)
+        with subprocess.Popen(
+            [*JUMIKS, "listen", address, "--from", str(FIRST_ID)],
+            stdout=subprocess.DEVNULL,
+            stderr=PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        ) as listen:
+            assert listen.stderr is not None
+            found, _, _ = select.select([listen.stderr], [], [], DEADLINE)
+            listen.kill()
+            assert found
+            assert f"messages {FIRST_ID} to " in listen.stderr.readline().decode()
 
 
 def test_a_gap_is_a_line_among_the_messages_or_the_end(

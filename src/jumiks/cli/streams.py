@@ -69,7 +69,8 @@ def _written_by(kind: type[io.FileIO], stream: io.TextIOWrapper) -> io.TextIOWra
         io.BufferedWriter(kind(stream.fileno(), "w", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
-        line_buffering=stream.line_buffering,
+        # With PYTHONUNBUFFERED a stream has no buffer of its own; ours has one.
+        line_buffering=stream.line_buffering or stream.write_through,
     )
 
 
