@@ -23,14 +23,16 @@ import json
 import logging
 import os
 import threading
-from contextlib import nullcontext
+import time
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 from ._gap import Gap
 from ._options import ClientOptions, check_names
 from ._wire.address import parse_client_address
 from .client import Client, Keywords
-from .errors import Closed
+from .errors import Closed, JumiksError, Lagged, MessageTooLarge, Timeout, counted
+from .monitor import Monitor
 from .server import Server
 
 if TYPE_CHECKING:
@@ -46,7 +48,11 @@ _LOCAL: Final = {"msg", "message", "args", "exc_info"}
 _OWN: Final = "jumiks.logging"
 _SET_HERE: Final = ("reconnect", "wait", "on_gap")
 _LOOK: Final = 0.2
-"""Seconds between two looks at whether to stop, while the server is not there."""
+"""Seconds between two looks at whether to stop, while the server is not there. Also: how long a
+listener that is to stop waits for what must be on its way."""
+
+_REST: Final = 1.0
+"""Seconds to read on where nobody knows what was published before the stop."""
 
 
 _formatter: Final = logging.Formatter()
@@ -110,7 +116,8 @@ class Handler(logging.Handler):
     `QueueHandler` in them and a `QueueListener` with this handler in the parent.
 
     The next record that can be published comes behind one of the logger "jumiks.logging", of level
-    WARNING, which says how many were dropped. `flush` publishes that one alone.
+    WARNING, which says how many were dropped, and how many of them were too large. `flush`
+    publishes that one alone.
 
     Args:
         server: where to publish. Its lag policy decides about clients that are slow. Where the
@@ -128,6 +135,8 @@ class Handler(logging.Handler):
         self.dropped: int = 0
         """Records that were not published, in this process."""
         self._told = 0  # those of them that listeners were told of
+        self._too_large = 0  # those that they were not told of
+        self._limit = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Publish a record, or count it as dropped; `handleError` is told what has no JSON."""
@@ -163,16 +172,24 @@ class Handler(logging.Handler):
         if dropped == self._told:
             return True
         count = dropped - self._told
-        record = _own_record(logging.WARNING, f"records were lost: {count} were not published")
+        words = f"records were lost: {count} were not published"
+        if self._too_large:
+            words += f", {self._too_large} of those as larger than max_message, {self._limit} bytes"
+        record = _own_record(logging.WARNING, words)
         record.dropped = count
         if not self._publish(record_to_json(record)):
             return False
         self._told = dropped
+        self._too_large = 0
         return True
 
     def _publish(self, data: bytes) -> bool:
         try:
             self._server.publish(data, timeout=0)
+        except MessageTooLarge as error:
+            self._too_large += 1
+            self._limit = error.limit
+            return False
         except Exception:  # a program must not end because nobody can hear it
             return False
         return True
@@ -183,7 +200,12 @@ class Listener:
 
     It waits for a server that is not there yet, and comes back to one that was restarted. A gap
     becomes a record of the logger "jumiks.logging", of level WARNING, that says what was lost. So
-    does what a `Handler` dropped.
+    does what a `Handler` dropped, and the first message that is no record.
+
+    If the server cuts it for its lag, it says so, and comes back too; what it then misses is a gap.
+    If it is refused, or the server's user disconnects it, or an option cannot work, that is the
+    end: `error` has the reason, and the last record says it, at level ERROR. Call `stop` and
+    `start` to try again.
 
     Args:
         address: the server's.
@@ -196,9 +218,9 @@ class Listener:
         TypeError, ValueError: an argument is wrong; the text says what would be right.
 
     Attributes:
-        lost: records that were lost, in gaps or as a `Handler` dropped them; those of a gap of
-            unknown size count as one.
-        unreadable: messages that were no records; they are left out.
+        lost: records that were lost, in gaps or as a `Handler` dropped them, or that `stop` knows
+            of and could not get; those of a gap of unknown size count as one.
+        unreadable: messages that were no records; they are left out, and the first is told.
         error: what ended the thread, if it was not `stop`: for example `jumiks.Refused`.
     """
 
@@ -220,6 +242,9 @@ class Listener:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._client: Client[bytes | Gap] | None = None
+        self._receives = 0  # odd while the thread is in a receive
+        self._end: tuple[int, int | None] | None = None  # from `stop` on: server, last message
+        self._ends_at = 0.0
         self.lost: int = 0
         self.unreadable: int = 0
         self.error: Exception | None = None
@@ -229,19 +254,32 @@ class Listener:
         if self._thread is not None:
             raise RuntimeError("this listener was started already")
         self._stop.clear()
+        self._end = None
         self.error = None
         self._thread = threading.Thread(target=self._listen, name="jumiks-listener", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; what it has received is handled first. It may be started again."""
+        """Handle all that is published by now, and end the thread. It may be started again.
+
+        As with `QueueListener`, that takes as long as the handlers take. What is published from now
+        on is not waited for. What cannot be had, as the server hangs, counts in `lost`. A server
+        that sends packets is asked what it has published; from one that does not answer, such as a
+        plain 1.0 server, the listener takes what comes at once, for a second at most.
+        """
         thread, self._thread = self._thread, None
         if thread is None:
             return
+        if (client := self._client) is not None:
+            self._set_end(client)
         self._stop.set()
-        if self._client is not None:
-            self._client.close()
-        thread.join()
+        while thread.is_alive():
+            receives = self._receives
+            if receives % 2 and self._is_over():
+                self._wake()  # it waits for what comes after the end
+            thread.join(_LOOK)
+            if receives % 2 and self._receives == receives:
+                self._wake()  # what is to come does not
 
     def close(self) -> None:
         """Do what `stop` does."""
@@ -265,38 +303,122 @@ class Listener:
                 handler.handleError(record)
 
     def _listen(self) -> None:
+        options = self._options
         try:
             while not self._stop.is_set():
-                self._follow()
-        except Closed:
-            pass  # by stop
+                options = self._follow(options)
         except Exception as error:
             self.error = error
-            self.handle(
-                _own_record(logging.ERROR, f"no more records come from {self._address}: {error}")
+            self._tell(
+                logging.ERROR,
+                f"no more records come from {self._address}: {error}; call stop() and start() of "
+                "the Listener to try again",
             )
 
-    def _follow(self) -> None:
+    def _follow(self, options: Keywords) -> Keywords:
+        # Return the options to go on with.
         try:
-            client = Client(self._address, on_gap="yield", **self._options)
+            client = Client(self._address, on_gap="yield", **options)
         except (FileNotFoundError, ConnectionRefusedError):
-            return
-        self._client = client
+            return options
         with client:
-            while not self._stop.is_set():
-                self._take(client.receive())
+            self._client = client
+            try:
+                while not self._is_over():
+                    self._take(self._receive(client))
+                with suppress(JumiksError, OSError):
+                    client.ack()
+            except (Closed, Timeout):
+                pass  # by stop, or while it stops
+            except Lagged as error:
+                return self._after_cut(client, error)
+            finally:
+                self._count_rest(client)
+                self._client = None
+        return options
+
+    def _after_cut(self, client: Client[bytes | Gap], error: Lagged) -> Keywords:
+        if self._stop.is_set():
+            return self._options
+        self._tell(
+            logging.WARNING,
+            f"{self._address} cut this listener, which was {counted(error.lag, 'message')} behind; "
+            "it goes on where it can: use faster handlers, or on_lag='skip' at the server",
+        )
+        self._stop.wait(_LOOK)
+        return {**self._options, "start": (client.server_id, client._stream.due())}
+
+    def _receive(self, client: Client[bytes | Gap]) -> bytes | Gap:
+        self._receives += 1
+        try:
+            if not self._stop.is_set():
+                return client.receive()
+            known = self._end is not None and self._end[1] is not None
+            return client.receive(_LOOK if known else 0)
+        finally:
+            self._receives += 1
+
+    # ---- the end ----
+
+    def _set_end(self, client: Client[bytes | Gap]) -> None:
+        last = client._stream.published or None
+        if last is None:
+            with suppress(JumiksError, OSError), Monitor(self._address, timeout=_REST) as monitor:
+                status = monitor.status()
+                if status.server_id == client.server_id:
+                    last = status.stats.next_id - 1
+        self._ends_at = time.monotonic() + _REST
+        self._end = client.server_id, last
+
+    def _is_over(self) -> bool:
+        # Has it all that was published before the stop?
+        client = self._client
+        if not self._stop.is_set() or client is None:
+            return self._stop.is_set()
+        if self._end is None:  # it has connected since
+            self._set_end(client)
+        assert self._end is not None
+        server_id, last = self._end
+        if client.server_id != server_id:
+            return True
+        return time.monotonic() >= self._ends_at if last is None else client._stream.due() > last
+
+    def _wake(self) -> None:
+        if (client := self._client) is not None:
+            client.close()
+
+    def _count_rest(self, client: Client[bytes | Gap]) -> None:
+        if self._end is None or self._end[0] != client.server_id or not self._end[1]:
+            return
+        due = client._stream.due()
+        if 0 < due <= self._end[1]:
+            rest = self._end[1] - due + 1
+            self.lost += rest
+            self._tell(
+                logging.WARNING,
+                f"records were lost: {rest} that were published before the stop did not come",
+            )
+
+    # ---- what comes ----
+
+    def _tell(self, level: int, text: str) -> None:
+        self.handle(_own_record(level, text))
 
     def _take(self, item: bytes | Gap) -> None:
         if isinstance(item, Gap):
             self.lost += item.count or 1
-            self.handle(
-                _own_record(logging.WARNING, f"records were lost: {item} ({item.reason.value})")
-            )
+            self._tell(logging.WARNING, f"records were lost: {item} ({item.reason.value})")
             return
         try:
             record = record_from_json(item)
-        except ValueError:
+        except ValueError as error:
             self.unreadable += 1
+            if self.unreadable == 1:
+                self._tell(
+                    logging.WARNING,
+                    f"{self._address} publishes something else than log records: {error}; this is "
+                    "told once, and the Listener's `unreadable` counts such messages",
+                )
         else:
             self.lost += _dropped(record)
             self.handle(record)

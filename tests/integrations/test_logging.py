@@ -8,6 +8,7 @@ import logging.handlers
 import multiprocessing
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -17,11 +18,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from support.api import SMALL_LOG
+from support.api import SMALL_LOG, Task
 from support.base import DEADLINE, wait_until
+from support.command import command
 from support.servers import Server
 
-from jumiks import Client, Refused
+from jumiks import Client, Monitor, Refused
+from jumiks._client.link import Delivery
+from jumiks._wire.handshake import FIRST_ID
 from jumiks.logging import Handler, Listener, record_from_json, record_to_json
 
 
@@ -200,6 +204,17 @@ def test_a_hostile_count_of_dropped_records_is_no_number_of_ours(
     vars(record).update(name="jumiks.logging", dropped=count)
     listener._take(record_to_json(record))
     assert (listener.lost, len(kept.records)) == (0, 1)
+
+
+def test_listeners_are_told_that_a_record_was_too_large(address: str, kept: Kept) -> None:
+    with Server(address, max_message=4096, log_size=SMALL_LOG) as server:
+        with Listener(address, kept) as listener, logger_of(Handler(server)) as logger:
+            server.wait_for_clients(1, DEADLINE)
+            for text in ("x" * 5000, "small", "small"):
+                logger.info(text)
+    told = "records were lost: 1 were not published, 1 of those as larger than max_message, "
+    assert [r.getMessage() for r in kept.records] == [f"{told}4096 bytes", "small", "small"]
+    assert listener.lost == 1
 
 
 @pytest.mark.parametrize("what", ["too large", "closed", "reserved"])
@@ -392,8 +407,11 @@ def test_messages_that_are_no_records_are_counted(address: str, kept: Kept) -> N
     with Server(address) as server, Listener(address, kept) as listener:
         server.wait_for_clients(1, DEADLINE)
         server.publish_many([b"\x00", b"[]", record_to_json(made("hello"))])
-        wait_until(lambda: len(kept.records) == 1)
+        wait_until(lambda: len(kept.records) == 2)
         assert listener.unreadable == 2
+    told = kept.records[0]
+    assert (told.name, told.levelno) == ("jumiks.logging", logging.WARNING)
+    assert told.getMessage().startswith(f"{address} publishes something else than log records: ")
 
 
 def test_a_handler_gets_its_level_only_if_it_is_asked_for(address: str) -> None:
@@ -421,7 +439,131 @@ def test_what_ends_a_listener_is_told(address: str, kept: Kept) -> None:
     with Server(address, allow=lambda peer: False), Listener(address, kept) as listener:
         wait_until(lambda: listener.error is not None)
     assert isinstance(listener.error, Refused)
-    assert kept.records[0].getMessage().startswith(f"no more records come from {address}: ")
+    said = kept.records[0].getMessage()
+    assert said.startswith(f"no more records come from {address}: ")
+    assert said.endswith("call stop() and start() of the Listener to try again")
+
+
+class Gate(Kept):
+    """Holds up what it is handed until it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        assert self.opened.wait(DEADLINE)
+
+    def texts(self) -> list[str]:
+        return [record.getMessage() for record in self.records]
+
+
+@contextmanager
+def stopping(listener: Listener, gate: Gate) -> Iterator[Task[None]]:
+    """Stop a listener whose handler is held up, and let that go on at the end."""
+    task = Task(listener.stop)
+    try:
+        wait_until(listener._stop.is_set)
+        yield task
+    finally:
+        gate.opened.set()
+    task.result()
+
+
+@pytest.mark.parametrize("delivery", ["shared", "framed", "classic"])
+def test_a_stop_hands_on_what_was_published_before_and_no_more(
+    address: str, delivery: Delivery
+) -> None:
+    gate = Gate()
+    with Server(address, max_lag=1000) as server:
+        listener = Listener(address, gate, options={"delivery": delivery})
+        listener.start()
+        server.wait_for_clients(1, DEADLINE)
+        with logger_of(Handler(server)) as logger:
+            for number in range(500):
+                logger.info("%d", number)
+            wait_until(lambda: gate.records)
+            with stopping(listener, gate):
+                for _ in range(500):
+                    logger.info("later")
+        assert gate.texts() == [str(number) for number in range(500)]
+        assert (listener.lost, listener.error) == (0, None)
+
+
+def test_a_stop_hands_on_what_a_server_published_that_is_gone(address: str) -> None:
+    gate = Gate()
+    listener = Listener(address, gate)
+    with Server(address) as server:
+        listener.start()
+        server.wait_for_clients(1, DEADLINE)
+        with logger_of(Handler(server)) as logger:
+            for number in range(500):
+                logger.info("%d", number)
+        wait_until(lambda: gate.records)
+        server.close(linger=0)
+    with stopping(listener, gate):
+        pass
+    assert len(gate.records) + listener.lost == 500 + (listener.lost > 0)
+
+
+@pytest.mark.parametrize("delivery", ["shared", "framed", "classic"])
+def test_a_stop_ends_while_the_server_hangs(address: str, delivery: Delivery) -> None:
+    gate = Gate()
+    with command("serve", address, "--wait", 1) as serve:
+        assert serve.stdin is not None
+        listener = Listener(address, gate, options={"delivery": delivery})
+        listener.start()
+        for _ in range(3):
+            serve.stdin.write(record_to_json(made("x")) + b"\n")
+        serve.stdin.flush()
+        wait_until(lambda: gate.records)
+        with Monitor(address) as monitor:
+            figure = "published" if delivery == "shared" else "delivered"
+            wait_until(lambda: getattr(monitor.status().stats, figure) == 3)
+        serve.send_signal(signal.SIGSTOP)
+        with stopping(listener, gate):
+            pass
+    assert len(gate.records) == 3
+    assert (listener.lost, listener.error) == (0, None)
+
+
+def test_what_a_stop_cannot_get_is_lost(
+    address: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(address) as server:
+        with Listener(address, kept, options={"delivery": "framed"}) as listener:
+            server.wait_for_clients(1, DEADLINE)
+            first = server.stats().next_id
+            monkeypatch.setattr(
+                listener,
+                "_set_end",
+                lambda client: vars(listener).update(_end=(client.server_id, first + 2)),
+            )
+    assert listener.lost == 3
+    assert "3 that were published before the stop did not come" in kept.records[-1].getMessage()
+
+
+def test_a_listener_that_was_cut_comes_back_and_tells_what_it_missed(address: str) -> None:
+    gate = Gate()
+    with Server(address, max_lag=4, patience=0, log_size=SMALL_LOG) as server:
+        with Listener(address, gate) as listener, logger_of(Handler(server)) as logger:
+            server.wait_for_clients(1, DEADLINE)
+            logger.info("first")
+            wait_until(lambda: gate.records)
+            while server.stats().oldest_id < FIRST_ID + 10:
+                logger.info("x" * 1000)
+            wait_until(lambda: not server.clients())
+            gate.opened.set()
+            server.wait_for_clients(1, DEADLINE)
+            logger.info("last")
+            wait_until(lambda: gate.texts()[-1] == "last")
+            told = [r.getMessage() for r in gate.records if r.name == "jumiks.logging"]
+            assert told[0].startswith(f"{address} cut this listener, which was ")
+            assert any(text.startswith("records were lost: messages ") for text in told)
+            got = sum(r.name != "jumiks.logging" for r in gate.records)
+            assert got + listener.lost == server.stats().published
+            assert listener.error is None
 
 
 def test_wrong_arguments_of_a_listener_are_found_at_once(address: str) -> None:

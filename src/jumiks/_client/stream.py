@@ -234,13 +234,13 @@ class Stream(Handout, Generic[Item]):
             self.close()
             raise
 
-    def _next(self) -> int:
-        # The next message due, neither handed out nor in a gap; 0 if that is unknown.
+    def due(self) -> int:
+        """Return the next message due, neither handed out nor in a gap; 0 if that is unknown."""
         last = max(self.out, self._gaps.counted)
         return last + 1 if last else 0
 
     def _start_again(self, hello: ServerHello) -> int:
-        return self._start_at(self._next(), self.server_id, hello)
+        return self._start_at(self.due(), self.server_id, hello)
 
     def _start_there(self, hello: ServerHello) -> int:
         return self._start_at(self._wanted, self._wanted_of, hello)
@@ -307,7 +307,7 @@ class Stream(Handout, Generic[Item]):
             yield Gap(first - left_out, first - 1, GapReason.EVICTED)
 
     def _gaps_on_return(self, server_id: int, first: int, ending: ConnectionEnded) -> Iterator[Gap]:
-        due = self._next()
+        due = self.due()
         if server_id == self.server_id != 0:
             if first > due:
                 yield Gap(due, first - 1, GapReason.EVICTED)
@@ -660,7 +660,7 @@ class Stream(Handout, Generic[Item]):
             handle,
             address=self.address,
             delivery=self.delivery,
-            due=self._next(),
+            due=self.due(),
             name=self._linker.given_name,
         )
 
@@ -774,6 +774,12 @@ class Stream(Handout, Generic[Item]):
         acked = lib.jmk_client_acked_id(handle)
         received = lib.jmk_client_last_id(handle)
         return max(received, lib.jmk_client_published_id(handle)) - acked
+
+    @property
+    def published(self) -> int:
+        """The last message of a log that is shared; 0 if none is."""
+        handle = self.handle
+        return lib.jmk_client_published_id(handle) if handle is not None else 0
 
     @property
     def missed(self) -> int:
