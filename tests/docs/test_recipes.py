@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import enumerate as enumerate_threads
 from types import SimpleNamespace
@@ -21,7 +22,9 @@ with suppress(ImportError):
     import numpy as np
 
 PAGE = (ROOT / "docs/recipes.md").read_text("utf-8")
-GUNICORN, WEBSOCKET, IMAGES, TYPED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+GUNICORN, APPLICATION, WEBSOCKET, IMAGES, TYPED = re.findall(
+    r"```python\n(.*?)```", PAGE, re.DOTALL
+)
 
 
 class Browser:
@@ -69,6 +72,7 @@ def test_what_goes_where_in_gunicorn_tells_a_worker_of_a_change(
     shared = SimpleNamespace()
     monkeypatch.setitem(sys.modules, "shared", shared)
     exec(GUNICORN.replace("@changes", address), found)
+    exec(APPLICATION, found)
     arbiter = SimpleNamespace()
     found["on_starting"](arbiter)
     with arbiter.changes:
@@ -79,9 +83,31 @@ def test_what_goes_where_in_gunicorn_tells_a_worker_of_a_change(
                     shared.announce(key)
             shared.announce(b"ann")
             assert shared.changed.receive(DEADLINE) == b"ann"
+            check_cache(found["get"], arbiter.changes, shared)
         with arbiter.outbox:
             arbiter.outbox.shutdown(socket.SHUT_WR)
             wait_until(lambda: not any("(publish)" in each.name for each in enumerate_threads()))
+
+
+def check_cache(get: Any, server: Server, shared: Any) -> None:
+    """The application's part: what a change, a gap, another thread and the server's end do to it."""
+    loads: list[bytes] = []
+
+    def load(key: bytes) -> int:
+        loads.append(key)
+        return len(loads)
+
+    assert [get(b"ann", load), get(b"ann", load)] == [1, 1]
+    server.publish(b"ann")
+    assert get(b"ann", load) == 2
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: get(b"ann", load), range(400))) == {2}
+    while not server.stats().skipped:
+        server.publish_many([b"another"] * 1000)
+    assert get(b"ann", load) == 3
+    assert shared.changed.missed
+    server.close(linger=0)
+    assert [get(b"ann", load), get(b"ann", load)] == [4, 5]
 
 
 @needs("msgspec")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -54,7 +55,9 @@ class Site:
 
 
 @contextmanager
-def gunicorn(folder: Path, address: str) -> Iterator[tuple[subprocess.Popen[bytes], Site]]:
+def gunicorn(
+    folder: Path, address: str, *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Site]]:
     for name in EXAMPLES:
         text = (ROOT / "examples" / name).read_text()
         (folder / name).write_text(text.replace("@jumiks-invalidation", address))
@@ -62,6 +65,7 @@ def gunicorn(folder: Path, address: str) -> Iterator[tuple[subprocess.Popen[byte
     records.mkdir()
     path = folder / "s"
     words = [sys.executable, "-m", "gunicorn", "--bind", f"unix:{path}", "--log-level", "warning"]
+    words += options
     environment = {**os.environ, "RECORDS": os.fspath(records)}
     with subprocess.Popen(words, cwd=folder, env=environment) as process:
         try:
@@ -89,6 +93,16 @@ def test_every_worker_sees_a_change_of_any_worker_over_reloads(address: str, pat
             wait_until(lambda n=number: site.all_say("ann", str(n)))  # type: ignore[misc]
         assert changers - before  # a worker that came with the reload has changed it
     assert process.returncode == 0
+
+
+def test_threads_of_a_worker_share_a_cache(address: str, path: Path) -> None:
+    with gunicorn(path.parent, address, "-k", "gthread", "--threads", "4") as (_, site):
+        for value in ("0", "1"):
+            site.ask("PUT", "ann", value)
+            wait_until(lambda v=value: site.all_say("ann", v))  # type: ignore[misc]
+            with ThreadPoolExecutor(4 * WORKERS) as threads:
+                asked = [threads.submit(site.ask, "GET", "ann") for _ in range(300)]
+            assert {each.result()[0] for each in asked} == {value}
 
 
 def test_a_worker_that_is_killed_is_followed_by_one_that_sees_changes(
