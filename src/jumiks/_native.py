@@ -6,6 +6,7 @@ time; csrc/jumiks.h says which calls are exceptions.
 """
 
 import inspect
+import operator
 import os
 from collections.abc import Callable, Iterator
 from io import FileIO
@@ -116,6 +117,19 @@ def owned_descriptors(made: Iterator[int]) -> Iterator[FileIO]:
 def new_eventfd() -> FileIO:
     """Return an eventfd, by which one thread wakes another."""
     return next(owned_descriptors(map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))))
+
+
+def whole_number(value: object) -> int | None:
+    """Return a whole number of any kind, such as numpy's, as an int; None if it is none.
+
+    True and False are none, and no float is one.
+    """
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def nanoseconds(seconds: object, name: str = "timeout", *, none: bool = True) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, get_args
 from ._client.link import Delivery, Linker
 from ._client.reconnect import Backoff
 from ._client.stream import STREAMS, Ack, OnGap, Stream
-from ._native import check_callback, lib, nanoseconds
+from ._native import check_callback, lib, nanoseconds, whole_number
 from ._peer import group_id
 from ._server import access, lag
 from ._server.lag_watch import LAG_WARNING, check_lag_warning
@@ -70,15 +70,6 @@ Check = Callable[[str, object], object]
 # ---- checks
 
 
-def _make_it_int(*values: object) -> str:
-    # Advice for what looks like a whole number in a text, such as numpy's.
-    for value in values:
-        if not isinstance(value, int) and hasattr(type(value), "__index__"):
-            kind = f"{type(value).__module__}.{type(value).__qualname__}"
-            return f": int() makes a whole number of a {kind}"
-    return ""
-
-
 def whole(least: int, most: int, unit: str = "", *, none: str = "") -> Check:
     """Return the check of a whole number.
 
@@ -93,13 +84,13 @@ def whole(least: int, most: int, unit: str = "", *, none: str = "") -> Check:
     def check(name: str, value: object) -> object:
         if value is None and none:
             return value
-        if isinstance(value, bool) or not isinstance(value, int):
-            words = f"{name} is {kind}{' or None' * bool(none)}, not {value!r}"
-            raise TypeError(words + _make_it_int(value))
-        if not least <= value <= most:
-            words = f"{name}={value}: it must be from {least} to {most} {unit}".rstrip()
+        number = whole_number(value)
+        if number is None:
+            raise TypeError(f"{name} is {kind}{' or None' * bool(none)}, not {value!r}")
+        if not least <= number <= most:
+            words = f"{name}={number}: it must be from {least} to {most} {unit}".rstrip()
             raise ValueError(f"{words}; None is {none}" if none else words)
-        return value
+        return number
 
     return check
 
@@ -166,26 +157,28 @@ def _start(name: str, value: object) -> object:
         return _START_NAMES[value]
     if isinstance(value, tuple | list):
         return _position(name, value)
-    if isinstance(value, bool) or not isinstance(value, int):
+    number = whole_number(value)
+    if number is None:
         raise ValueError(
             f"{name}={value!r:.100}: it must be 'now', 'oldest' or a packet id; a pair (server_id, "
-            "packet id), as client.position is, names the server too" + _make_it_int(value)
+            "packet id), as client.position is, names the server too"
         )
-    if not FIRST_ID <= value <= _MOST_ID:
+    if not FIRST_ID <= number <= _MOST_ID:
         raise ValueError(
-            f"{name}={value}: it must be a packet id from {FIRST_ID} to {_MOST_ID}; 'oldest' "
+            f"{name}={number}: it must be a packet id from {FIRST_ID} to {_MOST_ID}; 'oldest' "
             "starts with the oldest message that is kept"
         )
-    return value
+    return number
 
 
 def _position(name: str, pair: tuple[object, ...] | list[object]) -> tuple[int, int]:
-    if len(pair) != 2 or not all(type(each) is int for each in pair):
+    numbers = [number for each in pair if (number := whole_number(each)) is not None]
+    if not len(numbers) == len(pair) == 2:
         raise ValueError(
             f"{name}={pair!r:.100}: it must be (server_id, packet id), two whole numbers, as "
-            "client.position gives them" + _make_it_int(*pair)
+            "client.position gives them"
         )
-    server_id, packet_id = cast("tuple[int, int]", pair)
+    server_id, packet_id = numbers
     if not 1 <= server_id <= _MOST_ID:
         raise ValueError(
             f"{name}={pair!r:.100}: it must be a server_id from 1 to {_MOST_ID}; 0 is a plain 1.0 "

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ._green import is_readable
+from ._native import whole_number
 from .errors import UNSEEN, printable
 
 __all__ = ["Peer"]
@@ -153,8 +154,9 @@ def group_id(group: object, name: str = "group") -> int:
             raise ValueError(
                 f"{name}={group!r}: there is no group named {group!r}: see getent group"
             ) from None
-    if isinstance(group, bool) or not isinstance(group, int):
+    number = whole_number(group)
+    if number is None:
         raise TypeError(f"{name} is the name or number of a group, not {group!r}")
-    if not 0 <= group < NO_ID:
-        raise ValueError(f"{name}={group}: it is no group id: those go from 0 to {NO_ID - 1}")
-    return group
+    if not 0 <= number < NO_ID:
+        raise ValueError(f"{name}={number}: it is no group id: those go from 0 to {NO_ID - 1}")
+    return number

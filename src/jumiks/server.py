@@ -32,6 +32,7 @@ from ._native import (
     lib,
     nanoseconds,
     owned,
+    whole_number,
 )
 from ._options import (
     HANDSHAKE_TIMEOUT,
@@ -464,8 +465,10 @@ class Server(Closing, Publishing):
             MessageTooLarge, Timeout, Busy, Closed: as for `publish`, when the block is entered.
             OSError: the system lacks memory for it.
         """
-        if isinstance(size, bool) or not isinstance(size, int):
+        number = whole_number(size)
+        if number is None:
             raise TypeError(f"size is a number of bytes, not {size!r}")
+        size = number
         if size < 0:
             raise ValueError(f"size={size}: it must be 0 bytes or more")
         limit = self._limit(timeout)

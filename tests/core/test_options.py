@@ -5,11 +5,14 @@ import argparse
 import ast
 import inspect
 import pydoc
+import re
 import textwrap
+from collections.abc import Callable
 from dataclasses import Field, fields
 from typing import Any
 
 import pytest
+from support.base import DEADLINE
 
 from jumiks import AddressInUse, AsyncClient, AsyncServer, Client, Server
 from jumiks._options import (
@@ -21,6 +24,8 @@ from jumiks._options import (
     about,
     takes,
 )
+from jumiks._peer import group_id
+from jumiks._server.access import check_allow
 from jumiks.cli.parser import make_parser
 
 pytestmark = pytest.mark.no_core
@@ -305,20 +310,61 @@ class Number:
         return "100000"
 
 
+class NoNumber:
+    """What has the method and no number, as an array has."""
+
+    def __index__(self) -> int:
+        raise TypeError("only scalar arrays can be converted")
+
+    def __repr__(self) -> str:
+        return "no number"
+
+
+TAKE_WHOLE_NUMBERS: list[tuple[str, Callable[[Any], object], object]] = [
+    ("max_lag", lambda value: ServerOptions(max_lag=value).max_lag, 100_000),
+    ("log_size", lambda value: ServerOptions(log_size=value).log_size, 131_072),
+    ("keep", lambda value: ServerOptions(keep=value, log_size=1 << 24).keep, 100_000),
+    ("first_id", lambda value: ServerOptions(first_id=value).first_id, 100_000),
+    ("start", lambda value: ClientOptions(start=value).start, 100_000),
+    ("start of a server", lambda value: ClientOptions(start=(value, value)).start, None),
+    ("allow", lambda value: check_allow("allow", value), None),
+    ("allow several", lambda value: check_allow("allow", [value]), None),
+    ("group", group_id, 100_000),
+]
+"""What takes one, and what it makes of 100,000, if that is easily said."""
+
+
 @pytest.mark.parametrize(
-    ("table", "wrong"),
-    [
-        (ServerOptions, {"max_lag": Number()}),
-        (ClientOptions, {"start": Number()}),
-        (ClientOptions, {"start": (1, Number())}),
-    ],
+    ("take", "made"), [row[1:] for row in TAKE_WHOLE_NUMBERS], ids=lambda row: ""
 )
-def test_what_looks_like_a_whole_number_is_told_by_its_type(
-    table: type[Options], wrong: dict[str, object]
+def test_whole_numbers_of_other_libraries_are_taken(
+    take: Callable[[Any], object], made: object
 ) -> None:
-    words = rf": int\(\) makes a whole number of a {__name__}\.Number$"
-    with pytest.raises((TypeError, ValueError), match=words):
-        table(**wrong)
+    found = take(Number())
+    assert found == take(100_000)
+    if made is not None:
+        assert (type(found), found) == (int, made)
+
+
+@pytest.mark.parametrize("take", [row[1] for row in TAKE_WHOLE_NUMBERS])
+@pytest.mark.parametrize("wrong", [True, 1e5, NoNumber()])
+def test_what_is_no_whole_number_is_refused(take: Callable[[Any], object], wrong: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(repr(wrong))):
+        take(wrong)
+
+
+def test_calls_take_whole_numbers_of_other_libraries(address: str) -> None:
+    with Server(address, max_message=200_000, mode=None) as server, Client(address) as client:
+        with server.reserve(Number()) as view:  # type: ignore[arg-type]
+            assert len(view) == 100_000
+        client.receive(DEADLINE)
+        client.ack(Number())  # type: ignore[arg-type]
+        server.drain(DEADLINE)
+        for wrong in (True, 1.0):
+            with pytest.raises(TypeError, match=f"size is a number of bytes, not {wrong}"):
+                server.reserve(wrong)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match=f"packet_id is a number, not {wrong}"):
+                client.ack(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("command", "each"), ON_COMMAND_LINE)

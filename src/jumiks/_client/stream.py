@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Type
 
 from .. import errors
 from .._gap import Gap, GapReason, in_words
-from .._native import Handout, Receiver, check, lib
+from .._native import Handout, Receiver, check, lib, whole_number
 from .._wire.handshake import FIRST_ID, START_NOW, START_OLDEST, ServerHello, Status
 from ..batch import Batch, array_of
 from ..errors import (
@@ -689,8 +689,8 @@ class Stream(Handout, Generic[Item]):
         Args:
             packet_id: as the user sees it; None is the last one handed out.
         """
-        handled = self.out if packet_id is None else packet_id
-        if isinstance(handled, bool) or not isinstance(handled, int):
+        handled = self.out if packet_id is None else whole_number(packet_id)
+        if handled is None:
             raise TypeError(f"packet_id is a number, not {packet_id!r}")
         if packet_id is not None and self._labels is not None:
             handled = self._labels.find(packet_id, self.out)

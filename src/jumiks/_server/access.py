@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast
 
+from .._native import whole_number
 from .._peer import NO_ID, OVERFLOW_GID, OVERFLOW_UID, Peer, group_id
 
 __all__ = ["Allow", "Group"]
@@ -72,11 +73,12 @@ Rule: TypeAlias = Literal["anyone"] | Some | Callable[[Peer], bool] | None
 
 
 def _user(uid: object, name: str) -> int:
-    if isinstance(uid, bool) or not isinstance(uid, int):
+    number = whole_number(uid)
+    if number is None:
         raise TypeError(f"{name} takes user ids as numbers, not {uid!r}: see pwd.getpwnam")
-    if not 0 <= uid < NO_ID:
-        raise ValueError(f"{name}: {uid} is no user id: those go from 0 to {NO_ID - 1}")
-    return uid
+    if not 0 <= number < NO_ID:
+        raise ValueError(f"{name}: {number} is no user id: those go from 0 to {NO_ID - 1}")
+    return number
 
 
 def check_allow(name: str, allow: object) -> Rule:
@@ -99,7 +101,7 @@ def check_allow(name: str, allow: object) -> Rule:
                 "(pwd.getpwnam), groups as Group(name)"
             )
         return "anyone"
-    if isinstance(allow, int | Group) and not isinstance(allow, bool):
+    if isinstance(allow, Group) or whole_number(allow) is not None:
         return _some((allow,), name)
     if callable(allow):
         if inspect.iscoroutinefunction(allow):

@@ -42,7 +42,7 @@ from typing import Final
 from .. import errors
 from .._closing import Closing
 from .._green import accept, is_readable, real_socket
-from .._native import owned_descriptors
+from .._native import owned_descriptors, whole_number
 from .._peer import NO_ID, Peer, group_id
 from ..errors import AddressInUse
 from . import rights
@@ -159,13 +159,14 @@ def check_mode(name: str, mode: object) -> int | None:
     """
     if mode is None:
         return None
-    if isinstance(mode, bool) or not isinstance(mode, int):
+    number = whole_number(mode)
+    if number is None:
         raise TypeError(f"{name} is a number such as 0o660, or None, not {mode!r}")
-    if not 0 <= mode <= 0o777:
-        digits = str(mode)
+    if not 0 <= number <= 0o777:
+        digits = str(number)
         meant = f": did you mean 0o{digits}?" if re.fullmatch("[0-7]{3}", digits) else ""
-        raise ValueError(f"{name}={mode} ({mode:#o}): it must be from 0 to 0o777{meant}")
-    return mode
+        raise ValueError(f"{name}={number} ({number:#o}): it must be from 0 to 0o777{meant}")
+    return number
 
 
 def listen(
