@@ -18,6 +18,7 @@ import pytest
 from support.api import SMALL_LOG, Task
 from support.base import DEADLINE, needs, wait_until
 from support.command import (
+    JUMIKS,
     JUMIKS_IN_SHELL,
     PIPE,
     command,
