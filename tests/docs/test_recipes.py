@@ -90,7 +90,7 @@ def test_what_goes_where_in_gunicorn_tells_a_worker_of_a_change(
 
 
 def check_cache(get: Any, server: Server, shared: Any) -> None:
-    """The application's part: what a change, a gap, another thread and the server's end do to it."""
+    """What a change, a gap, other threads and the server's end do to the application's part."""
     loads: list[bytes] = []
 
     def load(key: bytes) -> int:
