@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from ._options import check_count
+from .aio import AsyncServer
+from .server import Server
+
 if TYPE_CHECKING:
-    from .aio import AsyncServer
-    from .server import Server
     from .stats import ClientInfo
 
-__all__ = ["Metric", "metrics"]
+__all__ = ["Metric", "check_exported", "metrics"]
 
 MOST_CLIENTS: Final = 50
 """How many clients, those with the largest lag, have figures of their own by default."""
@@ -62,6 +64,17 @@ _OF_CLIENTS: Final[tuple[tuple[str, Literal["counter", "gauge"], str], ...]] = (
 
 def _of_client(info: ClientInfo) -> tuple[float, ...]:
     return info.lag, info.lag_bytes, info.messages, info.messages - info.unacked
+
+
+def check_exported(server: object, most_clients: object = MOST_CLIENTS) -> None:
+    """Check what an exporter was given, when it is made: later nobody would see the error.
+
+    Raises:
+        TypeError, ValueError: it is no server, or no number of clients.
+    """
+    if not isinstance(server, Server | AsyncServer):
+        raise TypeError(f"{server!r:.100}: it must be a jumiks.Server or jumiks.AsyncServer")
+    check_count("most_clients", most_clients)
 
 
 def metrics(server: Server | AsyncServer, most_clients: int = MOST_CLIENTS) -> Iterator[Metric]:

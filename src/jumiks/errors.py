@@ -326,11 +326,11 @@ class Lagged(ConnectionEnded):
         acked = f"the last ack was for {self.last_acked}" if self.last_acked else "it never acked"
         behind = f"{counted(self.lag, 'message')} ({self.lag_bytes} bytes) behind"
         limit = f"{counted(self.limit, self.limit_kind[:-1])} ({setting})"
-        half = self.limit - self.limit // 2
+        half = counted(self.limit - self.limit // 2, self.limit_kind[:-1])
         # Which of the two rules it was is not on the wire.
         return (
             f"the server cut this client{who}, which had been at its limit of {limit}, and was "
-            f"{behind} at the end: it did not work off {half} of them within the server's patience "
+            f"{behind} at the end: it did not work off {half} within the server's patience "
             f"(1 s by default), or had no time for that, as another client kept up; {acked}"
         )
 
@@ -640,7 +640,8 @@ def uneven(first_id: int, size: int, other_id: int, other_size: int) -> ValueErr
     """Make the error for a batch that is no rows: messages of two sizes, in bytes."""
     return ValueError(
         f"message {other_id} has {other_size} bytes, and message {first_id} has {size}: rows are "
-        "messages of one size; frames(), views() or the batch itself take any"
+        "messages of one size; frames(), views() or the batch itself take any, and so do receive() and "
+        "receive_many(), which get past these"
     )
 
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from ._metrics import MOST_CLIENTS, Metric, metrics
+from ._metrics import MOST_CLIENTS, Metric, check_exported, metrics
 from .errors import Closed
 
 if TYPE_CHECKING:
@@ -50,7 +50,11 @@ def observe(
 
     Raises:
         Closed: the server is closed.
+        TypeError, ValueError: an argument is wrong; the text says what would be right.
     """
+    check_exported(server, most_clients)
+    if not isinstance(meter, Meter):
+        raise TypeError(f"meter={meter!r:.100}: it must be a Meter of OpenTelemetry")
     found = list(metrics(server, most_clients))
     with _lock:
         is_new = meter not in _observed

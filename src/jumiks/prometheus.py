@@ -18,7 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector as _Collector
 
-from ._metrics import MOST_CLIENTS, Metric, metrics
+from ._metrics import MOST_CLIENTS, Metric, check_exported, metrics
+from ._options import check_count
 from .errors import Closed
 
 if TYPE_CHECKING:
@@ -71,15 +72,22 @@ class Collector(Figures):
         servers: each a `Server` or an `AsyncServer`. Once one is closed, it has no figures.
         most_clients: how many clients of each server have figures of their own: those with the
             largest lag. So the labels of one scrape are bounded.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the text says what would be right.
     """
 
     def __init__(self, *servers: Server | AsyncServer, most_clients: int = MOST_CLIENTS) -> None:
+        for server in servers:
+            check_exported(server)
+        check_count("most_clients", most_clients)
         self._servers = dict.fromkeys(servers)
         self._most_clients = most_clients
         super().__init__(self._of_all)
 
     def add(self, server: Server | AsyncServer) -> None:
         """Collect the figures of another server as well."""
+        check_exported(server)
         self._servers[server] = None
 
     def _of_all(self) -> Iterator[Metric]:

@@ -80,3 +80,12 @@ def test_servers_of_one_meter_are_told_apart_and_one_may_close(
     with pytest.raises(Closed):
         observe(first, meters[0])
     assert not caplog.records
+
+
+def test_swapped_arguments_are_told(address: str) -> None:
+    meter = MeterProvider().get_meter("test")
+    with Server(address) as server:
+        with pytest.raises(TypeError, match=r"it must be a jumiks\.Server"):
+            observe(meter, server)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="it must be a Meter of OpenTelemetry"):
+            observe(server, "meter")  # type: ignore[arg-type]

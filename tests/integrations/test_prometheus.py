@@ -191,3 +191,18 @@ def test_each_query_has_its_brackets_in_order(query: str) -> None:
         elif sign in ")]}":
             assert open_ones.pop() + sign in ("()", "[]", "{}")
     assert open_ones == []
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("wrong", ["@ticks", None, object()])
+def test_a_collector_takes_servers_alone(wrong: Any) -> None:
+    for make in (lambda: Collector(wrong), lambda: Collector().add(wrong)):
+        with pytest.raises(TypeError, match=r"it must be a jumiks\.Server or jumiks\.AsyncServer"):
+            make()
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("wrong", ["3", -1, 1.5, True])
+def test_a_collector_takes_a_number_of_clients(wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="most_clients"):
+        Collector(most_clients=wrong)
