@@ -640,8 +640,8 @@ def uneven(first_id: int, size: int, other_id: int, other_size: int) -> ValueErr
     """Make the error for a batch that is no rows: messages of two sizes, in bytes."""
     return ValueError(
         f"message {other_id} has {other_size} bytes, and message {first_id} has {size}: rows are "
-        "messages of one size; frames(), views() or the batch itself take any, and so do receive() and "
-        "receive_many(), which get past these"
+        "messages of one size; frames(), views() or the batch itself take any, and so "
+        "do receive() and receive_many(), which get past these"
     )
 
 

@@ -665,7 +665,7 @@ def test_a_bound_socket_serves_and_its_file_is_left_alone(anywhere: str, listeni
 def test_a_socket_of_the_wrong_type_is_refused(address: str) -> None:
     with ready_made(address, socket.SOCK_STREAM) as sock:
         with pytest.raises(
-            ValueError, match="not AF_UNIX and SOCK_STREAM.*by ListenSequentialPacket="
+            ValueError, match=r"not AF_UNIX and SOCK_STREAM.*by ListenSequentialPacket="
         ):
             listen(sock)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:

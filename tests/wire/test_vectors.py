@@ -2,6 +2,7 @@
 """docs/wire-vectors.json, for those who write a peer: ours read its packets and streams so."""
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -128,3 +129,24 @@ def test_a_client_reads_a_stream_so(vector: Fields, address: str) -> None:
     assert [payload for _, payload in found] == [payload for _, payload in vector["messages"]]
     if vector["delivery"] == "framed":  # a plain 1.0 server's are labels, and the client's its own
         assert found == vector["messages"]
+
+
+def rows_of(page: str, header: str) -> dict[str, str]:
+    """The table of another-language.md that begins so: the meaning of each key."""
+    _, _, rest = page.partition(f"| {header} | meaning |\n|---|---|\n")
+    table, _, _ = rest.partition("\n\n")
+    return dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize(
+    ("header", "vectors", "listed"),
+    [("key of a packet", PACKETS, ["kind"]), ("key of a stream", STREAMS, ["delivery", "end"])],
+)
+def test_the_page_lists_the_keys_and_their_words(
+    header: str, vectors: list[Fields], listed: list[str]
+) -> None:
+    rows = rows_of((ROOT / "docs/howto/another-language.md").read_text("utf-8"), header)
+    assert set(rows) == {key for vector in vectors for key in vector}
+    for key in listed:
+        assert set(re.findall(r"`([\w-]+)`", rows[key])) == {vector[key] for vector in vectors}

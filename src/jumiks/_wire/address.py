@@ -171,8 +171,8 @@ def _parse_socket(sock: socket.socket) -> Address:
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_SEQPACKET:
         raise ValueError(
             "the socket given as address must be AF_UNIX and SOCK_SEQPACKET, not "
-            f"{_name(sock.family)} and {_name(sock.type)}; a socket unit of systemd makes such a one "
-            "by ListenSequentialPacket="
+            f"{_name(sock.family)} and {_name(sock.type)}: "
+            "a socket unit of systemd makes such a one by ListenSequentialPacket="
         )
     sockaddr = _sockname(sock)
     if not sockaddr:
