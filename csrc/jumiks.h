@@ -162,6 +162,8 @@ struct jmk_account {
     uint64_t skipped;        /* messages it missed; it may get the newest of a gap still open */
     int64_t since;           /* CLOCK_MONOTONIC when attached */
     int64_t last_ack;        /* CLOCK_MONOTONIC of its last ack; 0 if none */
+    uint64_t too_large;      /* if reason is JMK_R_TOO_LARGE, that message's size ... */
+    uint64_t largest;        /* ... and that of the largest that a packet to it carries; bytes */
 };
 
 struct jmk_event {

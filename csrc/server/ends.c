@@ -23,6 +23,7 @@
 #include "common/os.h"
 
 #define GOODBYE_TIME JMK_SECOND
+#define KERNELS_PART 32 /* bytes of SO_SNDBUF that a packet cannot have */
 
 void jmk_ends_account(const struct jmk_server *server, struct jmk_session *session) {
     uint64_t held = UINT64_MAX; /* a session that skips holds nothing */
@@ -160,10 +161,25 @@ void jmk_ends_end(struct jmk_server *server, struct jmk_session *session, enum j
         say_goodbye(server, session);
 }
 
+/* Note the sizes of the message that is due, which does not fit, and of the largest that would. */
+static void measure(const struct jmk_server *server, struct jmk_session *session) {
+    int buffer = 0;
+    socklen_t length = sizeof buffer;
+    uint64_t most = session->max_packet ? session->max_packet : UINT64_MAX, kernel;
+
+    if (getsockopt(session->fd, SOL_SOCKET, SO_SNDBUF, &buffer, &length) == 0) {
+        kernel = (uint64_t)(buffer > KERNELS_PART ? buffer - KERNELS_PART : 0);
+        most = kernel < most ? kernel : most;
+    }
+    session->account.too_large = jmk_frame_decode(jmk_log_at(&server->log, session->offset)).size;
+    session->account.largest = most > JMK_CLASSIC_HEADER ? most - JMK_CLASSIC_HEADER : 0;
+}
+
 void jmk_ends_fail(struct jmk_server *server, struct jmk_session *session, int error) {
     bool moved = false;
 
     if (error == -EMSGSIZE && session->delivery == JMK_CLASSIC) {
+        measure(server, session);
         jmk_ends_end(server, session, JMK_R_TOO_LARGE, 0);
         return;
     }

@@ -32,6 +32,8 @@ class Account:
     skipped: int
     since: int
     last_ack: int
+    too_large: int
+    largest: int
 
 class Event:
     kind: int

@@ -16,6 +16,7 @@ class GapReason(enum.Enum):
     EVICTED = "the server does not keep them"
     ENDED = "the server ended first"
     RESTARTED = "another server took its place"
+    TOO_LARGE = "it seems to be too large for one packet of plain 1.0, as connections end there"
 
 
 @dataclass(frozen=True, slots=True)

@@ -540,9 +540,11 @@ class AsyncClientOptions(Options):
         one_of(Delivery),
         "the best way of getting messages to ask for; `client.delivery` tells what it became. "
         '`"shared"` reads the server\'s log itself, where the server shares it. `"framed"` gets '
-        'packets with many messages each, `"classic"` one message per packet, as plain 1.0 does.',
+        'packets with many messages each, `"classic"` one message per packet, as plain 1.0 does: '
+        "messages of up to 262136 bytes; at a larger one the server ends the connection, and with "
+        "`reconnect` it becomes a gap.",
         help="how to get messages: from the server's log itself (shared, the default, where both "
-        "can), in packets of many (framed) or of one (classic)",
+        "can), in packets of many (framed) or of one (classic), of up to 262136 bytes each",
     )
     on_gap: OnGap = option(
         None,

@@ -560,6 +560,10 @@ HUNG_UP: Final = "{address!r} closed the connection during the handshake"
 SERVER_DIED: Final = "the server of {address!r} died"
 NO_GOODBYE: Final = "end of stream from {address!r} without a goodbye: {why}"
 NO_REASON: Final = "a plain 1.0 connection gives no reason"
+OR_TOO_LARGE: Final = (
+    "; if the server is there still, message {due} may be larger than one packet of it carries, "
+    "{most} bytes: take delivery='framed' or the default, or have smaller messages published"
+)
 DIED: Final = "the server died"
 GONE: Final = "end of stream from {address!r}: the server is gone"
 CLOSED_EARLY: Final = "the server closed in good order before this client had received everything"

@@ -16,6 +16,8 @@ from ..errors import (
     ServerClosed,
 )
 
+from .link import LARGEST_PLAIN
+
 if TYPE_CHECKING:
     from .._core import Client as Handle
     from .link import Delivery
@@ -24,7 +26,14 @@ __all__: list[str] = []
 
 
 def ending_of(
-    code: int, handle: Handle, *, address: str, delivery: Delivery, due: int, name: str
+    code: int,
+    handle: Handle,
+    *,
+    address: str,
+    delivery: Delivery,
+    due: int,
+    name: str,
+    may_be_too_large: bool,
 ) -> Exception:
     """Return what a code of the core stands for, which a receive is about to raise.
 
@@ -35,11 +44,12 @@ def ending_of(
         delivery: how the connection gets messages.
         name: what the client was told to call itself; "" if nothing.
         due: the id of the next message that the user has neither got nor been told to miss.
+        may_be_too_large: whether that one may not fit into a packet of plain 1.0.
     """
     if code == lib.JMK_E_PROTOCOL:
         return fault_of(handle)
     if code == lib.JMK_E_LOST:
-        return _lost(handle, address, delivery, due)
+        return _lost(handle, address, delivery, due, may_be_too_large)
     if code == lib.JMK_E_END:
         return _goodbye(handle, name)
     try:
@@ -49,11 +59,13 @@ def ending_of(
     raise AssertionError(code)
 
 
-def _lost(handle: Handle, address: str, delivery: Delivery, due: int) -> ConnectionLost:
-    plain = delivery == "classic"
-    reason = errors.NO_GOODBYE.format(
-        address=address, why=errors.NO_REASON if plain else errors.DIED
-    )
+def _lost(
+    handle: Handle, address: str, delivery: Delivery, due: int, may_be_too_large: bool
+) -> ConnectionLost:
+    why = errors.NO_REASON if delivery == "classic" else errors.DIED
+    if may_be_too_large:
+        why += errors.OR_TOO_LARGE.format(due=due, most=LARGEST_PLAIN)
+    reason = errors.NO_GOODBYE.format(address=address, why=why)
     # The log is there still, and read to its end, unless the server was just cutting us.
     last = lib.jmk_client_published_id(handle)
     if last < due:

@@ -45,6 +45,9 @@ CLASSIC_PACKET: Final = UNTOLD_PACKET
 """The largest packet taken from a plain 1.0 server, which does not tell. One that left its socket
 at the system's default cannot send more than 212960 bytes."""
 
+LARGEST_PLAIN: Final = CLASSIC_PACKET - 8
+"""The largest message, bytes, that a plain 1.0 connection of this client carries; behind an id."""
+
 _detach: Final = _socket.socket.detach
 """In C, and no bytecode. `socket.socket` may be another class, where gevent has patched it."""
 

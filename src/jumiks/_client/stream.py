@@ -49,7 +49,7 @@ from ..errors import (
 from .connecting import FeedBehind, Wait
 from .endings import ending_of
 from .labels import Labels
-from .link import Delivery, Link, Linker
+from .link import LARGEST_PLAIN, Delivery, Link, Linker
 from .readiness import Readiness
 from .reconnect import Backoff, Effort, Return, wait_for_server
 
@@ -91,6 +91,24 @@ _LOST_IN_SILENCE: Final = (
 
 _UNTIL_THERE: Final = Backoff(first=0.02, most=0.5)
 """Waits for a feed that this client is ahead of, and that is on its way."""
+
+
+_TRIES_AT_ONE: Final = 3
+"""Connections that end without a goodbye at one message, until that is taken for the cause."""
+
+
+class _Stop(NamedTuple):
+    """Where plain connections ended without a goodbye, the last of them and those before it."""
+
+    server_id: int = 0
+    due: int = 0
+    join: int = 0
+    """The last of them; each counts once."""
+    times: int = 0
+
+    def is_at(self, server_id: int, due: int) -> bool:
+        """Whether it is at that message of that server."""
+        return (self.server_id, self.due) == (server_id, due)
 
 
 class _Gaps(NamedTuple):
@@ -167,6 +185,9 @@ class Stream(Handout, Generic[Item]):
         self.server_id = 0
         self._first = 0  # the first message of this connection; 0 if the server did not say
         self._gaps: _Gaps = _Gaps()
+        self._stop = _Stop()
+        self._passed = 0  # the message that the try under way goes on behind, as it is too large
+        self._may_be_too_large = False  # may one of this server's, for a packet of plain 1.0?
         self._logged = False  # a gap that nothing else tells
         self._together = (0, 0)  # first and last of the batch handed out last
         self._batch_due = (0, 0)  # of the one that is about to be
@@ -240,7 +261,23 @@ class Stream(Handout, Generic[Item]):
         return last + 1 if last else 0
 
     def _start_again(self, hello: ServerHello) -> int:
-        return self._start_at(self.due(), self.server_id, hello)
+        due, stop = self.due(), self._stop
+        stopped = stop.times >= _TRIES_AT_ONE and stop.is_at(hello.server_id, due)
+        self._passed = 0
+        if stopped and hello.oldest_id <= due < hello.next_id:
+            self._passed = due
+            due += 1
+        return self._start_at(due, self.server_id, hello)
+
+    def _note_stop(self, ending: Exception) -> None:
+        # A server that has nothing for us, or is another one, ends for other reasons.
+        if not isinstance(ending, ConnectionLost) or not self._may_be_too_large:
+            self._stop = _Stop()
+            return
+        stop, due = self._stop, self.due()
+        if stop.join != self.joins:
+            times = stop.times + 1 if stop.is_at(self.server_id, due) else 1
+            self._stop = _Stop(self.server_id, due, self.joins, times)
 
     def _start_there(self, hello: ServerHello) -> int:
         return self._start_at(self._wanted, self._wanted_of, hello)
@@ -269,6 +306,11 @@ class Stream(Handout, Generic[Item]):
             self._readiness.watch(self.descriptor, lib.jmk_client_server_fd(self.handle))
         self.delivery = link.delivery
         self.watched = link.watched
+        self._may_be_too_large = (
+            link.delivery == "classic"
+            and hello.server_id != 0
+            and (hello.max_message or inf) > LARGEST_PLAIN
+        )
         self.quarter = max(1, hello.max_lag // 4) if hello.max_lag else 1 << 63
         known: _Gaps = self._gaps
         same = hello.server_id == self.server_id != 0
@@ -310,7 +352,10 @@ class Stream(Handout, Generic[Item]):
         due = self.due()
         if server_id == self.server_id != 0:
             if first > due:
-                yield Gap(due, first - 1, GapReason.EVICTED)
+                passed = first - 1 == due == self._passed
+                yield Gap(due, first - 1, GapReason.TOO_LARGE if passed else GapReason.EVICTED)
+                if passed and self._effort is not None:
+                    self._effort.end()  # it got on, so the next way back begins anew
             return
         # What it published to its end stands in its log, if we have that, also what came after we
         # had lost the connection.
@@ -662,6 +707,7 @@ class Stream(Handout, Generic[Item]):
             delivery=self.delivery,
             due=self.due(),
             name=self._linker.given_name,
+            may_be_too_large=self._may_be_too_large,
         )
 
     def way_back(self, ending: Exception) -> Return:
@@ -674,6 +720,7 @@ class Stream(Handout, Generic[Item]):
         with self.lock:
             way = self.way
             if way is None:
+                self._note_stop(ending)
                 way = self.way = Return(self, ending, self._effort)
         return way
 

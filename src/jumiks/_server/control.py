@@ -38,7 +38,7 @@ from .newcomers import Newcomer, Newcomers, no_descriptors, take_one
 from .pages import MORE_THAN_CONNECTIONS, Pages
 
 if TYPE_CHECKING:
-    from .._core import Attached
+    from .._core import Account, Attached
     from .._core import Server as Handle
 
 __all__: list[str] = []
@@ -52,6 +52,9 @@ _NO_THREAD: Final = "can't start new thread"
 
 _LAST_STEPS: Final = 1.0
 """Seconds that a thread may need from its last line of ours to its end, and far more."""
+
+_CUT: Final = (EndReason.LAGGED, EndReason.TOO_LARGE)
+"""Ends of clients that were not over with it."""
 
 _NO_LOG: Final = "%s gets packets, as it cannot be given the log: %s"
 
@@ -431,12 +434,12 @@ class Control:
             if kind == lib.JMK_EVENT_SKIPPED:
                 self._journal.log(logging.INFO, "%s skipped %s", info.peer, info.lost)
             else:
-                self._gone(info)
+                self._gone(info, _too_large(account))
 
-    def _gone(self, info: ClientInfo) -> None:
+    def _gone(self, info: ClientInfo, words: str) -> None:
         assert info.reason is not None
-        level = logging.WARNING if info.reason is EndReason.LAGGED else logging.INFO
-        lost = f"; it may have lost {info.lost}" if info.lost else ""
+        level = logging.WARNING if info.reason in _CUT else logging.INFO
+        lost = f"{words}; it may have lost {info.lost}" if info.lost else ""
         self._journal.log(level, "gone (%s): %s%s", info.reason.name, info, lost)
         if info.key not in self.present:
             return  # its coming was not reported
@@ -451,6 +454,15 @@ class Control:
             function(*args)
         except BaseException:  # also sys.exit, and what a cancelled future raises
             log.exception("%r raised", function)
+
+
+def _too_large(account: Account) -> str:
+    if account.reason != lib.JMK_R_TOO_LARGE:
+        return ""
+    return (
+        f"; message {account.first_lost} has {account.too_large} bytes, and {account.largest} are "
+        "the most that one packet to it carries"
+    )
 
 
 def client_infos(handle: Handle, peers: dict[int, Peer]) -> list[ClientInfo]:
