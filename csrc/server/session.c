@@ -176,8 +176,12 @@ void jmk_session_account(struct jmk_session *session, const struct jmk_log *log,
 }
 
 uint64_t jmk_session_last_received(const struct jmk_session *session, enum jmk_reason reason) {
-    /* A shared client that is cut may find the rest of the log overwritten: only its acks are sure. */
-    if (session->delivery == JMK_SHARED && reason != JMK_R_LEFT && reason != JMK_R_CLOSING)
+    /*
+     * What a client had in its socket when it left or died, or had not handled, nobody knows. A shared
+     * one that is cut may find the rest of the log overwritten. So only their acks are sure.
+     */
+    if (reason == JMK_R_LEFT || reason == JMK_R_ERROR ||
+        (session->delivery == JMK_SHARED && reason != JMK_R_CLOSING))
         return session->acked_id;
     return session->sent_id;
 }

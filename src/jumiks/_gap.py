@@ -14,7 +14,7 @@ class GapReason(enum.Enum):
 
     SKIPPED = "the server gave them up, as its lag policy says"
     EVICTED = "the server does not keep them"
-    ENDED = "the server ended first"
+    ENDED = "the connection ended first"
     RESTARTED = "another server took its place"
     TOO_LARGE = "it seems to be too large for one packet of plain 1.0, as connections end there"
 

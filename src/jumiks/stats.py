@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from ._gap import Gap
+from ._gap import Gap, GapReason
 from ._native import lib
 from ._peer import Peer
 from .errors import counted
@@ -72,8 +72,8 @@ class ClientInfo:
         limit_kind: `"messages"` (`max_lag`) or `"bytes"` (the log); "" if the reason is not
             `LAGGED`.
         lost: if it is gone, messages that it may not have got; None if there are none. Of a client
-            that read the log and was cut, these are all that it had not acked: it gets those that
-            the log still has when it reads them.
+            that left, died or failed, these are all that it had not acked. So they are of one that
+            read the log and was cut, which gets those that the log still has when it reads them.
         error: what the operating system said, if the reason is `ERROR`; else "".
     """
 
@@ -141,7 +141,9 @@ _DELIVERIES = {lib.JMK_CLASSIC: "classic", lib.JMK_FRAMED: "framed", lib.JMK_SHA
 
 def client_info(account: Account, peer: Peer) -> ClientInfo:
     """Make a value of the core's account, which changes with the next call."""
-    lost = Gap(account.first_lost, account.last_lost) if account.first_lost else None
+    cut = account.reason in (lib.JMK_R_NONE, lib.JMK_R_LAGGED)  # none yet: it is skipped
+    why = GapReason.SKIPPED if cut else GapReason.ENDED
+    lost = Gap(account.first_lost, account.last_lost, why) if account.first_lost else None
     return ClientInfo(
         key=account.key,
         peer=peer,

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A message too large for one packet of plain 1.0: a client says so, or goes on behind it."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import re
 
 import pytest
-
 from support.api import SOON, Task
 from support.base import DEADLINE, wait_until
 from support.servers import Server

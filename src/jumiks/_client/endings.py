@@ -15,7 +15,6 @@ from ..errors import (
     ProtocolError,
     ServerClosed,
 )
-
 from .link import LARGEST_PLAIN
 
 if TYPE_CHECKING:

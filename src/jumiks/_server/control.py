@@ -56,6 +56,9 @@ _LAST_STEPS: Final = 1.0
 _CUT: Final = (EndReason.LAGGED, EndReason.TOO_LARGE)
 """Ends of clients that were not over with it."""
 
+_UNKNOWN: Final = (EndReason.LEFT, EndReason.ERROR)
+"""Ends behind which nobody knows what a client received."""
+
 _NO_LOG: Final = "%s gets packets, as it cannot be given the log: %s"
 
 _STATUS_OF: Final = {
@@ -439,7 +442,8 @@ class Control:
     def _gone(self, info: ClientInfo, words: str) -> None:
         assert info.reason is not None
         level = logging.WARNING if info.reason in _CUT else logging.INFO
-        lost = f"{words}; it may have lost {info.lost}" if info.lost else ""
+        verb = "had not acked" if info.reason in _UNKNOWN else "may have lost"
+        lost = f"{words}; it {verb} {info.lost}" if info.lost else ""
         self._journal.log(level, "gone (%s): %s%s", info.reason.name, info, lost)
         if info.key not in self.present:
             return  # its coming was not reported
