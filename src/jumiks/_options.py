@@ -550,7 +550,7 @@ class AsyncClientOptions(Options):
         None,
         _on_gap,
         "what happens at a `Gap`, in its place in the stream: messages that the server skipped for "
-        "this client (its policy says so), did not have, or that were lost when it died. A "
+        "this client (its policy says so), did not have, or had not delivered when it ended. A "
         "function is called with the gap, and if it raises, that comes out of the receive, and the "
         'next one goes on behind the gap; `"raise"` raises `MessagesLost`; `"yield"` has it '
         "received like a message; by default `missed` counts it, and the logger `jumiks` has the "

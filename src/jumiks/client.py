@@ -413,7 +413,11 @@ class Client(Closing, Generic[Item]):
 
     @property
     def missed(self) -> int:
-        """Messages lost in gaps, all together; `on_gap` tells which."""
+        """Messages lost in gaps, all together; `on_gap` tells which.
+
+        That is also what `ConnectionLost` names, but not what `Lagged` does: a new client at its
+        `resume_at` may get those still.
+        """
         return self._stream.missed
 
     def fileno(self) -> int:

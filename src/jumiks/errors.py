@@ -12,7 +12,7 @@
         ├── MessageTooLarge (ValueError)        the message is larger than the server allows
         ├── AckError (ValueError)               an ack for a message that was not received
         ├── Overwritten                         a batch was given up by the server while in use
-        ├── MessagesLost                        there is a gap in the stream, and it goes on behind
+        ├── MessagesLost                        there is a gap in the stream, before what follows
         ├── AddressInUse (OSError)              another server is at that address
         └── ConnectionEnded (ConnectionError)   the connection is over, and why:
             ├── Refused                         the server did not let this client in
@@ -168,7 +168,7 @@ class Overwritten(JumiksError):
 
 
 class MessagesLost(JumiksError):
-    """There is a gap in the stream; the next receive goes on behind it.
+    """There is a gap in the stream; the next receive has what follows: a message, or the end.
 
     Raised by clients that were made with `on_gap="raise"`.
 
@@ -178,7 +178,7 @@ class MessagesLost(JumiksError):
 
     def __init__(self, gap: "Gap") -> None:
         super().__init__(
-            f"{in_words(gap, 'lost')}: {gap.reason.value}; the next receive goes on behind"
+            f"{in_words(gap, 'lost')}: {gap.reason.value}; the next receive has what follows"
         )
         self.gap = gap
 

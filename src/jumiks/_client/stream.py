@@ -188,6 +188,7 @@ class Stream(Handout, Generic[Item]):
         self._stop = _Stop()
         self._passed = 0  # the message that the try under way goes on behind, as it is too large
         self._may_be_too_large = False  # may one of this server's, for a packet of plain 1.0?
+        self._lost_from = 0  # the first message of what the end has lost, once that is counted
         self._logged = False  # a gap that nothing else tells
         self._together = (0, 0)  # first and last of the batch handed out last
         self._batch_due = (0, 0)  # of the one that is about to be
@@ -504,9 +505,7 @@ class Stream(Handout, Generic[Item]):
         self.taken = _NOTHING  # while it waits it keeps none of the old ones in memory
         found = self.prepare().receive_list(self.out, limit)
         if isinstance(found, int):
-            if self._readiness is not None:
-                self._look_ahead(self.out, waited=True)
-            return found
+            return self._nothing(found)
         first_id, last_id, lost, messages, shift = found
         if self._labels is not None:
             self._labels.note(first_id, shift)
@@ -541,9 +540,7 @@ class Stream(Handout, Generic[Item]):
             return gap
         found: tuple[int, int, int, int, int] | int = self.prepare().receive_slices(self.out, limit)
         if isinstance(found, int):
-            if self._readiness is not None:
-                self._look_ahead(self.out, waited=True)
-            return found
+            return self._nothing(found)
         first_id, lost, shift, count, items = found
         if self._labels is not None:
             self._labels.note(first_id, shift)
@@ -573,8 +570,10 @@ class Stream(Handout, Generic[Item]):
         if receiver is not None and self.direct and not self.acks_ahead and not self.has_taken():
             self.returned = self.out
             rows = receiver.receive_rows(self.out, limit, dtype.itemsize)
-            if isinstance(rows, int):
+            if isinstance(rows, int) and rows in NOTHING_YET:
                 return rows
+            if isinstance(rows, int):
+                return self._nothing(rows)
             first_id, lost, count, copy = rows
             if copy is not None and not lost:
                 self._batch_due = first_id, first_id + count - 1
@@ -639,11 +638,30 @@ class Stream(Handout, Generic[Item]):
 
     # ---- gaps, and handing out ----
 
-    def _skipped(self, first: int, last: int) -> Gap | None:
+    def _nothing(self, code: int) -> Gap | int:
+        # What a receive has that found no message: the code, or what the end of it all has lost.
+        if self._readiness is not None:
+            self._look_ahead(self.out, waited=True)
+        if code not in NOTHING_YET and (gap := self._lost_at_end(code)) is not None:
+            return gap
+        return code
+
+    def _lost_at_end(self, code: int) -> Gap | None:
+        # A client that comes back is told then. One that lagged can get what the server still has.
+        if self._effort is not None or self.handle is None:
+            return None
+        ending = self.ending(code)
+        if not isinstance(ending, ConnectionLost) or not ending.first_lost:
+            return None
+        self._lost_from = ending.first_lost
+        first = max(ending.first_lost, self.out + 1)
+        return self._skipped(first, ending.last_lost, GapReason.ENDED)
+
+    def _skipped(self, first: int, last: int, reason: GapReason = GapReason.SKIPPED) -> Gap | None:
         known: _Gaps = self._gaps
         first = max(first, known.counted + 1)
         if first <= last:  # else these messages are received again, and that was told
-            gap = Gap(first, last)
+            gap = Gap(first, last, reason)
             self.direct = False
             self._gaps = _Gaps(known.missed + last - first + 1, last, (*known.untold, gap))
         return self._tell()
@@ -705,7 +723,7 @@ class Stream(Handout, Generic[Item]):
             handle,
             address=self.address,
             delivery=self.delivery,
-            due=self.due(),
+            due=self._lost_from or self.due(),
             name=self._linker.given_name,
             may_be_too_large=self._may_be_too_large,
         )
