@@ -12,8 +12,8 @@ __all__ = ["Gap", "GapReason"]
 class GapReason(enum.Enum):
     """Why messages are missing."""
 
-    SKIPPED = "the server gave them up, as its lag policy says"
-    EVICTED = "the server does not keep them"
+    SKIPPED = "given up by the server, as its lag policy says"
+    EVICTED = "not kept by the server"
     ENDED = "the connection ended first"
     RESTARTED = "another server took its place"
     TOO_LARGE = "it seems to be too large for one packet of plain 1.0, as connections end there"

@@ -155,7 +155,7 @@ def test_a_wrong_option_of_a_bridge_says_what_would_be_right(
 @pytest.mark.parametrize(
     ("address", "kind", "words"),
     [
-        (object(), TypeError, "an address is '@name', a path .*, not object"),
+        (object(), TypeError, "an address is '@name'.* a path .*, not object"),
         ("ticks", ValueError, "write '@ticks'"),
     ],
 )

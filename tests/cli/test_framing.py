@@ -104,7 +104,7 @@ def test_input_that_ends_inside_a_message_is_an_error(address: str) -> None:
     status, _, errors = run("serve", address, "--length-prefixed", given=b"\0\0\0\0\5\0\0\0abc")
     assert status == 1
     assert errors == (
-        "jumiks: the input ends inside message 2, after 7 bytes of it and its length: "
+        "jumiks: the input ends inside message 2, of which 7 bytes came, its length included: "
         "leave out --length-prefixed if no length stands before each message\n"
     )
 

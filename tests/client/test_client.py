@@ -501,7 +501,7 @@ def test_the_log_has_the_first_gap_that_nothing_else_tells(
     assert len(told) == 2
     found = [record for record in caplog.records if " is lost" in record.getMessage()]
     assert [(record.name, record.levelname) for record in found] == [("jumiks", "WARNING")]
-    words = f"{address}: message {FIRST_ID + 1} is lost: the server gave them up"
+    words = f"{address}: message {FIRST_ID + 1} is lost: given up by the server"
     assert found[0].getMessage().startswith(words)
 
 

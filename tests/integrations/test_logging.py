@@ -576,7 +576,7 @@ def test_wrong_arguments_of_a_listener_are_found_at_once(address: str) -> None:
     ("where", "options", "kind", "text"),
     [
         ("logs", {}, ValueError, "write '@logs' for an abstract address"),
-        (3, {}, TypeError, "an address is '@name', a path"),
+        (3, {}, TypeError, "an address is '@name' or a path"),
         ("@x", {"foo": 1}, TypeError, "Client has no option 'foo'; its options: "),
         ("@x", {"names": "a"}, TypeError, "did you mean 'name'"),
         ("@x", {"max_lag": 1}, TypeError, "it is one of the server"),

@@ -199,6 +199,6 @@ def test_a_program_sees_once_what_went_wrong_whether_it_configured_logging_or_no
     words = [sys.executable, "-c", PROGRAM, address, how]
     done = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=DEADLINE, check=True)
     assert done.stderr.count("ZeroDivisionError: division by zero\n") == 1
-    assert done.stderr.count(": message 100001 is lost: the server gave them up") == 1
+    assert done.stderr.count(": message 100001 is lost: given up by the server") == 1
     assert "skipped" not in done.stderr  # which is at INFO, ...
     assert "connected" not in done.stderr  # ... as this is

@@ -783,3 +783,9 @@ def test_no_failure_leaves_a_descriptor(address: str, path: Path) -> None:
         with pytest.raises((ConnectionRefusedError, FileExistsError)):
             attempt()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("where", [5, b"@name", None])
+def test_a_client_is_not_told_to_take_a_socket(where: object) -> None:
+    with pytest.raises(TypeError, match=r"'@name' or a path \(str or os.PathLike\), not"):
+        parse_client_address(where)

@@ -101,6 +101,10 @@ def parse_client_address(address: object) -> Address:
     Raises:
         TypeError, ValueError: as `parse_address`, or it is a socket.
     """
+    if not isinstance(address, str | os.PathLike | Address) and not is_socket(address):
+        raise TypeError(
+            f"an address is '@name' or a path (str or os.PathLike), not {type(address).__name__}"
+        )
     where = parse_address(address)
     if where.ready is not None:
         raise TypeError("a client takes '@name' or a path; a ready-made socket is for a server")

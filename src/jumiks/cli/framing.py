@@ -172,8 +172,9 @@ class _Lengths(_Messages):
         have = self._size + len(self._prefix) + (_PREFIX.size if self._wanted >= 0 else 0)
         if have:
             raise ValueError(
-                f"the input ends inside message {self._count + 1}, after {have} bytes of it and "
-                "its length: leave out --length-prefixed if no length stands before each message"
+                f"the input ends inside message {self._count + 1}, of which {have} bytes came, its "
+                "length included: leave out --length-prefixed if no length stands before each "
+                "message"
             )
 
 

@@ -49,7 +49,9 @@ _HELP: Final = (
     "LIMIT   lag as a share of the nearest limit: max_lag, or the log's bytes",
     "LATELY  LIMIT in the last updates, the newest on the right",
     "WORST   the largest lag that was seen, messages",
-    "MSG/S   messages sent, or offered in the shared log; ACKED/S: those it has handled",
+    "MSG/S   messages sent, or offered in the shared log",
+    "ACKED/S messages that it has handled",
+    "SKIPPED messages that it missed; while these rise, LIMIT and LATELY may fall",
 )
 
 SORTS: Final[dict[str, Callable[[Sample, ClientInfo], tuple[float, str]]]] = {

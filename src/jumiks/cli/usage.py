@@ -24,7 +24,7 @@ WIDTH: Final = 80
 
 EXIT_STATUS: Final = (
     ("0", "All was done, or the stream ended in good order."),
-    ("1", "Something failed; the standard error says what."),
+    ("1", "Something failed, permissions of a path too; the standard error says what."),
     ("2", "Wrong usage: arguments that are wrong, or do not go together."),
     ("3", "No server or directory is at the address, something else is, or the server refused."),
     ("4", "The connection ended before its time: this client lagged, or the server is gone."),
