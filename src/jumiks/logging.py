@@ -31,7 +31,7 @@ from ._gap import Gap
 from ._options import ClientOptions, check_names
 from ._wire.address import parse_client_address
 from .client import Client, Keywords
-from .errors import Closed, JumiksError, Lagged, MessageTooLarge, Timeout, counted
+from .errors import Closed, ConnectionLost, JumiksError, Lagged, MessageTooLarge, Timeout, counted
 from .monitor import Monitor
 from .server import Server
 
@@ -328,8 +328,9 @@ class Listener:
                     self._take(self._receive(client))
                 with suppress(JumiksError, OSError):
                     client.ack()
-            except (Closed, Timeout):
-                pass  # by stop, or while it stops
+            except (Closed, Timeout):  # by stop, or while it stops
+                if client._stream.way is not None:
+                    self._set_end(client)
             except Lagged as error:
                 return self._after_cut(client, error)
             finally:
@@ -362,6 +363,9 @@ class Listener:
 
     def _set_end(self, client: Client[bytes | Gap]) -> None:
         last = client._stream.published or None
+        way = client._stream.way
+        if way is not None and isinstance(way.ending, ConnectionLost):
+            last = way.ending.last_lost or last  # what it did not send
         if last is None:
             with suppress(JumiksError, OSError), Monitor(self._address, timeout=_REST) as monitor:
                 status = monitor.status()

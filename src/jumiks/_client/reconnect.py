@@ -295,7 +295,8 @@ class Return:
 
     def __init__(self, client: Comer, ending: ConnectionEnded, effort: Effort) -> None:
         self._client = client
-        self._ending = ending
+        self.ending = ending
+        """What it comes back from."""
         self._effort = effort
         self._steps = self._tries()
         self._wake = new_eventfd()
@@ -309,15 +310,15 @@ class Return:
     def _tries(self) -> Generator[Wait, None, None]:
         effort, client = self._effort, self._client
         effort.resume(client.out)
-        self._to_log.append(effort.report.ended(self._ending))
+        self._to_log.append(effort.report.ended(self.ending))
         for wait in effort.waits:
             left = effort.left()
             if left <= 0 and effort.report.tries:
                 effort.end()
-                raise self._ending from self.failure
+                raise self.ending from self.failure
             yield -1, max(0.0, min(wait, left))
             try:
-                yield from client.entering(self._ending)
+                yield from client.entering(self.ending)
                 effort.entered(client.out)
                 self._to_log.append(effort.report.succeeded())
                 return
@@ -396,7 +397,7 @@ class Return:
     def out_of_time(self) -> Timeout:
         """What a receive raises that has run out of time on the way."""
         error = Timeout(errors.NOT_BACK.format(address=self._client.address))
-        error.__cause__ = self.failure or self._ending
+        error.__cause__ = self.failure or self.ending
         return error
 
     def fileno(self) -> int:
