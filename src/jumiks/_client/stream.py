@@ -168,8 +168,7 @@ class Stream(Handout, Generic[Item]):
         self._pid = os.getpid()
         _streams.add(self)
         self._linker = linker
-        self._wanted = start
-        self._wanted_of = of
+        self._wanted, self._wanted_of = start, of
         self._goes_on = False  # the try under way asks for an id of the server that it belongs to
         self._on_gap = on_gap
         self._wait = wait
@@ -190,8 +189,8 @@ class Stream(Handout, Generic[Item]):
         self._may_be_too_large = False  # may one of this server's, for a packet of plain 1.0?
         self._lost_from = 0  # the first message of what the end has lost, once that is counted
         self._logged = False  # a gap that nothing else tells
-        self._together = (0, 0)  # first and last of the batch handed out last
-        self._batch_due = (0, 0)  # of the one that is about to be
+        # First and last of the batch handed out last, and of the one that is about to be.
+        self._together = self._batch_due = (0, 0)
         self._acked = 0  # what was acked by hand
         self._labels: Labels | None = None  # of a plain 1.0 server: all ids inside are our own
         self._last_batch: weakref.ref[Batch] | None = None

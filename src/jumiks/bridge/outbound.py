@@ -81,6 +81,7 @@ _KINDS: Final[dict[GapReason, GapKind]] = {
     GapReason.EVICTED: "evicted",
     GapReason.ENDED: "ended",
     GapReason.RESTARTED: "restarted",
+    GapReason.TOO_LARGE: "too-large",
 }
 
 
