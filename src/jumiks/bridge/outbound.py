@@ -144,6 +144,42 @@ class _Counts(Counts):
     rewinds: int = 0
 
 
+class _Seen:
+    """What is known of a stream: since when its end stands, and what it has of which source."""
+
+    def __init__(self) -> None:
+        self._mark, self._since = Mark(-1), 0.0
+        self._last: dict[int, int] = {}
+        self._newest = 0
+
+    def end(self, tail: Tail) -> None:
+        """Note where the stream ends now."""
+        if tail.mark != self._mark:
+            self._mark, self._since = tail.mark, time.monotonic()
+        if tail.position is None or tail.position.stream < self._newest:
+            self.forget()  # the engine went back
+        if tail.position is not None:
+            self.stored(tail.position)
+
+    def stored(self, end: Position) -> None:
+        """Note that a record with this end is stored."""
+        if end.server not in self._last and len(self._last) >= MOST_SOURCES:
+            del self._last[next(iter(self._last))]
+        self._last[end.server], self._newest = end.source, end.stream
+
+    def forget(self) -> None:
+        """Know nothing of what is stored."""
+        self._last.clear()
+
+    def stored_of(self, server: int) -> int | None:
+        """The last message of a source that is known to be stored."""
+        return self._last.get(server)
+
+    def is_quiet(self, mark: Mark) -> bool:
+        """Whether the stream has ended at this mark for long enough to have no other bridge."""
+        return mark == self._mark and time.monotonic() >= self._since + QUIET * STANDBY
+
+
 class Outbound(Life):
     """Append a local feed to a stream of an engine, exactly once, gaps included.
 
@@ -205,17 +241,11 @@ class Outbound(Life):
         self._sent: Position | None = None
         self._known = False
         """Whether these two are; before that the engine is asked."""
-        self._mark = Mark(0)
-        """What the next append expects."""
-        self._acked_mark = Mark(0)
+        self._mark = self._acked_mark = Mark(0)
+        """What the next append expects, and what the stream had at the last ack."""
         self._ours = False
         """Whether this bridge goes on where its source restarts: it or its source was the last."""
-        self._stored_of: dict[int, int] = {}
-        """The last message of each source that is known to be stored."""
-        self._newest = 0
-        """The stream id up to which that is known."""
-        self._still = Mark(-1), 0.0
-        """Where the stream was last seen to end, and since when."""
+        self._seen = _Seen()
         self._unacked: deque[Record] = deque()
         """Made and not acked, whether or not they are in flight now."""
         self._flying: deque[Future[None]] = deque()
@@ -225,8 +255,7 @@ class Outbound(Life):
         self._restart: Gap | None = None
         """A gap of unknown size that waits for the message behind it."""
         self._last_ack: float | None = None
-        self._last_sign = 0.0
-        self._stored_at = 0.0
+        self._last_sign = self._stored_at = 0.0
         self._conflict_at = float("-inf")
         self._counts = _Counts()
         self._waits = Backoff()
@@ -278,8 +307,8 @@ class Outbound(Life):
             log.info("%s", opened_words(self._engine.target, found.engine, found.records))
         tail = await self._engine.last()
         if before is not None and before.created != self._info.created:
-            self._stored_of.clear()
-        self._note_end(tail)
+            self._seen.forget()
+        self._seen.end(tail)
         await self._align(tail.position, tail.mark, before)
         self._mark = self._acked_mark = tail.mark
         self._last_sign = self._stored_at = time.monotonic()
@@ -319,19 +348,6 @@ class Outbound(Life):
         )
         await self._rewind(found)
         self._ours = True
-
-    def _note_end(self, tail: Tail) -> None:
-        if tail.mark != self._still[0]:
-            self._still = tail.mark, time.monotonic()
-        if tail.position is None or tail.position.stream < self._newest:
-            self._stored_of.clear()  # the engine went back
-        if tail.position is not None:
-            self._note_stored(tail.position)
-
-    def _note_stored(self, end: Position) -> None:
-        if end.server not in self._stored_of and len(self._stored_of) >= MOST_SOURCES:
-            del self._stored_of[next(iter(self._stored_of))]
-        self._stored_of[end.server], self._newest = end.source, end.stream
 
     def _start_at(self, found: Position | None) -> None:
         self._acked = self._sent = found
@@ -512,7 +528,7 @@ class Outbound(Life):
     def _stored(self, record: Record) -> None:
         counts = self._counts
         self._ours = True
-        self._note_stored(record.end)
+        self._seen.stored(record.end)
         self._stored_at = time.monotonic()
         counts.records += 1
         counts.bytes += len(record.body)
@@ -532,7 +548,7 @@ class Outbound(Life):
                 tail = await self._engine.last()
             except EngineError:
                 return
-            self._note_end(tail)
+            self._seen.end(tail)
             misses = misses + 1 if tail.mark == before else 0
             before = tail.mark
         self._conflict_at = float("-inf")
@@ -598,7 +614,7 @@ class Outbound(Life):
         if not self._is_my_turn():
             await source.close()
             raise another_source(self._engine.target, sent.server, self._where, server)
-        stored = None if self._unacked else self._stored_of.get(server)
+        stored = None if self._unacked else self._seen.stored_of(server)
         if stored is None:
             return source
         # Another source was in its place; it goes on where it was left.
@@ -607,9 +623,7 @@ class Outbound(Life):
 
     def _is_my_turn(self) -> bool:
         # Whether records of this source may follow those of another one.
-        mark, since = self._still
-        quiet = mark == self._mark and time.monotonic() >= since + QUIET * STANDBY
-        self._ours = self._ours or quiet
+        self._ours = self._ours or self._seen.is_quiet(self._mark)
         return self._ours
 
     async def _drop_source(self) -> None:
