@@ -168,6 +168,16 @@ def test_a_receive_with_no_time_looks_though_the_last_one_had_to_wait(
         assert client.receive(0) == b"two"
 
 
+@pytest.mark.parametrize("delivery", ["shared", "framed", "classic"])
+def test_a_receive_that_waits_sleeps(address: str, delivery: Delivery) -> None:
+    with Server(address, share_log=True), Client(address, delivery=delivery) as client:
+        for timeout in (0.3, 1.3):
+            before = time.thread_time()
+            with pytest.raises(jumiks.Timeout):
+                client.receive(timeout)
+            assert time.thread_time() - before < timeout / 5
+
+
 def test_a_timeout_above_a_second_is_no_longer_than_it_says(address: str) -> None:
     with Server(address), Client(address) as client:
         for receive in (client.receive, client.receive_many):

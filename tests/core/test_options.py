@@ -235,6 +235,12 @@ def test_these_errors_say(options: dict[str, Any], words: str) -> None:
     assert str(caught.value) == words
 
 
+@pytest.mark.parametrize(("size", "what"), [(64, "control characters"), (65, "65 bytes")])
+def test_a_name_is_refused_for_what_is_wrong_with_it(size: int, what: str) -> None:
+    with pytest.raises(ValueError, match=f"it has {what}: it must be printable"):
+        ClientOptions(name="\n" * size)
+
+
 def test_what_depends_on_other_options_is_worked_out() -> None:
     small = ServerOptions(log_size=65537, keep=10)
     assert (small.log_size, small.largest, small.kept) == (131072, 32768, (10, 65536))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peers that break the rules: they lose their own connection, and nobody else notices."""
 
+import logging
 import os
 import select
 import socket
@@ -82,7 +83,10 @@ def test_an_extended_reply_of_any_length_is_read_as_far_as_it_goes(address: str,
         assert frame.id == FIRST_ID
 
 
-def test_a_late_reply_finds_the_connection_closed_and_delays_nobody(address: str) -> None:
+def test_a_late_reply_finds_the_connection_closed_and_delays_nobody(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "jumiks")
     with Harassed(address, handshake_timeout=0.1) as harassed, dial(address) as sock:
         sock.recv(100)
         harassed.publish()
@@ -90,6 +94,7 @@ def test_a_late_reply_finds_the_connection_closed_and_delays_nobody(address: str
             assert list(packets_of(sock)) == []
         with pytest.raises(BrokenPipeError):
             sock.send(HELLO)
+    assert "sent no reply within 0.1 s" in caplog.text
 
 
 def test_silent_connections_keep_nobody_out(address: str) -> None:
