@@ -165,12 +165,12 @@ void jmk_ends_end(struct jmk_server *server, struct jmk_session *session, enum j
 static void measure(const struct jmk_server *server, struct jmk_session *session) {
     int buffer = 0;
     socklen_t length = sizeof buffer;
-    uint64_t most = session->max_packet ? session->max_packet : UINT64_MAX, kernel;
+    uint64_t most = session->max_packet, kernel = 0; /* 0 is unknown */
 
-    if (getsockopt(session->fd, SOL_SOCKET, SO_SNDBUF, &buffer, &length) == 0) {
+    if (getsockopt(session->fd, SOL_SOCKET, SO_SNDBUF, &buffer, &length) == 0)
         kernel = (uint64_t)(buffer > KERNELS_PART ? buffer - KERNELS_PART : 0);
-        most = kernel < most ? kernel : most;
-    }
+    if (kernel && (!most || kernel < most))
+        most = kernel;
     session->account.too_large = jmk_frame_decode(jmk_log_at(&server->log, session->offset)).size;
     session->account.largest = most > JMK_CLASSIC_HEADER ? most - JMK_CLASSIC_HEADER : 0;
 }

@@ -299,6 +299,8 @@ static void end_all(void) {
 static enum jmk_reason expected(const struct follower *follower) {
     if (follower->role == LAZY && scenario->policy == JMK_DISCONNECT)
         return JMK_R_LAGGED;
+    if (condition.error == EMSGSIZE)
+        return JMK_R_TOO_LARGE;
     if (follower->role == LEAVER || follower->role == MOURNER)
         return JMK_R_LEFT;
     return follower->role == KICKED ? JMK_R_KICKED : JMK_R_CLOSING;
