@@ -49,14 +49,31 @@ async def moved(reader: StreamReader, writer: StreamWriter, pace: float) -> None
 async def link_to(engine: RealEngine, there: float, back: float) -> AsyncIterator[str]:
     """The stream's URL behind a link with these bytes per second in each direction."""
 
+    links: set[asyncio.Task[None] | None] = set()
+
     async def link(reader: StreamReader, writer: StreamWriter) -> None:
-        behind, to = await asyncio.open_connection("127.0.0.1", engine.port)
-        await asyncio.gather(moved(reader, to, there), moved(behind, writer, back))
+        links.add(asyncio.current_task())
+        ends = [writer]
+        # A server's own callback takes a task that ends by its cancellation for a failure.
+        with suppress(OSError, asyncio.CancelledError):
+            behind, to = await asyncio.open_connection("127.0.0.1", engine.port)
+            ends.append(to)
+            await asyncio.gather(moved(reader, to, there), moved(behind, writer, back))
+        for end in ends:
+            end.close()
+            with suppress(OSError):
+                await end.wait_closed()
 
     proxy = await asyncio.start_server(link, "127.0.0.1", 0)
     scheme, _, name = NAMES[engine.kind]
-    yield f"{scheme}://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/{name}"
-    proxy.close()
+    try:
+        yield f"{scheme}://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/{name}"
+    finally:
+        proxy.close()
+        open_ones = [each for each in links if each is not None]
+        for each in open_ones:
+            each.cancel()
+        await asyncio.gather(*open_ones, return_exceptions=True)
 
 
 async def read_over_it(engine: RealEngine) -> list[int]:
