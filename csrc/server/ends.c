@@ -162,7 +162,7 @@ void jmk_ends_end(struct jmk_server *server, struct jmk_session *session, enum j
 }
 
 /* Note the sizes of the message that is due, which does not fit, and of the largest that would. */
-static void measure(const struct jmk_server *server, struct jmk_session *session) {
+static void note_sizes(const struct jmk_server *server, struct jmk_session *session) {
     int buffer = 0;
     socklen_t length = sizeof buffer;
     uint64_t most = session->max_packet, kernel = 0; /* 0 is unknown */
@@ -179,7 +179,7 @@ void jmk_ends_fail(struct jmk_server *server, struct jmk_session *session, int e
     bool moved = false;
 
     if (error == -EMSGSIZE && session->delivery == JMK_CLASSIC) {
-        measure(server, session);
+        note_sizes(server, session);
         jmk_ends_end(server, session, JMK_R_TOO_LARGE, 0);
         return;
     }

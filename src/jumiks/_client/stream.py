@@ -97,7 +97,7 @@ _TRIES_AT_ONE: Final = 3
 """Connections that end without a goodbye at one message, until that is taken for the cause."""
 
 
-class _Stop(NamedTuple):
+class _Stuck(NamedTuple):
     """Where plain connections ended without a goodbye, the last of them and those before it."""
 
     server_id: int = 0
@@ -184,7 +184,7 @@ class Stream(Handout, Generic[Item]):
         self.server_id = 0
         self._first = 0  # the first message of this connection; 0 if the server did not say
         self._gaps: _Gaps = _Gaps()
-        self._stop = _Stop()
+        self._stuck = _Stuck()
         self._passed = 0  # the message that the try under way goes on behind, as it is too large
         self._may_be_too_large = False  # may one of this server's, for a packet of plain 1.0?
         self._lost_from = 0  # the first message of what the end has lost, once that is counted
@@ -261,23 +261,23 @@ class Stream(Handout, Generic[Item]):
         return last + 1 if last else 0
 
     def _start_again(self, hello: ServerHello) -> int:
-        due, stop = self.due(), self._stop
-        stopped = stop.times >= _TRIES_AT_ONE and stop.is_at(hello.server_id, due)
+        due, stuck = self.due(), self._stuck
+        is_stuck = stuck.times >= _TRIES_AT_ONE and stuck.is_at(hello.server_id, due)
         self._passed = 0
-        if stopped and hello.oldest_id <= due < hello.next_id:
+        if is_stuck and hello.oldest_id <= due < hello.next_id:
             self._passed = due
             due += 1
         return self._start_at(due, self.server_id, hello)
 
-    def _note_stop(self, ending: Exception) -> None:
+    def _note_stuck(self, ending: Exception) -> None:
         # A server that has nothing for us, or is another one, ends for other reasons.
         if not isinstance(ending, ConnectionLost) or not self._may_be_too_large:
-            self._stop = _Stop()
+            self._stuck = _Stuck()
             return
-        stop, due = self._stop, self.due()
-        if stop.join != self.joins:
-            times = stop.times + 1 if stop.is_at(self.server_id, due) else 1
-            self._stop = _Stop(self.server_id, due, self.joins, times)
+        stuck, due = self._stuck, self.due()
+        if stuck.join != self.joins:
+            times = stuck.times + 1 if stuck.is_at(self.server_id, due) else 1
+            self._stuck = _Stuck(self.server_id, due, self.joins, times)
 
     def _start_there(self, hello: ServerHello) -> int:
         return self._start_at(self._wanted, self._wanted_of, hello)
@@ -737,7 +737,7 @@ class Stream(Handout, Generic[Item]):
         with self.lock:
             way = self.way
             if way is None:
-                self._note_stop(ending)
+                self._note_stuck(ending)
                 way = self.way = Return(self, ending, self._effort)
         return way
 
