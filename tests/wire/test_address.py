@@ -386,6 +386,11 @@ def test_a_missing_directory_is_named(path: Path) -> None:
         listen(path.parent / "nowhere" / "socket")
 
 
+def test_a_directory_that_takes_no_files_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match="nothing can be made in '/proc': take another"):
+        listen("/proc/socket")
+
+
 def test_a_directory_that_is_a_file_is_named(path: Path) -> None:
     path.write_text("")
     with pytest.raises(NotADirectoryError, match="is not a directory"):

@@ -491,8 +491,12 @@ def _explain_folder(error: OSError, where: Address) -> OSError:
     # The same error if there is no more to say.
     folder = os.path.dirname(where.text) or "."
     not_allowed = f"this user may not make files in {folder!r}: have its permissions changed"
+    # The kernel says the same of a file system that takes no new files, like /proc.
+    missing = f"nothing can be made in {folder!r}: take another path"
+    if not os.path.isdir(folder):
+        missing = f"{no_folder(folder)}: make it first"
     texts = {
-        errno.ENOENT: f"{no_folder(folder)}: make it first",
+        errno.ENOENT: missing,
         errno.ENOTDIR: f"{folder!r} is not a directory: check the path",
         errno.EACCES: not_allowed,
         errno.EPERM: not_allowed,
