@@ -18,7 +18,7 @@ from threading import Event
 
 import pytest
 from support.base import DEADLINE, ROOT, needs, wait_until
-from support.command import JUMIKS_IN_SHELL
+from support.command import JUMIKS_IN_SHELL, listens_at
 from support.servers import Server
 from support.wire import listening
 
@@ -159,7 +159,7 @@ def test_a_log_file_is_followed_and_its_past_is_kept(address: str, tmp_path: Pat
     file = tmp_path / "log"
     file.write_bytes(b"before\nhal")
     with started(sys.executable, EXAMPLES / "log_tail.py", file, address):
-        wait_until(lambda: listens(address))
+        wait_until(lambda: listens_at(address))
         with Client(address, start="oldest") as early:
             assert early.receive(DEADLINE) == b"before"
             with file.open("ab") as log:
@@ -298,16 +298,12 @@ def ended(process: subprocess.Popen[bytes]) -> list[bytes]:
     return output.splitlines()
 
 
-def listens(address: str) -> bool:
-    return f" {address}\n" in Path("/proc/net/unix").read_text()
-
-
 ALL_THREE = [b"b'one'", b"b'two'", b"b'three'"]
 
 
 def test_the_first_programs_of_the_readme_work_if_the_server_is_first(address: str) -> None:
     with program(SERVER, address) as server:
-        wait_until(lambda: listens(address) or server.poll() is not None)
+        wait_until(lambda: listens_at(address) or server.poll() is not None)
         with program(CLIENT, address) as client:
             assert ended(client) == ALL_THREE
         assert ended(server) == []

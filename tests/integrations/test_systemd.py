@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from support.api import FOREIGN_ENVIRONMENT, run_script, sockaddr
 from support.base import DEADLINE, ROOT, wait_until
+from support.command import listens_at
 
 from jumiks import Client, ServerClosed, systemd
 
@@ -109,7 +110,7 @@ def test_with_the_program_of_systemd_itself(address: str) -> None:
         env=FOREIGN_ENVIRONMENT,
     ) as process:
         try:
-            wait_until(lambda: f" {address}\n" in Path("/proc/net/unix").read_text())
+            wait_until(lambda: listens_at(address))
             # This connection is what starts it.
             with Client(address, timeout=DEADLINE) as client:
                 assert len(client.receive(DEADLINE)) == 24

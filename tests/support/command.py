@@ -2,6 +2,7 @@
 """The command in a process of its own, as a user runs it."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -56,4 +57,6 @@ def usage_error(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def listens_at(address: str) -> bool:
-    return f" {address}\n" in Path("/proc/net/unix").read_text()
+    # What is bound and does not listen yet is there too; the flags tell.
+    words = f"00010000 0005 01 \\d+ {re.escape(address)}\n"
+    return re.search(words, Path("/proc/net/unix").read_text()) is not None
