@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stream below both clients: what it takes, hands out and acks, without a wait."""
 
+import select
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ from support.reference import Message
 from support.servers import Server
 from support.wire import listening, one_connection
 
-from jumiks import Batch, Client, ConnectionLost, Delivery
+from jumiks import Batch, Client, ConnectionLost, Delivery, Timeout
 from jumiks._client.connecting import in_thread
 from jumiks._client.stream import NOTHING_YET, Stream
 from jumiks._options import AsyncClientOptions
@@ -164,3 +165,32 @@ def test_an_ack_waits_for_a_socket_that_is_full(address: str) -> None:
             read.set()
             task.result()
             wait_until(lambda: len(acks) == count)
+
+
+def test_a_poll_ends_once_there_is_room_for_acks_and_not_before(address: str) -> None:
+    count, read = 2000, threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        connection.send(reference.encode_classic_hello())
+        connection.recv(4096)
+        for number in range(count):
+            connection.send(reference.encode_classic(Message(FIRST_ID + number, b"")))
+        assert read.wait(DEADLINE)
+        while connection.recv(16):  # until the client closes
+            pass
+
+    with listening(address) as listener, one_connection(listener, serve):
+        with Client(address) as client:
+            for _ in range(count):
+                client.receive(DEADLINE)
+            with pytest.raises(Timeout):
+                client.receive(0)
+            last = FIRST_ID + count - 1
+            assert not client._stream.is_acked(last)
+            assert not select.select([client], [], [], 0)[0]
+            read.set()
+            while not client._stream.is_acked(last):
+                assert select.select([client], [], [], DEADLINE)[0]
+                with pytest.raises(Timeout):
+                    client.receive(0)
+            assert not select.select([client], [], [], 0)[0]

@@ -282,3 +282,39 @@ def cut():
 with_child(cut)
 """
     assert run_script(LIVING_CHILD + script, address, delivery) == "cut\n"
+
+
+def test_a_child_that_closes_a_client_keeps_none_of_what_polls_it(address: str) -> None:
+    script = """
+def of_polls():
+    here = "/proc/self/fd/"
+    found = []
+    for each in os.listdir(here):
+        try:
+            found.append(os.readlink(here + each))
+        except FileNotFoundError:  # that of the listing
+            pass
+    return [each for each in found if each.startswith("anon_inode:[event")]
+
+in_c()
+server = jumiks.Server(sys.argv[1])
+before = of_polls()
+client = jumiks.Client(sys.argv[1])
+made = of_polls()
+client.fileno()
+polled = of_polls()
+assert len(polled) > len(made)
+child = os.fork()
+if child == 0:
+    client.close()
+    assert sorted(of_polls()) == sorted(before), of_polls()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+server.wait_for_clients(1, 10)
+server.publish(b"1")
+import select
+assert select.select([client], [], [], 10)[0]
+client.close()
+server.close()
+"""
+    assert run_script(LIVING_CHILD + script, address) == "0\n"

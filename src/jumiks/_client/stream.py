@@ -409,7 +409,8 @@ class Stream(Handout, Generic[Item]):
                     if self.taken[1] - self.out > 1:
                         self._keep_last(self.taken)
                     if not self._has_more():
-                        self._look_ahead(self.out)
+                        # A receive that found nothing may have left acks that want room.
+                        self._look_ahead(self.out, waited=self.handled() == self.out)
         return ready.fileno()
 
     def _has_more(self) -> bool:
