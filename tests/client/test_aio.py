@@ -7,18 +7,17 @@ import select
 import socket
 import threading
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import anyio
 import pytest
-from support import reference
 from support.aio import Run, numbers, ticking, until
 from support.api import SMALL_LOG, Task, arenas_of, run_script, sockaddr, stranger
 from support.base import ASYNCIO, BEST, DEADLINE, wait_until
-from support.reference import Message
 from support.servers import AsyncServer, Server
-from support.wire import LARGE, listening, one_connection
+from support.wire import acks_unread
 
 import jumiks._aio.client
 import jumiks._loops
@@ -417,21 +416,11 @@ def is_readable(client: AsyncClient) -> bool:
 def test_an_ack_that_the_socket_refused_is_sent_again_while_the_loop_waits(
     run: Run, address: str, monkeypatch: pytest.MonkeyPatch, ack: Literal["after", "manual"]
 ) -> None:
-    """More acks than a socket takes, to a server that reads none of them at first."""
     monkeypatch.setattr(jumiks._aio.client, "_ACK_TRIES", 1)
-    count, read = 1000, threading.Event()
+    count = 1000
     last = FIRST_ID + count - 1
 
-    def serve(connection: socket.socket) -> None:
-        connection.send(reference.encode_classic_hello())
-        connection.recv(LARGE)
-        for number in range(count):
-            connection.send(reference.encode_classic(Message(FIRST_ID + number, b"")))
-        assert read.wait(DEADLINE)
-        while connection.recv(LARGE):  # acks, until the client closes
-            pass
-
-    async def main() -> None:
+    async def main(read: threading.Event) -> None:
         async with AsyncClient(address, delivery="classic", ack=ack) as client:
             stream = client._stream
             stream.watched = False  # so no look for its server's death does the same
@@ -447,8 +436,8 @@ def test_an_ack_that_the_socket_refused_is_sent_again_while_the_loop_waits(
                 await until(lambda: stream.is_acked(last))
                 group.cancel_scope.cancel()
 
-    with listening(address) as listener, one_connection(listener, serve):
-        run(main)
+    with acks_unread(address, count) as (read, _):
+        run(partial(main, read))
 
 
 @pytest.mark.parametrize("way", ["receive", "ack", "with", "close"])

@@ -2,20 +2,16 @@
 """The stream below both clients: what it takes, hands out and acks, without a wait."""
 
 import select
-import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import pytest
-from support import reference
 from support.api import Task, sleeps_in
 from support.base import DEADLINE, DELIVERIES, wait_until
-from support.reference import Message
 from support.servers import Server
-from support.wire import listening, one_connection
+from support.wire import acks_unread
 
 from jumiks import Batch, Client, ConnectionLost, Delivery, Timeout
 from jumiks._client.connecting import in_thread
@@ -141,56 +137,30 @@ def test_a_slow_loop_acks_after_ten_milliseconds(address: str, delivery: Deliver
 
 
 def test_an_ack_waits_for_a_socket_that_is_full(address: str) -> None:
-    # More acks than a socket takes, to a server that reads none of them at first.
-    count, read = 2000, threading.Event()
-    acks: list[bytes] = []
-
-    def serve(connection: socket.socket) -> None:
-        connection.send(reference.encode_classic_hello())
-        connection.recv(4096)
-        for number in range(count):
-            connection.send(reference.encode_classic(Message(FIRST_ID + number, b"")))
-        assert read.wait(DEADLINE)
-        connection.settimeout(3)
-        with suppress(TimeoutError):
-            while len(acks) < count:
-                acks.append(connection.recv(16))
-
-    with listening(address) as listener, one_connection(listener, serve):
-        with Client(address) as client:
-            for _ in range(count):
-                client.receive(DEADLINE)
-            task = Task(client.ack)
-            wait_until(lambda: task.done or sleeps_in(task.thread, "ack"))
-            read.set()
-            task.result()
-            wait_until(lambda: len(acks) == count)
+    count = 2000
+    with acks_unread(address, count) as (read, acks), Client(address) as client:
+        for _ in range(count):
+            client.receive(DEADLINE)
+        task = Task(client.ack)
+        wait_until(lambda: task.done or sleeps_in(task.thread, "ack"))
+        read.set()
+        task.result()
+        wait_until(lambda: len(acks) == count)
 
 
 def test_a_poll_ends_once_there_is_room_for_acks_and_not_before(address: str) -> None:
-    count, read = 2000, threading.Event()
-
-    def serve(connection: socket.socket) -> None:
-        connection.send(reference.encode_classic_hello())
-        connection.recv(4096)
-        for number in range(count):
-            connection.send(reference.encode_classic(Message(FIRST_ID + number, b"")))
-        assert read.wait(DEADLINE)
-        while connection.recv(16):  # until the client closes
-            pass
-
-    with listening(address) as listener, one_connection(listener, serve):
-        with Client(address) as client:
-            for _ in range(count):
-                client.receive(DEADLINE)
+    count = 2000
+    last = FIRST_ID + count - 1
+    with acks_unread(address, count) as (read, _), Client(address) as client:
+        for _ in range(count):
+            client.receive(DEADLINE)
+        with pytest.raises(Timeout):
+            client.receive(0)
+        assert not client._stream.is_acked(last)
+        assert not select.select([client], [], [], 0)[0]
+        read.set()
+        while not client._stream.is_acked(last):
+            assert select.select([client], [], [], DEADLINE)[0]
             with pytest.raises(Timeout):
                 client.receive(0)
-            last = FIRST_ID + count - 1
-            assert not client._stream.is_acked(last)
-            assert not select.select([client], [], [], 0)[0]
-            read.set()
-            while not client._stream.is_acked(last):
-                assert select.select([client], [], [], DEADLINE)[0]
-                with pytest.raises(Timeout):
-                    client.receive(0)
-            assert not select.select([client], [], [], 0)[0]
+        assert not select.select([client], [], [], 0)[0]

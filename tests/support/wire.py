@@ -292,6 +292,28 @@ def one_connection(
             pytest.fail("the server by hand hangs")
 
 
+@contextmanager
+def acks_unread(address: str, count: int) -> Iterator[tuple[threading.Event, list[bytes]]]:
+    """A plain 1.0 server with so many messages that a socket has no room for all their acks.
+
+    Yields an event, and the acks that it reads once that is set.
+    """
+    read = threading.Event()
+    acks: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        connection.send(reference.encode_classic_hello())
+        connection.recv(LARGE)
+        for number in range(count):
+            connection.send(reference.encode_classic(Message(FIRST_ID + number, b"")))
+        assert read.wait(DEADLINE)
+        while ack := connection.recv(16):  # until the client closes
+            acks.append(ack)
+
+    with listening(address) as listener, one_connection(listener, serve):
+        yield read, acks
+
+
 def hello_of(**fields: Any) -> bytes:
     """A server's hello that offers frames."""
     defaults: dict[str, Any] = {
