@@ -68,6 +68,8 @@ FIRST_FILES = 3
 """Files of tests in the first round; the others come in the second."""
 
 CORES = os.cpu_count() or 1
+AT_ONCE = 2 * CORES
+"""Mutants that are tried at once: many a test waits."""
 
 C_PROGRAMS = ["frame", "log", "order", "connect", "guard", "units", "wakes", "threads", "client"]
 C_PROGRAMS += ["storm", "death"]
@@ -627,7 +629,7 @@ class Campaign:
                 if time.monotonic() < until:
                     self.attempt(*one, wider)
 
-            with ThreadPoolExecutor(CORES) as pool:
+            with ThreadPoolExecutor(AT_ONCE) as pool:
                 list(pool.map(attempt, chosen))
 
     def attempt(self, number: int, mutant: Mutant, wider: bool) -> None:
