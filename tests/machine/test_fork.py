@@ -297,7 +297,7 @@ def of_polls():
     return [each for each in found if each.startswith("anon_inode:[event")]
 
 in_c()
-server = jumiks.Server(sys.argv[1])
+server = Server(sys.argv[1])
 before = of_polls()
 client = jumiks.Client(sys.argv[1])
 made = of_polls()
