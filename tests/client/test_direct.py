@@ -428,7 +428,7 @@ def test_a_step_is_a_coroutine_s_equal(address: str) -> None:
     """By hand: what `await` does, and what a debugger or another event loop may do."""
 
     async def main() -> None:
-        async with filled_async(address, 3) as (_, client):
+        async with filled_async(address, 3) as (server, client):
             loop = aiter(client)
             for go_on in (lambda step: step.send(None), next):
                 step: Any = anext(loop)
@@ -450,6 +450,11 @@ def test_a_step_is_a_coroutine_s_equal(address: str) -> None:
             with pytest.raises(asyncio.CancelledError):
                 waiting.throw(asyncio.CancelledError())
             assert waiting.close() is None
+            waiting = anext(loop)
+            waiting.send(None)
+            waiting.close()
+            server.publish(b"3")  # and the client is not busy
+            assert await client.receive(DEADLINE) == b"3"
 
     run_for_long(main)
 

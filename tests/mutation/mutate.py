@@ -103,12 +103,12 @@ TESTS = {
     "csrc/common/": "wire/test_rights server/test_hostile server/test_liars machine/test_exit",
     "csrc/connect/": "whole/test_c_library",  # it is not in Python's library
     "csrc/python/arrays": "whole/test_arrays",
-    "csrc/python/awaiting": "client/test_aio client/test_cancelled client/test_given_back "
-    "whole/test_opcodes",
+    "csrc/python/awaiting": "client/test_direct client/test_aio client/test_cancelled "
+    "client/test_given_back whole/test_opcodes",
     "csrc/python/frames": "whole/test_frames client/test_words whole/test_any_bytes",
-    "csrc/python/handout": "client/test_stream client/test_client client/test_given_back "
-    "client/test_wait client/test_by_hand client/test_reentered client/test_aio "
-    "client/test_readiness client/test_words whole/test_opcodes",
+    "csrc/python/handout": "client/test_direct client/test_stream client/test_client "
+    "client/test_given_back client/test_wait client/test_by_hand client/test_reentered "
+    "client/test_aio client/test_readiness client/test_words whole/test_opcodes",
     "csrc/python/publisher": "server/test_publish server/test_turn client/test_reentered "
     "whole/test_any_bytes whole/test_frames whole/test_arrays whole/test_bad_input",
     "csrc/python/receiver": "client/test_lent client/test_client client/test_by_hand "
