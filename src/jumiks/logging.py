@@ -22,16 +22,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import threading
 import time
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
+from ._client.reconnect import will_pass
 from ._gap import Gap
 from ._options import ClientOptions, check_names
 from ._wire.address import parse_client_address
+from ._wire.handshake import Status
 from .client import Client, Keywords
-from .errors import Closed, ConnectionLost, JumiksError, Lagged, MessageTooLarge, Timeout, counted
+from .errors import (
+    Closed,
+    ConnectionLost,
+    JumiksError,
+    Lagged,
+    MessageTooLarge,
+    Refused,
+    Timeout,
+    counted,
+)
 from .monitor import Monitor
 from .server import Server
 
@@ -240,24 +252,35 @@ class Listener:
         self._options = _checked(options or {})
         parse_client_address(address)
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        # No Event, no `join`: a signal's handler may call what it has interrupted, or raise.
+        self._stopping = False
+        self._running_in = 0  # the process; 0 once the thread is over
+        self._over: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._client: Client[bytes | Gap] | None = None
         self._receives = 0  # odd while the thread is in a receive
         self._end: tuple[int, int | None] | None = None  # from `stop` on: server, last message
         self._ends_at = 0.0
+        self._place = (0, 0)  # where the last connection ended: server, next message due
         self.lost: int = 0
         self.unreadable: int = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def start(self) -> None:
         """Begin to listen. Records that are published before it has connected do not come."""
-        if self._thread is not None:
+        if self._is_running():
             raise RuntimeError("this listener was started already")
-        self._stop.clear()
-        self._end = None
+        self._stopping = False
+        self._end, self._place = None, (0, 0)
+        self._client, self._receives = None, 0  # a child has those of its parent's thread
         self.error = None
-        self._thread = threading.Thread(target=self._listen, name="jumiks-listener", daemon=True)
-        self._thread.start()
+        self._over = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="jumiks-listener", daemon=True)
+        self._running_in = os.getpid()
+        try:
+            self._thread.start()
+        except Exception:  # there are too many
+            self._running_in, self._thread = 0, None
+            raise
 
     def stop(self) -> None:
         """Handle all that is published by now, and end the thread. It may be started again.
@@ -265,21 +288,32 @@ class Listener:
         As with `QueueListener`, that takes as long as the handlers take. What is published from now
         on is not waited for. What cannot be had, as the server hangs, counts in `lost`. A server
         that sends packets is asked what it has published; from one that does not answer, such as a
-        plain 1.0 server, the listener takes what comes at once, for a second at most.
+        plain 1.0 server, the listener takes what comes at once, for a second at most. A connection
+        that is being made is waited for, `timeout` seconds at most.
+
+        Any thread may call it, while another one does too: each returns once the thread has ended.
+        A handler may call it, and goes on at once: the thread ends when the rest is handed on. If
+        an exception ends a call, such as that of Ctrl-C, the next one does the rest.
         """
-        thread, self._thread = self._thread, None
-        if thread is None:
+        thread = self._thread
+        if thread is None or self._running_in not in (0, os.getpid()):
             return
-        if (client := self._client) is not None:
-            self._set_end(client)
-        self._stop.set()
-        while thread.is_alive():
+        if self._running_in and not self._stopping:
+            if (client := self._client) is not None:
+                self._set_end(client)
+            self._stopping = True
+        if thread is threading.current_thread():
+            return
+        while self._running_in:
             receives = self._receives
             if receives % 2 and self._is_over():
                 self._wake()  # it waits for what comes after the end
-            thread.join(_LOOK)
+            with suppress(queue.Empty):
+                self._over.get(timeout=_LOOK)
+                self._over.put(None)  # for others that wait here
             if receives % 2 and self._receives == receives:
                 self._wake()  # what is to come does not
+        thread.join()
 
     def close(self) -> None:
         """Do what `stop` does."""
@@ -302,25 +336,40 @@ class Listener:
             except Exception:  # of a handler that does not keep to its own rule
                 handler.handleError(record)
 
-    def _listen(self) -> None:
-        options = self._options
+    def _is_running(self) -> bool:
+        return self._running_in == os.getpid()  # and in no child
+
+    def _run(self) -> None:
         try:
-            while not self._stop.is_set():
+            self._listen()
+        finally:
+            self._running_in = 0
+            self._over.put(None)
+
+    def _listen(self) -> None:
+        options: Keywords | None = self._options
+        try:
+            while options is not None and not (self._stopping and options is self._options):
                 options = self._follow(options)
-        except Exception as error:
+        except BaseException as error:  # a handler may raise SystemExit
             self.error = error
+            why = str(error) or type(error).__name__
             self._tell(
                 logging.ERROR,
-                f"no more records come from {self._address}: {error}; call stop() and start() of "
-                "the Listener to try again",
+                f"no more records come from {self._address}: {why}; call stop() and start() of the "
+                "Listener to try again",
             )
+        finally:
+            self._count_rest()
 
-    def _follow(self, options: Keywords) -> Keywords:
-        # Return the options to go on with.
+    def _follow(self, options: Keywords) -> Keywords | None:
+        # Return the options to go on with; None at the end.
         try:
             client = Client(self._address, on_gap="yield", **options)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return options
+        except Exception as error:
+            if not self._stopping and not _will_pass(error):
+                raise
+            return None if self._stopping else options
         with client:
             self._client = client
             try:
@@ -332,27 +381,31 @@ class Listener:
                 if client._stream.way is not None:
                     self._set_end(client)
             except Lagged as error:
-                return self._after_cut(client, error)
+                return self._after_cut(client, error, options)
             finally:
-                self._count_rest(client)
+                self._place = client.server_id, client._stream.due()
                 self._client = None
-        return options
+        return None
 
-    def _after_cut(self, client: Client[bytes | Gap], error: Lagged) -> Keywords:
-        if self._stop.is_set():
-            return self._options
+    def _after_cut(
+        self, client: Client[bytes | Gap], error: Lagged, options: Keywords
+    ) -> Keywords | None:
+        again: Keywords = {**self._options, "start": (client.server_id, client._stream.due())}
+        if self._is_over() or (self._stopping and again == options):
+            return None
         self._tell(
             logging.WARNING,
             f"{self._address} cut this listener, which was {counted(error.lag, 'message')} behind; "
             "it goes on where it can: use faster handlers, or on_lag='skip' at the server",
         )
-        self._stop.wait(_LOOK)
-        return {**self._options, "start": (client.server_id, client._stream.due())}
+        if not self._stopping:
+            time.sleep(_LOOK)
+        return again
 
     def _receive(self, client: Client[bytes | Gap]) -> bytes | Gap:
         self._receives += 1
         try:
-            if not self._stop.is_set():
+            if not self._stopping:
                 return client.receive()
             known = self._end is not None and self._end[1] is not None
             return client.receive(_LOOK if known else 0)
@@ -377,8 +430,8 @@ class Listener:
     def _is_over(self) -> bool:
         # Has it all that was published before the stop?
         client = self._client
-        if not self._stop.is_set() or client is None:
-            return self._stop.is_set()
+        if not self._stopping or client is None:
+            return self._stopping
         if self._end is None:  # it has connected since
             self._set_end(client)
         assert self._end is not None
@@ -391,10 +444,10 @@ class Listener:
         if (client := self._client) is not None:
             client.close()
 
-    def _count_rest(self, client: Client[bytes | Gap]) -> None:
-        if self._end is None or self._end[0] != client.server_id or not self._end[1]:
+    def _count_rest(self) -> None:
+        server_id, due = self._place
+        if self._end is None or self._end[0] != server_id or not self._end[1]:
             return
-        due = client._stream.due()
         if 0 < due <= self._end[1]:
             rest = self._end[1] - due + 1
             self.lost += rest
@@ -432,6 +485,13 @@ def _dropped(record: logging.LogRecord) -> int:
     # What a handler says that it has dropped; a server may send anything.
     count = getattr(record, "dropped", 0)
     return count if record.name == _OWN and type(count) is int and count > 0 else 0
+
+
+def _will_pass(error: Exception) -> bool:
+    # A server that lets nobody else in may do so for long, so that is told.
+    if isinstance(error, Refused) and error.status == Status.TOO_MANY_CLIENTS:
+        return False
+    return will_pass(error)
 
 
 def _checked(options: Keywords) -> Keywords:

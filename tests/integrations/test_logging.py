@@ -464,7 +464,7 @@ def stopping(listener: Listener, gate: Gate) -> Iterator[Task[None]]:
     """Stop a listener whose handler is held up, and let that go on at the end."""
     task = Task(listener.stop)
     try:
-        wait_until(listener._stop.is_set)
+        wait_until(lambda: listener._stopping)
         yield task
     finally:
         gate.opened.set()

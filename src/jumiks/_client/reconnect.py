@@ -96,8 +96,8 @@ _LASTING: Final = {
 """What is wrong with an address, however often it is tried."""
 
 
-def _will_pass(error: Exception) -> bool:
-    # Is it worth another try, at a server that is being started?
+def will_pass(error: Exception) -> bool:
+    """Whether it is worth another try, at a server that is being started."""
     if isinstance(error, Refused):
         return error.status in _PASSING or isinstance(error, FeedBehind)
     if isinstance(error, PermissionError | ProtocolError):
@@ -134,7 +134,7 @@ def wait_for_server(
         except Exception as error:
             waited = time.monotonic() - report.began
             left = inf if wait is None else wait - waited
-            if not _will_pass(error) or left <= 0:
+            if not will_pass(error) or left <= 0:
                 if report.tries:
                     add_time_tried(error, waited)
                 raise
@@ -323,7 +323,7 @@ class Return:
                 self._to_log.append(effort.report.succeeded())
                 return
             except Exception as error:
-                if not _will_pass(error):
+                if not will_pass(error):
                     effort.end()
                     raise
                 self.failure = error
