@@ -552,9 +552,9 @@ class AsyncClientOptions(Options):
         "what happens at a `Gap`, in its place in the stream: messages that the server skipped for "
         "this client (its policy says so), did not have, or had not delivered when it ended. A "
         "function is called with the gap, and if it raises, that comes out of the receive, and the "
-        'next one goes on behind the gap; `"raise"` raises `MessagesLost`; `"yield"` has it '
-        "received like a message; by default `missed` counts it, and the logger `jumiks` has the "
-        "first one, at WARNING.",
+        "next one goes on behind the gap. It cannot receive from this client (`Busy`). "
+        '`"raise"` raises `MessagesLost`; `"yield"` has it received like a message; by default '
+        "`missed` counts it, and the logger `jumiks` has the first one, at WARNING.",
     )
     ack: Ack = option(
         "after",

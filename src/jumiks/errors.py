@@ -90,7 +90,7 @@ class Forked(JumiksError):
 
 
 class Busy(JumiksError):
-    """A second thread receives on one client, or a thread publishes inside its own `reserve`."""
+    """A second thread receives on one client, or its `on_gap`; or a `reserve` block publishes."""
 
 
 class Timeout(JumiksError, TimeoutError):
@@ -527,6 +527,10 @@ ENTERED_TWICE: Final = "a reservation is entered once: call reserve() again"
 ONE_CONSUMER: Final = (
     "another {other} is receiving on this client: one client is for one consumer, so give each "
     "{other} a client of its own"
+)
+IN_ON_GAP: Final = (
+    "this client's on_gap is being called, and what it is told of comes first: receive once it has "
+    "returned"
 )
 NOT_HANDED_OUT: Final = "packet id {packet_id} was not handed out; the last one was {last}"
 

@@ -38,6 +38,7 @@ from .._wire.handshake import FIRST_ID, START_NOW, START_OLDEST, ServerHello, St
 from ..batch import Batch, array_of
 from ..errors import (
     AckError,
+    Busy,
     Closed,
     ConnectionEnded,
     ConnectionLost,
@@ -150,6 +151,9 @@ class Stream(Handout, Generic[Item]):
 
     _is_simple = True
     """Whether it hands out what it has taken, and nothing else is due."""
+
+    _telling = False
+    """Whether `on_gap` is being called."""
 
     def __init__(
         self,
@@ -668,6 +672,8 @@ class Stream(Handout, Generic[Item]):
 
     def _tell(self) -> Gap | None:
         # What is due is told; what is to be handed out is returned, and `hand_out` follows.
+        if self._telling:
+            raise Busy(errors.IN_ON_GAP)
         while self._gaps.untold:
             gap = self._gaps.untold[0]
             if self._readiness is not None:
@@ -682,10 +688,13 @@ class Stream(Handout, Generic[Item]):
                 raise error
             if callable(self._on_gap):
                 try:
+                    self._telling = True
                     self._on_gap(gap)
                 except Exception:  # it was told; after a Ctrl-C it is told again
                     self.hand_out_gap(gap)
                     raise
+                finally:
+                    self._telling = False
             elif not self._logged:
                 self._logged = True
                 words = in_words(gap, "lost")
