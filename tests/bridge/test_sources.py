@@ -246,6 +246,98 @@ def test_a_bridge_that_gets_its_stream_back_stores_nothing_twice(
     assert (right.stats().gaps, other.stats().gaps) == ({}, {"restarted": 1})
 
 
+@pytest.mark.parametrize("before", [0, 3], ids=["the first ones", "later ones"])
+def test_a_bridge_that_heard_no_answer_before_it_lost_its_stream_stores_nothing_twice(
+    address: str, store: Store, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    monkeypatch.setattr(outbound, "STANDBY", 0.02)
+    other_address = f"{address}-other"
+    right, other = Outbound(address, "memory://"), Outbound(other_address, "memory://")
+    go_on, engine = asyncio.Event(), right._engine
+    go_on.set()
+    open_engine = engine.open
+
+    async def opened(*words: Any) -> Any:
+        await go_on.wait()  # the network is back
+        return await open_engine(*words)
+
+    monkeypatch.setattr(engine, "open", opened)
+
+    async def work() -> None:
+        async with (
+            AsyncServer(address, share_log=True) as source,
+            AsyncServer(other_address, share_log=True) as wrong,
+        ):
+            await until(lambda: right.stats().state == "running")
+            source.publish_many([b"right"] * before)
+            await until(lambda: right.stats().messages == before)
+            store.lose_answers = True
+            go_on.clear()
+            source.publish(b"unheard")
+            await until(lambda: b"unheard" in stored(store))
+            store.lose_answers = False
+            wrong.publish(b"wrong")
+            running = asyncio.create_task(other.run())
+            try:
+                await until(lambda: b"wrong" in stored(store))
+                go_on.set()
+                source.publish(b"last")
+                await until(lambda: b"last" in stored(store))
+            finally:
+                other.close()
+                await running
+
+    play(right, work)
+    assert stored(store) == [*[b"right"] * before, b"unheard", b"wrong", b"last"]
+    assert right.stats().gaps == {}
+
+
+def test_a_bridge_that_was_paused_while_others_stored_its_source_stores_nothing_twice(
+    address: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "STANDBY", 0.02)
+    other_address = f"{address}-other"
+    paused, twin, other = (
+        Outbound(where, "memory://") for where in (address, address, other_address)
+    )
+    go_on = asyncio.Event()
+
+    def pause(name: str) -> None:
+        call = getattr(paused._engine, name)
+
+        async def later(*words: Any) -> Any:
+            await go_on.wait()
+            return await call(*words)
+
+        monkeypatch.setattr(paused._engine, name, later)
+
+    async def work() -> None:
+        async with (
+            AsyncServer(address, share_log=True) as source,
+            AsyncServer(other_address, share_log=True) as wrong,
+        ):
+            source.publish(b"0")
+            await until(lambda: paused.stats().messages == 1)
+            pause("last")
+            pause("append")
+            for bridge, server, message in (
+                (twin, source, b"1"),
+                (other, wrong, b"wrong"),
+            ):
+                server.publish(message)
+                running = asyncio.create_task(bridge.run())
+                await until(lambda: message in stored(store))  # noqa: B023
+                bridge.close()
+                await running
+            go_on.set()
+            source.publish(b"2")
+            await until(lambda: b"2" in stored(store))
+
+    play(paused, work)
+    assert stored(store) == [b"0", b"1", b"wrong", b"2"]
+    assert paused.stats().gaps == {}
+
+
 def test_a_bridge_goes_on_at_once_where_its_source_restarts(
     address: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,7 @@ async def look(url: str, credentials: Credentials | None = None) -> Look:
     try:
         info = await engine.open()
         tail = await engine.last()
-        runs = await _runs(engine, tail.position)
+        runs = await runs_from(engine, 0, tail.position)
         return Look(str(engine.target), info, tail.position, tail.stored, far_id(info), runs)
     finally:
         await engine.close()
@@ -82,8 +82,18 @@ def _mapping(record: Record) -> tuple[int, int]:
     return end.server, end.source - end.stream
 
 
-async def _runs(engine: Engine, end: Position | None) -> tuple[Run, ...]:
-    first = await engine.around(0)
+async def runs_from(engine: Engine, stream: int, end: Position | None) -> tuple[Run, ...]:
+    """Find the runs of a stream; it takes a few requests for each.
+
+    Args:
+        engine: a connection to it.
+        stream: a stream id of the first run; 0 is the oldest kept.
+        end: where it ends; None if it is empty.
+
+    Raises:
+        EngineError: the connection ended.
+    """
+    first = await engine.around(stream)
     if end is None or first is None:
         return ()
     last = (end.server, end.source - end.stream)

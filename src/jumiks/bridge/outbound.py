@@ -49,6 +49,7 @@ from .errors import (
 )
 from .far import far_id
 from .life import Backoff, Counts, Life
+from .look import runs_from
 from .record import MOST_LOST, GapKind, Position, Record, split_frames
 from .source import Source, blocks
 
@@ -149,7 +150,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self._mark, self._since = Mark(-1), 0.0
-        self._last: dict[int, int] = {}
+        self._last: dict[int, Position] = {}
         self._newest = 0
 
     def end(self, tail: Tail) -> None:
@@ -163,16 +164,25 @@ class _Seen:
 
     def stored(self, end: Position) -> None:
         """Note that a record with this end is stored."""
+        self._note(end)
+        self._newest = end.stream
+
+    def begins(self, server: int, stream: int) -> None:
+        """Note that records of a source may follow a stream id, of which none was seen so far."""
+        if server not in self._last:
+            self._note(Position(stream, server, 0))
+
+    def _note(self, end: Position) -> None:
         if end.server not in self._last and len(self._last) >= MOST_SOURCES:
             del self._last[next(iter(self._last))]
-        self._last[end.server], self._newest = end.source, end.stream
+        self._last[end.server] = end
 
     def forget(self) -> None:
         """Know nothing of what is stored."""
         self._last.clear()
 
-    def stored_of(self, server: int) -> int | None:
-        """The last message of a source that is known to be stored."""
+    def stored_of(self, server: int) -> Position | None:
+        """Where the last record of a source was seen to end; more may be stored behind it."""
         return self._last.get(server)
 
     def is_quiet(self, mark: Mark) -> bool:
@@ -562,7 +572,7 @@ class Outbound(Life):
                 source = await self._connected()
                 waits.reset()
                 return await source.receive(self._source_is)
-            except (Closed, Standby, Loop):
+            except (Closed, EngineError, Loop):
                 raise
             except (JumiksError, OSError) as error:
                 # It is not there, or this bridge was cut for its lag: what is missing is a gap.
@@ -610,16 +620,30 @@ class Outbound(Life):
         server = source.server_id
         if sent is None or server == sent.server:
             self._ours = True
+            self._seen.begins(server, 0 if sent is None else sent.stream)
             return source
-        if not self._is_my_turn():
+        try:
+            if not self._is_my_turn():
+                raise another_source(self._engine.target, sent.server, self._where, server)
+            stored = 0 if self._unacked else await self._stored_of(server, sent)
+        except BaseException:
             await source.close()
-            raise another_source(self._engine.target, sent.server, self._where, server)
-        stored = None if self._unacked else self._seen.stored_of(server)
-        if stored is None:
+            raise
+        if not stored:
+            self._seen.begins(server, sent.stream)
             return source
         # Another source was in its place; it goes on where it was left.
         await source.close()
         return await self._open_at(Position(sent.stream, server, stored))
+
+    async def _stored_of(self, server: int, end: Position) -> int:
+        # The last message of a source that is stored, as far as this bridge can know; or 0. Since
+        # it saw one, more may have been stored: by it, unless the answer came, or by another one.
+        seen = self._seen.stored_of(server)
+        if seen is None:
+            return 0
+        runs = await runs_from(self._engine, seen.stream, end)
+        return max(seen.source, *(run.source_last for run in runs if run.server == server), 0)
 
     def _is_my_turn(self) -> bool:
         # Whether records of this source may follow those of another one.
