@@ -95,7 +95,8 @@ _UNTIL_THERE: Final = Backoff(first=0.02, most=0.5)
 
 
 _TRIES_AT_ONE: Final = 3
-"""Connections that end without a goodbye at one message, until that is taken for the cause."""
+"""Connections that end without a goodbye at one message that was there when they began, until that
+is taken for the cause."""
 
 
 class _Stuck(NamedTuple):
@@ -151,6 +152,9 @@ class Stream(Handout, Generic[Item]):
 
     _is_simple = True
     """Whether it hands out what it has taken, and nothing else is due."""
+
+    _due_later = 0
+    """The first message that was not there yet when it connected."""
 
     _telling = False
     """Whether `on_gap` is being called."""
@@ -274,11 +278,13 @@ class Stream(Handout, Generic[Item]):
         return self._start_at(due, self.server_id, hello)
 
     def _note_stuck(self, ending: Exception) -> None:
-        # A server that has nothing for us, or is another one, ends for other reasons.
-        if not isinstance(ending, ConnectionLost) or not self._may_be_too_large:
+        # A server that has nothing for us, or is another one, ends for other reasons. So may one
+        # whose message came later: nobody knows whether it was there by then.
+        stuck, due = self._stuck, self.due()
+        may_be = self._may_be_too_large and due < self._due_later
+        if not isinstance(ending, ConnectionLost) or not may_be:
             self._stuck = _Stuck()
             return
-        stuck, due = self._stuck, self.due()
         if stuck.join != self.joins:
             times = stuck.times + 1 if stuck.is_at(self.server_id, due) else 1
             self._stuck = _Stuck(self.server_id, due, self.joins, times)
@@ -315,6 +321,7 @@ class Stream(Handout, Generic[Item]):
             and hello.server_id != 0
             and (hello.max_message or inf) > LARGEST_PLAIN
         )
+        self._due_later = hello.next_id
         self.quarter = max(1, hello.max_lag // 4) if hello.max_lag else 1 << 63
         known: _Gaps = self._gaps
         same = hello.server_id == self.server_id != 0
