@@ -8,6 +8,7 @@
  */
 #include "publishers.h"
 #include "server/ends.h"
+#include "sockets.h"
 #include "waiters.h"
 
 /* ---- waits for acks, and for the end ---- */
@@ -191,18 +192,26 @@ static void the_end_is_told(uint32_t delivery) {
     CHECK_EQUAL(jmk_server_join(server, -1), 0);
 }
 
-/* Its term begins with its welcome, and here is over then. */
-static void a_welcome_to_one_at_its_limit(uint32_t delivery) {
+/* Its term begins with its welcome, and here is over then. Under JMK_BLOCK that changes no admission. */
+static void welcome_at_the_limit(enum jmk_policy policy, uint32_t delivery) {
     struct waiter waiter = {.wait = ROOM};
     struct peer peer;
 
-    make_server(JMK_DISCONNECT, 1, 0);
+    make_server(policy, 1, 0);
     peer = attach(delivery, false, false);
     publish(SIZE, 1);
     start(&waiter);
     CHECK_EQUAL(jmk_server_release(server, peer.key), 0);
     wakes(&waiter, 0);
     leave(&peer);
+}
+
+static void a_welcome_to_one_at_its_limit(uint32_t delivery) {
+    welcome_at_the_limit(JMK_DISCONNECT, delivery);
+}
+
+static void a_welcome_to_one_that_is_waited_for(uint32_t delivery) {
+    welcome_at_the_limit(JMK_BLOCK, delivery);
 }
 
 static void a_welcome_behind_a_message(uint32_t delivery) {
@@ -341,182 +350,6 @@ static void a_publish_while_others_hold_the_lock(uint32_t delivery) {
     leave(&peer);
 }
 
-/* Fill the socket of a client that is played by hand; returns the last message that went in. */
-static uint64_t fill(const struct peer *peer, bool slowly) {
-    uint64_t sent = 0, before;
-
-    do {
-        before = sent;
-        if (slowly)
-            publish_slowly(LARGE, 1);
-        else
-            publish(LARGE, 1);
-        await_parked();
-        sent = account_of(peer).sent_id;
-    } while (sent != before);
-    return sent;
-}
-
-static char packet[1 << 18];
-
-static void take_one(const struct peer *peer) {
-    CHECK(recv(peer->fd, packet, sizeof packet, 0) > 0);
-}
-
-static void take_all(const struct peer *peer, uint64_t id) {
-    await_sent(peer, id);
-    while (recv(peer->fd, packet, sizeof packet, MSG_DONTWAIT) > 0)
-        ;
-}
-
-/* The kernel says that a socket is writable once most of it is free. An ack tells earlier. */
-static void an_ack_of_part_of_a_full_socket(uint32_t delivery, bool slowly) {
-    uint64_t word = htole64(JMK_FIRST_ID), sent;
-    struct peer peer;
-
-    make_server(JMK_BLOCK, 0, -1);
-    peer = attach(delivery, true, true);
-    if (slowly) {
-        take_all(&peer, publish_slowly(SIZE, 20));
-    }
-    sent = fill(&peer, slowly);
-    if (slowly)
-        publish_slowly(SIZE, 20);
-    take_one(&peer);
-    CHECK(send(peer.fd, &word, sizeof word, 0) == sizeof word);
-    await_sent(&peer, sent + 1);
-    leave(&peer);
-}
-
-static void an_ack_to_a_full_socket(uint32_t delivery) {
-    an_ack_of_part_of_a_full_socket(delivery, false);
-}
-
-static void an_ack_to_a_full_socket_in_a_slow_stream(uint32_t delivery) {
-    an_ack_of_part_of_a_full_socket(delivery, true);
-}
-
-static void a_socket_that_is_read(uint32_t delivery) {
-    struct peer peer;
-    uint64_t sent;
-
-    make_server(JMK_BLOCK, 0, -1);
-    peer = attach(delivery, true, true);
-    sent = fill(&peer, false);
-    take_all(&peer, sent);
-    await_sent(&peer, sent + 1);
-    take_all(&peer, sent + 1);
-    await_parked();
-    CHECK(rounds_within(5) < 20);
-    leave(&peer);
-}
-
-/* It is far behind in a slow stream, in which acks are ignored, and acks when nobody publishes any more. */
-static void a_late_ack_of_many(uint32_t delivery) {
-    struct peer peer;
-    uint64_t word;
-
-    make_server(JMK_BLOCK, 0, -1);
-    peer = attach(delivery, true, true);
-    word = htole64(publish_slowly(SIZE, 60));
-    for (int i = 0; i < 20; i++) {
-        await_parked();
-        jmk_server_lock(server);
-        CHECK(!server->acks_ignored);
-        jmk_server_unlock(server);
-        word = htole64(publish_slowly(SIZE, 1));
-    }
-    await_parked();
-    CHECK(send(peer.fd, &word, sizeof word, 0) == sizeof word);
-    await_acked(&peer, le64toh(word));
-    leave(&peer);
-}
-
-/* The stream became fast: the thread has to see to acks by itself again. */
-static void an_ack_after_a_fast_stream(uint32_t delivery) {
-    struct peer peer;
-    uint64_t word;
-
-    make_server(JMK_BLOCK, 0, -1);
-    peer = attach(delivery, true, true);
-    publish_slowly(SIZE, 20);
-    atomic_store(&server->last_inline, jmk_now() + FAR_OFF);
-    word = htole64(publish(SIZE, 1));
-    await_sent(&peer, le64toh(word));
-    CHECK(send(peer.fd, &word, sizeof word, 0) == sizeof word);
-    await_acked(&peer, le64toh(word));
-    leave(&peer);
-}
-
-/* As many as get it muted, and some that wait meanwhile. */
-static void flood(const struct peer *peer) {
-    uint64_t word = htole64(JMK_FIRST_ID - 1);
-
-    for (int i = 0; i < 160; i++)
-        CHECK(send(peer->fd, &word, sizeof word, 0) == sizeof word);
-}
-
-/* Two send too much that tells nothing; what they send later is read after a moment all the same. */
-static void an_ack_behind_a_flood(uint32_t delivery) {
-    uint64_t word = htole64(JMK_FIRST_ID);
-    struct peer peers[2];
-
-    make_server(JMK_BLOCK, 0, -1);
-    for (int i = 0; i < 2; i++)
-        peers[i] = attach(delivery, true, true);
-    publish(SIZE, 1);
-    for (int i = 0; i < 2; i++) {
-        flood(&peers[i]);
-        CHECK(rounds_within(5) < 200);
-    }
-    await_parked();
-    for (int i = 0; i < 2; i++)
-        CHECK(send(peers[i].fd, &word, sizeof word, 0) == sizeof word);
-    for (int i = 0; i < 2; i++)
-        await_acked(&peers[i], JMK_FIRST_ID);
-    CHECK(rounds_within(5) < 20);
-    for (int i = 0; i < 2; i++)
-        leave(&peers[i]);
-}
-
-/* Publishers send, and take acks when they are many: the thread wakes for neither. */
-static void a_slow_stream_wakes_nobody(uint32_t delivery) {
-    struct peer peer;
-    uint64_t before;
-
-    make_server(JMK_BLOCK, 0, -1);
-    peer = join(delivery);
-    publish_slowly(SIZE, 10);
-    before = atomic_load(&server->rounds);
-    for (int i = 0; i < 100; i++) {
-        uint64_t id = publish_slowly(SIZE, 1);
-        receive_to(&peer, id);
-        ack(&peer, id);
-    }
-    CHECK(atomic_load(&server->rounds) - before < 50);
-    leave(&peer);
-}
-
-/* The publisher wakes them all, so the thread has nothing to do. */
-static void a_slow_stream_to_many_wakes_nobody(uint32_t delivery) {
-    struct peer peers[16];
-    uint64_t before, id;
-
-    make_server(JMK_BLOCK, 0, -1);
-    for (int i = 0; i < 16; i++)
-        peers[i] = join(delivery);
-    id = publish_slowly(SIZE, 10);
-    await_parked();
-    before = atomic_load(&server->rounds);
-    for (int i = 0; i < 50; i++)
-        id = publish_slowly(SIZE, 1);
-    for (int i = 0; i < 16; i++)
-        CHECK_EQUAL(account_of(&peers[i]).sent_id, id);
-    CHECK(atomic_load(&server->rounds) - before < 25);
-    for (int i = 0; i < 16; i++)
-        leave(&peers[i]);
-}
-
 /* The places of clients that do not close their ends are given up after a second, welcome or not. */
 static void a_goodbye_that_is_not_answered(uint32_t delivery) {
     uint64_t word = htole64(JMK_FIRST_ID - 1);
@@ -538,6 +371,18 @@ static void a_goodbye_that_is_not_answered(uint32_t delivery) {
     await_event(JMK_EVENT_CLOSED);
     leave(&peer);
     leave(&newcomer);
+}
+
+/* Nor does it say anything, so nothing else has the thread look. */
+static void a_goodbye_to_one_that_is_silent(uint32_t delivery) {
+    struct peer peer;
+
+    make_server(JMK_BLOCK, 0, -1);
+    peer = attach(delivery, true, true);
+    await_parked();
+    CHECK_EQUAL(jmk_server_disconnect(server, peer.key, JMK_R_KICKED), 0);
+    await_event(JMK_EVENT_CLOSED);
+    leave(&peer);
 }
 
 /* A client that never sleeps looks at its socket when `control` is another. */
@@ -739,6 +584,7 @@ static const struct {
     SCENARIO(ONCE, a_close_of_one_that_waits_for_the_end),
     SCENARIO(ONCE, the_end_is_told),
     SCENARIO(ALL, a_welcome_to_one_at_its_limit),
+    SCENARIO(ALL, a_welcome_to_one_that_is_waited_for),
     SCENARIO(ALL, a_welcome_behind_a_message),
     SCENARIO(CLASSIC, a_welcome_behind_many_messages),
     SCENARIO(ALL, a_welcome_behind_a_close),
@@ -754,9 +600,11 @@ static const struct {
     SCENARIO(PACKETS, a_late_ack_of_many),
     SCENARIO(PACKETS, an_ack_after_a_fast_stream),
     SCENARIO(PACKETS, an_ack_behind_a_flood),
+    SCENARIO(PACKETS, an_ack_behind_a_flood_in_a_slow_stream),
     SCENARIO(PACKETS, a_slow_stream_wakes_nobody),
     SCENARIO(SHARED, a_slow_stream_to_many_wakes_nobody),
     SCENARIO(CLASSIC, a_goodbye_that_is_not_answered),
+    SCENARIO(CLASSIC, a_goodbye_to_one_that_is_silent),
     SCENARIO(ALL, a_skip_is_told),
     SCENARIO(FRAMED, a_skip_of_one_that_got_nothing),
     SCENARIO(ALL, a_close_of_a_client_that_receives),
