@@ -26,6 +26,7 @@ import hypothesis
 import pytest
 from support import servers
 from support.base import (
+    DEADLINE,
     GUARDED,
     IS_ROOT,
     NOBODY,
@@ -46,7 +47,7 @@ from jumiks._wire import rights
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
-LEAK_DEADLINE = 20.0
+LEAK_DEADLINE = min(DEADLINE, 20.0)
 """Seconds for what is ending already: a thread that was told to, a child that is being reaped."""
 
 COUNTS = ROOT / "build/coverage/python"

@@ -192,8 +192,10 @@ class Reader:
 
 
 CHILD = """
-import json, sys, zlib
+import ctypes, json, sys, zlib
 import jumiks
+
+ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: the test may be killed
 
 address, delivery = sys.argv[1:3]
 gaps, first, last, count, crc = [], 0, -1, 0, 0  # nothing yet
