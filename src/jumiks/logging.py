@@ -64,7 +64,7 @@ _LOOK: Final = 0.2
 listener that is to stop waits for what must be on its way."""
 
 _REST: Final = 1.0
-"""Seconds to read on where nobody knows what was published before the stop."""
+"""Seconds to read on where nobody knows what was published before the stop, or to come back."""
 
 
 _formatter: Final = logging.Formatter()
@@ -257,7 +257,7 @@ class Listener:
         self._running_in = 0  # the process; 0 once the thread is over
         self._over: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._client: Client[bytes | Gap] | None = None
-        self._receives = 0  # odd while the thread is in a receive
+        self._receives = 0  # odd while the thread is in a receive without a limit
         self._end: tuple[int, int | None] | None = None  # from `stop` on: server, last message
         self._ends_at = 0.0
         self._place = (0, 0)  # where the last connection ended: server, next message due
@@ -286,10 +286,11 @@ class Listener:
         """Handle all that is published by now, and end the thread. It may be started again.
 
         As with `QueueListener`, that takes as long as the handlers take. What is published from now
-        on is not waited for. What cannot be had, as the server hangs, counts in `lost`. A server
-        that sends packets is asked what it has published; from one that does not answer, such as a
-        plain 1.0 server, the listener takes what comes at once, for a second at most. A connection
-        that is being made is waited for, `timeout` seconds at most.
+        on is not waited for. What cannot be had, as the server hangs, counts in `lost`; a lost
+        connection has a second to come back. A server that sends packets is asked what it has
+        published; from one that does not answer, such as a plain 1.0 server, the listener takes
+        what comes at once, for a second at most. A connection that is being made is waited for,
+        `timeout` seconds at most.
 
         Any thread may call it, while another one does too: each returns once the thread has ended.
         A handler may call it, and goes on at once: the thread ends when the rest is handed on. If
@@ -304,6 +305,7 @@ class Listener:
             self._stopping = True
         if thread is threading.current_thread():
             return
+        until = time.monotonic() + _REST
         while self._running_in:
             receives = self._receives
             if receives % 2 and self._is_over():
@@ -312,7 +314,7 @@ class Listener:
                 self._over.get(timeout=_LOOK)
                 self._over.put(None)  # for others that wait here
             if receives % 2 and self._receives == receives:
-                self._wake()  # what is to come does not
+                self._wake(until)  # what is to come does not
         thread.join()
 
     def close(self) -> None:
@@ -403,14 +405,20 @@ class Listener:
         return again
 
     def _receive(self, client: Client[bytes | Gap]) -> bytes | Gap:
-        self._receives += 1
-        try:
-            if not self._stopping:
-                return client.receive()
-            known = self._end is not None and self._end[1] is not None
-            return client.receive(_LOOK if known else 0)
-        finally:
+        if not self._stopping:
             self._receives += 1
+            try:
+                return client.receive()
+            finally:
+                self._receives += 1
+        if not self._knows_end():
+            return client.receive(0)
+        try:
+            return client.receive(_LOOK)
+        except Timeout:
+            if client._stream.way is None:
+                raise
+            return client.receive(_REST)
 
     # ---- the end ----
 
@@ -440,9 +448,17 @@ class Listener:
             return True
         return time.monotonic() >= self._ends_at if last is None else client._stream.due() > last
 
-    def _wake(self) -> None:
-        if (client := self._client) is not None:
+    def _wake(self, until: float = 0.0) -> None:
+        # `until`: if it is coming back for what it knows of, it has time until then.
+        client = self._client
+        if client is None:
+            return
+        comes_back = client._stream.way is not None and self._knows_end()
+        if not comes_back or time.monotonic() >= until:
             client.close()
+
+    def _knows_end(self) -> bool:
+        return self._end is not None and self._end[1] is not None
 
     def _count_rest(self) -> None:
         server_id, due = self._place

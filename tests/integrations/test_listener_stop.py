@@ -146,6 +146,21 @@ def test_a_stop_of_a_listener_that_was_cut_hands_on_what_the_server_has(
     assert (listener.lost, listener.error) == (0, None)
 
 
+@pytest.mark.usefixtures("large_log")
+def test_a_stop_waits_for_a_connection_that_comes_back(address: str, gate: Gate) -> None:
+    """It does so a few times at a message that is too large for a packet of plain 1.0."""
+    with Server(address, keep=10) as server:
+        listener = Listener(address, gate, options={"delivery": "classic"})
+        held_up(server, gate, listener, 1)
+        publish(server, ["x" * 300_000, "1", "2"])
+        task = Task(listener.stop)
+        wait_until(lambda: listener._stopping)
+        gate.opened.set()
+        task.result()
+    assert [text for text in gate.texts if text.isdigit()] == numbers(3)
+    assert (listener.lost, listener.error) == (1, None)
+
+
 def test_a_first_server_that_hangs_does_not_end_a_listener(address: str, gate: Gate) -> None:
     gate.opened.set()
     hangs = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -171,13 +186,19 @@ def test_what_a_handler_ends_the_thread_with_is_told(address: str, gate: Gate) -
         raise SystemExit
 
     gate.then = leave
-    with Server(address) as server, Listener(address, gate) as listener:
+    gone: list[object] = []
+    with (
+        Server(address, on_disconnect=lambda *each: gone.append(each)) as server,
+        Listener(address, gate) as listener,
+    ):
         server.wait_for_clients(1, DEADLINE)
         publish(server, numbers(1))
         wait_until(lambda: listener.error is not None)
+        listener.stop()
         assert isinstance(listener.error, SystemExit)
         assert f"no more records come from {address}: SystemExit;" in gate.texts[-1]
-        listener.start()  # again
+        wait_until(lambda: gone)
+        listener.start()
         server.wait_for_clients(1, DEADLINE)
         publish(server, ["more"])
         wait_until(lambda: gate.texts[-1] == "more")
