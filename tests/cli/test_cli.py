@@ -193,7 +193,8 @@ def test_a_gap_is_a_line_among_the_messages_or_the_end(
     assert gap == {"gap": facts}
     assert message["id"] == oldest
     assert output == ""
-    assert errors.startswith(f"jumiks: messages {FIRST_ID} to {oldest - 1} are lost")
+    lost = f"jumiks: messages {FIRST_ID} to {oldest - 1} are lost, {oldest - FIRST_ID} in all: "
+    assert errors.startswith(lost)
 
 
 @pytest.mark.parametrize("more", [(), ("--exec", "true")])

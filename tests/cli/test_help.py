@@ -172,6 +172,15 @@ def test_zsh_completes(tmp_path: Path) -> None:
     assert fitting == COMPLETIONS
 
 
+def test_fish_is_told_which_options_take_a_value() -> None:
+    _, output, _ = run("completion", "fish")
+    lines = output.decode().splitlines()
+    (flag,) = [line for line in lines if " listen' -l json" in line]
+    (option,) = [line for line in lines if " listen' -l count" in line]
+    assert flag.endswith(" -l json")
+    assert option.endswith(" -l count -x")
+
+
 @pytest.mark.no_core
 @has("fish")
 def test_fish_completes(tmp_path: Path) -> None:

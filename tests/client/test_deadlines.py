@@ -299,3 +299,16 @@ def test_without_a_descriptor_it_tries_again_while_some_are_being_closed(
             with pytest.raises(OSError, match="not now"):
                 Client(address, timeout=timeout)
     assert len(tries) == (3 if comes else 1)
+
+
+def test_a_full_backlog_is_tried_with_pauses(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def refuse(*arguments: object) -> None:
+        tries.append(arguments)
+        raise BlockingIOError
+
+    monkeypatch.setattr("jumiks._wire.connect._try_connect", refuse)
+    with pytest.raises(jumiks.Timeout, match="no place"):
+        Client(address, timeout=0.1)
+    assert 1 < len(tries) < 30

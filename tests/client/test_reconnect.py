@@ -612,12 +612,15 @@ def test_a_dead_server_is_noticed_by_a_client_that_only_polls(
         wait_until(over)
 
 
-def test_a_dead_server_is_noticed_in_an_event_loop(run: Run, address: str) -> None:
+@pytest.mark.parametrize("delivery", ["shared", "framed"])
+def test_a_dead_server_is_noticed_in_an_event_loop(
+    run: Run, address: str, delivery: Delivery
+) -> None:
     me = "test_a_dead_server_is_noticed_in_an_event_loop"
 
     async def main() -> None:
         with survived_by_a_child(address) as kill:
-            async with AsyncClient(address) as client:
+            async with AsyncClient(address, delivery=delivery) as client:
                 before = time.monotonic()
                 with once_it_sleeps_in(me, kill), pytest.raises(ConnectionLost):
                     await client.receive()

@@ -102,19 +102,22 @@ TESTS = {
     "client/test_shared machine/test_exit",
     "csrc/common/": "wire/test_rights server/test_hostile server/test_liars machine/test_exit",
     "csrc/connect/": "whole/test_c_library",  # it is not in Python's library
-    "csrc/python/arrays": "whole/test_arrays",
-    "csrc/python/awaiting": "client/test_direct client/test_aio client/test_cancelled "
-    "client/test_given_back whole/test_opcodes",
-    "csrc/python/frames": "whole/test_frames client/test_words whole/test_any_bytes",
+    "csrc/python/arrays": "whole/test_arrays whole/test_blocks",
+    "csrc/python/awaiting": "whole/test_blocks client/test_direct client/test_aio "
+    "client/test_cancelled client/test_given_back whole/test_opcodes",
+    "csrc/python/frames": "bridge/test_records whole/test_frames client/test_words "
+    "whole/test_any_bytes",
     "csrc/python/handout": "client/test_direct client/test_stream client/test_client "
     "client/test_given_back client/test_wait client/test_by_hand client/test_reentered "
-    "client/test_aio client/test_readiness client/test_words whole/test_opcodes",
+    "client/test_aio client/test_readiness client/test_words whole/test_opcodes whole/test_blocks",
     "csrc/python/publisher": "server/test_publish server/test_turn client/test_reentered "
-    "whole/test_any_bytes whole/test_frames whole/test_arrays whole/test_bad_input",
+    "whole/test_any_bytes whole/test_frames whole/test_arrays whole/test_bad_input "
+    "whole/test_blocks",
     "csrc/python/receiver": "client/test_lent client/test_client client/test_by_hand "
-    "client/test_given_back whole/test_arrays",
-    "csrc/python/": "whole/test_frames client/test_lent server/test_publish whole/test_any_bytes "
-    "client/test_words client/test_client client/test_reentered whole/test_bad_input",
+    "client/test_given_back whole/test_arrays whole/test_blocks",
+    "csrc/python/": "whole/test_blocks whole/test_frames client/test_lent server/test_publish "
+    "whole/test_any_bytes client/test_words client/test_client client/test_reentered "
+    "whole/test_bad_input",
     "csrc/server/lag": "server/test_lag server/test_keep server/test_lag_policies server/test_turn "
     "server/test_figures server/test_publish server/test_lag_model",
     "csrc/server/admit": "server/test_lag server/test_keep server/test_pace "
@@ -157,7 +160,8 @@ TESTS = {
     "_client/reconnect.py": "client/test_backoff client/test_reconnect client/test_moved "
     "client/test_deadlines client/test_aio",
     "_client/labels.py": "client/test_labels",
-    "_client/readiness.py": "client/test_readiness client/test_wait client/test_aio",
+    "_client/readiness.py": "client/test_readiness client/test_wait client/test_aio "
+    "client/test_stream",
     "_client/endings.py": "client/test_ends client/test_gap_of_one client/test_hostile_server "
     "whole/test_errors",
     "_client/link.py": "client/test_client_life client/test_direct client/test_reconnect "
@@ -166,7 +170,7 @@ TESTS = {
     "client/test_by_hand client/test_given_back client/test_client client/test_readiness "
     "client/test_position client/test_client_life client/test_ends client/test_reconnect "
     "client/test_wait client/test_lent client/test_aio client/test_reentered machine/test_fork "
-    "whole/test_arrays",
+    "whole/test_arrays client/test_lost_at_end",
     "_client/connecting.py": "client/test_deadlines client/test_client_life client/test_client "
     "machine/test_green cli/test_effects client/test_aio",
     "_aio/server.py": "client/test_aio_server client/test_cancelled server/test_watch",
@@ -192,7 +196,7 @@ TESTS = {
     "cli/top.py": "cli/test_effects cli/test_status cli/test_cli",
     "cli/s": "cli/test_status cli/test_effects cli/test_cli cli/test_framing cli",
     "cli/p": "cli/test_help cli/test_effects cli/test_cli docs/test_site cli",
-    "cli/bench.py": "cli/test_cli cli/test_effects docs/test_tour",
+    "cli/bench.py": "cli/test_help cli/test_cli cli/test_effects docs/test_tour",
     "cli/": "cli/test_effects cli/test_cli cli/test_help cli docs/test_bench docs/test_tour",
     "_metrics.py": "integrations/test_prometheus integrations/test_opentelemetry "
     "server/test_figures",
@@ -201,7 +205,8 @@ TESTS = {
     "systemd.py": "integrations/test_systemd",
     "stats.py": "server/test_figures cli/test_status core/test_faces",
     "errors.py": "whole/test_errors core/test_texts client/test_ends client/test_hostile_server "
-    "server/test_server whole/test_bad_input server/test_lag server/test_access client/test_client",
+    "server/test_server whole/test_bad_input server/test_lag server/test_access "
+    "client/test_client core/test_packaging",
     "_options.py": "core/test_options whole/test_bad_input cli/test_help",
     "monitor.py": "wire/test_monitor",
     "_peer.py": "server/test_access server/test_welcome client/test_direct client/test_reconnect",

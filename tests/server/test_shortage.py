@@ -250,7 +250,9 @@ def test_a_client_that_the_last_step_finds_no_descriptor_for_reads_so(
         check_that_all_is_well(server, innocent, address)
 
 
-def test_a_client_whose_descriptors_cannot_be_in_flight_gets_packets(address: str) -> None:
+def test_a_client_whose_descriptors_cannot_be_in_flight_gets_packets(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """unix(7): the kernel refuses more descriptors in flight than a user may have open."""
     with Server(address, share_log=True) as server, Client(address) as innocent:
         listener = newcomers_of(server)._listener
@@ -258,6 +260,7 @@ def test_a_client_whose_descriptors_cannot_be_in_flight_gets_packets(address: st
         with Client(address, timeout=DEADLINE) as client:
             listener.sock = listener.sock._real
             assert client.delivery == "framed"
+            assert "gets packets, as it cannot be given the log: " in caplog.text
             server.publish_many([b"1", b"2"])
             assert [client.receive(DEADLINE), client.receive(DEADLINE)] == [b"1", b"2"]
             client.ack()

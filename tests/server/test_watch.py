@@ -134,6 +134,15 @@ def test_a_warning_may_be_about_bytes(address: str) -> None:
             assert warned[0].lag_bytes >= SMALL_LOG // 4
 
 
+def test_what_is_kept_for_others_is_no_part_of_that_limit(address: str) -> None:
+    warned: list[ClientInfo] = []
+    with Server(address, log_size=SMALL_LOG, keep=1000, on_lag_warning=warned.append) as server:
+        with Client(address):
+            # More than half of what is not kept, and less than half of all.
+            server.publish_many([bytes(1000)] * (SMALL_LOG // 3 // 1016))
+            wait_until(lambda: warned)
+
+
 def test_a_callback_that_raises_is_logged_and_harms_nobody(
     address: str, caplog: pytest.LogCaptureFixture
 ) -> None:

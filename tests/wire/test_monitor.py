@@ -77,6 +77,11 @@ def read_answer(sock: socket.socket) -> tuple[list[int], int, str]:
             return flags, number, b"".join(parts).decode()
 
 
+def test_no_max_lag_is_0(address: str) -> None:
+    with Server(address), Monitor(address) as monitor:
+        assert monitor.status().max_lag == 0
+
+
 def test_a_monitor_sees_the_server_and_its_clients(address: str) -> None:
     with Server(address, max_lag=50, on_lag="skip") as server, Monitor(address) as monitor:
         assert monitor.status().clients == ()
