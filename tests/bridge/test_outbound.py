@@ -162,7 +162,9 @@ MADE: dict[str, tuple[Position | None, list[Gap | Frames], list[tuple[Any, ...]]
 
 
 @pytest.mark.parametrize("case", MADE)
-def test_the_records_of_what_a_source_gives(make: Callable[..., Any], case: str) -> None:
+def test_the_records_of_what_a_source_gives(
+    make: Callable[..., Any], case: str, caplog: pytest.LogCaptureFixture
+) -> None:
     position, items, due = MADE[case]
     bridge = make(position)
     found = [
@@ -180,6 +182,11 @@ def test_the_records_of_what_a_source_gives(make: Callable[..., Any], case: str)
     assert sum(stats.gaps.values()) == len(gaps)
     assert stats.unknown_gaps == len(unknown)
     assert stats.lost == sum(each[1] for each in gaps if each not in unknown)
+    for at, count, *_, kind in gaps:
+        words = f"{count} message{'s' if count > 1 else ''}"
+        if kind == "restarted":
+            words = "an unknown number of messages"
+        assert f"gap at stream id {at}: {words} lost ({kind})" in caplog.text
 
 
 def test_what_is_overwritten_behind_some_records_is_a_gap(make: Callable[..., Any]) -> None:

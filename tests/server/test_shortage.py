@@ -250,6 +250,13 @@ def test_a_client_that_the_last_step_finds_no_descriptor_for_reads_so(
         check_that_all_is_well(server, innocent, address)
 
 
+def test_no_peer_can_block_the_thread_that_shakes_hands(address: str) -> None:
+    with Server(address) as server, dial(address):
+        wait_until(lambda: newcomers_of(server)._newcomers)
+        (newcomer,) = newcomers_of(server)._newcomers.values()
+        assert not newcomer.sock.getblocking()
+
+
 def test_a_client_whose_descriptors_cannot_be_in_flight_gets_packets(
     address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
