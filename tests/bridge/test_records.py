@@ -125,6 +125,12 @@ def test_frames_are_found_again_whatever_their_sizes(messages: list[bytes], firs
         split_frames(frames, first + 1, 1)
 
 
+@pytest.mark.parametrize("first", [-1, 1 << 64])
+def test_an_id_that_none_can_be_is_refused(first: int) -> None:
+    with pytest.raises(Unreadable, match=f"a message with the id {first}"):
+        split_frames(make_frames(FIRST, [b"message"]), first, 1)
+
+
 @hypothesis.given(payloads | alike, strategies.data())
 def test_frames_of_which_a_byte_changed_are_found_or_refused(
     messages: list[bytes], data: strategies.DataObject

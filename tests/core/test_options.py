@@ -171,6 +171,12 @@ WRONG_OF_CLIENTS: dict[str, tuple[object, ...]] = {
 }
 
 
+def test_the_last_ids_that_there_can_be_are_taken() -> None:
+    last = (1 << 64) - 1
+    assert ServerOptions(server_id=last).server_id == last
+    assert ClientOptions(start=(last, last)).start == (last, last)
+
+
 def test_there_is_a_wrong_value_for_each_option() -> None:
     assert set(WRONG) == {each.name for each in OPTIONS}
     assert set(WRONG_OF_CLIENTS) == {each.name for each in fields(ClientOptions)}
