@@ -151,7 +151,7 @@ def test_an_ack_waits_for_a_socket_that_is_full(address: str) -> None:
 def test_a_poll_ends_once_there_is_room_for_acks_and_not_before(address: str) -> None:
     count = 2000
     last = FIRST_ID + count - 1
-    with acks_unread(address, count) as (read, _), Client(address) as client:
+    with acks_unread(address, count) as (read, acks), Client(address) as client:
         for _ in range(count):
             client.receive(DEADLINE)
         with pytest.raises(Timeout):
@@ -163,4 +163,5 @@ def test_a_poll_ends_once_there_is_room_for_acks_and_not_before(address: str) ->
             assert select.select([client], [], [], DEADLINE)[0]
             with pytest.raises(Timeout):
                 client.receive(0)
+        wait_until(lambda: len(acks) == count)  # and then there is room
         assert not select.select([client], [], [], 0)[0]
