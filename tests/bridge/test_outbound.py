@@ -189,6 +189,22 @@ def test_the_records_of_what_a_source_gives(
         assert f"gap at stream id {at}: {words} lost ({kind})" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["pack", "window"])
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        ("8", TypeError, "is a number, not '8'"),
+        (True, TypeError, "is a number, not True"),
+        (0, ValueError, "=0: it must be 1 or more"),
+    ],
+)
+def test_a_number_that_is_none_is_refused(
+    name: str, value: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=f"^{name} ?{text}$"):
+        Outbound("@source", "memory://", **{name: value})
+
+
 def test_what_is_overwritten_behind_some_records_is_a_gap(make: Callable[..., Any]) -> None:
     bridge = make(Position(10, A, 4), plain=True)
     found = sent(bridge, bridge._records_of(Frames(5, [b"a", b"b", b"c", b"d"], sound=2)))
