@@ -520,19 +520,20 @@ class Server(Closing, Publishing):
         check_count("count", count)
         control = self._control
 
+        def present() -> int:
+            # One that has left is still in the first of these until its callback was called.
+            return min(len(control.present), self.stats().clients)
+
         def enough() -> bool:
-            return self._handle is None or len(control.present) >= count
+            return self._handle is None or present() >= count
 
         if control.is_current() and not enough():
             why = errors.WOULD_WAIT.format(what="wait_for_clients")
-            raise Timeout(
-                errors.TOO_FEW_NOW.format(present=len(control.present), count=count, why=why)
-            )
+            raise Timeout(errors.TOO_FEW_NOW.format(present=present(), count=count, why=why))
         wait_for = _other_greenlets_bring if cooperates() else control.changes.wait_for
         if not wait_for(enough, timeout):
-            present = len(control.present)
             raise Timeout(
-                errors.TOO_FEW_CLIENTS.format(present=present, count=count, timeout=timeout)
+                errors.TOO_FEW_CLIENTS.format(present=present(), count=count, timeout=timeout)
             )
         self._open()
 

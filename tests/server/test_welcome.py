@@ -29,7 +29,7 @@ from support.wire import (
 )
 
 import jumiks
-from jumiks import Backoff, Client, Delivery, EndReason, ServerClosed
+from jumiks import Backoff, Client, Delivery, EndReason, ServerClosed, Timeout
 from jumiks._native import check, ffi, lib
 from jumiks._peer import peer_command
 from jumiks._server import control
@@ -328,6 +328,21 @@ def test_a_client_that_replies_as_the_server_begins_to_close_is_told_so(
         welcome = reference.decode_welcome(late.recv(LARGE))
         assert (welcome.status, welcome.text) == (Status.CLOSING, refusal_text(Status.CLOSING))
         assert list(packets_of(late)) == []
+
+
+def test_a_client_that_has_left_is_not_waited_for_with_success(address: str) -> None:
+    called = threading.Event()
+    with Server(address, on_disconnect=lambda *_: called.wait(DEADLINE)) as server:
+        clients = [Client(address) for _ in range(2)]
+        server.wait_for_clients(2, DEADLINE)
+        for client in clients:
+            client.close()
+        wait_until(lambda: not server.clients())
+        try:  # the end of one of them, at least, waits for the callback of the other
+            with pytest.raises(Timeout, match="0 of 1"):
+                server.wait_for_clients(1, 0.01)
+        finally:
+            called.set()
 
 
 def test_a_wait_for_clients_ends_as_the_server_begins_to_close(address: str) -> None:
