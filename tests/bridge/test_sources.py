@@ -399,3 +399,21 @@ def test_the_page_has_all_figures_and_no_others(store: Store) -> None:
         figures = list(metrics(bridge))
         names = {each.name + "_total" * (each.kind == "counter") for each in figures}
         assert {prefix + each for each in told} == names
+
+
+def test_a_bridge_without_messages_sees_that_another_one_appends(
+    address: str, store: Store
+) -> None:
+    bridge = Outbound(address, "memory://")
+
+    async def work() -> None:
+        async with AsyncServer(address, share_log=True) as source:
+            source.publish(b"one")
+            await until(lambda: bridge.stats().messages == 1)
+            seq = store.records[-1].seq + 1
+            frames = make_frames(FIRST_ID, [b"of another source"])
+            store.records.append(Record(seq, 1, source.server_id + 1, FIRST_ID, frames))
+            store.names.append("")
+            await until(lambda: bridge.stats().state == "standby")
+
+    play(bridge, work)

@@ -165,3 +165,17 @@ def test_a_poll_ends_once_there_is_room_for_acks_and_not_before(address: str) ->
                 client.receive(0)
         wait_until(lambda: len(acks) == count)  # and then there is room
         assert not select.select([client], [], [], 0)[0]
+
+
+@pytest.mark.parametrize("delivery", ["framed", "classic"])
+def test_a_message_handed_out_ends_no_poll_before_a_quarter_of_max_lag_is(
+    address: str, delivery: Delivery
+) -> None:
+    with Server(address, max_lag=40) as server, Client(address, delivery=delivery) as client:
+        client.fileno()
+        for number in range(1, 11):
+            server.publish(b"message")
+            assert select.select([client], [], [], DEADLINE)[0]
+            client.receive(0)
+            # The ack of the last one goes with the next receive.
+            assert bool(select.select([client], [], [], 0)[0]) == (client.lag >= 10), number
