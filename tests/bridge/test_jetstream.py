@@ -113,3 +113,16 @@ def test_what_fails_as_it_is_cancelled_is_no_error_that_nobody_takes(
     asyncio.run(whole())
     gc.collect()
     assert told == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1970-01-02T00:00:00Z", 86400.0),
+        ("1970-01-01T00:00:01.5Z", 1.5),
+        ("1970-01-01T00:00:00.123456789Z", 0.123456789),
+    ],
+)
+def test_a_time_has_parts_of_a_second(text: str, seconds: float) -> None:
+    jetstream = pytest.importorskip("jumiks.bridge.jetstream", reason="nats-py is not installed")
+    assert jetstream._seconds(text) == seconds

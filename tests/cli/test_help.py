@@ -17,7 +17,7 @@ from support.command import JUMIKS, command, finish, run
 from support.servers import Server
 
 from jumiks.cli import main
-from jumiks.cli.pages import commands
+from jumiks.cli.pages import _roff, commands
 from jumiks.cli.parser import EXAMPLES
 from jumiks.cli.usage import EXIT_STATUS
 
@@ -73,6 +73,11 @@ def test_the_manual_page_has_all_commands_options_and_exit_statuses(
                 assert option in page or action.dest == "help"
     for status in (0, 1, 2, 3, 4, 5, 129, 130, 141):
         assert f".B {status}\n" in page
+
+
+@pytest.mark.parametrize("text", [".TP of no request", "'quoted' at the start"])
+def test_no_line_of_the_manual_page_is_taken_for_a_request(text: str) -> None:
+    assert _roff(text) == "\\&" + text
 
 
 @pytest.mark.no_core
