@@ -205,6 +205,15 @@ def test_a_number_that_is_none_is_refused(
         Outbound("@source", "memory://", **{name: value})
 
 
+def test_a_restart_that_was_to_be_stored_is_forgotten_where_another_bridge_has_stored_it(
+    make: Callable[..., Any],
+) -> None:
+    bridge = make(Position(10, B, 4))
+    assert sent(bridge, bridge._records_of_gap(Gap(5, None, GapReason.RESTARTED))) == []
+    bridge._start_at(Position(11, A, 4))
+    assert sent(bridge, bridge._records_of(Frames(5, [b"a"]))) == [(12, 1, A, 5, b"a")]
+
+
 def test_what_is_overwritten_behind_some_records_is_a_gap(make: Callable[..., Any]) -> None:
     bridge = make(Position(10, A, 4), plain=True)
     found = sent(bridge, bridge._records_of(Frames(5, [b"a", b"b", b"c", b"d"], sound=2)))
