@@ -410,7 +410,7 @@ def test_a_bridge_without_messages_sees_that_another_one_appends(
         async with AsyncServer(address, share_log=True) as source:
             source.publish(b"one")
             await until(lambda: bridge.stats().messages == 1)
-            seq = store.records[-1].seq + 1
+            seq = store.records[-1].seq + 1  # type: ignore[union-attr]
             frames = make_frames(FIRST_ID, [b"of another source"])
             store.records.append(Record(seq, 1, source.server_id + 1, FIRST_ID, frames))
             store.names.append("")
