@@ -396,3 +396,19 @@ def test_one_that_says_nothing_does_not_keep_the_last_descriptor(address: str) -
             assert refused.status is Status.TOO_MANY_CLIENTS
             while silent.recv(4096):
                 pass
+
+
+def test_a_server_whose_thread_cannot_start_leaves_nothing(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    server = Server.__new__(Server)
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", refuse)
+        with pytest.raises(BlockingIOError, match="cannot start the server's thread"):
+            server.__init__(address)  # type: ignore[misc]
+    Task(server.close).result()
+    with Server(address), Client(address):  # the address was given back
+        pass
