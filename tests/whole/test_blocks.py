@@ -20,6 +20,8 @@ from support.servers import AsyncServer, Server
 from jumiks import AsyncClient, Client, Delivery, Timeout, _objects
 from jumiks._client.stream import STREAMS
 
+pytestmark = pytest.mark.skipif("coverage" in sys.modules, reason="coverage.py keeps its counts")
+
 TIMES = 200
 ROUNDS = 3
 """What Python keeps for later comes in one of them alone; what is left behind, in each."""
@@ -27,7 +29,7 @@ ROUNDS = 3
 MORE_TIMES = 1000
 """In an event loop, which keeps up to a hundred timers that were cancelled."""
 
-ALLOWED = 1 / 4
+ALLOWED = 1 / 2
 """What may be more for other reasons, for each time; one is too many."""
 
 TYPES = [each for each in vars(_objects).values() if isinstance(each, type)]
