@@ -295,6 +295,7 @@ def held():
 in_c()
 server = Server(sys.argv[1])
 client = jumiks.Client(sys.argv[1])
+server.wait_for_clients(1, 10)  # from then on it opens nothing
 before = held()
 client.fileno()
 made = held().items() - before.items()
@@ -305,7 +306,6 @@ if child == 0:
     assert not made & held().items(), held()
     os._exit(0)
 print(os.waitpid(child, 0)[1])
-server.wait_for_clients(1, 10)
 server.publish(b"1")
 assert select.select([client], [], [], 10)[0]
 client.close()
