@@ -220,6 +220,24 @@ def test_another_source_waits_while_a_bridge_appends(
     play(right, work)
 
 
+def test_a_bridge_without_messages_sees_that_another_one_appends(
+    address: str, store: Store
+) -> None:
+    bridge = Outbound(address, "memory://")
+
+    async def work() -> None:
+        async with AsyncServer(address, share_log=True) as source:
+            source.publish(b"one")
+            await until(lambda: bridge.stats().messages == 1)
+            seq = store.records[-1].seq + 1  # type: ignore[union-attr]
+            frames = make_frames(FIRST_ID, [b"of another source"])
+            store.records.append(Record(seq, 1, source.server_id + 1, FIRST_ID, frames))
+            store.names.append("")
+            await until(lambda: bridge.stats().state == "standby")
+
+    play(bridge, work)
+
+
 def test_a_bridge_that_gets_its_stream_back_stores_nothing_twice(
     address: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,21 +417,3 @@ def test_the_page_has_all_figures_and_no_others(store: Store) -> None:
         figures = list(metrics(bridge))
         names = {each.name + "_total" * (each.kind == "counter") for each in figures}
         assert {prefix + each for each in told} == names
-
-
-def test_a_bridge_without_messages_sees_that_another_one_appends(
-    address: str, store: Store
-) -> None:
-    bridge = Outbound(address, "memory://")
-
-    async def work() -> None:
-        async with AsyncServer(address, share_log=True) as source:
-            source.publish(b"one")
-            await until(lambda: bridge.stats().messages == 1)
-            seq = store.records[-1].seq + 1  # type: ignore[union-attr]
-            frames = make_frames(FIRST_ID, [b"of another source"])
-            store.records.append(Record(seq, 1, source.server_id + 1, FIRST_ID, frames))
-            store.names.append("")
-            await until(lambda: bridge.stats().state == "standby")
-
-    play(bridge, work)

@@ -330,7 +330,7 @@ def test_a_client_that_replies_as_the_server_begins_to_close_is_told_so(
         assert list(packets_of(late)) == []
 
 
-def test_a_client_that_has_left_is_not_waited_for_with_success(address: str) -> None:
+def test_a_client_that_has_left_ends_no_wait_for_clients(address: str) -> None:
     called = threading.Event()
     with Server(address, on_disconnect=lambda *_: called.wait(DEADLINE)) as server:
         clients = [Client(address) for _ in range(2)]
